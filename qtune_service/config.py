@@ -1,0 +1,181 @@
+"""JobSpec: the one description of a pruning job behind flags, TOML/JSON files and REST.
+
+Plain pydantic, free of torch, ray and vllm. Frozen, and unknown keys are errors, so that a typing mistake in
+a file is found before a GPU is asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from qtune_service.errors import SpecError
+
+FormatName = Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "tokenized"]
+EngineName = Literal["auto", "vllm", "reference"]
+Ratio = Annotated[float, Field(gt=0, le=1)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class InputSpec(_Part):
+    """What is read."""
+
+    paths: tuple[str, ...] = Field(min_length=1)
+    """Files, globs or folders; local paths or URIs (`s3://`, `gs://`)."""
+    format: FormatName = "auto"
+    """Record format; `auto` detects it for each file."""
+    prompt_column: str | None = None
+    """With `completion_column`: the columns of a prompt/completion dataset, such as question and answer."""
+    completion_column: str | None = None
+    category_field: str | None = None
+    """Column that names a sample's category; used by `take` and by the report."""
+    take: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
+    """Read only these categories, and the first N records of each, in input order."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Read only the first N records, in input order."""
+    chat_template: str | None = None
+    """A Jinja template, or the path of one, in place of the tokenizer's own."""
+    overlong: Literal["reject", "truncate"] = "reject"
+    """What happens to a sample over the model's length limit. Truncation keeps the head and is recorded."""
+    shard_bytes: Annotated[int, Field(ge=1024)] | None = None
+    """Input bytes a shard; by default from 256 KiB to 16 MiB, by the size of the input."""
+
+    @model_validator(mode="after")
+    def _columns_come_in_pairs(self) -> Self:
+        if (self.prompt_column is None) != (self.completion_column is None):
+            raise ValueError("prompt_column and completion_column must be given together")
+        if self.prompt_column is not None and self.format not in ("auto", "prompt_completion"):
+            raise ValueError(f"prompt_column does not go with format {self.format!r}")
+        if self.take and self.category_field is None:
+            raise ValueError("take needs category_field")
+        return self
+
+
+class ModelSpec(_Part):
+    """The model that is about to be trained."""
+
+    name: str = Field(min_length=1)
+    """A local folder or a model hub id."""
+    revision: str | None = None
+    tokenizer: str | None = None
+    """Folder or hub id of the tokenizer, where it is not the model's own."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    max_model_len: Annotated[int, Field(ge=2)] | None = None
+    """Length limit in tokens; by default the model's own."""
+    trust_remote_code: bool = False
+
+
+def _parse_actors(value: Any) -> Any:
+    """`2`, `"2"`, `"1-4"` and `[1, 4]` all mean what they look like."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return (value, value)
+    if isinstance(value, str):
+        low, _, high = value.partition("-")
+        if low.strip().isdigit() and (not high or high.strip().isdigit()):
+            return (int(low), int(high or low))
+        raise ValueError(f"expected a number or MIN-MAX, got {value!r}")
+    return value
+
+
+class EngineSpec(_Part):
+    """How the model is run."""
+
+    name: EngineName = "auto"
+    """`vllm`, `reference` (plain torch), or `auto`: vllm where it is installed and supports the model."""
+    num_actors: Annotated[tuple[int, int], BeforeValidator(_parse_actors)] | None = None
+    """Scoring actors: a number, or MIN-MAX for a pool that follows the cluster. Default: one a GPU, or one."""
+    gpus_per_actor: Annotated[float, Field(ge=0)] | None = None
+    """Default: tensor_parallel_size where the cluster has GPUs, else 0."""
+    cpus_per_actor: Annotated[float, Field(gt=0)] = 1
+    tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
+    max_num_batched_tokens: Annotated[int, Field(ge=16)] | None = None
+    """Tokens in one forward pass. Longer samples are prefilled in chunks."""
+    enable_prefix_caching: bool = True
+    """Reuse the attention state of shared prompts. Scores stay exact."""
+    logits_bytes: Annotated[int, Field(ge=1 << 20)] = 256 << 20
+    """Bound on the float32 logits that exist at one moment."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    cpu_kv_cache_bytes: Annotated[int, Field(ge=1 << 26)] = 1 << 30
+    """Attention cache of a CPU engine."""
+
+    @model_validator(mode="after")
+    def _pool_is_ordered(self) -> Self:
+        if self.num_actors is not None and not 1 <= self.num_actors[0] <= self.num_actors[1]:
+            raise ValueError("num_actors must be at least 1, and MIN at most MAX")
+        return self
+
+
+class PruneSpec(_Part):
+    """The method's arguments; see docs/method.md."""
+
+    sample_keep_ratio: Ratio = 0.5
+    token_keep_ratio: Ratio = 0.7
+    neighbor_lambda: Annotated[float, Field(ge=0, le=1)] = 0.5
+    bisect_max_iter: Annotated[int, Field(ge=1)] | None = None
+    """Stop the bisection early; by default it goes on until exact."""
+    min_tokens_to_prune: Annotated[int, Field(ge=1)] = 1
+    """Q2 samples with fewer trained tokens keep all of them."""
+    reverse_token_order: bool = False
+    """Ablation: keep the tokens with the highest scores."""
+    quadrant_rule: str | None = None
+    """`module:function` in place of the method's labels; see core/plane.py:QuadrantRule."""
+
+
+class OutputSpec(_Part):
+    """Where the result goes."""
+
+    path: str = Field(min_length=1)
+
+
+class LimitsSpec(_Part):
+    """When a job gives up."""
+
+    max_rejected_ratio: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """The job fails if a larger share of the records read was rejected."""
+    max_shard_attempts: Annotated[int, Field(ge=1)] = 3
+
+
+class JobSpec(_Part):
+    """One pruning job."""
+
+    input: InputSpec
+    model: ModelSpec
+    engine: EngineSpec = EngineSpec()
+    prune: PruneSpec = PruneSpec()
+    output: OutputSpec
+    limits: LimitsSpec = LimitsSpec()
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides the result; the machine's shape (`num_actors`, ...) does not."""
+        shape = {"num_actors", "gpus_per_actor", "cpus_per_actor", "gpu_memory_utilization", "cpu_kv_cache_bytes"}
+        body = self.model_dump(mode="json", exclude={"output": True, "limits": True, "engine": shape})
+        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def load_spec(path: Path) -> JobSpec:
+    """Read a JobSpec from a `.toml` or `.json` file. Raises SpecError naming the file and the field."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except OSError as error:
+        raise SpecError(f"cannot read {path}: {error.strerror}", "Give the path of a .toml or .json job file.") from error
+    except ValueError as error:
+        raise SpecError(f"{path} is not valid {'TOML' if path.suffix == '.toml' else 'JSON'}: {error}") from error
+    return parse_spec(data, where=str(path))
+
+
+def parse_spec(data: Any, where: str = "job spec") -> JobSpec:
+    """Validate plain data. Raises SpecError that names each wrong field."""
+    try:
+        return JobSpec.model_validate(data)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc'])) or 'spec'}: {e['msg']}" for e in error.errors(include_url=False)]
+        raise SpecError(f"{where}: {len(lines)} field(s) are wrong\n" + "\n".join(lines)) from error

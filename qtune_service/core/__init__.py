@@ -1,0 +1,1 @@
+"""The method, in numpy: no I/O, no clock, no logging, no torch."""

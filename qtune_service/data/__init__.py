@@ -1,0 +1,1 @@
+"""Records in, Arrow shards out: reading, rendering, storage and the manifest."""

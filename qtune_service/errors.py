@@ -1,0 +1,58 @@
+"""Every error that a user can meet, under one root.
+
+An error says what was wrong, where, and what to do about it. Subclasses also inherit the matching standard
+type, so `except ValueError` keeps working, and hold only their arguments, so they survive pickling across Ray.
+`exit_code` is what the command line ends with: 2 usage, 3 data, 4 runtime.
+"""
+
+from __future__ import annotations
+
+
+class QTuneError(Exception):
+    """Root of the package's errors. `hint` tells the user what to do."""
+
+    exit_code = 4
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+
+class SpecError(QTuneError, ValueError):
+    """The job specification is wrong or contradicts itself or an earlier run."""
+
+    exit_code = 2
+
+
+class DataError(QTuneError, ValueError):
+    """The input cannot be used: nothing found, unreadable, undetectable format, too many rejected rows."""
+
+    exit_code = 3
+
+
+class StorageError(QTuneError, OSError):
+    """Bytes could not be read or written: missing path, no permission, full disk, failing endpoint."""
+
+    exit_code = 4
+
+
+class ModelError(QTuneError, RuntimeError):
+    """The model or its tokenizer could not be loaded, or is of a kind that cannot be scored."""
+
+    exit_code = 4
+
+
+class EngineError(QTuneError, RuntimeError):
+    """The scoring engine is missing, of an unsupported version, or failed."""
+
+    exit_code = 4
+
+
+class OutputConflictError(QTuneError, RuntimeError):
+    """The output holds another job, or another driver is writing to it."""
+
+    exit_code = 2

@@ -1,0 +1,1 @@
+"""The job: plan, encode, score, find thresholds, prune, commit. Ray Data runs it."""

@@ -1,0 +1,1 @@
+"""Exact scores out of a causal language model."""

@@ -1,0 +1,42 @@
+"""The contract between the pipeline and an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from qtune_service.core.metrics import Sample, TokenScores
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What a scorer runs on; written to the manifest and shown by `qtune doctor`."""
+
+    name: str
+    version: str
+    device: str
+    dtype: str
+    architecture: str
+    max_model_len: int
+    vocab_size: int
+
+
+class Scorer(Protocol):
+    """One loaded model. Not thread-safe; one a process."""
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    def score(self, samples: Sequence[Sample]) -> list[TokenScores]:
+        """Score samples of at most `info.max_model_len` tokens, in the order given.
+
+        The result does not depend on the order or the grouping of samples beyond rounding. A sample without
+        scored tokens yields empty arrays. Raises whatever the model raises; never returns a made-up value,
+        though a score may be non-finite where the model's logits are.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the model. Idempotent."""
+        ...
