@@ -1,0 +1,51 @@
+# `make help` lists everything. Each target sets up what it needs in .venv by itself.
+PYTHON ?= python3
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format types contracts check bench bench-thresholds bench-scoring docs lock doctor clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+install: ## Create or update .venv (torch, vLLM for this machine, the project, test tools)
+	@$(PYTHON) scripts/install.py
+
+demo: install ## Prune the shipped dataset with planted truth through vLLM, and show where each kind landed
+	@sh examples/demo/run.sh out/demo
+
+test: install ## All tests, with real vLLM, Ray, S3 endpoint and browser
+	$(BIN)/python -m pytest
+
+lint: install ## Style: ruff
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+format: install ## Rewrite files in the house style
+	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+types: install ## Types: mypy, strict
+	$(BIN)/mypy
+
+contracts: install ## Layers: import-linter
+	$(BIN)/lint-imports
+
+check: lint types contracts test ## All of the above, as CI does
+
+bench-thresholds: install ## Thresholds from 1e5 to 1e8 samples
+	$(BIN)/python benchmarks/thresholds.py
+
+bench-scoring: install ## Scoring engines side by side
+	$(BIN)/python benchmarks/scoring.py
+
+bench: bench-thresholds bench-scoring ## All benchmarks
+
+docs: install ## Write the option tables of docs/ from the code
+	$(BIN)/python scripts/write_reference.py
+
+doctor: install ## What this machine can do
+	$(BIN)/qtune doctor
+
+lock: install ## Write constraints.txt from the installed, tested versions
+	$(BIN)/python scripts/lock.py
+
+clean: ## Remove the environment and outputs
+	rm -rf .venv out build dist

