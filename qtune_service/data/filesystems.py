@@ -1,0 +1,242 @@
+"""Paths and URIs to pyarrow filesystems, and what their failures mean.
+
+Local paths, `s3://`, `gs://`, `hdfs://`; any other scheme through the fsspec filesystem of that name. Arrow's S3 client
+does not read AWS_ENDPOINT_URL by itself, so its options are built here.
+
+Calls are retried with jitter where the failure is of a kind that passes (timeouts, throttling, 5xx). Whatever remains
+becomes a StorageError that says what to do.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import stamina
+
+from qtune_service.errors import StorageError
+
+T = TypeVar("T")
+ATTEMPTS = 4
+_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]+)://")
+_S3_OPTIONS = {"endpoint_override", "region", "scheme", "anonymous"}
+_PASSING = re.compile(
+    r"NETWORK_CONNECTION|SLOW_DOWN|THROTTL|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|REQUEST_TIMEOUT|REQUEST_TIME_TOO"
+    r"|HTTP status 5\d\d|HTTP 5\d\d|curlCode|timed? ?out|temporarily|Connection reset",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a path or URI leads. `writes` is how a file becomes visible at once there."""
+
+    uri: str
+    filesystem: pafs.FileSystem
+    path: str
+    writes: Literal["rename", "put", "move"]
+
+    @property
+    def is_local(self) -> bool:
+        """Whether `path` is a path of this machine."""
+        return self.writes == "rename"
+
+
+# --- paths and URIs
+
+
+def resolve(uri: str) -> Location:
+    """Find the filesystem of a path or URI. Raises StorageError for an unknown scheme or option."""
+    match = _SCHEME.match(uri)
+    if match is None:
+        return Location(uri, _local(), str(Path(uri).expanduser().absolute()), "rename")
+    scheme = match.group(1).lower()
+    if scheme == "file":
+        return Location(uri, _local(), unquote(urlsplit(uri).path), "rename")
+    if scheme in ("s3", "s3a", "s3n"):
+        return _resolve_s3(uri)
+    try:
+        if scheme in ("gs", "gcs", "hdfs", "viewfs", "abfs", "abfss"):
+            filesystem, path = pafs.FileSystem.from_uri(uri)
+            return Location(uri, filesystem, path, "move" if scheme in ("hdfs", "viewfs") else "put")
+        return _resolve_fsspec(uri, scheme)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise StorageError(f"cannot use {display(uri)}: {first_line(error)}", _SUPPORTED) from error
+
+
+_SUPPORTED = "Supported: local paths, file://, s3://, gs://, hdfs://, and schemes of an installed fsspec filesystem."
+
+
+def display(uri: str) -> str:
+    """The URI as its user would recognise it: without options."""
+    return uri.split("?", 1)[0] if _SCHEME.match(uri) else uri
+
+
+def join(uri: str, *parts: str) -> str:
+    """Append path segments, in front of a URI's options."""
+    base, mark, options = uri.partition("?") if _SCHEME.match(uri) else (uri, "", "")
+    return "/".join([base.rstrip("/") or "/", *parts]).replace("//", "/", 1 if base == "/" else 0) + mark + options
+
+
+@functools.lru_cache(maxsize=1)
+def _local() -> pafs.FileSystem:
+    return pafs.LocalFileSystem()
+
+
+def _resolve_s3(uri: str) -> Location:
+    parts = urlsplit(uri, allow_fragments=False)
+    options = dict(parse_qsl(parts.query))
+    unknown = sorted(set(options) - _S3_OPTIONS)
+    if unknown or "@" in parts.netloc or not parts.netloc:
+        what = f"unknown option {', '.join(unknown)}" if unknown else "a URI is s3://BUCKET/KEY"
+        hint = f"Options: {', '.join(sorted(_S3_OPTIONS))}. Credentials come from the environment, never from a URI."
+        raise StorageError(f"cannot use {display(uri).rpartition('@')[2]}: {what}", hint)
+    env = os.environ
+    endpoint = options.get("endpoint_override") or env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL") or ""
+    region = options.get("region") or env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or ""
+    scheme = options.get("scheme") or (urlsplit(endpoint).scheme if "://" in endpoint else "https")
+    anonymous = options.get("anonymous", "").lower() in ("1", "true", "yes")
+    client = _S3Client(
+        bucket=parts.netloc,
+        endpoint=endpoint.split("://")[-1].rstrip("/"),
+        scheme=scheme,
+        region=region,
+        anonymous=anonymous,
+        identity="|".join(env.get(name, "") for name in ("AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "AWS_PROFILE")),
+    )
+    return Location(uri, _s3(client), (parts.netloc + parts.path).rstrip("/"), "put")
+
+
+@dataclass(frozen=True, slots=True)
+class _S3Client:
+    """What distinguishes one S3 client from another. A new `identity` in the environment makes a new client."""
+
+    bucket: str
+    endpoint: str
+    scheme: str
+    region: str
+    anonymous: bool
+    identity: str
+
+
+@functools.lru_cache(maxsize=32)
+def _s3(client: _S3Client) -> pafs.FileSystem:
+    region = client.region
+    if not region and not client.endpoint:
+        where = f"s3://{client.bucket}"
+        region = retrying(where, "find the region of", lambda: pafs.resolve_s3_region(client.bucket))
+    make = cast("Callable[..., pafs.FileSystem]", pafs.S3FileSystem)  # its stubs lag behind
+    return make(
+        region=region or "us-east-1",
+        endpoint_override=client.endpoint or None,
+        scheme=client.scheme,
+        anonymous=client.anonymous,
+        connect_timeout=10,
+        request_timeout=60,
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=2),
+        allow_delayed_open=True,  # small objects in one PUT
+    )
+
+
+def _resolve_fsspec(uri: str, scheme: str) -> Location:
+    try:
+        from fsspec.core import url_to_fs  # type: ignore[import-untyped]
+
+        bridged, path = url_to_fs(uri)
+    except ImportError as error:
+        hint = f"Install fsspec and its filesystem of {scheme}://. {_SUPPORTED}"
+        raise StorageError(f"cannot use {display(uri)}: {first_line(error)}", hint) from error
+    handler = cast("Callable[[Any], Any]", pafs.FSSpecHandler)(bridged)
+    return Location(uri, pafs.PyFileSystem(handler), path, "put")
+
+
+def uri_of(base: Location, path: str) -> str:
+    """Turn a path that `base`'s filesystem listed back into a URI. Local files become plain paths."""
+    match = _SCHEME.match(base.uri)
+    if match is None or base.is_local:
+        return path
+    netloc = urlsplit(base.uri).netloc if base.writes == "move" else ""
+    _, mark, options = base.uri.partition("?")
+    return match.group(0) + netloc + path + mark + options
+
+
+# --- failures
+
+
+def retrying(uri: str, action: str, call: Callable[[], T]) -> T:
+    """Run `call`, again where the failure may pass; what fails for good is raised as a StorageError."""
+    try:
+        for attempt in stamina.retry_context(
+            on=_may_pass, attempts=ATTEMPTS, timeout=90, wait_initial=0.2, wait_max=5, wait_jitter=0.5
+        ):
+            with attempt:
+                return call()
+    except StorageError:
+        raise
+    except OSError as error:
+        raise explain(error, uri, action) from error
+    raise AssertionError("unreachable: the last attempt raises")
+
+
+def _may_pass(error: Exception) -> bool:
+    is_remote = isinstance(error, OSError) and not isinstance(error, StorageError) and error.errno is None
+    return isinstance(error, (TimeoutError, ConnectionError)) or (is_remote and bool(_PASSING.search(str(error))))
+
+
+_BY_ERRNO = {
+    errno.ENOENT: ("it does not exist", "Check the path."),
+    errno.ENOTDIR: ("a part of its path is a file", "Check the path."),
+    errno.EISDIR: ("it is a folder", "Give the path of a file."),
+    errno.EACCES: ("permission denied", "Give this user access to it, or choose another path."),
+    errno.EPERM: ("permission denied", "Give this user access to it, or choose another path."),
+    errno.EROFS: ("the filesystem is read-only", "Choose another path."),
+    errno.ENOSPC: ("the disk is full", "Free some space and run the same command again: it continues."),
+    errno.EDQUOT: ("the disk quota is used up", "Free some space and run the same command again: it continues."),
+    errno.EFBIG: ("the file size limit is reached", "Raise the limit (ulimit -f) and run the same command again."),
+}
+_BY_TEXT = (
+    (
+        r"NO_SUCH_BUCKET|bucket.*(does not exist|not found)",
+        "the bucket does not exist",
+        "Create the bucket, or check its name, region and endpoint.",
+    ),
+    (r"NO_SUCH_KEY|RESOURCE_NOT_FOUND|HTTP status 404|No such file", "it does not exist", "Check the path."),
+    (
+        r"ACCESS_DENIED|HTTP status 403|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH|CREDENTIAL",
+        "access denied",
+        "Check the credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE) and their rights.",
+    ),
+    (
+        r"NETWORK_CONNECTION|curlCode|resolve host|timed? ?out",
+        "the endpoint cannot be reached",
+        "Check the network and the endpoint (AWS_ENDPOINT_URL, AWS_REGION).",
+    ),
+)
+
+
+def explain(error: OSError, uri: str, action: str) -> StorageError:
+    """Say what failed, where, and what to do."""
+    kinds = {FileNotFoundError: errno.ENOENT, PermissionError: errno.EACCES}  # fsspec raises them without a number
+    what, hint = _BY_ERRNO.get(error.errno or kinds.get(type(error), 0), ("", ""))
+    if not what:
+        text = str(error)
+        for pattern, told, advice in _BY_TEXT:
+            if re.search(pattern, text, re.IGNORECASE):
+                what, hint = f"{told} ({first_line(error)})", advice
+                break
+    what = what or first_line(error)
+    return StorageError(f"cannot {action} {display(uri)}: {what}", hint or "Check the path and the storage behind it.")
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line."""
+    return (str(error) or type(error).__name__).splitlines()[0]
