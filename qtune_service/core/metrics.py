@@ -1,15 +1,21 @@
 """What is measured: token scores of a sample, and their means.
 
 All logarithms are natural, so NLL and entropy are in nats. A position is scored when the loss mask is 1 and it
-is not position 0, which has no prediction. Token arrays hold the scored tokens only, in order.
+is not position 0, which has no prediction. Token arrays hold the scored tokens only, in order. Many samples are
+held flat: the values of sample s are `values[offsets[s]:offsets[s + 1]]`, as in an Arrow list array. Means are
+taken in float64, sample by sample, so they do not depend on which samples lie beside each other.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+
+from qtune_service.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,3 +32,38 @@ class TokenScores:
 
     nll: NDArray[np.float32]  # (n,) nats
     entropy: NDArray[np.float32]  # (n,) nats, over the full vocabulary
+
+
+def perplexity(mean_nll: ArrayLike) -> NDArray[np.float64]:
+    """exp(mean_nll), to show and to compare with thresholds; inf above 709 nats. Same shape as its argument."""
+    with np.errstate(over="ignore"):
+        return np.asarray(np.exp(np.asarray(mean_nll, dtype=np.float64)))
+
+
+def sample_means(values_flat: NDArray[np.floating[Any]], offsets: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
+    """Mean of each sample's tokens: values (M,), offsets (S + 1,) -> (S,). NaN where a sample has none."""
+    bounds = check_offsets(offsets, len(values_flat), "values_flat")
+    sizes = np.diff(bounds)
+    filled = sizes > 0
+    means = np.full(len(sizes), np.nan)
+    if filled.any():
+        # Empty samples own no values, so the starts of the others alone cut the array into samples.
+        values = np.asarray(values_flat, dtype=np.float64)
+        means[filled] = np.add.reduceat(values, bounds[:-1][filled]) / sizes[filled]
+    return means
+
+
+def check_offsets(offsets: NDArray[np.integer[Any]], length: int, what: str) -> NDArray[np.int64]:
+    """Offsets as int64 (S + 1,), once they are known to cut an array of `length` into S runs."""
+    bounds = np.asarray(offsets, dtype=np.int64)
+    if bounds.ndim != 1 or not len(bounds) or bounds[0] != 0 or bounds[-1] != length or (np.diff(bounds) < 0).any():
+        raise DataError(
+            f"offsets of {what} must rise from 0 to its length, {length}",
+            "Pass S + 1 offsets for S samples; a sliced Arrow list array needs its first offset subtracted.",
+        )
+    return bounds
+
+
+def share_of(ratio: float, count: int) -> int:
+    """ceil(ratio * count), from 1 to count; rounding first keeps 0.1 * 30 from becoming 4."""
+    return min(count, max(1, math.ceil(round(ratio * count, 9))))
