@@ -140,7 +140,6 @@ class LimitsSpec(_Part):
 
     max_rejected_ratio: Annotated[float, Field(ge=0, le=1)] = 0.5
     """The job fails if a larger share of the records read was rejected."""
-    max_shard_attempts: Annotated[int, Field(ge=1)] = 3
 
 
 class JobSpec(_Part):
@@ -149,9 +148,12 @@ class JobSpec(_Part):
     input: InputSpec
     model: ModelSpec
     engine: EngineSpec = EngineSpec()
-    prune: PruneSpec = PruneSpec()
+    prune: PruneSpec | None = PruneSpec()
+    """None: only score; prune later with `from_scores`."""
     output: OutputSpec
     limits: LimitsSpec = LimitsSpec()
+    from_scores: str | None = None
+    """Take the scores of this finished output instead of running the model; only `prune` may differ."""
 
     def fingerprint(self) -> str:
         """SHA-256 of all that decides the result; the machine's shape (`num_actors`, ...) does not."""

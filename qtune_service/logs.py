@@ -1,0 +1,46 @@
+"""What reaches the terminal: ours. What libraries have to say goes to a log file.
+
+Python warnings and loggers of libraries are silenced or captured; file descriptor 2, to which Ray's and torch's C++ code
+writes, is pointed at the log while a job runs, and our own console keeps the real one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+
+@contextlib.contextmanager
+def quiet_libraries(log: Path) -> Iterator[Console]:
+    """Send everything but our own output to `log`; yields the console of the real standard error."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    sys.stderr.flush()
+    real = os.dup(2)
+    handler = logging.FileHandler(log, encoding="utf-8")
+    root = logging.getLogger()
+    previous_stderr = sys.stderr
+    with log.open("ab") as file, io.open(real, "w", encoding="utf-8", closefd=False) as terminal:
+        os.dup2(file.fileno(), 2)
+        root.addHandler(handler)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield Console(file=terminal)
+        finally:
+            root.removeHandler(handler)
+            handler.close()
+            sys.stderr = previous_stderr
+            os.dup2(real, 2)
+            os.close(real)

@@ -1,0 +1,204 @@
+"""Ray at the edge: start or join a cluster, size the actor pool, stream shards through stages.
+
+Two rules keep the rest of the pipeline plain:
+
+- What travels is always one shard: its index and a payload of bytes. Ray Data may group rows into blocks as it
+  likes; that never changes what a shard is.
+- A stage never raises inside Ray. It returns the error as data, and `stream` raises it on the driver as the error
+  it was, instead of a stack of Ray frames.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import os
+import pickle
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from qtune_service.config import EngineSpec
+from qtune_service.errors import EngineError, QTuneError
+
+StageFunction: TypeAlias = Callable[[int, bytes], bytes]
+"""What a stage does to one shard: (index, payload) -> payload."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One step of a stream: a function run as tasks, or a class whose objects are the actors of a pool."""
+
+    name: str
+    target: Callable[..., Any]
+    """Tasks: called with (index, payload, *arguments). Pool: called with (*arguments), gives a StageFunction."""
+    arguments: tuple[Any, ...] = ()
+    num_cpus: float = 1
+    num_gpus: float = 0
+    pool: tuple[int, int] | None = None
+    """Actors, at least and at most; None runs tasks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The scoring actors: how many, and what each one reserves."""
+
+    min_actors: int
+    max_actors: int
+    cpus: float
+    gpus: float
+    threads: int
+    """CPU threads of one actor's engine."""
+
+
+def connect(address: str | None) -> dict[str, float]:
+    """Join the cluster at `address` or RAY_ADDRESS, or start one in this process. Returns its resources."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    import ray
+
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    # One logical CPU more than there are cores: the engine's actor holds one, tokenisation gets the others.
+    local = {} if address else {"num_cpus": (os.cpu_count() or 1) + 1, "include_dashboard": False}
+    try:
+        ray.init(
+            address=address or "local", logging_level=logging.ERROR, log_to_driver=False, ignore_reinit_error=True, **local
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = address or f"this machine (temporary files under {tempfile.gettempdir()})"
+        raise EngineError(
+            f"cannot start or join Ray at {where}: {_first_line(error)}",
+            "Check --ray-address / RAY_ADDRESS, that the cluster runs the same Ray and Python versions, and its token.",
+        ) from error
+    _quieten_ray_data()
+    return dict(ray.cluster_resources())
+
+
+def disconnect() -> None:
+    """Leave the cluster; ends it if it was started here."""
+    import ray
+
+    ray.shutdown()
+
+
+def size_pool(spec: EngineSpec, resources: Mapping[str, float]) -> Pool:
+    """Fit the scoring pool to the cluster's resources."""
+    cluster_gpus = resources.get("GPU", 0.0)
+    gpus = spec.gpus_per_actor
+    if gpus is None:
+        gpus = float(spec.tensor_parallel_size) if cluster_gpus else 0.0
+    if spec.num_actors is not None:
+        low, high = spec.num_actors
+    else:
+        low = high = max(1, math.floor(cluster_gpus / gpus)) if gpus else 1
+    cores = os.cpu_count() or 1
+    return Pool(low, high, spec.cpus_per_actor, gpus, threads=max(1, cores // high) if not gpus else 1)
+
+
+def stream(shards: Iterable[tuple[int, bytes]], *stages: Stage) -> Iterator[tuple[int, bytes]]:
+    """Send shards through the stages with Ray Data and yield (index, payload) as they come out, in any order.
+
+    Raises the first failure of any stage as the error it was.
+    """
+    import ray
+
+    items = [{"shard": index, "payload": payload, "failure": b""} for index, payload in shards]
+    if not items:
+        return
+    dataset = ray.data.from_items(items, override_num_blocks=len(items))
+    for stage in stages:
+        dataset = _add(dataset, stage)
+    try:
+        for row in dataset.iter_rows():
+            if row["failure"]:
+                raise pickle.loads(row["failure"])  # noqa: S301 - written by `_guarded` on a worker of this job
+            yield row["shard"], row["payload"]
+    except ray.exceptions.RayError as error:
+        raise EngineError(
+            f"a worker was lost: {_first_line(error)}",
+            "Finished shards are safe: run the same command again to go on. It may have run out of memory.",
+        ) from error
+
+
+def _add(dataset: Any, stage: Stage) -> Any:
+    """Append one stage. Batches of one row: a shard is never split or joined with another."""
+    import ray
+
+    common: dict[str, Any] = {
+        "batch_size": 1,
+        "batch_format": "pyarrow",
+        "zero_copy_batch": True,
+        "num_cpus": stage.num_cpus,
+        "num_gpus": stage.num_gpus or None,
+    }
+    if stage.pool is None:
+        arguments = (stage.name, stage.target, stage.arguments)
+        return dataset.map_batches(_run_task, fn_args=arguments, compute=ray.data.TaskPoolStrategy(), **common)
+    pool = ray.data.ActorPoolStrategy(min_size=stage.pool[0], max_size=stage.pool[1])
+    arguments = (stage.name, stage.target, stage.arguments)
+    return dataset.map_batches(_StageActor, fn_constructor_args=arguments, compute=pool, **common)
+
+
+class _StageActor:
+    """An actor of a pool. A constructor that fails is remembered and told with the first shard."""
+
+    def __init__(self, name: str, target: Callable[..., StageFunction], arguments: tuple[Any, ...]) -> None:
+        self._name = name
+        try:
+            self._call = target(*arguments)
+        except Exception as error:  # noqa: BLE001 - told to the driver by `_guarded`
+            self._call = functools.partial(_fail, error)
+
+    def __call__(self, batch: Any) -> Any:
+        return _guarded(self._name, self._call, batch)
+
+
+def _fail(error: Exception, _index: int, _payload: bytes) -> bytes:
+    raise error
+
+
+def _run_task(batch: Any, name: str, target: Callable[..., bytes], arguments: tuple[Any, ...]) -> Any:
+    return _guarded(name, lambda index, payload: target(index, payload, *arguments), batch)
+
+
+def _guarded(name: str, call: StageFunction, batch: Any) -> Any:
+    """Run one stage on a one-row table. An error becomes data; a shard that already failed passes through."""
+    import pyarrow as pa
+
+    (row,) = batch.to_pylist()
+    payload, failure = b"", row["failure"]
+    if not failure:
+        try:
+            payload = call(row["shard"], row["payload"])
+        except QTuneError as error:
+            failure = pickle.dumps(error)
+        except Exception as error:  # noqa: BLE001 - an edge: told on the driver with its place, not as a stack of Ray
+            failure = pickle.dumps(EngineError(f"{name}, shard {row['shard']}: {type(error).__name__}: {error}"))
+    return pa.table(
+        {
+            "shard": pa.array([row["shard"]], pa.int64()),
+            "payload": pa.array([payload], pa.large_binary()),
+            "failure": pa.array([failure], pa.large_binary()),
+        }
+    )
+
+
+def _quieten_ray_data() -> None:
+    """The job's log carries our progress; Ray Data's own goes."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.enable_operator_progress_bars = False
+    for name in ("ray.data", "ray"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

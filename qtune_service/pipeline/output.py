@@ -1,0 +1,142 @@
+"""The output folder of a job: its layout, who owns it, and what of it is finished.
+
+    OUT/_qtune/job.json            the spec that owns this output, written first
+    OUT/_qtune/plan.json           the shards, planned once
+    OUT/_qtune/input/              staged chunks of inputs that cannot be split in place
+    OUT/_qtune/<stage>/00000.json  a marker a shard, written after the shard's files: what it holds
+    OUT/_qtune/progress.json       for whoever follows the job
+    OUT/scores|quadrants|pruned|rejected/part-00000.parquet
+    OUT/tokenizer/, summary_statistics.json, report.html
+    OUT/manifest.json              written last: the output is complete
+
+A shard counts as finished when its marker is there. Its files are written before, each atomically, so a crash
+in between costs that shard's work and nothing else; writing it again gives the same files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qtune_service import __version__
+from qtune_service.config import JobSpec
+from qtune_service.data import storage
+from qtune_service.errors import OutputConflictError
+
+FOLDERS = ("scores", "quadrants", "pruned", "rejected", "tokenizer", "_qtune")
+FILES = ("manifest.json", "summary_statistics.json", "report.html")
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Paths below one output folder; local or on an object store."""
+
+    root: str
+
+    def at(self, *parts: str) -> str:
+        """URI of something below the output."""
+        return storage.join(self.root, *parts)
+
+    def part(self, folder: str, shard: int) -> str:
+        """URI of a shard's Parquet file."""
+        return self.at(folder, f"part-{shard:05}.parquet")
+
+    @property
+    def manifest(self) -> dict[str, Any] | None:
+        """The manifest; None while the output is not complete."""
+        uri = self.at("manifest.json")
+        return storage.read_json(uri) if storage.stat(uri) else None
+
+    def require_manifest(self) -> dict[str, Any]:
+        """The manifest of a finished output. Raises OutputConflictError where the output is not complete."""
+        if (manifest := self.manifest) is not None:
+            return manifest
+        started = storage.stat(self.at("_qtune", "job.json")) is not None
+        what = "holds a job that has not finished" if started else "holds no output of qtune"
+        raise OutputConflictError(f"{self.root} {what}", "Finish the job first: run its command again, it continues.")
+
+    # --- markers
+
+    def mark(self, stage: str, shard: int, record: dict[str, Any]) -> None:
+        """Note a shard as finished in a stage, with what it holds."""
+        storage.write_bytes(self.at("_qtune", stage, f"{shard:05}.json"), json.dumps(record).encode())
+
+    def finished(self, stage: str) -> dict[int, dict[str, Any]]:
+        """The markers of a stage, by shard."""
+        uris = storage.list_files(self.at("_qtune", stage), recursive=False)
+        with ThreadPoolExecutor(16) as pool:
+            records = pool.map(storage.read_json, uris)
+        return {int(uri.rsplit("/", 1)[-1].removesuffix(".json")): record for uri, record in zip(uris, records, strict=True)}
+
+    # --- ownership
+
+    def claim(self, spec: JobSpec, model_fingerprint: str) -> None:
+        """Make this output the spec's own. Raises OutputConflictError where it holds something else."""
+        owner = self.at("_qtune", "job.json")
+        if storage.stat(owner):
+            self._check_owner(spec, model_fingerprint, storage.read_json(owner))
+            return
+        foreign = [u for u in storage.list_files(self.root, recursive=False) if not u.rsplit("/", 1)[-1].startswith(".")]
+        if foreign or any(storage.is_folder(self.at(name)) for name in FOLDERS if name != "_qtune"):
+            raise OutputConflictError(
+                f"{self.root} is not empty and holds no job of qtune",
+                "Choose another --output, or --overwrite to remove an earlier output there.",
+            )
+        body = {
+            "fingerprint": spec.fingerprint(),
+            "model_fingerprint": model_fingerprint,
+            "version": __version__,
+            "spec": spec.model_dump(mode="json"),
+        }
+        storage.write_json(owner, body)
+
+    def _check_owner(self, spec: JobSpec, model_fingerprint: str, owner: dict[str, Any]) -> None:
+        if owner["fingerprint"] == spec.fingerprint() and owner["model_fingerprint"] == model_fingerprint:
+            return
+        differing = _differences(owner["spec"], spec.model_dump(mode="json")) or ["the files of the model"]
+        raise OutputConflictError(
+            f"{self.root} belongs to another job; it differs in {', '.join(differing)}",
+            "Choose another --output, or --overwrite to start anew. To change only the ratios, reuse its scores:\n"
+            f"  qtune prune --from-scores {self.root} --output NEW --sample-keep-ratio R",
+        )
+
+    def clear(self) -> None:
+        """Remove what a job wrote here, the manifest first. Other files stay."""
+        for name in FILES:
+            storage.remove_file(self.at(name))
+        for name in FOLDERS:
+            storage.remove_tree(self.at(name))
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep a second driver on this machine away; the lock ends with the process, however that ends."""
+        location = storage.resolve(self.at("_qtune", "lock"))
+        if not location.is_local:
+            yield
+            return
+        import fcntl
+
+        path = Path(location.path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise OutputConflictError(
+                    f"another qtune process is writing to {self.root}", "Wait for it, stop it, or choose another --output."
+                ) from error
+            yield
+
+
+def _differences(before: Any, now: Any, prefix: str = "") -> list[str]:
+    """Dotted names of the fields that differ."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = sorted(set(before) | set(now))
+        return [d for n in names for d in _differences(before.get(n), now.get(n), f"{prefix}{n}.")]
+    ignored = ("output.", "limits.", "engine.num_actors", "engine.gpus_per_actor", "engine.cpus_per_actor")
+    return [] if before == now or prefix.startswith(ignored) else [f"{prefix[:-1]} ({before!r} there, {now!r} here)"]

@@ -1,0 +1,201 @@
+"""Progress of a job: one tracker that counts, and sinks that show it.
+
+The terminal gets a live line, a log gets a plain line every few seconds, and `progress.json` beside the output
+lets a server follow a job that it does not own. Rates are over a sliding window, so that they show what the job
+does now; the ETA is by samples, since tokens are not known before encoding.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
+from rich.text import Text
+
+WINDOW_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Where a job stands."""
+
+    stage: str = "start"
+    unit: str = "samples"
+    done: int = 0
+    total: int = 0
+    """Units of the stage: samples while scoring, shards elsewhere."""
+    tokens_done: int = 0
+    rejected: int = 0
+    actors: int = 0
+    per_s: float = 0.0
+    tokens_per_s: float = 0.0
+    eta_s: float | None = None
+
+
+class Sink(Protocol):
+    """Shows snapshots."""
+
+    def show(self, snapshot: Snapshot) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Tracker:
+    """Counts what is done and tells the sinks. `resumed` units count as done but not towards the rate."""
+
+    def __init__(self, *sinks: Sink, clock: Callable[[], float] = time.monotonic) -> None:
+        self._sinks, self._clock = sinks, clock
+        self._snapshot = Snapshot()
+        self._window: deque[tuple[float, int, int]] = deque()
+        self._stage_started = clock()
+        self.seconds: dict[str, float] = {}
+
+    def stage(self, name: str, total: int, *, unit: str = "shards", resumed: int = 0, actors: int = 0) -> None:
+        """Begin a stage; the time of the one before is kept in `seconds`."""
+        self._end_stage()
+        self._snapshot = Snapshot(stage=name, unit=unit, done=resumed, total=total, actors=actors)
+        self._window = deque([(self._clock(), resumed, 0)])
+        self._tell()
+
+    def advance(self, units: int, *, tokens: int = 0, rejected: int = 0) -> None:
+        """Count units as done."""
+        now, last = self._clock(), self._snapshot
+        done, tokens_done = last.done + units, last.tokens_done + tokens
+        self._window.append((now, done, tokens_done))
+        while len(self._window) > 2 and now - self._window[0][0] > WINDOW_S:
+            self._window.popleft()
+        then, done_then, tokens_then = self._window[0]
+        elapsed = max(now - then, 1e-6)
+        per_s = (done - done_then) / elapsed
+        self._snapshot = replace(
+            last,
+            done=done,
+            tokens_done=tokens_done,
+            rejected=last.rejected + rejected,
+            per_s=per_s,
+            tokens_per_s=(tokens_done - tokens_then) / elapsed,
+            eta_s=(last.total - done) / per_s if per_s > 0 else None,
+        )
+        self._tell()
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        for sink in self._sinks:
+            sink.say(text)
+
+    def close(self) -> None:
+        """End the last stage and the sinks."""
+        self._end_stage()
+        for sink in self._sinks:
+            sink.close()
+
+    def _end_stage(self) -> None:
+        now, name = self._clock(), self._snapshot.stage
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._stage_started
+        self._stage_started = now
+
+    def _tell(self) -> None:
+        for sink in self._sinks:
+            sink.show(self._snapshot)
+
+
+class _Numbers(ProgressColumn):
+    """`1,234/5,678 samples · 12,345 tok/s · ETA 0:01:23 · 2 actors`."""
+
+    def render(self, task: Task) -> Text:
+        return Text(describe(task.fields["snapshot"]), style="default")
+
+
+def describe(s: Snapshot) -> str:
+    """One line about a snapshot."""
+    parts = [f"{s.done:,}/{s.total:,} {s.unit}"]
+    if s.tokens_done:
+        parts += [f"{s.tokens_done:,} tokens", f"{s.tokens_per_s:,.0f} tok/s"]
+    if s.rejected:
+        parts.append(f"{s.rejected:,} rejected")
+    if s.eta_s is not None and s.done < s.total:
+        parts.append(f"ETA {_duration(s.eta_s)}")
+    if s.actors:
+        parts.append(f"{s.actors} actor{'s' if s.actors > 1 else ''}")
+    return " · ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+
+
+class TerminalSink:
+    """A live bar, redrawn in place; each finished stage stays as a line."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (SpinnerColumn(), TextColumn("[bold]{task.description:<11}"), BarColumn(bar_width=28), _Numbers())
+        self._progress = Progress(*columns, console=console, refresh_per_second=8)
+        self._task: TaskID | None = None
+        self._stage = ""
+        self._progress.start()
+
+    def show(self, snapshot: Snapshot) -> None:
+        if snapshot.stage != self._stage or self._task is None:
+            self._stage = snapshot.stage
+            self._task = self._progress.add_task(snapshot.stage, total=None, snapshot=snapshot)
+        self._progress.update(
+            self._task, total=max(snapshot.total, 1), completed=snapshot.done, description=snapshot.stage, snapshot=snapshot
+        )
+
+    def say(self, text: str) -> None:
+        self._progress.console.print(text, highlight=False)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+class PlainSink:
+    """Lines for a log: at each stage's begin and end, and at most one every `every_s` seconds between."""
+
+    def __init__(self, console: Console, every_s: float = 5.0) -> None:
+        self._console, self._every_s = console, every_s
+        self._next_s, self._stage = 0.0, ""
+
+    def show(self, snapshot: Snapshot) -> None:
+        now = time.monotonic()
+        ends = snapshot.done >= snapshot.total
+        if snapshot.stage == self._stage and now < self._next_s and not ends:
+            return
+        self._stage, self._next_s = snapshot.stage, now + self._every_s
+        self.say(f"{snapshot.stage}: {describe(snapshot)}")
+
+    def say(self, text: str) -> None:
+        self._console.print(text, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class FileSink:
+    """`progress.json`, rewritten at most every `every_s` seconds and at each change of stage."""
+
+    def __init__(self, write: Callable[[bytes], None], every_s: float = 2.0) -> None:
+        self._write, self._every_s = write, every_s
+        self._next_s, self._stage = 0.0, ""
+
+    def show(self, snapshot: Snapshot) -> None:
+        now = time.monotonic()
+        if snapshot.stage == self._stage and now < self._next_s and snapshot.done < snapshot.total:
+            return
+        self._stage, self._next_s = snapshot.stage, now + self._every_s
+        self._write(json.dumps({**asdict(snapshot), "updated_at_s": time.time()}).encode())
+
+    def say(self, text: str) -> None:
+        """Text is for people."""
+
+    def close(self) -> None:
+        """Nothing is held."""

@@ -1,0 +1,164 @@
+"""The Arrow tables of a job's output, built without a Python loop over tokens.
+
+Token columns are ragged lists over one flat buffer with offsets, so numpy sees a whole shard as a few arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from qtune_service.config import PruneSpec
+from qtune_service.core.metrics import Sample, TokenScores, sample_means
+from qtune_service.core.plane import Quadrant
+from qtune_service.core.tokens import prune_token_masks
+
+IGNORE_INDEX = -100
+"""The label that trainers leave out of the loss."""
+
+SCORES_RESERVED = frozenset(
+    "sample_id source line mean_nll perplexity mean_entropy num_tokens quadrant input_ids loss_mask nll entropy truncated".split()
+)
+PRUNED_RESERVED = frozenset("input_ids attention_mask labels loss_mask assistant_masks qtune".split())
+ENCODED_SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("source", pa.string()),
+        ("line", pa.int64()),
+        ("truncated", pa.bool_()),
+        ("input_ids", pa.list_(pa.int32())),
+        ("loss_mask", pa.list_(pa.int8())),
+    ]
+)
+REJECTED_SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("source", pa.string()),
+        ("line", pa.int64()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("category", pa.string()),
+        ("record", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ragged:
+    """Lists of different lengths over one buffer: row i is `flat[offsets[i]:offsets[i + 1]]`."""
+
+    flat: NDArray[np.generic]  # (L,)
+    offsets: NDArray[np.int64]  # (S + 1,)
+
+    def rows(self) -> list[NDArray[np.generic]]:
+        """Views, one a row."""
+        return np.split(self.flat, self.offsets[1:-1]) if len(self.offsets) > 1 else []
+
+
+def ragged(column: pa.ChunkedArray) -> Ragged:
+    """View a list column as numpy."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(array, pa.ChunkedArray):  # no chunk at all
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
+    offsets = array.offsets.to_numpy().astype(np.int64)
+    flat = array.values.to_numpy(zero_copy_only=False)[offsets[0] : offsets[-1]]
+    return Ragged(flat, offsets - offsets[0])
+
+
+def list_column(flat: NDArray[np.generic], offsets: NDArray[np.int64], value_type: pa.DataType) -> pa.Array:
+    """A list column of a flat array and its offsets."""
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(flat, value_type))
+
+
+def samples_of(table: pa.Table) -> list[Sample]:
+    """The encoded rows as the engine takes them."""
+    ids, masks = ragged(table["input_ids"]), ragged(table["loss_mask"])
+    return [Sample(i, m) for i, m in zip(ids.rows(), masks.rows(), strict=True)]  # type: ignore[arg-type]
+
+
+def with_scores(encoded: pa.Table, scores: Sequence[TokenScores]) -> pa.Table:
+    """Encoded rows with their scores: the columns of scores/. Own columns stay behind ours."""
+    counts = np.fromiter((len(s.nll) for s in scores), np.int64, len(scores))
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    nll = np.concatenate([s.nll for s in scores]) if scores else np.empty(0, np.float32)
+    entropy = np.concatenate([s.entropy for s in scores]) if scores else np.empty(0, np.float32)
+    mean_nll, mean_entropy = sample_means(nll, offsets), sample_means(entropy, offsets)
+    with np.errstate(over="ignore"):
+        perplexity = np.exp(mean_nll)
+    ours = {
+        **{name: encoded[name] for name in ("sample_id", "source", "line", "truncated")},
+        "mean_nll": pa.array(mean_nll, pa.float64()),
+        "perplexity": pa.array(perplexity, pa.float64()),
+        "mean_entropy": pa.array(mean_entropy, pa.float64()),
+        "num_tokens": pa.array(counts, pa.int32()),
+        "input_ids": encoded["input_ids"],
+        "loss_mask": encoded["loss_mask"],
+        "nll": list_column(nll, offsets, pa.float32()),
+        "entropy": list_column(entropy, offsets, pa.float32()),
+    }
+    own = {name: encoded[name] for name in encoded.column_names if name not in ENCODED_SCHEMA.names}
+    schema = pa.schema([pa.field(n, c.type) for n, c in ours.items()] + [encoded.schema.field(n) for n in own])
+    return pa.table({**ours, **own}, schema=schema)
+
+
+def pruned_rows(scores: pa.Table, labels: NDArray[np.int8], spec: PruneSpec, names: dict[str, str]) -> pa.Table:
+    """The kept rows of a score shard with final masks: the columns of pruned/.
+
+    labels: (S,) quadrant codes. `names` gives own columns that were renamed in scores/ their names back.
+    """
+    kept = (labels == Quadrant.Q2) | (labels == Quadrant.Q4)
+    rows, quadrants = scores.filter(pa.array(kept)), labels[kept]
+    ids, masks, nll = (ragged(rows[name]) for name in ("input_ids", "loss_mask", "nll"))
+    final = prune_token_masks(
+        masks.flat.astype(np.int8),
+        masks.offsets,
+        nll.flat.astype(np.float32),
+        quadrants == Quadrant.Q2,
+        token_keep_ratio=spec.token_keep_ratio,
+        neighbor_lambda=spec.neighbor_lambda,
+        min_tokens_to_prune=spec.min_tokens_to_prune,
+        reverse_token_order=spec.reverse_token_order,
+    )
+    before = np.diff(nll.offsets)
+    after = np.diff(np.concatenate([[0], np.cumsum(final, dtype=np.int64)])[masks.offsets])
+    mask_column = list_column(final, masks.offsets, pa.int8())
+    ours = {
+        "input_ids": rows["input_ids"],
+        "attention_mask": list_column(np.ones(len(final), np.int8), masks.offsets, pa.int8()),
+        "labels": list_column(np.where(final == 1, ids.flat, IGNORE_INDEX), masks.offsets, pa.int32()),
+        "loss_mask": mask_column,
+        "assistant_masks": mask_column,
+        "qtune": pa.StructArray.from_arrays(
+            [
+                rows["sample_id"].combine_chunks(),
+                rows["perplexity"].combine_chunks(),
+                rows["mean_entropy"].combine_chunks(),
+                pa.array([Quadrant(q).name for q in quadrants], pa.string()),
+                pa.array(after, pa.int32()),
+                pa.array(before - after, pa.int32()),
+            ],
+            names=["sample_id", "perplexity", "entropy", "quadrant", "tokens_kept", "tokens_removed"],
+        ),
+    }
+    own = {names.get(n, n): rows[n] for n in rows.column_names if n not in SCORES_RESERVED}
+    own_fields = [rows.schema.field(n).with_name(names.get(n, n)) for n in rows.column_names if n not in SCORES_RESERVED]
+    schema = pa.schema(own_fields + [pa.field(n, c.type) for n, c in ours.items()])
+    return pa.table({**own, **ours}, schema=schema)
+
+
+def quadrant_rows(
+    scores: pa.Table, labels: NDArray[np.int8], error_rank: NDArray[np.float64], entropy_rank: NDArray[np.float64]
+) -> pa.Table:
+    """Why each sample was kept or dropped: its place on the plane. The columns of quadrants/."""
+    return pa.table(
+        {
+            "sample_id": scores["sample_id"],
+            "quadrant": pa.array([Quadrant(q).name for q in labels], pa.string()),
+            "error_rank": pa.array(error_rank, pa.float64()),
+            "entropy_rank": pa.array(entropy_rank, pa.float64()),
+        }
+    )

@@ -1,0 +1,86 @@
+"""What a finished job says in the terminal: quadrants, thresholds, tokens, rejects and time, from its manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+QUADRANTS = {
+    "Q1": ("harmful noise", "dropped"),
+    "Q2": ("valuable misconception", "kept, worst tokens masked"),
+    "Q3": ("redundant knowledge", "dropped"),
+    "Q4": ("calibration data", "kept whole"),
+}
+
+
+def describe_job(manifest: dict[str, Any]) -> Group:
+    """All there is to say about a finished job, as one renderable."""
+    return Group(*_parts(manifest))
+
+
+def _parts(m: dict[str, Any]) -> Iterator[RenderableType]:
+    if m.get("thresholds"):
+        yield _quadrants(m["counts"])
+    yield _facts(m)
+    if m["rejected_reasons"]:
+        yield _rejected(m["rejected_reasons"], m["counts"]["read"])
+    for warning in m.get("warnings", ()):
+        yield Text(f"! {warning}", style="yellow")
+
+
+def _quadrants(counts: dict[str, int]) -> Table:
+    table = Table(title="Samples by quadrant", title_justify="left", title_style="bold")
+    for name, justify in (("quadrant", "left"), ("samples", "right"), ("share", "right"), ("", "left")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for name, (meaning, fate) in QUADRANTS.items():
+        share = counts[name] / max(counts["scored"], 1)
+        style = "green" if name in ("Q2", "Q4") else "dim"
+        table.add_row(f"{name} {meaning}", f"{counts[name]:,}", f"{share:.1%}", fate, style=style)
+    return table
+
+
+def _facts(m: dict[str, Any]) -> Table:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for name, value in _rows(m):
+        table.add_row(name, value)
+    return table
+
+
+def _rows(m: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    c = m["counts"]
+    yield "read", f"{c['read']:,} = {c['scored']:,} scored + {c['rejected']:,} rejected"
+    if m.get("thresholds"):
+        t, selection = m["thresholds"], m["selection"]
+        ratio = m["spec"]["prune"]["sample_keep_ratio"]
+        yield "kept", f"{c['kept']:,} of {c['scored']:,} ({c['kept'] / c['scored']:.2%}; target {selection['target']:,}, {ratio:.2%})"
+        yield "alpha", f"{t['alpha']:.4f} (disjoint corners hold at most {selection['disjoint_capacity'] / c['scored']:.1%})"
+        yield "perplexity", f"low {_number(t['ppl_low'])}, high {_number(t['ppl_high'])}"
+        yield "entropy", f"low {_number(t['ent_low'])}, high {_number(t['ent_high'])} nats"
+        before, after = m["tokens"]["before"], m["tokens"]["after"]
+        removed = 1 - after / before if before else 0.0
+        yield "trained tokens", f"{m['tokens']['scored']:,} scored; kept samples {before:,} -> {after:,} ({removed:.1%} masked)"
+    else:
+        yield "trained tokens", f"{m['tokens']['scored']:,} scored"
+    e = m["engine"]
+    yield "engine", f"{e['name']} {e['version']}, {e['device']}, {e['dtype']}"
+    yield "seconds", ", ".join(f"{name} {value:.1f}" for name, value in m["seconds"].items())
+
+
+def _rejected(reasons: dict[str, int], read: int) -> Table:
+    table = Table(title="Rejected", title_justify="left", title_style="bold")
+    table.add_column("reason")
+    table.add_column("records", justify="right")
+    table.add_column("share of read", justify="right")
+    for reason, count in sorted(reasons.items(), key=lambda item: -item[1]):
+        table.add_row(reason, f"{count:,}", f"{count / read:.2%}")
+    return table
+
+
+def _number(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:,.4g}"
