@@ -20,13 +20,17 @@ class EngineInfo:
     architecture: str
     max_model_len: int
     vocab_size: int
+    reason: str = ""
+    """Why this engine: what `auto` found, or that it was asked for."""
 
 
 class Scorer(Protocol):
     """One loaded model. Not thread-safe; one a process."""
 
     @property
-    def info(self) -> EngineInfo: ...
+    def info(self) -> EngineInfo:
+        """What the scorer runs on."""
+        ...
 
     def score(self, samples: Sequence[Sample]) -> list[TokenScores]:
         """Score samples of at most `info.max_model_len` tokens, in the order given.

@@ -1,0 +1,65 @@
+"""Which engine scores a model, and why.
+
+`auto` takes vLLM where it is installed, of a supported version, and knows the model's architecture as a causal
+language model; else the reference engine. An engine that was asked for by name is never replaced by the other one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from qtune_service.config import EngineSpec, ModelSpec
+from qtune_service.errors import EngineError, ModelError
+from qtune_service.scoring.base import Scorer
+from qtune_service.scoring.checkpoint import Checkpoint, read_checkpoint
+from qtune_service.scoring.environment import apply_environment, quiet_libraries
+
+
+@dataclass(frozen=True, slots=True)
+class EngineChoice:
+    """An engine and the reason for it, as a clause for the user to read."""
+
+    name: Literal["vllm", "reference"]
+    reason: str
+
+
+def choose_engine(model: ModelSpec, engine: EngineSpec) -> EngineChoice:
+    """Choose the engine. Raises ModelError where the model is missing or no causal language model.
+
+    `auto` imports vllm where it is installed, which takes seconds: call it in the process that will score.
+    """
+    if engine.name != "auto":
+        return EngineChoice(engine.name, "it was asked for")
+    from qtune_service.scoring.vllm import check_version, installed_vllm
+
+    checkpoint = read_checkpoint(model)
+    try:
+        version = check_version(installed_vllm())
+        _check_vllm_runs(checkpoint, version)
+    except (EngineError, ModelError) as error:
+        return EngineChoice("reference", error.message.rstrip("."))
+    return EngineChoice("vllm", f"vLLM {version} is installed and supports {checkpoint.architecture}")
+
+
+def _check_vllm_runs(checkpoint: Checkpoint, version: str) -> None:
+    from qtune_service.scoring.vllm import check_architecture
+
+    apply_environment()
+    try:
+        with quiet_libraries():
+            check_architecture(checkpoint, version)
+    except (ImportError, OSError) as error:  # a package it needs, or a system library, is missing
+        raise EngineError(f"vLLM {version} is installed but does not start: {error}") from error
+
+
+def build_scorer(model: ModelSpec, engine: EngineSpec) -> Scorer:
+    """Load the model on the chosen engine; `scorer.info` says which it is and why."""
+    choice = choose_engine(model, engine)
+    if choice.name == "vllm":
+        from qtune_service.scoring.vllm import VllmScorer
+
+        return VllmScorer(model, engine, choice.reason)
+    from qtune_service.scoring.reference import ReferenceScorer
+
+    return ReferenceScorer(model, engine, choice.reason)

@@ -1,0 +1,91 @@
+"""Samples as an engine needs them: checked, each distinct sequence once, and put back in the given order.
+
+A sequence that occurs several times, with equal or different loss masks, is run once for the union of its masks: NLL
+and entropy of a token depend on the tokens before it and on nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qtune_service.core.metrics import Sample, TokenScores
+from qtune_service.errors import DataError
+from qtune_service.scoring.base import EngineInfo
+
+Scores = NDArray[np.float32]  # (n, 2): NLL and entropy of n scored tokens, nats
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A distinct token sequence with all positions that some sample scores."""
+
+    input_ids: NDArray[np.int32]  # (T,)
+    positions: NDArray[np.int64]  # (n,) ascending, all >= 1
+
+
+def check_samples(samples: Sequence[Sample], info: EngineInfo) -> None:
+    """Raise DataError for the first sample that the engine must not see."""
+    for i, sample in enumerate(samples):
+        if problem := _problem(sample, info):
+            raise DataError(f"Sample {i} of {len(samples)} cannot be scored: {problem}")
+
+
+def _problem(sample: Sample, info: EngineInfo) -> str:
+    ids, mask = sample.input_ids, sample.loss_mask
+    if len(ids) != len(mask):
+        return f"{len(ids)} tokens, but a loss mask of {len(mask)}."
+    if len(ids) == 0:
+        return "it has no tokens."
+    if len(ids) > info.max_model_len:
+        return f"{len(ids)} tokens, and the limit is {info.max_model_len} (max_model_len)."
+    if ids.min() < 0 or ids.max() >= info.vocab_size:
+        wrong = int(ids[(ids < 0) | (ids >= info.vocab_size)][0])
+        return f"token id {wrong} is outside the model's vocabulary of {info.vocab_size}; is the tokenizer the model's?"
+    return ""
+
+
+def scored_positions(sample: Sample) -> NDArray[np.int64]:
+    """Positions that have a prediction and are trained on: (n,)."""
+    positions: NDArray[np.int64] = np.flatnonzero(sample.loss_mask).astype(np.int64)
+    return positions[positions > 0]
+
+
+def distinct_prompts(samples: Sequence[Sample]) -> tuple[list[Prompt], list[int]]:
+    """Return the distinct sequences in lexicographic order, and for each sample the index of its own.
+
+    The order puts shared prefixes next to each other and does not depend on the order of the samples.
+    """
+    keys = [sample.input_ids.astype(">i4").tobytes() for sample in samples]  # bytes compare as the tokens do
+    members: dict[bytes, list[int]] = {}
+    for i, key in enumerate(keys):
+        members.setdefault(key, []).append(i)
+    rank = {key: i for i, key in enumerate(sorted(members))}
+    prompts = [_merge([samples[i] for i in members[key]]) for key in rank]
+    return prompts, [rank[key] for key in keys]
+
+
+def _merge(samples: Sequence[Sample]) -> Prompt:
+    positions = [scored_positions(sample) for sample in samples]
+    merged = positions[0] if len(positions) == 1 else np.unique(np.concatenate(positions))
+    return Prompt(input_ids=samples[0].input_ids, positions=merged)
+
+
+def scores_of(sample: Sample, prompt: Prompt, scores: Scores) -> TokenScores:
+    """Pick a sample's own tokens out of its prompt's scores (n, 2)."""
+    own = scores[np.searchsorted(prompt.positions, scored_positions(sample))]
+    return TokenScores(nll=np.ascontiguousarray(own[:, 0]), entropy=np.ascontiguousarray(own[:, 1]))
+
+
+def spans_of(positions: NDArray[np.int64]) -> list[int]:
+    """Runs of consecutive positions as [start, end, start, end, ...], ends exclusive."""
+    if len(positions) == 0:
+        return []
+    breaks = np.flatnonzero(np.diff(positions) != 1)
+    starts = positions[np.concatenate(([0], breaks + 1))]
+    ends = positions[np.concatenate((breaks, [len(positions) - 1]))] + 1
+    spans: list[int] = np.stack((starts, ends), 1).ravel().tolist()
+    return spans
