@@ -1,0 +1,158 @@
+"""Example samples: which to show, and how much of each, so that a page stays small whatever the data hold.
+
+Shown are the most typical samples of a quadrant: those nearest to its median in (log perplexity, entropy), each divided
+by its spread. Bounds: a number of samples a quadrant, of trained tokens a page, and of characters a prompt or token.
+A prompt is one run of text, of which the middle is left out; what is left out is said.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from markupsafe import Markup, escape
+from numpy.typing import NDArray
+
+from qtune_service.report.contents import ExampleSample, ExampleToken
+from qtune_service.report.numbers import count, number
+from qtune_service.report.tokens import visible_text
+
+MAX_PER_QUADRANT = 8
+MAX_PAGE_TOKENS = 4_000
+MAX_TOKEN_CHARS = 64
+PROMPT_HEAD_CHARS, PROMPT_TAIL_CHARS = 400, 1_000
+
+RunState = Literal["prompt", "kept", "removed", "dropped", "omitted"]
+_SHORT_STATE = {"prompt": "p", "kept": "k", "removed": "r", "dropped": "d", "omitted": "o"}  # CSS classes, once a token
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A stretch of shown text: one trained token, or a whole prompt turn."""
+
+    html: Markup
+    css: str
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShownExample:
+    """A sample with its runs, cut to the page's bounds."""
+
+    sample: ExampleSample
+    runs: tuple[Run, ...]
+    num_trained: int
+    num_removed: int
+
+
+def typical_samples(
+    mean_nll: NDArray[np.float64],  # (N,) nats
+    mean_entropy: NDArray[np.float64],  # (N,) nats
+    quadrant: NDArray[np.integer[Any]],  # (N,) 1..4
+    per_quadrant: int = 3,
+) -> dict[int, list[int]]:
+    """Indices of each quadrant's most typical samples, nearest first; equals in order of position."""
+    chosen: dict[int, list[int]] = {}
+    for label in (1, 2, 3, 4):
+        members = np.flatnonzero(quadrant == label)
+        distance = _spread_from_median(mean_nll[members]) + _spread_from_median(mean_entropy[members])
+        chosen[label] = members[np.argsort(distance, kind="stable")[:per_quadrant]].tolist()
+    return chosen
+
+
+def _spread_from_median(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    if len(values) == 0:
+        return values
+    distance = np.abs(values - np.median(values))
+    spread = float(distance.mean())
+    return distance / spread if spread > 0 else distance
+
+
+def shown_examples(samples: Sequence[ExampleSample]) -> dict[str, list[ShownExample]]:
+    """The examples of a page by quadrant, in the order given."""
+    chosen: dict[str, list[ExampleSample]] = {}
+    for sample in samples:
+        group = chosen.setdefault(sample.quadrant, [])
+        if len(group) < MAX_PER_QUADRANT:
+            group.append(sample)
+    budget = _token_budget([len(_trained(sample)) for group in chosen.values() for sample in group])
+    return {label: [_show(sample, budget) for sample in group] for label, group in sorted(chosen.items())}
+
+
+def _token_budget(lengths: Sequence[int]) -> int:
+    """The largest bound on a sample's tokens that keeps the page's: short samples leave room to long ones."""
+    left = MAX_PAGE_TOKENS
+    for index, length in enumerate(sorted(lengths)):
+        fair = left // (len(lengths) - index)
+        if length > fair:
+            return fair
+        left -= length
+    return MAX_PAGE_TOKENS
+
+
+def _trained(sample: ExampleSample) -> list[ExampleToken]:
+    return [token for token in sample.tokens if token.state != "prompt"]
+
+
+def _show(sample: ExampleSample, budget: int) -> ShownExample:
+    trained = _trained(sample)
+    dropped = sample.quadrant in ("Q1", "Q3")
+    removed = 0 if dropped else sum(token.state == "removed" for token in trained)
+    return ShownExample(sample, tuple(_runs(sample.tokens, budget, dropped=dropped)), len(trained), removed)
+
+
+def _runs(tokens: Iterable[ExampleToken], budget: int, *, dropped: bool) -> Iterable[Run]:
+    prompt: list[str] = []
+    shown = hidden = 0
+    for token in tokens:
+        if token.state == "prompt":
+            if shown < budget:
+                prompt.append(token.text)
+            continue
+        if prompt:
+            yield from _prompt_runs("".join(prompt))
+            prompt = []
+        if shown == budget:
+            hidden += 1
+            continue
+        shown += 1
+        yield _run(_cut(token.text), "dropped" if dropped else token.state, _title(token))
+    if prompt:
+        yield from _prompt_runs("".join(prompt))
+    if hidden:
+        yield _run(f" … {count(hidden)} more tokens are not shown", "omitted")
+
+
+def _prompt_runs(text: str) -> Iterable[Run]:
+    left_out = len(text) - PROMPT_HEAD_CHARS - PROMPT_TAIL_CHARS
+    if left_out <= 0:
+        yield _run(text, "prompt")
+        return
+    yield _run(text[:PROMPT_HEAD_CHARS], "prompt")
+    yield _run(f" … {count(left_out)} characters are not shown … ", "omitted")
+    yield _run(text[-PROMPT_TAIL_CHARS:], "prompt")
+
+
+def _run(text: str, state: RunState, title: str = "") -> Run:
+    # A line end and a tab get a sign that CSS draws, so that copied text is the real text.
+    html = (
+        escape(visible_text(text)).replace("\n", Markup("<i class=n></i>\n")).replace("\t", Markup("<i class=t></i>\t"))
+    )
+    css = _SHORT_STATE[state] + ("" if text else " c")  # c: continues the character of the token before
+    return Run(html, css, title)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_TOKEN_CHARS else text[: MAX_TOKEN_CHARS - 1] + "…"
+
+
+def _title(token: ExampleToken) -> str:
+    parts = []
+    if token.nll is not None:
+        parts = [f"NLL {number(token.nll)}", f"PPL {number(math.exp(min(token.nll, 700.0)))}"]
+    if token.entropy is not None:
+        parts.append(f"entropy {number(token.entropy)}")
+    return " · ".join(parts)
