@@ -1,0 +1,200 @@
+"""Conversation -> input_ids and loss_mask, from one rendering and one tokenisation of the whole.
+
+The tokenizer's template (or the one given, or the plain one) renders the conversation once; that text is tokenised
+once, with character offsets and without added special tokens, because templates write their own; spans.py says
+which characters are trained; tokens follow. Rendering turn by turn and joining tokens is how masks get misaligned.
+
+`encode_batch` hands all texts to the tokenizer in one call, which releases the GIL and takes half the time of
+single calls. It goes to the Rust tokenizer itself: the same ids as transformers' call, without its lists.
+A tokenizer without a Rust side gives no offsets and is refused at start.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qtune_service.config import FormatName, InputSpec, ModelSpec
+from qtune_service.core.metrics import Sample
+from qtune_service.data.folding import check_context, describe_folding, fold
+from qtune_service.data.formats import to_conversation
+from qtune_service.data.records import Conversation, RecordError, Tokenized
+from qtune_service.data.spans import Rendering, token_mask, trained_spans
+from qtune_service.data.template import PLAIN_TEMPLATE, ChatTemplate, read_chat_template
+from qtune_service.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A sample within the length limit."""
+
+    sample: Sample
+    truncated: bool  # the tail was cut off to fit
+
+
+class Encoder:
+    """One tokenizer with its template. Built once a process; not thread-safe."""
+
+    def __init__(
+        self, model: ModelSpec, input_spec: InputSpec, *, max_model_len: int, vocab_size: int | None = None
+    ) -> None:
+        self._spec = input_spec
+        self._max_len = max_model_len
+        self._tokenizer = load_tokenizer(model)
+        self._vocab_size = vocab_size
+        self._backend = _plain_backend(self._tokenizer)
+        self._templates: dict[str, ChatTemplate] = {}
+        self._origin = self._choose_template()
+        self._template(None)
+
+    def encode(self, record: Mapping[str, Any], format: FormatName) -> Encoded:  # noqa: A002
+        """Encode one record. Raises RecordError where it cannot be scored."""
+        outcome = self.encode_batch([record], format)[0]
+        if isinstance(outcome, RecordError):
+            raise outcome
+        return outcome
+
+    def encode_batch(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        format: FormatName,  # noqa: A002 - the name that users know
+    ) -> list[Encoded | RecordError]:
+        """Encode records; the outcome of each stands at its place."""
+        prepared = [_caught(self._prepare, record, format) for record in records]
+        texts = [item.text for item in prepared if isinstance(item, Rendering)]
+        encodings = iter(self._backend.encode_batch(texts, add_special_tokens=False))
+        return [
+            item
+            if isinstance(item, RecordError)
+            else _caught(self._finish, item, next(encodings) if isinstance(item, Rendering) else None)
+            for item in prepared
+        ]
+
+    @property
+    def template_description(self) -> str:
+        """Which template renders, how its mask is found, and what it cannot show; for the manifest."""
+        template = self._template(None)
+        how = "generation markers" if template.has_markers else "mask verified by rendering"
+        return "; ".join([self._origin, how, *describe_folding(template)])
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the tokenizer and its template: equal fingerprints give equal tokens."""
+        parts = (self._tokenizer.backend_tokenizer.to_str(), self._template(None).source)
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write the tokenizer, with the template that was used, to a local folder."""
+        self._tokenizer.save_pretrained(str(folder))
+
+    def decode(self, input_ids: Sequence[int]) -> str:
+        """Text of tokens, special ones included."""
+        return str(self._backend.decode([int(i) for i in input_ids], skip_special_tokens=False))
+
+    def _choose_template(self) -> str:
+        """Fix the tokenizer's template, and say where it comes from."""
+        if self._spec.chat_template is not None:
+            self._tokenizer.chat_template = read_chat_template(self._spec.chat_template)
+            return "template given by the job"
+        if self._tokenizer.chat_template:
+            return "tokenizer's own template"
+        self._tokenizer.chat_template = PLAIN_TEMPLATE
+        return "plain template, the tokenizer has none"
+
+    def _template(self, tools: Any) -> ChatTemplate:
+        source = self._tokenizer.get_chat_template(tools=tools)
+        if source not in self._templates:
+            added = self._tokenizer.added_tokens_decoder.values()
+            special = {str(token) for token in added if token.special} | set(self._tokenizer.all_special_tokens)
+            self._templates[source] = ChatTemplate(source, self._tokenizer.special_tokens_map, special)
+        return self._templates[source]
+
+    def _prepare(self, record: Mapping[str, Any], format: FormatName) -> Rendering | Tokenized:  # noqa: A002
+        names = self._spec.prompt_column, self._spec.completion_column
+        item = to_conversation(record, format, prompt_column=names[0], completion_column=names[1])
+        return item if isinstance(item, Tokenized) else self._render(item)
+
+    def _render(self, conversation: Conversation) -> Rendering:
+        template = self._template(conversation.tools)
+        folded = fold(conversation, template)
+        text, marked = template.render_marked(folded.messages, folded.tools)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            detail = f"half of a surrogate pair at character {error.start} of the rendered text"
+            raise RecordError("not_unicode", detail) from error
+        check_context(folded, text)
+        return Rendering(template, folded, text, None if marked is None else tuple(marked))
+
+    def _finish(self, item: Rendering | Tokenized, encoding: Any) -> Encoded:
+        if isinstance(item, Tokenized):
+            self._check_length(len(item.input_ids))
+            return self._bounded(item.input_ids, item.loss_mask)
+        ids = np.array(encoding.ids, dtype=np.int32)
+        self._check_length(len(ids))  # before the spans, whose cost grows with the square of the turns
+        offsets = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
+        return self._bounded(ids, token_mask(item, trained_spans(item), offsets))
+
+    def _check_length(self, num_tokens: int) -> None:
+        if num_tokens > self._max_len and self._spec.overlong == "reject":
+            raise RecordError("too_long", f"{num_tokens} tokens; the limit is {self._max_len}")
+
+    def _bounded(self, input_ids: NDArray[np.int32], loss_mask: NDArray[np.int8]) -> Encoded:
+        num_tokens = len(input_ids)
+        ids, mask = input_ids[: self._max_len], loss_mask[: self._max_len]
+        if not mask.any():
+            where = f"the first {self._max_len} of its {num_tokens} tokens" if num_tokens > len(ids) else "it"
+            raise RecordError("no_trained_tokens", f"nothing in {where} is trained")
+        if self._vocab_size is not None and int(ids.max()) >= self._vocab_size:
+            raise RecordError("token_out_of_vocab", f"token id {ids.max()}; the model knows {self._vocab_size}")
+        return Encoded(Sample(ids, mask), truncated=num_tokens > len(ids))
+
+
+def load_tokenizer(model: ModelSpec) -> Any:
+    """The tokenizer of a model. Raises ModelError where it is missing or gives no offsets."""
+    from transformers import AutoTokenizer
+
+    name = model.tokenizer or model.name
+    hint = "Give a model folder or hub id that holds a tokenizer, or name one with --tokenizer."
+    if name.startswith(("/", ".", "~")) and not Path(name).expanduser().exists():
+        raise ModelError(f"no model at {name}", hint)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(Path(name).expanduser()) if name.startswith("~") else name,
+            revision=None if model.tokenizer else model.revision,
+            trust_remote_code=model.trust_remote_code,
+        )
+    except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
+        first_line = str(error).strip().partition("\n")[0]
+        raise ModelError(f"cannot load the tokenizer of {name}: {first_line}", hint) from error
+    if not tokenizer.is_fast:
+        raise ModelError(f"the tokenizer of {name} has no tokenizer.json form, so it cannot give offsets", hint)
+    return tokenizer
+
+
+def _plain_backend(tokenizer: Any) -> Any:
+    """A copy of the Rust tokenizer that cuts, pads and post-processes nothing.
+
+    Post-processors add special tokens, which nobody asks for here, and some trim white space off the offsets.
+    """
+    backend = copy.deepcopy(tokenizer.backend_tokenizer)
+    backend.no_truncation()
+    backend.no_padding()
+    backend.post_processor = None
+    return backend
+
+
+def _caught(step: Any, *arguments: Any) -> Any:
+    """The step's result, or the RecordError it raised, without the frames that it would keep alive."""
+    try:
+        return step(*arguments)
+    except RecordError as error:
+        error.__cause__ = error.__context__ = None
+        return error.with_traceback(None)
