@@ -46,7 +46,11 @@ def apply_environment() -> None:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep the deprecation warnings of libraries from the user while an engine is loaded."""
+    """Keep progress bars and deprecation warnings of libraries from the user while an engine is loaded."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()  # reads its variable at import, which may be long past
+    transformers_logging.disable_progress_bar()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

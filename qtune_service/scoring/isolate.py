@@ -1,8 +1,8 @@
 """Find the samples that an engine cannot score, and score all the others.
 
 A group that fails is halved until the failing samples stand alone: about 2 k log2(n) extra calls for k poison samples
-among n. An engine that is dead fails for every sample, which is no sample's fault: it is told from poison by one
-sample of the group that did score, or, where all failed, by whether the engine still scores a minimal sample.
+among n. An engine that is dead fails for every sample, which is no sample's fault, so before a sample is blamed the
+engine must score a trivial one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from qtune_service.core.metrics import Sample, TokenScores
-from qtune_service.errors import EngineError
+from qtune_service.errors import EngineError, QTuneError
 from qtune_service.scoring.base import Scorer
 
 
@@ -21,43 +21,33 @@ def score_isolating(scorer: Scorer, samples: Sequence[Sample]) -> list[TokenScor
 
     Raises EngineError where the engine, and not a sample, is at fault.
     """
-    results: list[TokenScores | str] = []
-    _score(scorer, samples, results)
-    reasons = [result for result in results if isinstance(result, str)]
-    if reasons and len(reasons) == len(results):
-        _check_alive(scorer, reasons)
-    return results
-
-
-def _score(scorer: Scorer, samples: Sequence[Sample], results: list[TokenScores | str]) -> None:
     if not samples:
-        return
+        return []
     try:
-        results.extend(scorer.score(samples))
+        return list(scorer.score(samples))
     except EngineError:
         raise  # the engine itself says that it cannot go on
-    except Exception as error:  # noqa: BLE001 - an engine raises whatever its model does; it becomes the sample's reason
+    except Exception as error:  # noqa: BLE001 - an engine raises whatever its model raises
         if len(samples) == 1:
-            results.append(_reason(error))
-            return
-        middle = len(samples) // 2
-        _score(scorer, samples[:middle], results)
-        _score(scorer, samples[middle:], results)
+            _check_alive(scorer, error)
+            return [_reason(error)]
+    middle = len(samples) // 2
+    return score_isolating(scorer, samples[:middle]) + score_isolating(scorer, samples[middle:])
 
 
-def _check_alive(scorer: Scorer, reasons: Sequence[str]) -> None:
+def _check_alive(scorer: Scorer, failure: Exception) -> None:
     """Score a two-token sample, which no working engine refuses."""
     probe = Sample(input_ids=np.zeros(2, np.int32), loss_mask=np.array([0, 1], np.int8))
     try:
         scorer.score([probe])
     except Exception as error:
         raise EngineError(
-            f"The scoring engine fails for every sample, even a trivial one: {_reason(error)}",
-            f"The first of {len(reasons)} failures was: {reasons[0]}",
+            f"The scoring engine is dead: it fails even for a trivial sample: {_reason(error)}",
+            f"It was first seen to fail with: {_reason(failure)}",
         ) from error
 
 
 def _reason(error: Exception) -> str:
-    """First line of an error's message, with its type where that says more."""
+    """First line of an error's message, with its type where the error is not one of ours."""
     text = str(error).strip().partition("\n")[0]
-    return text if type(error).__module__.startswith("qtune_service.") else f"{type(error).__name__}: {text}".rstrip(": ")
+    return text if isinstance(error, QTuneError) else f"{type(error).__name__}: {text}".rstrip(": ")

@@ -31,17 +31,18 @@ def check_samples(samples: Sequence[Sample], info: EngineInfo) -> None:
     """Raise DataError for the first sample that the engine must not see."""
     for i, sample in enumerate(samples):
         if problem := _problem(sample, info):
-            raise DataError(f"Sample {i} of {len(samples)} cannot be scored: {problem}")
+            where = f"sample {i} of {len(samples)}: " if len(samples) > 1 else ""
+            raise DataError(f"{where}{problem}")
 
 
 def _problem(sample: Sample, info: EngineInfo) -> str:
     ids, mask = sample.input_ids, sample.loss_mask
     if len(ids) != len(mask):
-        return f"{len(ids)} tokens, but a loss mask of {len(mask)}."
+        return f"{len(ids)} tokens, but a loss mask of {len(mask)}"
     if len(ids) == 0:
-        return "it has no tokens."
+        return "no tokens"
     if len(ids) > info.max_model_len:
-        return f"{len(ids)} tokens, and the limit is {info.max_model_len} (max_model_len)."
+        return f"{len(ids)} tokens, and the limit is {info.max_model_len} (max_model_len)"
     if ids.min() < 0 or ids.max() >= info.vocab_size:
         wrong = int(ids[(ids < 0) | (ids >= info.vocab_size)][0])
         return f"token id {wrong} is outside the model's vocabulary of {info.vocab_size}; is the tokenizer the model's?"

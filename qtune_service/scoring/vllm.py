@@ -147,7 +147,8 @@ class VllmScorer:
             )
             for i in todo
         ]
-        inputs = [{"prompt_token_ids": prompts[i].input_ids.tolist()} for i in todo]
+        # What follows the last scored token need not be read.
+        inputs = [{"prompt_token_ids": prompts[i].input_ids[: prompts[i].positions[-1] + 1].tolist()} for i in todo]
         try:
             outputs = self._llm.encode(inputs, params, pooling_task=TASK, use_tqdm=False)
         except BaseException:

@@ -1,0 +1,243 @@
+"""The reference engine: plain torch and transformers. The oracle of the tests, and the engine without vLLM.
+
+Batches hold sequences of like length, padded on the right, up to a budget of tokens. A causal model's output at a
+token does not depend on what follows it, so no attention mask is needed and the fast causal kernel runs.
+
+Logits are computed for rows that predict scored tokens, in blocks. That needs the model's path from hidden state to
+logits, which is more than a matrix for some (Gemma 2 caps its logits, Cohere and Granite scale them). So the path is
+checked when the model is loaded, and there are two:
+
+- `head`: the output embedding applied to the last hidden state, for models where that gives the very bits of the
+  model's own logits on a probe sequence.
+- `forward`: for all others, the model's own forward pass, one sequence at a time, in chunks with a cache of keys and
+  values: slower, and right by construction.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from qtune_service.config import EngineSpec, ModelSpec
+from qtune_service.core.metrics import Sample, TokenScores
+from qtune_service.errors import EngineError, ModelError
+from qtune_service.scoring.base import EngineInfo
+from qtune_service.scoring.checkpoint import Checkpoint, read_checkpoint, unsupported_architecture
+from qtune_service.scoring.environment import apply_environment, quiet_libraries
+from qtune_service.scoring.samples import Prompt, Scores, check_samples, distinct_prompts, scores_of
+from qtune_service.scoring.statistics import statistics_for
+
+CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 16384
+PROBE_TOKENS = 16
+CAUSAL_TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 3e-2}  # of the largest logit
+_LENGTH_SENSITIVE_ROPE = frozenset({"dynamic", "longrope", "su"})  # angles depend on the longest sequence of a batch
+_LOGIT_TRANSFORMS = (
+    "final_logit_softcapping",
+    "logit_scale",
+    "logits_scaling",
+    "lm_head_multiplier",
+    "output_multiplier",
+)
+
+
+class ReferenceScorer:
+    """A `Scorer` on plain transformers."""
+
+    def __init__(self, model: ModelSpec, engine: EngineSpec, reason: str = "") -> None:
+        if engine.tensor_parallel_size > 1:
+            raise EngineError(
+                f"The reference engine runs on one device, not on tensor_parallel_size {engine.tensor_parallel_size}.",
+                "Use the engine `vllm`, or tensor_parallel_size 1.",
+            )
+        apply_environment()
+        checkpoint = read_checkpoint(model)
+        if checkpoint.max_model_len is None:
+            raise ModelError(f"{model.name}: its config.json states no length limit.", "Set max_model_len.")
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        with quiet_libraries():
+            self._model: Any = _load(model, checkpoint).to(self._device)
+            with torch.inference_mode():
+                self._path = choose_path(self._model, checkpoint)
+        self._batch_tokens = engine.max_num_batched_tokens or (
+            GPU_BATCH_TOKENS if self._device.type == "cuda" else CPU_BATCH_TOKENS
+        )
+        self._max_batch_size = 1 if _angles_depend_on_batch(checkpoint) else self._batch_tokens
+        self._block_rows = max(1, engine.logits_bytes // (4 * checkpoint.vocab_size))
+        self._statistics = statistics_for(self._device, "eager")
+        self._info = EngineInfo(
+            name="reference",
+            version=f"transformers {metadata.version('transformers')}, torch {torch.__version__}",
+            device=torch.cuda.get_device_name() if self._device.type == "cuda" else "cpu",
+            dtype=checkpoint.dtype,
+            architecture=checkpoint.architecture,
+            max_model_len=checkpoint.max_model_len,
+            vocab_size=checkpoint.vocab_size,
+            reason=reason,
+        )
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the scorer runs on."""
+        return self._info
+
+    @property
+    def path(self) -> str:
+        """`head` or `forward`; see the module."""
+        return self._path
+
+    def score(self, samples: Sequence[Sample]) -> list[TokenScores]:
+        """Score samples, in the order given; see `Scorer`."""
+        if self._model is None:
+            raise EngineError("The scorer is closed.", "Build a new one.")
+        check_samples(samples, self._info)
+        prompts, index = distinct_prompts(samples)
+        with torch.inference_mode():
+            scores = self._score_prompts(prompts)
+        return [scores_of(sample, prompts[i], scores[i]) for sample, i in zip(samples, index, strict=True)]
+
+    def _score_prompts(self, prompts: Sequence[Prompt]) -> list[Scores]:
+        """Score prompts in batches: one (n, 2) each."""
+        scores: list[Scores] = [np.empty((0, 2), np.float32)] * len(prompts)
+        size = self._max_batch_size if self._path == "head" else 1
+        run = self._score_batch if self._path == "head" else self._score_by_forward
+        for batch in token_budget_batches([_length(prompt) for prompt in prompts], self._batch_tokens, size):
+            for i, rows in zip(batch, run([prompts[i] for i in batch]), strict=True):
+                scores[i] = rows
+        return scores
+
+    def _score_batch(self, prompts: Sequence[Prompt]) -> list[Scores]:
+        """Score by the `head` path: one (n, 2) a prompt."""
+        width = max(map(_length, prompts))
+        ids = np.zeros((len(prompts), width), np.int64)  # (B, T) padded on the right
+        for row, prompt in zip(ids, prompts, strict=True):
+            row[: _length(prompt)] = prompt.input_ids[: _length(prompt)]
+        predicting = np.concatenate([i * width + prompt.positions - 1 for i, prompt in enumerate(prompts)])
+        labels = self._tensor(np.concatenate([prompt.input_ids[prompt.positions] for prompt in prompts]))
+        hidden = self._model.base_model(input_ids=self._tensor(ids), use_cache=False).last_hidden_state  # (B, T, H)
+        rows = self._tensor(predicting)
+        head = self._model.get_output_embeddings()
+        scores = torch.empty(len(rows), 2, dtype=torch.float32, device=self._device)
+        for i in range(0, len(rows), self._block_rows):
+            block = slice(i, i + self._block_rows)
+            scores[block] = self._statistics(head(hidden.flatten(0, 1)[rows[block]]), labels[block])
+        ends = np.cumsum([len(prompt.positions) for prompt in prompts])
+        return np.split(scores.cpu().numpy(), ends[:-1])
+
+    def _score_by_forward(self, prompts: Sequence[Prompt]) -> list[Scores]:
+        """Score one prompt by the `forward` path, in chunks of at most `block_rows` tokens: [(n, 2)]."""
+        (prompt,) = prompts
+        all_ids = self._tensor(prompt.input_ids)
+        ids = all_ids[: _length(prompt)]  # (T,)
+        positions = self._tensor(prompt.positions)
+        chunk = max(1, min(self._block_rows, self._batch_tokens))
+        cache, parts = None, [torch.empty(0, 2, device=self._device)]
+        for begin in range(0, len(ids), chunk):
+            end = min(begin + chunk, len(ids))
+            is_whole = begin == 0 and end == len(ids)
+            output = self._model(input_ids=ids[None, begin:end], past_key_values=cache, use_cache=not is_whole)
+            cache = output.past_key_values if not is_whole else None
+            mine = positions[(positions > begin) & (positions <= end)]  # row t - 1 predicts token t
+            parts.append(self._statistics(output.logits[0, mine - 1 - begin], all_ids[mine]))
+        return [torch.cat(parts).cpu().numpy()]
+
+    def _tensor(self, array: Any) -> torch.Tensor:
+        return torch.as_tensor(np.asarray(array, np.int64), device=self._device)
+
+    def close(self) -> None:
+        """Free the model. Idempotent."""
+        self._model = None
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _length(prompt: Prompt) -> int:
+    """Tokens that must be read: up to the one that predicts the last scored token; 0 where nothing is scored."""
+    return int(prompt.positions[-1]) if len(prompt.positions) else 0
+
+
+def token_budget_batches(lengths: Sequence[int], budget: int, max_size: int) -> Iterator[list[int]]:
+    """Group indices by like length, longest first, so that size x longest stays within the budget.
+
+    A sequence longer than the budget stands alone; length 0 is left out.
+    """
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if lengths[i] == 0:
+            break
+        if batch and ((len(batch) + 1) * lengths[batch[0]] > budget or len(batch) == max_size):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _load(model: ModelSpec, checkpoint: Checkpoint) -> Any:
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(checkpoint.config.model_type)
+    has_own_code = model.trust_remote_code and "AutoModelForCausalLM" in (
+        checkpoint.config.to_dict().get("auto_map") or {}
+    )
+    if checkpoint.architecture != known and not has_own_code:
+        engine = f"transformers {metadata.version('transformers')}"
+        detail = f"For model type {checkpoint.config.model_type!r} it has {known or 'none'}."
+        raise unsupported_architecture(model.name, checkpoint.architecture, engine, detail)
+    source = str(Path(model.name).expanduser()) if Path(model.name).expanduser().is_dir() else model.name
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            revision=model.revision,
+            dtype=getattr(torch, checkpoint.dtype),
+            trust_remote_code=model.trust_remote_code,
+        )
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise ModelError(
+            f"Model {model.name} cannot be loaded: {error}", "Check that its folder is complete."
+        ) from error
+    return loaded.eval()
+
+
+def choose_path(model: Any, checkpoint: Checkpoint) -> str:
+    """Return `head` if the output embedding gives the model's own logits bit for bit, else `forward`.
+
+    Raises ModelError for a model whose output at a token depends on later tokens.
+    """
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(checkpoint.vocab_size, (1, PROBE_TOKENS), generator=generator).to(model.device)
+    logits = model(input_ids=ids, use_cache=False).logits  # (1, T, V)
+    changed = ids.clone()
+    changed[0, -1] = (ids[0, -1] + 1) % checkpoint.vocab_size
+    # Equal but for rounding: how a mixture of experts groups its tokens may depend on all of them.
+    drift = (logits - model(input_ids=changed, use_cache=False).logits)[:, :-1].abs().max()
+    if drift > CAUSAL_TOLERANCE[checkpoint.dtype] * logits.abs().max():
+        detail = "This one is not causal: its prediction for a token depends on later tokens."
+        raise unsupported_architecture(checkpoint.name, checkpoint.architecture, "any engine", detail)
+    text_config = checkpoint.config.get_text_config()
+    if any(getattr(text_config, key, None) not in (None, 1, 1.0) for key in _LOGIT_TRANSFORMS):
+        return "forward"
+    return "head" if _head_is_all(model, ids, logits) else "forward"
+
+
+def _head_is_all(model: Any, ids: torch.Tensor, logits: torch.Tensor) -> bool:
+    """Whether output embedding x last hidden state equals the logits (1, T, V) of `ids` (1, T)."""
+    head, base = model.get_output_embeddings(), model.base_model
+    if head is None or base is model or "use_cache" not in inspect.signature(base.forward).parameters:
+        return False
+    hidden = getattr(base(input_ids=ids, use_cache=False), "last_hidden_state", None)
+    if hidden is None or hidden.shape[-1] != head.weight.shape[-1]:
+        return False
+    return bool(torch.equal(head(hidden), logits))
+
+
+def _angles_depend_on_batch(checkpoint: Checkpoint) -> bool:
+    rope = getattr(checkpoint.config.get_text_config(), "rope_parameters", None) or {}
+    kinds = {entry.get("rope_type") for entry in (rope, *rope.values()) if isinstance(entry, dict)}
+    return bool(kinds & _LENGTH_SENSITIVE_ROPE)
