@@ -1,0 +1,106 @@
+"""Rows of Parquet files: where to cut, which types, and reading a run of rows in bounded memory.
+
+Cuts follow row groups: small ones are joined, those over twice the wanted size are cut by rows. A run that begins
+inside a row group has to decode what is before it; writers that keep row groups small spare that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from qtune_service.data import storage
+from qtune_service.data.schema import EXACT_FLOAT, wide_field
+from qtune_service.errors import DataError
+
+BATCH_ROWS = 1024
+
+
+def footer(uri: str) -> pq.FileMetaData:
+    """The file's metadata: rows and bytes of its row groups. Raises DataError for columns of the same name."""
+    with storage.open_parquet(uri) as file:
+        names = file.schema_arrow.names
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise DataError(f"{storage.display(uri)} has several columns named {twice[0]}", "Rename one of them.")
+        return file.metadata
+
+
+def cut(metadata: pq.FileMetaData, wanted_bytes: int) -> list[tuple[int, int]]:
+    """Runs of rows [start, stop) of about `wanted_bytes` of uncompressed data each."""
+    runs: list[tuple[int, int]] = []
+    start = stop = size = 0
+    for index in range(metadata.num_row_groups):
+        group = metadata.row_group(index)
+        if start < stop and size + group.total_byte_size > 2 * wanted_bytes:
+            runs.append((start, stop))
+            start, size = stop, 0
+        stop, size = stop + group.num_rows, size + group.total_byte_size
+        if size >= wanted_bytes:
+            parts = math.ceil(size / wanted_bytes) if size > 2 * wanted_bytes else 1
+            runs += _parts(start, stop, parts)
+            start, size = stop, 0
+    return runs + _parts(start, stop, 1)
+
+
+def _parts(start: int, stop: int, count: int) -> list[tuple[int, int]]:
+    edges = [start + (stop - start) * i // count for i in range(count + 1)]
+    return [(low, high) for low, high in pairwise(edges) if low < high]
+
+
+def schema_of(uri: str) -> pa.Schema:
+    """Types of the columns; integers that a float may not hold are marked, by the file's own statistics."""
+    with storage.open_parquet(uri) as file:
+        return pa.schema([_marked(field, file.metadata) for field in file.schema_arrow])
+
+
+def _marked(field: pa.Field, metadata: pq.FileMetaData) -> pa.Field:
+    if not pa.types.is_integer(field.type) or field.type.bit_width < 64:
+        return pa.field(field.name, field.type)
+    largest = max((_largest(metadata.row_group(i), field.name) for i in range(metadata.num_row_groups)), default=0)
+    return wide_field(field.name, field.type) if largest > EXACT_FLOAT else pa.field(field.name, field.type)
+
+
+def _largest(group: pq.RowGroupMetaData, name: str) -> float:
+    """Largest magnitude of an integer column; infinite where the file does not say."""
+    for index in range(group.num_columns):
+        column = group.column(index)
+        if column.path_in_schema == name:
+            stats = column.statistics
+            known = stats is not None and stats.has_min_max
+            if not known:
+                return 0 if stats is not None and stats.null_count == group.num_rows else math.inf
+            return max(abs(int(stats.min)), abs(int(stats.max)))
+    return math.inf
+
+
+def iter_rows(uri: str, start: int, stop: int, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+    """Rows [start, stop) in batches; `columns` that the file lacks are left out."""
+    with storage.open_parquet(uri) as file:
+        groups, skipped = _groups_of(file.metadata, start, stop)
+        wanted = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
+        at = skipped
+        for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=wanted):
+            low, high = max(start - at, 0), min(stop - at, batch.num_rows)
+            if low < high:
+                yield batch.slice(low, high - low)
+            at += batch.num_rows
+            if at >= stop:
+                return
+
+
+def _groups_of(metadata: pq.FileMetaData, start: int, stop: int) -> tuple[list[int], int]:
+    """Row groups that hold some of the rows, and the number of rows before the first of them."""
+    groups, at, skipped = [], 0, 0
+    for index in range(metadata.num_row_groups):
+        rows = metadata.row_group(index).num_rows
+        if at + rows <= start:
+            skipped = at + rows
+        elif at < stop:
+            groups.append(index)
+        at += rows
+    return groups, skipped

@@ -1,0 +1,163 @@
+"""From what the user named to the files to read.
+
+A folder is walked; files with a known ending count, hidden ones and those that start with `_` do not. Content wins
+over the name: the first bytes tell Parquet, gzip, zstd, JSON arrays and JSON lines apart, so a `.json` file of JSON
+lines is read as such, and a file of unknown ending is taken if its content is known and it was named itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import orjson
+
+from qtune_service.data import storage
+from qtune_service.data.decompress import BrokenStreamError, Compression, compression_of, decompress
+from qtune_service.data.values import BOM
+from qtune_service.errors import DataError, StorageError
+
+Kind = Literal["jsonl", "json", "parquet"]
+HEAD_BYTES = 64 << 10
+SUPPORTED = "Supported: .jsonl, .ndjson, .json (array, or object of columns), each also .gz or .zst, and .parquet."
+_ENDING = re.compile(r"\.(jsonl|ndjson|json|parquet|pq)(?:\.(gz|gzip|zst|zstd))?$", re.IGNORECASE)
+_FOREIGN = (
+    (b"PK\x03\x04", "a zip archive"),
+    (b"ARROW1", "an Arrow file"),
+    (b"\xff\xfe", "UTF-16 text"),
+    (b"\xfe\xff", "UTF-16 text"),
+    (b"BZh", "bzip2"),
+    (b"\xfd7zXZ", "xz"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One input file as it was when the job was planned."""
+
+    uri: str
+    kind: Kind
+    compression: Compression | None
+    size_bytes: int
+    version: str
+
+    @property
+    def name(self) -> str:
+        """The URI as its user would recognise it."""
+        return storage.display(self.uri)
+
+
+def discover(paths: Iterable[str]) -> tuple[SourceFile, ...]:
+    """Files behind paths, globs, folders and URIs, in the order given, each once.
+
+    Raises DataError where a path leads to nothing or to something that cannot be read.
+    """
+    found = dict.fromkeys(uri for path in paths for uri in _expand(path))
+    with ThreadPoolExecutor(max_workers=16, thread_name_prefix="discover") as pool:
+        return tuple(pool.map(_look, found))
+
+
+def _expand(path: str) -> list[str]:
+    location = storage.resolve(path)
+    if storage.stat(path) is not None:
+        return [location.path if location.is_local else path]
+    if storage.is_folder(path):
+        return _files_of_folder(path)
+    if storage.is_glob(path):
+        found = storage.glob(path)
+        if not found:
+            raise DataError(f"no file matches {storage.display(path)}", "Check the pattern, and quote it in a shell.")
+        return found
+    raise DataError(f"no such file or folder: {storage.display(path)}", "Check the path.")
+
+
+def _files_of_folder(folder: str) -> list[str]:
+    files = [uri for uri in storage.list_files(folder) if not _is_hidden(storage.relative(uri, folder))]
+    known = [uri for uri in files if _ENDING.search(storage.display(uri))]
+    if not known:
+        others = ", ".join(storage.relative(uri, folder) for uri in files[:5])
+        what = f"it holds only {others}{', ...' if len(files) > 5 else ''}" if files else "it is empty"
+        raise DataError(f"no data files in {storage.display(folder)}: {what}", SUPPORTED)
+    return known
+
+
+def _is_hidden(relative: str) -> bool:
+    return any(part.startswith((".", "_")) for part in relative.split("/"))
+
+
+def _look(uri: str) -> SourceFile:
+    entry = storage.stat(uri)
+    if entry is None:
+        raise StorageError(f"cannot read {storage.display(uri)}: it does not exist any more", "Check the path.")
+    head = storage.read_range(uri, 0, HEAD_BYTES)
+    kind, compression = identify(storage.display(uri), head, is_whole=entry.size_bytes <= len(head))
+    return SourceFile(uri, kind, compression, entry.size_bytes, entry.version)
+
+
+def identify(name: str, head: bytes, *, is_whole: bool) -> tuple[Kind, Compression | None]:
+    """Kind and compression of a file by its first bytes, then by its name."""
+    compression = compression_of(head)
+    if compression is not None:
+        head, is_whole = _inflate(head, compression)
+    ending = _ENDING.search(name)
+    named = ending.group(1).lower() if ending else ""
+    if head.startswith(b"PAR1") and compression is None:
+        return "parquet", None
+    _refuse_foreign(name, named, head, compression)
+    return _kind_of_text(name, named, head.removeprefix(BOM).lstrip(), is_whole=is_whole), compression
+
+
+def _refuse_foreign(name: str, named: str, head: bytes, compression: Compression | None) -> None:
+    foreign = next((what for magic, what in _FOREIGN if head.startswith(magic)), None)
+    if head.startswith(b"PAR1"):
+        foreign = f"Parquet inside .{compression}; Parquet compresses by itself"
+    if foreign is None and named in ("parquet", "pq"):
+        foreign = "not Parquet: its first bytes are not PAR1"
+    if foreign is not None:
+        raise DataError(f"cannot read {name}: it is {foreign}", SUPPORTED)
+
+
+def _kind_of_text(name: str, named: str, text: bytes, *, is_whole: bool) -> Kind:
+    if text.startswith(b"["):
+        return "json"
+    if named in ("jsonl", "ndjson"):
+        return "jsonl"
+    if text.startswith(b"{"):
+        first, newline, rest = text.partition(b"\n")
+        goes_on = bool(rest.strip()) or (bool(newline) and not is_whole)
+        return "jsonl" if newline and goes_on and _is_object(first) else "json"
+    if named == "json":
+        return "json"
+    raise DataError(f"cannot tell what {name} is", SUPPORTED)
+
+
+def _inflate(head: bytes, compression: Compression) -> tuple[bytes, bool]:
+    """What a compressed file's head holds, and whether that is all."""
+    pieces: list[bytes] = []
+    try:
+        pieces.extend(decompress(iter([head]), compression))
+    except BrokenStreamError:  # as expected: the head is a part of the stream
+        return b"".join(pieces)[:HEAD_BYTES], False
+    text = b"".join(pieces)
+    return text[:HEAD_BYTES], len(text) <= HEAD_BYTES
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(orjson.loads(line), dict)
+    except ValueError:
+        return False
+
+
+def changes(planned: Sequence[SourceFile], now: Sequence[SourceFile]) -> list[str]:
+    """What differs between the files of a plan and those found now, a sentence each."""
+    before, after = {file.uri: file for file in planned}, {file.uri: file for file in now}
+    told = [f"{file.name} is gone" for file in planned if file.uri not in after]
+    told += [f"{file.name} is new" for file in now if file.uri not in before]
+    told += [f"{file.name} has changed" for uri, file in before.items() if uri in after and after[uri] != file]
+    if not told and list(before) != list(after):
+        told.append("the files are named in another order")
+    return told
