@@ -65,5 +65,5 @@ def check_offsets(offsets: NDArray[np.integer[Any]], length: int, what: str) -> 
 
 
 def share_of(ratio: float, count: int) -> int:
-    """ceil(ratio * count), from 1 to count; rounding first keeps 0.1 * 30 from becoming 4."""
+    """ceil(ratio * count), from 1 to count; rounding first keeps 0.07 * 100 from becoming 8."""
     return min(count, max(1, math.ceil(round(ratio * count, 9))))

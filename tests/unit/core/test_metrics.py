@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from qtune_service.core.metrics import check_offsets, perplexity, sample_means, share_of
@@ -69,13 +69,14 @@ def test_perplexity_is_the_exponential_and_overflows_quietly() -> None:
 
 
 @given(st.integers(1, 1000), st.integers(1, 100_000))
+@example(70, 100)
 def test_a_share_is_the_ceiling_in_decimal(per_mille: int, count: int) -> None:
-    """Binary rounding of the ratio never adds one: 0.1 of 30 is 3."""
+    """Binary rounding of the ratio never adds one: 0.07 of 100 is 7, though the product is above it."""
     assert share_of(per_mille / 1000, count) == -(-per_mille * count // 1000)
 
 
 @pytest.mark.parametrize(
-    ("ratio", "count", "share"), [(0.1, 30, 3), (1e-12, 5, 1), (1.0, 7, 7), (0.5, 1, 1), (0.7, 10, 7)]
+    ("ratio", "count", "share"), [(0.07, 100, 7), (1e-12, 5, 1), (1.0, 7, 7), (0.5, 1, 1), (0.7, 10, 7)]
 )
 def test_a_share_is_at_least_one(ratio: float, count: int, share: int) -> None:
     """Even the smallest ratio keeps one."""
