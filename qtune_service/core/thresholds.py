@@ -49,6 +49,16 @@ class Selection:
     disjoint_capacity: int  # the most that corners without overlap (alpha <= 1/2) hold
     num_samples: int
     counts: dict[Quadrant, int]
+    nll_ranks: DoubleRanks  # (N,)
+    entropy_ranks: DoubleRanks  # (N,)
+
+    def p(self, span: slice) -> Column:
+        """Mid-ranks of mean NLL in (0, 1) of some samples: how large their error is among all."""
+        return self.nll_ranks[span] / (2 * self.num_samples)
+
+    def e(self, span: slice) -> Column:
+        """Mid-ranks of mean entropy in (0, 1) of some samples: how large their uncertainty is among all."""
+        return self.entropy_ranks[span] / (2 * self.num_samples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +112,8 @@ def select(
         disjoint_capacity=_count_within(entry, num_samples),
         num_samples=num_samples,
         counts=counts,
+        nll_ranks=nll_ranks,
+        entropy_ranks=entropy_ranks,
     )
 
 

@@ -67,7 +67,11 @@ def connect(address: str | None) -> dict[str, float]:
     local = {} if address else {"num_cpus": (os.cpu_count() or 1) + 1, "include_dashboard": False}
     try:
         ray.init(
-            address=address or "local", logging_level=logging.ERROR, log_to_driver=False, ignore_reinit_error=True, **local
+            address=address or "local",
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            ignore_reinit_error=True,
+            **local,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = address or f"this machine (temporary files under {tempfile.gettempdir()})"

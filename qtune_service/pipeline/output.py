@@ -71,7 +71,19 @@ class Output:
         uris = storage.list_files(self.at("_qtune", stage), recursive=False)
         with ThreadPoolExecutor(16) as pool:
             records = pool.map(storage.read_json, uris)
-        return {int(uri.rsplit("/", 1)[-1].removesuffix(".json")): record for uri, record in zip(uris, records, strict=True)}
+        return {
+            int(uri.rsplit("/", 1)[-1].removesuffix(".json")): record for uri, record in zip(uris, records, strict=True)
+        }
+
+    def note_progress(self, body: bytes) -> None:
+        """Rewrite progress.json."""
+        storage.write_bytes(self.at("_qtune", "progress.json"), body)
+
+    def drop_working_files(self) -> None:
+        """Remove what only a running job needs; job.json stays and says whose output this is."""
+        for name in ("input", "scored", "pruned"):
+            storage.remove_tree(self.at("_qtune", name))
+        storage.remove_file(self.at("_qtune", "plan.json"))
 
     # --- ownership
 
@@ -81,7 +93,9 @@ class Output:
         if storage.stat(owner):
             self._check_owner(spec, model_fingerprint, storage.read_json(owner))
             return
-        foreign = [u for u in storage.list_files(self.root, recursive=False) if not u.rsplit("/", 1)[-1].startswith(".")]
+        foreign = [
+            u for u in storage.list_files(self.root, recursive=False) if not u.rsplit("/", 1)[-1].startswith(".")
+        ]
         if foreign or any(storage.is_folder(self.at(name)) for name in FOLDERS if name != "_qtune"):
             raise OutputConflictError(
                 f"{self.root} is not empty and holds no job of qtune",
@@ -128,7 +142,8 @@ class Output:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise OutputConflictError(
-                    f"another qtune process is writing to {self.root}", "Wait for it, stop it, or choose another --output."
+                    f"another qtune process is writing to {self.root}",
+                    "Wait for it, stop it, or choose another --output.",
                 ) from error
             yield
 

@@ -148,7 +148,11 @@ class TerminalSink:
             self._stage = snapshot.stage
             self._task = self._progress.add_task(snapshot.stage, total=None, snapshot=snapshot)
         self._progress.update(
-            self._task, total=max(snapshot.total, 1), completed=snapshot.done, description=snapshot.stage, snapshot=snapshot
+            self._task,
+            total=max(snapshot.total, 1),
+            completed=snapshot.done,
+            description=snapshot.stage,
+            snapshot=snapshot,
         )
 
     def say(self, text: str) -> None:

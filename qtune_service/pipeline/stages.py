@@ -11,26 +11,30 @@ import json
 import os
 import pickle
 import time
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from qtune_service.config import JobSpec
 from qtune_service.core.metrics import TokenScores
 from qtune_service.core.plane import Quadrant
 from qtune_service.data import storage
 from qtune_service.data.chat import Encoded, Encoder
-from qtune_service.data.formats import RecordError
-from qtune_service.data.reading import RecordProblem, read_shard
-from qtune_service.data.shards import Chunk, Plan, Shard, scan
+from qtune_service.data.reading import RecordProblem, ShardRecords, category_of, read_shard
+from qtune_service.data.records import RecordError
+from qtune_service.data.shards import Chunk, Plan, scan
 from qtune_service.pipeline.model_info import ModelInfo
 from qtune_service.pipeline.output import Output
 from qtune_service.pipeline.tables import (
-    ENCODED_SCHEMA,
     REJECTED_SCHEMA,
-    SCORES_RESERVED,
+    encoded_rows,
+    example_rows,
+    final_masks,
+    own_names,
     pruned_rows,
     quadrant_rows,
     ragged,
@@ -38,18 +42,22 @@ from qtune_service.pipeline.tables import (
     with_scores,
 )
 
-RECORD_EXCERPT_CHARS = 2_000
+EXCERPT_CHARS = 2_000
+"""How much of a rejected record is kept to look at."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobContext:
-    """What every stage knows of the job. Small: the plan is read from the output, once a process."""
+    """What every scoring stage knows of the job. Small: the plan is read from the output, once a process."""
 
     spec: JobSpec
     model: ModelInfo
-    engine: str
-    """The chosen engine: vllm or reference."""
     threads: int = 1
+    """CPU threads of an actor's engine."""
+
+    def with_threads(self, threads: int) -> JobContext:
+        """The same for actors with so many threads."""
+        return replace(self, threads=threads)
 
     @property
     def output(self) -> Output:
@@ -59,17 +67,20 @@ class JobContext:
 
 @dataclass(frozen=True, slots=True)
 class ShardTables:
-    """A shard on its way: usable rows and rejected ones. read = rows of both."""
+    """A shard on its way: usable rows and rejected ones."""
 
     rows: pa.Table
     rejected: pa.Table
-    seconds: float = 0.0
-    """Time in the engine."""
+    engine: dict[str, Any]
+    started_at_s: float = 0.0
+    """When the engine began with it, and how long that took."""
+    engine_s: float = 0.0
 
 
 def scan_chunk(_index: int, payload: bytes, spec: JobSpec) -> bytes:
     """Look through one chunk of the input: counts, hash, format, schema."""
-    return scan(Chunk.from_json(payload.decode()), spec.input, work=Output(spec.output.path).at("_qtune")).to_json().encode()
+    chunk: Chunk = pickle.loads(payload)  # noqa: S301 - written by the driver of this job
+    return pickle.dumps(scan(chunk, spec.input, work=Output(spec.output.path).at("_qtune", "input")))
 
 
 def encode_shard(index: int, _payload: bytes, context: JobContext) -> bytes:
@@ -77,14 +88,16 @@ def encode_shard(index: int, _payload: bytes, context: JobContext) -> bytes:
     plan = _plan(context.output.root)
     shard = plan.shards[index]
     records = read_shard(plan, shard)
-    usable = [i for i, record in enumerate(records.records) if not isinstance(record, RecordProblem)]
-    results = _encoder(context).encode_batch([records.records[i] for i in usable], shard.format)
-    encoded = [(i, r) for i, r in zip(usable, results, strict=True) if isinstance(r, Encoded)]
-    problems = [(i, r.reason, r.detail) for i, r in enumerate(records.records) if isinstance(r, RecordProblem)]
-    problems += [(i, r.reason, r.detail) for i, r in zip(usable, results, strict=True) if isinstance(r, RecordError)]
-    rows = _encoded_table(records, encoded)
-    rejected = _rejected_table(records, sorted(problems), context.spec.input.category_field)
-    return pickle.dumps(ShardTables(rows, rejected))
+    usable = {i: record for i, record in enumerate(records.records) if not isinstance(record, RecordProblem)}
+    outcomes: list[Encoded | RecordError] = _encoder(context).encode_batch(list(usable.values()), shard.format)
+    encoded = {i: o for i, o in zip(usable, outcomes, strict=True) if isinstance(o, Encoded)}
+    problems = {i: (r.reason_code, r.detail) for i, r in enumerate(records.records) if isinstance(r, RecordProblem)}
+    problems |= {
+        i: (o.reason_code, o.detail) for i, o in zip(usable, outcomes, strict=True) if isinstance(o, RecordError)
+    }
+    rows = encoded_rows(records, encoded, own_names(plan))
+    rejected = _rejected_rows(records, dict(sorted(problems.items())), context.spec.input.category_field)
+    return pickle.dumps(ShardTables(rows, rejected, {}))
 
 
 class ScoreShard:
@@ -94,99 +107,167 @@ class ScoreShard:
         os.environ["OMP_NUM_THREADS"] = str(context.threads)
         from qtune_service.scoring.choose import build_scorer
 
-        model = context.spec.model.model_copy(update={"max_model_len": context.model.max_model_len})
-        self._scorer = build_scorer(model, context.spec.engine.model_copy(update={"name": context.engine}))
+        limit = {"max_model_len": context.model.max_model_len}
+        self._category = context.spec.input.category_field
+        self._scorer = build_scorer(context.spec.model.model_copy(update=limit), context.spec.engine)
 
     def __call__(self, _index: int, payload: bytes) -> bytes:
+        """Score a shard; a sample that cannot be scored is set aside and costs the others nothing."""
         from qtune_service.scoring.isolate import score_isolating
 
         tables: ShardTables = pickle.loads(payload)  # noqa: S301 - written by `encode_shard` of this job
-        started = time.perf_counter()
-        scores = score_isolating(self._scorer, samples_of(tables.rows))
-        seconds = time.perf_counter() - started
-        reasons = [_why_unusable(s) for s in scores]
-        good = np.array([r is None for r in reasons], dtype=bool)
-        rows = with_scores(tables.rows.filter(pa.array(good)), [s for s in scores if isinstance(s, TokenScores) and _is_finite(s)])
-        poisoned = [(i, *r) for i, r in enumerate(reasons) if r is not None]
-        rejected = pa.concat_tables([tables.rejected, _poisoned_table(tables.rows, poisoned)])
-        return pickle.dumps(ShardTables(rows, rejected, seconds))
+        started_at_s, started = time.time(), time.perf_counter()
+        outcomes = score_isolating(self._scorer, samples_of(tables.rows))
+        engine_s = time.perf_counter() - started
+        problems = {i: problem for i, o in enumerate(outcomes) if (problem := _problem_of(o))}
+        good = [o for i, o in enumerate(outcomes) if i not in problems and isinstance(o, TokenScores)]
+        scored = pa.array([i not in problems for i in range(len(outcomes))], pa.bool_())
+        rows = with_scores(tables.rows.filter(scored), good)
+        poisoned = _unscored_rows(tables.rows, problems, self._category)
+        rejected = pa.concat_tables([tables.rejected, poisoned])
+        return pickle.dumps(ShardTables(rows, rejected, asdict(self._scorer.info), started_at_s, engine_s))
 
 
 def commit_shard(index: int, payload: bytes, context: JobContext) -> bytes:
     """Write a scored shard: rejected rows, scores, and last the marker that makes it count."""
     tables: ShardTables = pickle.loads(payload)  # noqa: S301 - written by `ScoreShard` of this job
-    files = []
-    if tables.rejected.num_rows:
-        files.append(_write(context.output, "rejected", index, tables.rejected))
-    files.append(_write(context.output, "scores", index, tables.rows))
+    rows, rejected, output = tables.rows, tables.rejected, context.output
+    files = [_write(output, "rejected", index, rejected)] if rejected.num_rows else []
+    files.append(_write(output, "scores", index, rows))
     marker = {
-        "read": tables.rows.num_rows + tables.rejected.num_rows,
-        "scored": tables.rows.num_rows,
-        "rejected": tables.rejected.num_rows,
-        "reasons": _counts(tables.rejected["reason"]),
-        "truncated": int(np.count_nonzero(tables.rows["truncated"].to_numpy())),
-        "tokens": int(len(ragged(tables.rows["input_ids"]).flat)),
-        "trained_tokens": int(tables.rows["num_tokens"].to_numpy().sum()),
-        "engine_seconds": tables.seconds,
+        "read": rows.num_rows + rejected.num_rows,
+        "scored": rows.num_rows,
+        "rejected": rejected.num_rows,
+        "reasons": _counts(rejected["reason"]),
+        "rejected_by_source": _counts(rejected["source"]),
+        "rejected_by_category": _counts(rejected["category"]) if context.spec.input.category_field else {},
+        "truncated": int(np.count_nonzero(rows["truncated"].to_numpy())),
+        "tokens": len(ragged(rows["input_ids"]).flat),
+        "trained_tokens": int(rows["num_tokens"].to_numpy().sum()),
+        "engine": tables.engine,
+        "started_at_s": tables.started_at_s,
+        "engine_s": tables.engine_s,
         "files": files,
     }
-    context.output.mark("scored", index, marker)
+    output.mark("scored", index, marker)
     return json.dumps(marker).encode()
 
 
-def prune_shard(index: int, payload: bytes, context: JobContext, names: dict[str, str]) -> bytes:
-    """Write a shard's quadrants and its pruned rows, and count them by source and category."""
-    labels, error_rank, entropy_rank = pickle.loads(payload)  # noqa: S301 - written by the driver of this job
-    spec, output = context.spec, context.output
+def prune_shard(index: int, payload: bytes, spec: JobSpec, renamed: dict[str, str], category: str | None) -> bytes:
+    """Write a shard's quadrants and its pruned rows, count them, and pick out what the report shows."""
+    labels, error_rank, entropy_rank, points, examples = pickle.loads(payload)  # noqa: S301 - from this job's driver
     assert spec.prune is not None
+    output = Output(spec.output.path)
     scores = storage.read_table(output.part("scores", index))
-    pruned = pruned_rows(scores, labels, spec.prune, names)
+    masks = final_masks(scores, labels, spec.prune)
+    kept = (labels == Quadrant.Q2) | (labels == Quadrant.Q4)
+    pruned = pruned_rows(scores, masks, labels, kept, renamed)
     files = [
         _write(output, "quadrants", index, quadrant_rows(scores, labels, error_rank, entropy_rank)),
         _write(output, "pruned", index, pruned),
     ]
-    kept = pruned["qtune"].combine_chunks()
-    tokens_kept, tokens_removed = (int(np.sum(kept.field(n).to_numpy(zero_copy_only=False))) for n in ("tokens_kept", "tokens_removed"))
-    category = spec.input.category_field
-    q2_lengths = scores["num_tokens"].to_numpy()[labels == Quadrant.Q2]
+    counts = pruned["qtune"].combine_chunks()
+    after, removed = (
+        int(counts.field(name).to_numpy(zero_copy_only=False).sum()) for name in ("tokens_kept", "tokens_removed")
+    )
     marker = {
         "kept": pruned.num_rows,
-        "tokens_before": tokens_kept + tokens_removed,
-        "tokens_after": tokens_kept,
-        "q2_lengths": _histogram(q2_lengths),
+        "tokens_before": after + removed,
+        "tokens_after": after,
         "by_source": _tally(scores["source"], labels),
-        "by_category": _tally(scores[category], labels) if category in scores.column_names else {},
+        "by_category": _tally(scores[category], labels) if category else {},
+        "points": scores["sample_id"].take(pa.array(points, pa.int64())).to_pylist(),
+        "examples": example_rows(scores, labels, masks, examples),
         "files": files,
     }
     output.mark("pruned", index, marker)
     return json.dumps(marker).encode()
 
 
-# --- per process
+# --- once a process
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=2)
 def _plan(root: str) -> Plan:
-    return Plan.from_json(storage.read_bytes(Output(root).at("_qtune", "plan.json")).decode())
+    return Plan.from_json(storage.read_bytes(Output(root).at("_qtune", "plan.json")))
+
+
+_ENCODERS: dict[str, Encoder] = {}
 
 
 def _encoder(context: JobContext) -> Encoder:
-    return _cached_encoder(context.spec.model.model_dump_json(), context.spec.input.model_dump_json(), context)
-
-
-_ENCODERS: dict[tuple[str, str, int], Encoder] = {}
-
-
-def _cached_encoder(model: str, input_spec: str, context: JobContext) -> Encoder:
-    key = (model, input_spec, context.model.max_model_len)
+    key = context.spec.input.model_dump_json() + context.spec.model.model_dump_json() + context.model.fingerprint
     if key not in _ENCODERS:
-        _ENCODERS[key] = Encoder(
-            context.spec.model,
-            context.spec.input,
-            max_model_len=context.model.max_model_len,
-            vocab_size=context.model.vocab_size,
-        )
+        limits = {"max_model_len": context.model.max_model_len, "vocab_size": context.model.vocab_size}
+        _ENCODERS[key] = Encoder(context.spec.model, context.spec.input, **limits)
     return _ENCODERS[key]
 
 
-# --- tables
+# --- rejected rows
+
+
+def _rejected_rows(records: ShardRecords, problems: dict[int, tuple[str, str]], category_field: str | None) -> pa.Table:
+    """The columns of rejected/ for records that could not be encoded: index -> (reason, detail)."""
+    ids = records.sample_ids
+    rows = [
+        {
+            "sample_id": ids[i],
+            "source": records.source,
+            "line": records.lines[i],
+            "reason": reason,
+            "detail": detail,
+            "category": _category(records.records[i], category_field),
+            "record": records.excerpt(i, EXCERPT_CHARS),
+        }
+        for i, (reason, detail) in problems.items()
+    ]
+    return pa.Table.from_pylist(rows, schema=REJECTED_SCHEMA)
+
+
+def _category(record: Any, field: str | None) -> str | None:
+    return None if field is None or isinstance(record, RecordProblem) else category_of(record, field)
+
+
+def _problem_of(outcome: TokenScores | str) -> tuple[str, str] | None:
+    """Why an outcome cannot be used: (reason, detail)."""
+    if isinstance(outcome, str):
+        return "scoring_failed", outcome
+    wrong = int(np.count_nonzero(~(np.isfinite(outcome.nll) & np.isfinite(outcome.entropy))))
+    return ("non_finite_score", f"{wrong} of {len(outcome.nll)} tokens have no finite score") if wrong else None
+
+
+def _unscored_rows(rows: pa.Table, problems: dict[int, tuple[str, str]], category_field: str | None) -> pa.Table:
+    """The columns of rejected/ for samples that the engine could not score."""
+    names = [n for n in ("sample_id", "source", "line", category_field) if n in rows.column_names]
+    rejected = []
+    for (reason, detail), row in zip(
+        problems.values(), rows.select(names).take(pa.array(list(problems), pa.int64())).to_pylist(), strict=True
+    ):
+        category = row.pop(category_field, None) if category_field else None
+        rejected.append(
+            {**row, "reason": reason, "detail": detail, "category": None if category is None else str(category)}
+        )
+    return pa.Table.from_pylist(rejected, schema=REJECTED_SCHEMA)
+
+
+# --- counting and writing
+
+
+def _write(output: Output, folder: str, index: int, table: pa.Table) -> dict[str, Any]:
+    """Write a part and describe it for the manifest."""
+    written = storage.write_table(output.part(folder, index), table)
+    path = f"{folder}/part-{index:05}.parquet"
+    return {"path": path, "rows": table.num_rows, "bytes": written.size_bytes, "sha256": written.sha256}
+
+
+def _counts(column: pa.ChunkedArray) -> dict[str, int]:
+    """How often each value occurs; null is (none)."""
+    return dict(Counter("(none)" if value is None else str(value) for value in column.to_pylist()))
+
+
+def _tally(column: pa.ChunkedArray, labels: NDArray[np.int8]) -> dict[str, list[int]]:
+    """Samples in Q1, Q2, Q3, Q4 of each value of a column."""
+    tally: dict[str, list[int]] = {}
+    for value, label in zip(column.to_pylist(), labels.tolist(), strict=True):
+        tally.setdefault("(none)" if value is None else str(value), [0, 0, 0, 0])[label - 1] += 1
+    return tally

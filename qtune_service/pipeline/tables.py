@@ -5,8 +5,9 @@ Token columns are ragged lists over one flat buffer with offsets, so numpy sees 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,14 +17,32 @@ from qtune_service.config import PruneSpec
 from qtune_service.core.metrics import Sample, TokenScores, sample_means
 from qtune_service.core.plane import Quadrant
 from qtune_service.core.tokens import prune_token_masks
+from qtune_service.data.chat import Encoded
+from qtune_service.data.plan import Plan
+from qtune_service.data.reading import ShardRecords
+from qtune_service.data.schema import output_names
 
 IGNORE_INDEX = -100
 """The label that trainers leave out of the loss."""
 
 SCORES_RESERVED = frozenset(
-    "sample_id source line mean_nll perplexity mean_entropy num_tokens quadrant input_ids loss_mask nll entropy truncated".split()
+    [
+        "sample_id",
+        "source",
+        "line",
+        "mean_nll",
+        "perplexity",
+        "mean_entropy",
+        "num_tokens",
+        "quadrant",
+        "input_ids",
+        "loss_mask",
+        "nll",
+        "entropy",
+        "truncated",
+    ]
 )
-PRUNED_RESERVED = frozenset("input_ids attention_mask labels loss_mask assistant_masks qtune".split())
+PRUNED_RESERVED = frozenset(["input_ids", "attention_mask", "labels", "loss_mask", "assistant_masks", "qtune"])
 ENCODED_SCHEMA = pa.schema(
     [
         ("sample_id", pa.string()),
@@ -74,6 +93,42 @@ def list_column(flat: NDArray[np.generic], offsets: NDArray[np.int64], value_typ
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(flat, value_type))
 
 
+def own_names(plan: Plan) -> dict[str, str]:
+    """Own columns of the records -> their names in scores/. Token columns of tokenized input are ours to write."""
+    tokenized = (
+        {"input_ids", "loss_mask", "labels", "attention_mask"} if "tokenized" in plan.formats.values() else set()
+    )
+    return output_names([name for name in plan.schema.names if name not in tokenized], SCORES_RESERVED)
+
+
+def pruned_names(plan: Plan) -> dict[str, str]:
+    """Name in scores/ -> name in pruned/, for the own columns where these differ."""
+    in_scores = own_names(plan)
+    in_pruned = output_names(in_scores, PRUNED_RESERVED)
+    return {in_scores[name]: in_pruned[name] for name in in_scores if in_scores[name] != in_pruned[name]}
+
+
+def encoded_rows(records: ShardRecords, encoded: Mapping[int, Encoded], names: dict[str, str]) -> pa.Table:
+    """Encoded records with their own columns. encoded: index in `records` -> sample."""
+    indices = list(encoded)
+    samples = [encoded[i].sample for i in indices]
+    offsets = np.concatenate([[0], np.cumsum([len(s.input_ids) for s in samples], dtype=np.int64)])
+    ids = np.concatenate([s.input_ids for s in samples]) if samples else np.empty(0, np.int32)
+    masks = np.concatenate([s.loss_mask for s in samples]) if samples else np.empty(0, np.int8)
+    sample_ids = records.sample_ids
+    ours = [
+        pa.array([sample_ids[i] for i in indices], pa.string()),
+        pa.array([records.source] * len(indices), pa.string()),
+        pa.array([records.lines[i] for i in indices], pa.int64()),
+        pa.array([encoded[i].truncated for i in indices], pa.bool_()),
+        list_column(ids, offsets, pa.int32()),
+        list_column(masks, offsets, pa.int8()),
+    ]
+    own = records.own_columns(indices).select(list(names))
+    fields = [own.schema.field(name).with_name(renamed) for name, renamed in names.items()]
+    return pa.table([*ours, *own.columns], schema=pa.schema([*ENCODED_SCHEMA, *fields]))
+
+
 def samples_of(table: pa.Table) -> list[Sample]:
     """The encoded rows as the engine takes them."""
     ids, masks = ragged(table["input_ids"]), ragged(table["loss_mask"])
@@ -105,49 +160,70 @@ def with_scores(encoded: pa.Table, scores: Sequence[TokenScores]) -> pa.Table:
     return pa.table({**ours, **own}, schema=schema)
 
 
-def pruned_rows(scores: pa.Table, labels: NDArray[np.int8], spec: PruneSpec, names: dict[str, str]) -> pa.Table:
-    """The kept rows of a score shard with final masks: the columns of pruned/.
-
-    labels: (S,) quadrant codes. `names` gives own columns that were renamed in scores/ their names back.
-    """
-    kept = (labels == Quadrant.Q2) | (labels == Quadrant.Q4)
-    rows, quadrants = scores.filter(pa.array(kept)), labels[kept]
-    ids, masks, nll = (ragged(rows[name]) for name in ("input_ids", "loss_mask", "nll"))
+def final_masks(scores: pa.Table, labels: NDArray[np.int8], spec: PruneSpec) -> Ragged:
+    """Stage 2 for a score shard: each row's final loss mask. labels: (S,) quadrant codes."""
+    masks, nll = ragged(scores["loss_mask"]), ragged(scores["nll"])
     final = prune_token_masks(
         masks.flat.astype(np.int8),
         masks.offsets,
         nll.flat.astype(np.float32),
-        quadrants == Quadrant.Q2,
+        labels == Quadrant.Q2,
         token_keep_ratio=spec.token_keep_ratio,
         neighbor_lambda=spec.neighbor_lambda,
         min_tokens_to_prune=spec.min_tokens_to_prune,
         reverse_token_order=spec.reverse_token_order,
     )
-    before = np.diff(nll.offsets)
-    after = np.diff(np.concatenate([[0], np.cumsum(final, dtype=np.int64)])[masks.offsets])
-    mask_column = list_column(final, masks.offsets, pa.int8())
-    ours = {
+    return Ragged(final, masks.offsets)
+
+
+def pruned_rows(
+    scores: pa.Table, masks: Ragged, labels: NDArray[np.int8], kept: NDArray[np.bool_], renamed: dict[str, str]
+) -> pa.Table:
+    """The kept rows of a score shard with their final masks: the columns of pruned/.
+
+    labels, kept: (S,). `renamed` gives own columns that had to change their name in scores/ another one here.
+    """
+    rows, quadrants = scores.filter(pa.array(kept)), labels[kept]
+    ids = ragged(rows["input_ids"])
+    final = masks.flat[np.repeat(kept, np.diff(masks.offsets))]
+    before = rows["num_tokens"].to_numpy().astype(np.int64)
+    after = np.diff(np.concatenate([[0], np.cumsum(final, dtype=np.int64)])[ids.offsets])
+    mask_column = list_column(final, ids.offsets, pa.int8())
+    ours: dict[str, Any] = {
         "input_ids": rows["input_ids"],
-        "attention_mask": list_column(np.ones(len(final), np.int8), masks.offsets, pa.int8()),
-        "labels": list_column(np.where(final == 1, ids.flat, IGNORE_INDEX), masks.offsets, pa.int32()),
+        "attention_mask": list_column(np.ones(len(final), np.int8), ids.offsets, pa.int8()),
+        "labels": list_column(np.where(final == 1, ids.flat, IGNORE_INDEX), ids.offsets, pa.int32()),
         "loss_mask": mask_column,
         "assistant_masks": mask_column,
         "qtune": pa.StructArray.from_arrays(
             [
-                rows["sample_id"].combine_chunks(),
-                rows["perplexity"].combine_chunks(),
-                rows["mean_entropy"].combine_chunks(),
-                pa.array([Quadrant(q).name for q in quadrants], pa.string()),
+                *(rows[name].combine_chunks() for name in ("sample_id", "perplexity", "mean_entropy")),
+                quadrant_names(quadrants),
                 pa.array(after, pa.int32()),
                 pa.array(before - after, pa.int32()),
             ],
             names=["sample_id", "perplexity", "entropy", "quadrant", "tokens_kept", "tokens_removed"],
         ),
     }
-    own = {names.get(n, n): rows[n] for n in rows.column_names if n not in SCORES_RESERVED}
-    own_fields = [rows.schema.field(n).with_name(names.get(n, n)) for n in rows.column_names if n not in SCORES_RESERVED]
-    schema = pa.schema(own_fields + [pa.field(n, c.type) for n, c in ours.items()])
-    return pa.table({**own, **ours}, schema=schema)
+    own = [rows.schema.field(name) for name in rows.column_names if name not in SCORES_RESERVED]
+    fields = [field.with_name(renamed.get(field.name, field.name)) for field in own]
+    schema = pa.schema(fields + [pa.field(name, column.type) for name, column in ours.items()])
+    return pa.table([*(rows[field.name] for field in own), *ours.values()], schema=schema)
+
+
+def example_rows(scores: pa.Table, labels: NDArray[np.int8], masks: Ragged, rows: list[int]) -> list[dict[str, Any]]:
+    """Whole samples for the report, as plain data."""
+    names = ["sample_id", "source", "line", "perplexity", "mean_entropy", "input_ids", "loss_mask", "nll", "entropy"]
+    found = scores.select(names).take(pa.array(rows, pa.int64())).to_pylist()
+    finals = masks.rows()
+    for row, i in zip(found, rows, strict=True):
+        row["quadrant"], row["final_mask"] = Quadrant(labels[i]).name, finals[i].tolist()
+    return found
+
+
+def quadrant_names(labels: NDArray[np.int8]) -> pa.Array:
+    """Q1 to Q4 as text, (S,)."""
+    return pa.array(np.array([q.name for q in Quadrant])[labels.astype(np.int64) - 1], pa.string())
 
 
 def quadrant_rows(
@@ -157,7 +233,7 @@ def quadrant_rows(
     return pa.table(
         {
             "sample_id": scores["sample_id"],
-            "quadrant": pa.array([Quadrant(q).name for q in labels], pa.string()),
+            "quadrant": quadrant_names(labels),
             "error_rank": pa.array(error_rank, pa.float64()),
             "entropy_rank": pa.array(entropy_rank, pa.float64()),
         }

@@ -1,0 +1,190 @@
+"""The whole job on one screen: plan, score, find thresholds, prune, write the results.
+
+Whatever finished stays: planning is done once, a scored or pruned shard is never done again, and the manifest, written
+last, says that the output is complete. The same call on the same output continues.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import dataclass
+from typing import Any
+
+from qtune_service.config import JobSpec
+from qtune_service.core.thresholds import Selection, select
+from qtune_service.data import storage
+from qtune_service.data.chat import Encoder
+from qtune_service.data.shards import Plan, make_plan, split
+from qtune_service.data.sources import discover
+from qtune_service.errors import DataError
+from qtune_service.pipeline import cluster
+from qtune_service.pipeline.cluster import Stage, stream
+from qtune_service.pipeline.finish import Pruned, finish_pruned, finish_scored
+from qtune_service.pipeline.model_info import describe_model
+from qtune_service.pipeline.origin import adopt_scores, save_tokenizer
+from qtune_service.pipeline.output import Output
+from qtune_service.pipeline.population import Picks, Population, choose_picks, read_population
+from qtune_service.pipeline.progress import FileSink, Sink, Tracker
+from qtune_service.pipeline.rules import load_rule
+from qtune_service.pipeline.scored import Scored, summarise
+from qtune_service.pipeline.stages import JobContext, ScoreShard, commit_shard, encode_shard, prune_shard, scan_chunk
+from qtune_service.pipeline.tables import own_names, pruned_names
+
+LIGHT_CPUS = 0.5
+"""CPUs of a task beside the engine. Unlike the actor's, or Ray Data would fuse encoding into the actor."""
+
+
+def run_job(spec: JobSpec, sink: Sink, *, ray_address: str | None = None, overwrite: bool = False) -> dict[str, Any]:
+    """Run a job, or continue it, and return its manifest. Raises QTuneError."""
+    output = Output(spec.output.path)
+    with output.locked():
+        if overwrite:
+            output.clear()
+        return _Job(spec, output, Tracker(sink, FileSink(output.note_progress)), ray_address).run()
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    spec: JobSpec
+    output: Output
+    tracker: Tracker
+    ray_address: str | None
+
+    def run(self) -> dict[str, Any]:
+        """The story."""
+        rule = load_rule(self.spec.prune.quadrant_rule) if self.spec.prune else None
+        self.tracker.stage("prepare", 1, unit="steps")
+        context = JobContext(self.spec, describe_model(self.spec.model)) if not self.spec.from_scores else None
+        self.output.claim(self.spec, context.model.fingerprint if context else "")
+        if (manifest := self.output.manifest) is not None:
+            self.tracker.say(f"{self.output.root} is already complete; nothing to do.")
+            return manifest
+        try:
+            scored = self._score(context) if context else adopt_scores(self.spec, self.output)
+            self._check_rejected(scored)
+            if self.spec.prune is None:
+                return finish_scored(self.spec, self.output, scored, self.tracker)
+            self.tracker.stage("thresholds", scored.num_samples, unit="samples")
+            population = read_population(self.output, scored)
+            prune = self.spec.prune
+            selection = select(
+                population.mean_nll,
+                population.mean_entropy,
+                sample_keep_ratio=prune.sample_keep_ratio,
+                bisect_max_iter=prune.bisect_max_iter,
+                rule=rule,
+            )
+            self.tracker.advance(scored.num_samples)
+            picks = choose_picks(population, selection)
+            markers = self._prune(scored, population, selection, picks)
+            pruned = Pruned(population, selection, picks, markers)
+            return finish_pruned(self.spec, self.output, scored, pruned, self.tracker)
+        finally:
+            cluster.disconnect()
+            self.tracker.close()
+
+    # --- plan
+
+    def _plan(self) -> Plan:
+        """The plan of this output; made once, and checked against the files as they are now."""
+        uri = self.output.at("_qtune", "plan.json")
+        files = discover(self.spec.input.paths)
+        if storage.stat(uri) is not None:
+            plan = Plan.from_json(storage.read_bytes(uri).decode())
+            plan.verify_unchanged(files)
+            return plan
+        chunks = split(files, self.spec.input)
+        self.tracker.stage("plan", len(chunks), unit="chunks")
+        scans = {}
+        for index, payload in stream(
+            ((i, pickle.dumps(chunk)) for i, chunk in enumerate(chunks)),
+            Stage("plan", scan_chunk, (self.spec,), num_cpus=LIGHT_CPUS),
+        ):
+            scans[index] = pickle.loads(payload)  # noqa: S301 - written by `scan_chunk`
+            self.tracker.advance(1)
+        plan = make_plan(files, chunks, [scans[i] for i in range(len(chunks))], self.spec.input)
+        storage.write_bytes(uri, plan.to_json().encode())
+        return plan
+
+    # --- score
+
+    def _score(self, context: JobContext) -> Scored:
+        """Score the shards that are not finished."""
+        limits = {"max_model_len": context.model.max_model_len, "vocab_size": context.model.vocab_size}
+        encoder = Encoder(self.spec.model, self.spec.input, **limits)
+        save_tokenizer(encoder, self.output)
+        resources = cluster.connect(self.ray_address)
+        plan = self._plan()
+        markers = self.output.finished("scored")
+        pool = cluster.size_pool(self.spec.engine, resources)
+        resumed = sum(m["read"] for m in markers.values())
+        if markers:
+            self.tracker.say(f"continuing: {len(markers)} of {len(plan.shards)} shards are already scored")
+        self.tracker.stage("score", plan.num_records, unit="samples", resumed=resumed, actors=pool.max_actors)
+        todo = [(index, b"") for index in range(len(plan.shards)) if index not in markers]
+        context = context.with_threads(pool.threads)
+        stages = (
+            Stage("encode", encode_shard, (context,), num_cpus=LIGHT_CPUS),
+            Stage(
+                "score",
+                ScoreShard,
+                (context,),
+                num_cpus=pool.cpus,
+                num_gpus=pool.gpus,
+                pool=(min(pool.min_actors, max(len(todo), 1)), min(pool.max_actors, max(len(todo), 1))),
+            ),
+            Stage("commit", commit_shard, (context,), num_cpus=LIGHT_CPUS),
+        )
+        for index, payload in stream(todo, *stages):
+            marker = json.loads(payload)
+            if not markers and marker["engine"]:
+                self.tracker.say(f"engine: {marker['engine']['name']} ({marker['engine']['reason']})")
+            markers[index] = marker
+            self.tracker.advance(marker["read"], tokens=marker["tokens"], rejected=marker["rejected"])
+        category = self.spec.input.category_field
+        return summarise(
+            markers,
+            template=encoder.template_description,
+            renamed=pruned_names(plan),
+            category_column=own_names(plan)[category] if category else None,
+        )
+
+    def _check_rejected(self, scored: Scored) -> None:
+        limit = self.spec.limits.max_rejected_ratio
+        worst = ", ".join(
+            f"{reason} {count:,}" for reason, count in sorted(scored.reasons.items(), key=lambda r: -r[1])[:3]
+        )
+        where = f"Their lines and reasons are in {self.output.at('rejected')}."
+        if scored.num_samples == 0:
+            raise DataError(f"none of {scored.read:,} records could be scored: {worst}", where)
+        if scored.rejected > limit * scored.read:
+            raise DataError(
+                f"{scored.rejected:,} of {scored.read:,} records ({scored.rejected / scored.read:.1%}) were rejected: {worst}",
+                f"{where} To go on all the same, run again with --max-rejected-ratio above {scored.rejected / scored.read:.3f}.",
+            )
+
+    # --- prune
+
+    def _prune(
+        self, scored: Scored, population: Population, selection: Selection, picks: Picks
+    ) -> dict[int, dict[str, Any]]:
+        """Prune the shards that are not finished; returns the markers of all."""
+        markers = self.output.finished("pruned")
+        self.tracker.stage("prune", len(scored.shards), resumed=len(markers))
+        if self.spec.from_scores:
+            cluster.connect(self.ray_address)
+
+        def items() -> Any:
+            for shard, rows in scored.shards.items():
+                if shard not in markers:
+                    span = population.span(shard, rows)
+                    points, examples = picks.within(span)
+                    ranks = selection.p(span), selection.e(span)
+                    yield shard, pickle.dumps((selection.labels[span], *ranks, points, examples))
+
+        stage = Stage("prune", prune_shard, (self.spec, scored.renamed, scored.category_column), num_cpus=LIGHT_CPUS)
+        for index, payload in stream(items(), stage):
+            markers[index] = json.loads(payload)
+            self.tracker.advance(1)
+        return {index: markers[index] for index in sorted(markers)}
