@@ -17,12 +17,12 @@ from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
 from qtune_service.report.contents import ExampleSample, ExampleToken
-from qtune_service.report.numbers import count, number
 from qtune_service.report.tokens import visible_text
+from qtune_service.report.wording import count, number
 
 MAX_PER_QUADRANT = 8
 MAX_PAGE_TOKENS = 4_000
-MAX_TOKEN_CHARS = 64
+MAX_TOKEN_CHARS = 32
 PROMPT_HEAD_CHARS, PROMPT_TAIL_CHARS = 400, 1_000
 
 RunState = Literal["prompt", "kept", "removed", "dropped", "omitted"]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from qtune_service.report.contents import ReportData
-from qtune_service.report.numbers import count, number, percent
+from qtune_service.report.wording import count, number, percent
 
 SHORT_RESPONSE = 16  # trained tokens; below, the token with the highest perplexity is often the very thing to learn
 HIGH_REJECTED_SHARE = 0.05
@@ -33,8 +33,9 @@ def _overlapping_corners(data: ReportData) -> str | None:
     if data.thresholds is None or data.thresholds.alpha <= 0.5:
         return None
     target, capacity, scored = data.target, data.disjoint_capacity, data.counts.scored
+    alpha = _alpha(data.thresholds.alpha)
     return (
-        f"The target of {count(target)} samples ({percent(target, scored)}) needs alpha {_alpha(data.thresholds.alpha)}, "
+        f"The target of {count(target)} samples ({percent(target, scored)}) needs alpha {alpha}, "
         f"where the two kept corners overlap; {percent(capacity, scored)} ({count(capacity)} samples) is the most that "
         "disjoint corners hold. Samples in both corners are labelled by the nearer one."
     )
@@ -109,8 +110,8 @@ def _too_easy_or_too_hard(data: ReportData) -> str | None:
     if median <= TRIVIAL_PERPLEXITY:
         return f"The model finds most of this data trivial (median perplexity {shown}): it may have been trained on it."
     return (
-        f"The model finds most of this data hard (median perplexity {shown}): its scores say little about which samples "
-        "help. Score with the model that will be trained, and check the chat template."
+        f"The model finds most of this data hard (median perplexity {shown}): its scores say little about which "
+        "samples help. Score with the model that will be trained, and check the chat template."
     )
 
 

@@ -18,11 +18,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from qtune_service.report import numbers
+from qtune_service.report import wording
 from qtune_service.report.contents import QUADRANTS, Counts, ReportData
 from qtune_service.report.examples import shown_examples
 from qtune_service.report.findings import find_warnings
-from qtune_service.report.plane import DARK, LIGHT, PAGE, plane_chart
+from qtune_service.report.plane import PAGE, plane_chart
 
 MAX_TABLE_ROWS = 100
 MAX_NAME_CHARS = 120
@@ -45,25 +45,27 @@ def render_report(data: ReportData) -> str:
     """The page. Deterministic: the same data give the same bytes."""
     script = _resource("report.js")
     bundle = _chart_library() if data.thresholds is not None else ""
-    page = _environment().get_template("report.html.j2")
-    return page.render(
-        data=data,
-        model=data.spec.get("model", {}).get("name", ""),
-        prune=data.spec.get("prune", {}),
-        warnings=[_shorten(text, MAX_WARNING_CHARS) for text in find_warnings(data)[:MAX_WARNINGS]],
-        quadrants=QUADRANTS,
-        groups=[table for table in _group_tables(data) if table.rows],
-        reasons=_largest(data.rejected_reasons)[:MAX_TABLE_ROWS],
-        examples=shown_examples(data.examples),
-        spec_text=_shorten(json.dumps(data.spec, indent=2, ensure_ascii=False, default=str), MAX_SPEC_CHARS),
-        plane=_chart(data),
-        css=Markup(_resource("report.css")),  # noqa: S704 - our own file
-        script=Markup(script),  # noqa: S704 - our own file
-        bundle=Markup(bundle),  # noqa: S704 - an installed package's
-        policy=_policy([bundle, script]),
-        light=LIGHT,
-        dark=DARK,
+    page = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            data=data,
+            model=data.spec.get("model", {}).get("name", ""),
+            prune=data.spec.get("prune", {}),
+            warnings=[wording.shorten(text, MAX_WARNING_CHARS) for text in find_warnings(data)[:MAX_WARNINGS]],
+            quadrants=QUADRANTS,
+            groups=[table for table in _group_tables(data) if table.rows],
+            reasons=_largest(data.rejected_reasons)[:MAX_TABLE_ROWS],
+            examples=shown_examples(data.examples),
+            spec_text=wording.shorten(json.dumps(data.spec, indent=2, ensure_ascii=False, default=str), MAX_SPEC_CHARS),
+            plane=_chart(data),
+            css=Markup(_resource("report.css")),  # noqa: S704 - our own file
+            script=Markup(script),  # noqa: S704 - our own file
+            bundle=Markup(bundle),  # noqa: S704 - an installed package's
+            policy=_policy([bundle, script]),
+        )
     )
+    return page.encode("utf-8", "backslashreplace").decode("utf-8")  # JSON data can hold half a surrogate pair
 
 
 def _chart(data: ReportData) -> Markup | None:
@@ -74,7 +76,7 @@ def _chart(data: ReportData) -> Markup | None:
 
 def _json_for_script(value: Any) -> Markup:
     """JSON that can stand in a script element: no character in it can end the element or open another."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))  # noqa: S704
 
 
@@ -101,23 +103,15 @@ def _largest(values: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(values.items(), key=lambda item: (-item[1], item[0]))
 
 
-def _shorten(text: str, limit: int) -> str:
-    """Cut in the middle: paths differ at their ends."""
-    if len(text) <= limit:
-        return text
-    head = limit // 3
-    return f"{text[:head]} … {text[len(text) - (limit - head) + 3 :]}"
-
-
 @cache
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("qtune_service.report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters.update(count=numbers.count, number=numbers.number, duration=numbers.duration)
-    environment.filters["name"] = lambda text: _shorten(str(text), MAX_NAME_CHARS)
-    environment.globals["percent"] = numbers.percent
+    environment.filters.update(count=wording.count, number=wording.number, duration=wording.duration)
+    environment.filters["name"] = lambda text: wording.shorten(str(text), MAX_NAME_CHARS)
+    environment.globals["percent"] = wording.percent
     return environment
 
 
@@ -132,5 +126,5 @@ def _resource(name: str) -> str:
 def _chart_library() -> str:
     import vl_convert
 
-    bundle: str = vl_convert.javascript_bundle(snippet=None)
+    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     return bundle

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from qtune_service.core.plane import Thresholds
 from qtune_service.report.contents import PlaneSample
-from qtune_service.report.numbers import number
+from qtune_service.report.wording import number, shorten
 
 MAX_POINTS = 4_000
-MAX_ID_CHARS = 80
+MAX_ID_CHARS = 40
 MAX_DRAWN = 1e300  # Vega's log scale needs finite perplexities
 
 
@@ -41,7 +41,7 @@ class Palette:
 
 # Told apart with any colour vision: at least 20 apart in CIELAB under simulated protanopia, deuteranopia, tritanopia.
 LIGHT = Palette(("#c8500a", "#0b5fa5", "#9c86b4", "#1a9e77"), "#1f2328", "#5d6570", "#e4e2dc", "#fffefb")
-DARK = Palette(("#f0873c", "#5a9ff0", "#b094c8", "#4fe0a8"), "#e8e5de", "#a3a8b0", "#30353c", "#1b1e23")
+DARK = Palette(("#f0873c", "#4f94f0", "#b48fbe", "#4be8a4"), "#e8e5de", "#a3a8b0", "#30353c", "#1b1e23")
 PAGE = Palette(
     ("var(--q1)", "var(--q2)", "var(--q3)", "var(--q4)"), "var(--ink)", "var(--muted)", "var(--grid)", "var(--surface)"
 )
@@ -97,7 +97,7 @@ def plane_chart(plane: PlaneSample, thresholds: Thresholds, palette: Palette = L
 def _rows(plane: PlaneSample) -> list[dict[str, Any]]:
     drawn = np.minimum(plane.perplexity, MAX_DRAWN)
     return [
-        {"p": float(f"{p:.5g}"), "e": float(f"{e:.5g}"), "q": f"Q{q}", "id": name[:MAX_ID_CHARS]}
+        {"p": float(f"{p:.5g}"), "e": float(f"{e:.5g}"), "q": f"Q{q}", "id": shorten(name, MAX_ID_CHARS)}
         for p, e, q, name in zip(drawn, plane.entropy, plane.quadrant, plane.sample_id, strict=True)
     ]
 

@@ -1,4 +1,4 @@
-"""How numbers read: counts with separators, four significant digits, shares that never round to a lie.
+"""How numbers and long names read: counts with separators, four significant digits, shares that never round to a lie.
 
 A share is shown as 0% or 100% only when it is exactly that; a reader who sees 0% must be able to trust it.
 """
@@ -9,6 +9,14 @@ import math
 
 NOTHING = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
+
+
+def shorten(text: str, limit: int) -> str:
+    """Cut in the middle, to at most `limit` characters: paths differ at their ends."""
+    if len(text) <= limit:
+        return text
+    head = limit // 3
+    return f"{text[:head]}…{text[len(text) - (limit - head - 1) :]}"
 
 
 def count(value: float) -> str:

@@ -1,0 +1,128 @@
+"""Tests of the EU plane: which points, which lines, which colours."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from qtune_service.core.plane import Thresholds
+from qtune_service.report.contents import PlaneSample
+from qtune_service.report.plane import DARK, LIGHT, MAX_POINTS, PAGE, Palette, pick_points, plane_chart
+from tests.report_data import made_up_report, made_up_scores
+
+# Linear RGB as seen without one kind of cone: Machado, Oliveira and Fernandes (2009), severity 1.
+VISIONS = {
+    "ordinary": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+}
+
+
+def test_a_small_job_shows_every_sample() -> None:
+    """Nothing is left out below the limit."""
+    assert pick_points(5).tolist() == [0, 1, 2, 3, 4]
+    assert pick_points(0).tolist() == []
+
+
+@pytest.mark.parametrize("total", [MAX_POINTS + 1, 10_000, 123_457, 10**8])
+def test_picks_are_the_same_every_time_distinct_and_spread(total: int) -> None:
+    """One of each equal stride, ascending, so densities are true."""
+    picks = pick_points(total)
+    assert picks.tolist() == pick_points(total).tolist()
+    assert len(picks) == MAX_POINTS
+    strides = np.arange(MAX_POINTS + 1, dtype=np.int64) * total // MAX_POINTS
+    assert np.all((strides[:-1] <= picks) & (picks < strides[1:]))
+
+
+def test_picks_do_not_beat_with_periodic_data() -> None:
+    """Where kinds alternate with the stride's own period, each is still shown in proportion."""
+    kinds = pick_points(40_000) % 10
+    shares = np.bincount(kinds, minlength=10) / MAX_POINTS
+    assert shares == pytest.approx(np.full(10, 0.1), abs=0.03)
+
+
+def _lines(spec: dict[str, object]) -> dict[str, float]:
+    """Name and value of each threshold that is drawn."""
+    datasets = spec["datasets"]
+    assert isinstance(datasets, dict)
+    named = [row["t"].split() for rows in datasets.values() for row in rows if "_" in str(row.get("t"))]
+    return {name: float(value.replace(",", "")) for name, value in named}
+
+
+def test_the_chart_holds_the_points_and_the_thresholds() -> None:
+    """A row a point, and four named lines at the thresholds."""
+    data = made_up_report()
+    assert data.thresholds is not None
+    t = data.thresholds
+    spec = plane_chart(data.plane, t)
+    assert len(spec["datasets"]["samples"]) == 3_000
+    lines = _lines(spec)
+    assert lines == pytest.approx(
+        {"ppl_low": t.ppl_low, "ppl_high": t.ppl_high, "ent_low": t.ent_low, "ent_high": t.ent_high}, rel=1e-3
+    )
+    assert lines["ppl_low"] > lines["ppl_high"]  # alpha is over a half: they cross, and are drawn so
+
+
+def test_a_threshold_that_is_not_there_is_not_drawn() -> None:
+    """Zero and infinity stand for an empty side; perplexities beyond a float's range are drawn at its end."""
+    plane = PlaneSample(np.array([1.0, math.inf]), np.array([0.0, 1.0]), np.array([3, 1]), ("a", "b"), 2)
+    spec = plane_chart(plane, Thresholds(0.1, 0.0, math.inf, -math.inf, 0.7))
+    assert _lines(spec) == {"ent_high": 0.7}
+    assert spec["datasets"]["samples"][1]["p"] == 1e300
+
+
+def test_long_names_of_samples_are_cut() -> None:
+    """A path of a thousand characters does not swell the page."""
+    plane = PlaneSample(np.ones(1), np.ones(1), np.ones(1, dtype=np.int8), ("x" * 1000,), 1)
+    spec = plane_chart(plane, Thresholds(0.5, 1.0, 1.0, 1.0, 1.0))
+    assert len(spec["datasets"]["samples"][0]["id"]) == 40
+
+
+def test_the_installed_library_draws_it() -> None:
+    """The specification compiles, with plain colours, outside a browser too."""
+    import vl_convert
+
+    data = made_up_report(made_up_scores(50))
+    assert data.thresholds is not None
+    svg = vl_convert.vegalite_to_svg(plane_chart(data.plane, data.thresholds, LIGHT))
+    assert svg.count('stroke-dasharray="5,4"') == 4
+    assert sum(svg.count(f'fill="{color}"') for color in LIGHT.quadrants) >= 50
+
+
+@pytest.mark.parametrize("palette", [LIGHT, DARK])
+def test_quadrants_are_told_apart_with_any_colour_vision(palette: Palette) -> None:
+    """At least 20 apart in CIELAB for each pair, and 3:1 against the ground."""
+    for matrix in VISIONS.values():
+        labs = [_lab(np.array(matrix) @ _linear(color)) for color in palette.quadrants]
+        assert min(float(np.linalg.norm(a - b)) for a, b in itertools.combinations(labs, 2)) >= 20
+    assert min(_contrast(color, palette.surface) for color in palette.quadrants) >= 3
+    assert _contrast(palette.ink, palette.surface) >= 7
+    assert _contrast(palette.muted, palette.surface) >= 4.5
+
+
+def test_the_page_takes_its_colours_from_variables() -> None:
+    """So that light, dark and print need no second drawing."""
+    assert all(color.startswith("var(--") for color in (*PAGE.quadrants, PAGE.ink, PAGE.muted, PAGE.grid, PAGE.surface))
+
+
+def _linear(color: str) -> NDArray[np.float64]:
+    c = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+
+
+def _lab(rgb: NDArray[np.float64]) -> NDArray[np.float64]:
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = to_xyz @ np.clip(rgb, 0, 1) / np.array([0.9505, 1.0, 1.089])
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+def _contrast(a: str, b: str) -> float:
+    weights = np.array([0.2126, 0.7152, 0.0722])
+    low, high = sorted(float(_linear(color) @ weights) for color in (a, b))
+    return (high + 0.05) / (low + 0.05)
