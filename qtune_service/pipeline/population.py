@@ -57,17 +57,15 @@ def read_population(output: Output, scored: Scored) -> Population:
 
 @dataclass(frozen=True, slots=True)
 class Picks:
-    """Samples that the report shows: points of the plane, and examples with their tokens. Indices into the population."""
+    """Samples that the report shows, as indices into the population: points of the plane, and examples with tokens."""
 
     points: NDArray[np.int64]  # (S,)
     examples: NDArray[np.int64]  # (E,) ascending
 
-    def within(self, span: slice) -> tuple[list[int], list[int]]:
+    def within(self, span: slice) -> list[list[int]]:
         """Rows of one shard that are points, and that are examples."""
-        return tuple(
-            [int(i) - span.start for i in which[(which >= span.start) & (which < span.stop)]]
-            for which in (self.points, self.examples)
-        )  # type: ignore[return-value]
+        picks = (self.points, self.examples)
+        return [(p[(p >= span.start) & (p < span.stop)] - span.start).tolist() for p in picks]
 
 
 def choose_picks(population: Population, selection: Selection) -> Picks:

@@ -41,11 +41,17 @@ class Snapshot:
 class Sink(Protocol):
     """Shows snapshots."""
 
-    def show(self, snapshot: Snapshot) -> None: ...
+    def show(self, snapshot: Snapshot) -> None:
+        """Take note of where the job stands; called often."""
+        ...
 
-    def say(self, text: str) -> None: ...
+    def say(self, text: str) -> None:
+        """Pass on a line for people."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Let go of what is held. Idempotent."""
+        ...
 
 
 class Tracker:
@@ -144,6 +150,7 @@ class TerminalSink:
         self._progress.start()
 
     def show(self, snapshot: Snapshot) -> None:
+        """Redraw the stage's bar."""
         if snapshot.stage != self._stage or self._task is None:
             self._stage = snapshot.stage
             self._task = self._progress.add_task(snapshot.stage, total=None, snapshot=snapshot)
@@ -156,9 +163,11 @@ class TerminalSink:
         )
 
     def say(self, text: str) -> None:
+        """Print above the bar."""
         self._progress.console.print(text, highlight=False)
 
     def close(self) -> None:
+        """Stop drawing."""
         self._progress.stop()
 
 
@@ -170,6 +179,7 @@ class PlainSink:
         self._next_s, self._stage = 0.0, ""
 
     def show(self, snapshot: Snapshot) -> None:
+        """Print a line, if it is time."""
         now = time.monotonic()
         ends = snapshot.done >= snapshot.total
         if snapshot.stage == self._stage and now < self._next_s and not ends:
@@ -178,6 +188,7 @@ class PlainSink:
         self.say(f"{snapshot.stage}: {describe(snapshot)}")
 
     def say(self, text: str) -> None:
+        """Print a line."""
         self._console.print(text, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
@@ -192,6 +203,7 @@ class FileSink:
         self._next_s, self._stage = 0.0, ""
 
     def show(self, snapshot: Snapshot) -> None:
+        """Rewrite the file, if it is time."""
         now = time.monotonic()
         if snapshot.stage == self._stage and now < self._next_s and snapshot.done < snapshot.total:
             return

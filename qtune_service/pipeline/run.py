@@ -27,7 +27,7 @@ from qtune_service.pipeline.output import Output
 from qtune_service.pipeline.population import Picks, Population, choose_picks, read_population
 from qtune_service.pipeline.progress import FileSink, Sink, Tracker
 from qtune_service.pipeline.rules import load_rule
-from qtune_service.pipeline.scored import Scored, summarise
+from qtune_service.pipeline.scored import Scored, measure, summarise
 from qtune_service.pipeline.stages import JobContext, ScoreShard, commit_shard, encode_shard, prune_shard, scan_chunk
 from qtune_service.pipeline.tables import own_names, pruned_names
 
@@ -136,11 +136,13 @@ class _Job:
             ),
             Stage("commit", commit_shard, (context,), num_cpus=LIGHT_CPUS),
         )
+        fresh: list[dict[str, Any]] = []
         for index, payload in stream(todo, *stages):
             marker = json.loads(payload)
-            if not markers and marker["engine"]:
+            if not fresh:
                 self.tracker.say(f"engine: {marker['engine']['name']} ({marker['engine']['reason']})")
             markers[index] = marker
+            fresh.append(marker)
             self.tracker.advance(marker["read"], tokens=marker["tokens"], rejected=marker["rejected"])
         category = self.spec.input.category_field
         return summarise(
@@ -148,20 +150,20 @@ class _Job:
             template=encoder.template_description,
             renamed=pruned_names(plan),
             category_column=own_names(plan)[category] if category else None,
+            performance=measure(fresh, pool.max_actors),
         )
 
     def _check_rejected(self, scored: Scored) -> None:
-        limit = self.spec.limits.max_rejected_ratio
-        worst = ", ".join(
-            f"{reason} {count:,}" for reason, count in sorted(scored.reasons.items(), key=lambda r: -r[1])[:3]
-        )
+        ratio = scored.rejected / scored.read
+        reasons = sorted(scored.reasons.items(), key=lambda item: -item[1])
+        worst = ", ".join(f"{reason} {count:,}" for reason, count in reasons[:3])
         where = f"Their lines and reasons are in {self.output.at('rejected')}."
         if scored.num_samples == 0:
             raise DataError(f"none of {scored.read:,} records could be scored: {worst}", where)
-        if scored.rejected > limit * scored.read:
+        if ratio > self.spec.limits.max_rejected_ratio:
             raise DataError(
-                f"{scored.rejected:,} of {scored.read:,} records ({scored.rejected / scored.read:.1%}) were rejected: {worst}",
-                f"{where} To go on all the same, run again with --max-rejected-ratio above {scored.rejected / scored.read:.3f}.",
+                f"{scored.rejected:,} of {scored.read:,} records ({ratio:.1%}) were rejected: {worst}",
+                f"{where} To go on all the same, run again with --max-rejected-ratio above {ratio:.3f}.",
             )
 
     # --- prune

@@ -1,11 +1,13 @@
-"""What the scoring stage left: the sum of its shards' markers. Kept in the manifest, so that an output can be pruned again."""
+"""What the scoring stage left: the sum of its shards' markers. The manifest keeps it, for pruning again."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+import psutil
 
 from qtune_service.errors import EngineError
 
@@ -35,6 +37,8 @@ class Scored:
     """Column in scores/ -> column in pruned/, where these differ."""
     category_column: str | None = None
     """Column of scores/ that holds the category."""
+    performance: dict[str, float] = field(default_factory=dict)
+    """See `measure`; empty where nothing was left to score."""
     files: tuple[dict[str, Any], ...] = ()
 
     @property
@@ -45,7 +49,7 @@ class Scored:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the manifest, without the files, which the manifest lists itself."""
         body = asdict(self)
-        del body["files"]
+        del body["files"], body["performance"]
         return {**body, "shards": {str(index): rows for index, rows in self.shards.items()}}
 
     @classmethod
@@ -58,7 +62,12 @@ class Scored:
 
 
 def summarise(
-    markers: Mapping[int, Mapping[str, Any]], *, template: str, renamed: dict[str, str], category_column: str | None
+    markers: Mapping[int, Mapping[str, Any]],
+    *,
+    template: str,
+    renamed: dict[str, str],
+    category_column: str | None,
+    performance: dict[str, float],
 ) -> Scored:
     """Add up the markers of all shards. Raises EngineError where two engines scored one output."""
     ordered = [markers[index] for index in sorted(markers)]
@@ -82,8 +91,28 @@ def summarise(
         template=template,
         renamed=renamed,
         category_column=category_column,
+        performance=performance,
         files=tuple(f for m in ordered for f in m["files"]),
     )
+
+
+def measure(markers: Sequence[Mapping[str, Any]], num_actors: int) -> dict[str, float]:
+    """Speed of this run, from the shards that it scored.
+
+    startup_s: from the start of this process to the first engine's first shard; score_s: from there until the last
+    shard was written; engine_busy_share: of the actors' time in score_s, the share in which they scored.
+    """
+    if not markers:
+        return {}
+    began_s, ended_s = min(m["started_at_s"] for m in markers), max(m["committed_at_s"] for m in markers)
+    score_s, tokens = ended_s - began_s, sum(m["tokens"] for m in markers)
+    return {
+        "startup_s": round(began_s - psutil.Process().create_time(), 3),
+        "score_s": round(score_s, 3),
+        "tokens": tokens,
+        "tokens_per_s": round(tokens / score_s, 1),
+        "engine_busy_share": round(sum(m["engine_s"] for m in markers) / (score_s * num_actors), 4),
+    }
 
 
 def add_counts(counts: Iterable[Mapping[str, int]]) -> Counts:

@@ -91,7 +91,7 @@ def encode_shard(index: int, _payload: bytes, context: JobContext) -> bytes:
     usable = {i: record for i, record in enumerate(records.records) if not isinstance(record, RecordProblem)}
     outcomes: list[Encoded | RecordError] = _encoder(context).encode_batch(list(usable.values()), shard.format)
     encoded = {i: o for i, o in zip(usable, outcomes, strict=True) if isinstance(o, Encoded)}
-    problems = {i: (r.reason_code, r.detail) for i, r in enumerate(records.records) if isinstance(r, RecordProblem)}
+    problems = {i: (r.reason, r.detail) for i, r in enumerate(records.records) if isinstance(r, RecordProblem)}
     problems |= {
         i: (o.reason_code, o.detail) for i, o in zip(usable, outcomes, strict=True) if isinstance(o, RecordError)
     }
@@ -147,6 +147,7 @@ def commit_shard(index: int, payload: bytes, context: JobContext) -> bytes:
         "engine": tables.engine,
         "started_at_s": tables.started_at_s,
         "engine_s": tables.engine_s,
+        "committed_at_s": time.time(),
         "files": files,
     }
     output.mark("scored", index, marker)
@@ -166,7 +167,7 @@ def prune_shard(index: int, payload: bytes, spec: JobSpec, renamed: dict[str, st
         _write(output, "quadrants", index, quadrant_rows(scores, labels, error_rank, entropy_rank)),
         _write(output, "pruned", index, pruned),
     ]
-    counts = pruned["qtune"].combine_chunks()
+    counts: Any = pruned["qtune"].combine_chunks()
     after, removed = (
         int(counts.field(name).to_numpy(zero_copy_only=False).sum()) for name in ("tokens_kept", "tokens_removed")
     )
@@ -260,12 +261,12 @@ def _write(output: Output, folder: str, index: int, table: pa.Table) -> dict[str
     return {"path": path, "rows": table.num_rows, "bytes": written.size_bytes, "sha256": written.sha256}
 
 
-def _counts(column: pa.ChunkedArray) -> dict[str, int]:
+def _counts(column: Any) -> dict[str, int]:
     """How often each value occurs; null is (none)."""
     return dict(Counter("(none)" if value is None else str(value) for value in column.to_pylist()))
 
 
-def _tally(column: pa.ChunkedArray, labels: NDArray[np.int8]) -> dict[str, list[int]]:
+def _tally(column: Any, labels: NDArray[np.int8]) -> dict[str, list[int]]:
     """Samples in Q1, Q2, Q3, Q4 of each value of a column."""
     tally: dict[str, list[int]] = {}
     for value, label in zip(column.to_pylist(), labels.tolist(), strict=True):

@@ -26,44 +26,30 @@ IGNORE_INDEX = -100
 """The label that trainers leave out of the loss."""
 
 SCORES_RESERVED = frozenset(
-    [
-        "sample_id",
-        "source",
-        "line",
-        "mean_nll",
-        "perplexity",
-        "mean_entropy",
-        "num_tokens",
-        "quadrant",
-        "input_ids",
-        "loss_mask",
-        "nll",
-        "entropy",
-        "truncated",
-    ]
+    {"sample_id", "source", "line", "truncated", "mean_nll", "perplexity", "mean_entropy", "num_tokens"}
+    | {"input_ids", "loss_mask", "nll", "entropy", "quadrant"}
 )
-PRUNED_RESERVED = frozenset(["input_ids", "attention_mask", "labels", "loss_mask", "assistant_masks", "qtune"])
-ENCODED_SCHEMA = pa.schema(
-    [
-        ("sample_id", pa.string()),
-        ("source", pa.string()),
-        ("line", pa.int64()),
-        ("truncated", pa.bool_()),
-        ("input_ids", pa.list_(pa.int32())),
-        ("loss_mask", pa.list_(pa.int8())),
-    ]
-)
-REJECTED_SCHEMA = pa.schema(
-    [
-        ("sample_id", pa.string()),
-        ("source", pa.string()),
-        ("line", pa.int64()),
-        ("reason", pa.string()),
-        ("detail", pa.string()),
-        ("category", pa.string()),
-        ("record", pa.string()),
-    ]
-)
+PRUNED_RESERVED = frozenset({"input_ids", "attention_mask", "labels", "loss_mask", "assistant_masks", "qtune"})
+TOKENIZED_COLUMNS = frozenset({"input_ids", "attention_mask", "labels", "loss_mask"})
+ENCODED_FIELDS: list[pa.Field[Any]] = [
+    pa.field("sample_id", pa.string()),
+    pa.field("source", pa.string()),
+    pa.field("line", pa.int64()),
+    pa.field("truncated", pa.bool_()),
+    pa.field("input_ids", pa.list_(pa.int32())),
+    pa.field("loss_mask", pa.list_(pa.int8())),
+]
+REJECTED_FIELDS: list[pa.Field[Any]] = [
+    pa.field("sample_id", pa.string()),
+    pa.field("source", pa.string()),
+    pa.field("line", pa.int64()),
+    pa.field("reason", pa.string()),
+    pa.field("detail", pa.string()),
+    pa.field("category", pa.string()),
+    pa.field("record", pa.string()),
+]
+ENCODED_NAMES = frozenset(field.name for field in ENCODED_FIELDS)
+REJECTED_SCHEMA = pa.schema(REJECTED_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +64,15 @@ class Ragged:
         return np.split(self.flat, self.offsets[1:-1]) if len(self.offsets) > 1 else []
 
 
-def ragged(column: pa.ChunkedArray) -> Ragged:
-    """View a list column as numpy."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if isinstance(array, pa.ChunkedArray):  # no chunk at all
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
+def ragged(column: Any) -> Ragged:
+    """View a list column (a chunked array) as numpy."""
+    array = column.combine_chunks()
     offsets = array.offsets.to_numpy().astype(np.int64)
     flat = array.values.to_numpy(zero_copy_only=False)[offsets[0] : offsets[-1]]
     return Ragged(flat, offsets - offsets[0])
 
 
-def list_column(flat: NDArray[np.generic], offsets: NDArray[np.int64], value_type: pa.DataType) -> pa.Array:
+def list_column(flat: NDArray[np.generic], offsets: NDArray[np.int64], value_type: pa.DataType) -> Any:
     """A list column of a flat array and its offsets."""
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(flat, value_type))
 
@@ -126,7 +110,7 @@ def encoded_rows(records: ShardRecords, encoded: Mapping[int, Encoded], names: d
     ]
     own = records.own_columns(indices).select(list(names))
     fields = [own.schema.field(name).with_name(renamed) for name, renamed in names.items()]
-    return pa.table([*ours, *own.columns], schema=pa.schema([*ENCODED_SCHEMA, *fields]))
+    return pa.table([*ours, *own.columns], schema=pa.schema([*ENCODED_FIELDS, *fields]))
 
 
 def samples_of(table: pa.Table) -> list[Sample]:
@@ -155,7 +139,7 @@ def with_scores(encoded: pa.Table, scores: Sequence[TokenScores]) -> pa.Table:
         "nll": list_column(nll, offsets, pa.float32()),
         "entropy": list_column(entropy, offsets, pa.float32()),
     }
-    own = {name: encoded[name] for name in encoded.column_names if name not in ENCODED_SCHEMA.names}
+    own = {name: encoded[name] for name in encoded.column_names if name not in ENCODED_NAMES}
     schema = pa.schema([pa.field(n, c.type) for n, c in ours.items()] + [encoded.schema.field(n) for n in own])
     return pa.table({**ours, **own}, schema=schema)
 
@@ -221,7 +205,7 @@ def example_rows(scores: pa.Table, labels: NDArray[np.int8], masks: Ragged, rows
     return found
 
 
-def quadrant_names(labels: NDArray[np.int8]) -> pa.Array:
+def quadrant_names(labels: NDArray[np.int8]) -> Any:
     """Q1 to Q4 as text, (S,)."""
     return pa.array(np.array([q.name for q in Quadrant])[labels.astype(np.int64) - 1], pa.string())
 

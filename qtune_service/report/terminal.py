@@ -58,17 +58,23 @@ def _rows(m: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if m.get("thresholds"):
         t, selection = m["thresholds"], m["selection"]
         ratio = m["spec"]["prune"]["sample_keep_ratio"]
-        yield "kept", f"{c['kept']:,} of {c['scored']:,} ({c['kept'] / c['scored']:.2%}; target {selection['target']:,}, {ratio:.2%})"
-        yield "alpha", f"{t['alpha']:.4f} (disjoint corners hold at most {selection['disjoint_capacity'] / c['scored']:.1%})"
+        target = f"target {selection['target']:,}, {ratio:.2%}"
+        yield "kept", f"{c['kept']:,} of {c['scored']:,} ({c['kept'] / c['scored']:.2%}; {target})"
+        disjoint = selection["disjoint_capacity"] / c["scored"]
+        yield "alpha", f"{t['alpha']:.4f} (disjoint corners hold at most {disjoint:.1%})"
         yield "perplexity", f"low {_number(t['ppl_low'])}, high {_number(t['ppl_high'])}"
         yield "entropy", f"low {_number(t['ent_low'])}, high {_number(t['ent_high'])} nats"
         before, after = m["tokens"]["before"], m["tokens"]["after"]
         removed = 1 - after / before if before else 0.0
-        yield "trained tokens", f"{m['tokens']['scored']:,} scored; kept samples {before:,} -> {after:,} ({removed:.1%} masked)"
+        kept = f"kept samples {before:,} -> {after:,} ({removed:.1%} masked)"
+        yield "trained tokens", f"{m['tokens']['scored']:,} scored; {kept}"
     else:
         yield "trained tokens", f"{m['tokens']['scored']:,} scored"
     e = m["engine"]
     yield "engine", f"{e['name']} {e['version']}, {e['device']}, {e['dtype']}"
+    if speed := m.get("performance"):
+        busy = f"engine busy {speed['engine_busy_share']:.0%}"
+        yield "speed", f"{speed['tokens_per_s']:,.0f} tokens/s, {busy}, start-up {speed['startup_s']:.0f} s"
     yield "seconds", ", ".join(f"{name} {value:.1f}" for name, value in m["seconds"].items())
 
 
