@@ -89,6 +89,8 @@ class VllmScorer:
         config = self._llm.llm_engine.vllm_config
         self._caching = bool(config.cache_config.enable_prefix_caching)
         self._block_size = int(config.cache_config.block_size)
+        self.cached_tokens = 0
+        """Tokens that the last call took from the prefix cache."""
         self._info = EngineInfo(
             name="vllm",
             version=version,
@@ -110,6 +112,7 @@ class VllmScorer:
         check_samples(samples, self._info)
         prompts, index = distinct_prompts(samples)
         shared = shared_prefixes(prompts)
+        self.cached_tokens = 0
         scores = self._score_prompts(prompts, shared)
         return [scores_of(sample, prompts[i], scores[i]) for sample, i in zip(samples, index, strict=True)]
 
@@ -156,6 +159,7 @@ class VllmScorer:
             raise
         for i, output in zip(todo, outputs, strict=True):
             scores[i] = output.outputs.data.numpy()
+            self.cached_tokens += output.num_cached_tokens or 0
         return scores
 
     def _empty_cache(self) -> None:
