@@ -1,7 +1,7 @@
-"""Streaming decompression that gives out all that can be recovered before it reports a break.
+"""Streaming decompression that gives out what can be recovered before it reports a break.
 
-Arrow's streams and the gzip module hold data back when the end is missing; the decompressors themselves do not.
-Files of several gzip members or zstd frames are one stream, as for the command line tools.
+Arrow's streams hold data back when the end is missing; the decompressors themselves need not. Files of several gzip
+members or zstd frames are one stream, as for the command line tools.
 """
 
 from __future__ import annotations
@@ -24,14 +24,6 @@ class BrokenStreamError(Exception):
     """The compressed stream ends too early or is damaged; what came before it was given out."""
 
 
-class _Decoder(Protocol):
-    @property
-    def eof(self) -> bool: ...
-    @property
-    def unused_data(self) -> bytes: ...
-    def decompress(self, data: bytes, /) -> bytes: ...
-
-
 def compression_of(head: bytes) -> Compression | None:
     """The compression that a file's first bytes show."""
     if head.startswith(_MAGIC["gz"]):
@@ -48,7 +40,6 @@ def iter_bytes(uri: str, compression: Compression | None) -> Iterator[bytes]:
 def decompress(blocks: Iterator[bytes], compression: Compression) -> Iterator[bytes]:
     """Decompress a stream. Raises BrokenStreamError where it breaks."""
     decoder, position = _decoder(compression), 0
-    is_fresh = True  # nothing was given to this decoder yet
     for block in blocks:
         for start in range(0, len(block), FEED_BYTES):
             data = block[start : start + FEED_BYTES]
@@ -58,19 +49,72 @@ def decompress(blocks: Iterator[bytes], compression: Compression) -> Iterator[by
                     data = data.lstrip(b"\0")  # padding between and after members
                     if not data:
                         break
-                    decoder, is_fresh = _decoder(compression), True
+                    decoder = _decoder(compression)
                 try:
-                    yield decoder.decompress(data)
+                    yield from decoder.feed(data)
                 except (zlib.error, zstandard.ZstdError) as error:
                     what = f"the .{compression} stream is damaged before byte {position}"
                     raise BrokenStreamError(f"{what}: {error}") from error
-                is_fresh = False
-                data = decoder.unused_data if decoder.eof else b""
-    if not decoder.eof and not is_fresh:
+                data = decoder.unused
+    if position and not decoder.eof:
         raise BrokenStreamError(f"the .{compression} stream ends in the middle, at byte {position}")
 
 
+class _Decoder(Protocol):
+    """Decompresses one member or frame."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def unused(self) -> bytes: ...
+    def feed(self, data: bytes, /) -> Iterator[bytes]: ...
+
+
 def _decoder(compression: Compression) -> _Decoder:
-    if compression == "gz":
-        return zlib.decompressobj(wbits=31)
-    return zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES).decompressobj()
+    return _Gzip() if compression == "gz" else _Zstd()
+
+
+class _Gzip:
+    """zlib loses the output of a call that fails, so after a failure the same input is fed byte by byte."""
+
+    def __init__(self) -> None:
+        self._inner = zlib.decompressobj(wbits=31)
+
+    @property
+    def eof(self) -> bool:
+        return self._inner.eof
+
+    @property
+    def unused(self) -> bytes:
+        return self._inner.unused_data if self._inner.eof else b""
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        before = self._inner.copy()
+        try:
+            text = self._inner.decompress(data)
+        except zlib.error:
+            for index in range(len(data)):
+                yield before.decompress(data[index : index + 1])
+            raise
+        yield text
+
+
+class _Zstd:
+    """A frame comes out in blocks of up to 128 KiB; small steps lose little to a call that fails."""
+
+    STEP_BYTES = 4 << 10
+
+    def __init__(self) -> None:
+        self._inner = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES).decompressobj()
+        self.unused = b""
+
+    @property
+    def eof(self) -> bool:
+        return self._inner.eof
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        for start in range(0, len(data), self.STEP_BYTES):
+            yield self._inner.decompress(data[start : start + self.STEP_BYTES])
+            if self._inner.eof:
+                self.unused = self._inner.unused_data + data[start + self.STEP_BYTES :]
+                return

@@ -3,14 +3,14 @@
 Arrow's own JSON reader infers types at hundreds of MB/s, but not exactly: it takes texts that look like times for
 times, and large integers beside floats for floats. So its answer is corrected (times are text: JSON has none) or, where
 it cannot be trusted or the reader fails, the slow way is taken: every value is looked at in Python. Blocks of 1 MiB
-bound what one odd line costs. Very deep nesting never reaches Arrow, whose parser recurses without a limit.
+bound what one odd line costs. Two things never reach Arrow: very deep nesting, since its parser recurses without a
+limit, and fields that explode, since it fills a cell for every row and field.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,6 +21,7 @@ from qtune_service.data.schema import (
     MAX_COLUMNS,
     MAX_DEPTH,
     MAX_STRUCT_FIELDS,
+    holds_json,
     json_field,
     too_many_columns,
     unify,
@@ -30,6 +31,8 @@ from qtune_service.data.values import Record, parse_line
 
 BLOCK_BYTES = 1 << 20
 MAX_BRACKETS = 5000
+MAX_FAST_COLUMNS = 256
+SAMPLE_LINES = 32
 
 
 def infer_lines(lines: Sequence[bytes]) -> pa.Schema:
@@ -52,32 +55,37 @@ def _infer_block(lines: Sequence[bytes]) -> pa.Schema:
     fast = _infer_fast(lines)
     if fast is not None:
         return fast
-    parsed = (parse_line(line) for line in lines if line.strip())
+    parsed = (parse_line(line) for line in lines)
     return infer_records(record for record in parsed if isinstance(record, dict))
 
 
 def _infer_fast(lines: Sequence[bytes]) -> pa.Schema | None:
-    if any(line.count(b"{") + line.count(b"[") > MAX_BRACKETS for line in lines):
+    if any(line.count(b"{") + line.count(b"[") > MAX_BRACKETS for line in lines) or _is_ragged(lines):
         return None
     data = b"\n".join(lines)
     options = pajson.ReadOptions(block_size=max(len(data) + 1, 1024), use_threads=False)
     try:
-        table = pajson.read_json(io.BytesIO(data), read_options=options)
+        table = pajson.read_json(cast("Any", pa.BufferReader(data)), read_options=options)  # one block, so one chunk
     except (pa.ArrowException, UnicodeDecodeError):
         return None
     try:
-        return pa.schema(
-            [_trusted(table.column(i).combine_chunks(), name) for i, name in enumerate(table.column_names)]
-        )
+        return pa.schema([_trusted(table.column(i).chunk(0), name) for i, name in enumerate(table.column_names)])
     except _UntrustedError:
         return None
+
+
+def _is_ragged(lines: Sequence[bytes]) -> bool:
+    """Whether a sample shows fields that explode: Arrow would fill rows x fields cells, gigabytes of them."""
+    parsed = (parse_line(line) for line in lines[:: max(1, len(lines) // SAMPLE_LINES)])
+    seen = infer_records(record for record in parsed if isinstance(record, dict))
+    return len(seen) > MAX_FAST_COLUMNS or any(holds_json(field) for field in seen)
 
 
 class _UntrustedError(Exception):
     """Arrow's answer may be inexact."""
 
 
-def _trusted(array: pa.Array, name: str, depth: int = 0) -> pa.Field:
+def _trusted(array: Any, name: str, depth: int = 0) -> pa.Field[Any]:
     """The field of a column that Arrow inferred, corrected."""
     kind = array.type
     if depth > MAX_DEPTH:
@@ -92,7 +100,7 @@ def _trusted(array: pa.Array, name: str, depth: int = 0) -> pa.Field:
     return _trusted_plain(array, name)
 
 
-def _trusted_plain(array: pa.Array, name: str) -> pa.Field:
+def _trusted_plain(array: Any, name: str) -> pa.Field[Any]:
     kind = array.type
     if pa.types.is_integer(kind):
         return wide_field(name, kind) if _largest(array) > EXACT_FLOAT else pa.field(name, kind)
@@ -103,8 +111,8 @@ def _trusted_plain(array: pa.Array, name: str) -> pa.Field:
     return pa.field(name, kind if pa.types.is_null(kind) or pa.types.is_boolean(kind) else pa.string())
 
 
-def _largest(array: pa.Array) -> float:
-    ends = pc.min_max(array).as_py()
+def _largest(array: Any) -> Any:
+    ends: dict[str, Any] = pc.min_max(array).as_py()  # type: ignore[assignment]
     return max(abs(ends["min"] or 0), abs(ends["max"] or 0))
 
 
@@ -155,7 +163,7 @@ class _Seen:
         if len(self.fields) > most:
             self.is_exploded = True
 
-    def field(self, name: str) -> pa.Field:
+    def field(self, name: str) -> pa.Field[Any]:
         if self.is_exploded or not -(1 << 63) <= self.lowest <= self.highest < 1 << 63:
             return json_field(name)
         if len(self.kinds) > 1:
@@ -168,5 +176,13 @@ class _Seen:
             return pa.field(name, pa.list_(self.item.field("item") if self.item else pa.field("item", pa.null())))
         if kind is int and max(-self.lowest, self.highest) > EXACT_FLOAT:
             return wide_field(name, pa.int64())
-        plain = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string(), None: pa.null()}
-        return pa.field(name, plain[kind])
+        return pa.field(name, _PLAIN[kind])
+
+
+_PLAIN: dict[type | None, Any] = {
+    bool: pa.bool_(),
+    int: pa.int64(),
+    float: pa.float64(),
+    str: pa.string(),
+    None: pa.null(),
+}

@@ -161,4 +161,4 @@ def encode_schema(schema: pa.Schema) -> str:
 @functools.lru_cache(maxsize=64)
 def decode_schema(text: str) -> pa.Schema:
     """The schema that `encode_schema` wrote."""
-    return pa.ipc.read_schema(pa.BufferReader(base64.b64decode(text)))
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))

@@ -1,8 +1,8 @@
 """Read one shard: records with their place in the source, and their own columns as Arrow.
 
 Own columns of Parquet stay Arrow throughout, so that times, decimals and binary survive exactly; Python sees only
-the columns that the format reads. JSON records become Arrow by the plan's schema, which was inferred from the very bytes: the digest is
-checked, since a file that changed in between could hold fields that the schema would drop.
+the columns that the format reads. JSON records become Arrow by the plan's schema, which was inferred from the very
+bytes: the digest is checked, since a file that changed in between could hold fields that the schema would drop.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from qtune_service.data.plan import Plan, Shard
 from qtune_service.data.rows import iter_rows
 from qtune_service.data.scanning import split_lines
 from qtune_service.data.schema import conform, to_array
-from qtune_service.data.values import BOM, Record, RecordProblem, category_of, encode_value, parse_line
+from qtune_service.data.values import BOM, Record, RecordProblem, category_of, encode_value, is_blank, parse_line
 from qtune_service.errors import DataError
 
 __all__ = ["Record", "RecordProblem", "ShardRecords", "category_of", "read_shard", "sample_id"]
@@ -96,7 +96,8 @@ def _read_lines(plan: Plan, shard: Shard) -> ShardRecords:
     schema = plan.schema
 
     def own_columns(indices: Sequence[int]) -> pa.Table:
-        rows = [record if isinstance(record := records[i], dict) else {} for i in indices]
+        chosen = [records[i] for i in indices]
+        rows = [record if isinstance(record, dict) else {} for record in chosen]
         columns = [to_array([row.get(field.name) for row in rows], field) for field in schema]
         return pa.Table.from_arrays(columns, schema=schema)
 
@@ -112,7 +113,7 @@ def _numbered_lines(plan: Plan, shard: Shard) -> Iterator[tuple[int, bytes]]:
     if hashlib.sha256(data).hexdigest() != shard.digest:
         raise _changed(plan, shard)
     for offset, line in enumerate(split_lines(data)):
-        if line and not line.isspace():
+        if not is_blank(line):
             yield shard.first_line + offset, line
 
 

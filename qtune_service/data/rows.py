@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -58,23 +59,22 @@ def schema_of(uri: str) -> pa.Schema:
         return pa.schema([_marked(field, file.metadata) for field in file.schema_arrow])
 
 
-def _marked(field: pa.Field, metadata: pq.FileMetaData) -> pa.Field:
+def _marked(field: pa.Field[Any], metadata: pq.FileMetaData) -> pa.Field[Any]:
     if not pa.types.is_integer(field.type) or field.type.bit_width < 64:
         return pa.field(field.name, field.type)
     largest = max((_largest(metadata.row_group(i), field.name) for i in range(metadata.num_row_groups)), default=0)
     return wide_field(field.name, field.type) if largest > EXACT_FLOAT else pa.field(field.name, field.type)
 
 
-def _largest(group: pq.RowGroupMetaData, name: str) -> float:
+def _largest(group: pq.RowGroupMetaData, name: str) -> Any:
     """Largest magnitude of an integer column; infinite where the file does not say."""
     for index in range(group.num_columns):
         column = group.column(index)
         if column.path_in_schema == name:
             stats = column.statistics
-            known = stats is not None and stats.has_min_max
-            if not known:
+            if stats is None or not stats.has_min_max:
                 return 0 if stats is not None and stats.null_count == group.num_rows else math.inf
-            return max(abs(int(stats.min)), abs(int(stats.max)))
+            return max(abs(stats.min or 0), abs(stats.max or 0))
     return math.inf
 
 

@@ -22,7 +22,7 @@ from qtune_service.data.plan import Chunk, ChunkScan, Piece, encode_schema
 from qtune_service.data.rows import iter_rows, schema_of
 from qtune_service.data.schema import unify
 from qtune_service.data.staging import staged_pieces
-from qtune_service.data.values import Record, RecordProblem, category_of, parse_line
+from qtune_service.data.values import Record, RecordProblem, category_of, is_blank, parse_line
 
 SAMPLE_RECORDS = 20
 CATEGORIES_SHOWN = 20
@@ -136,7 +136,7 @@ def split_lines(data: bytes) -> list[bytes]:
 
 def _scan_lines(uri: str, data: bytes, start: int, found: _Findings) -> Piece:
     lines = split_lines(data)
-    filled = [line for line in lines if line and not line.isspace()]
+    filled = [line for line in lines if not is_blank(line)]
     found.schemas.append(infer_lines(filled))
     found.add_sample(parse_line(line) for line in filled)
     return Piece(

@@ -29,17 +29,24 @@ EXACT_FLOAT = 1 << 53
 _ENCODING, _JSON, _WIDE = b"qtune.encoding", b"json", b"qtune.wide"
 
 
-def json_field(name: str) -> pa.Field:
+def json_field(name: str) -> pa.Field[Any]:
     """A field of JSON text."""
     return pa.field(name, pa.string(), metadata={_ENCODING: _JSON})
 
 
-def is_json(field: pa.Field) -> bool:
+def is_json(field: pa.Field[Any]) -> bool:
     """Whether the field's strings are JSON text of the original values."""
-    return bool(field.metadata) and field.metadata.get(_ENCODING) == _JSON
+    return (field.metadata or {}).get(_ENCODING) == _JSON
 
 
-def wide_field(name: str, of: pa.DataType) -> pa.Field:
+def holds_json(field: pa.Field[Any]) -> bool:
+    """Whether the field, or a field inside it, is JSON text."""
+    if pa.types.is_struct(field.type):
+        return any(holds_json(child) for child in field.type.fields)
+    return holds_json(field.type.value_field) if _is_list(field.type) else is_json(field)
+
+
+def wide_field(name: str, of: pa.DataType) -> pa.Field[Any]:
     """A field of integers that a float may not hold exactly; `finish` takes the mark off."""
     return pa.field(name, of, metadata={_WIDE: b"1"})
 
@@ -58,7 +65,7 @@ def too_many_columns(names: Iterable[str]) -> DataError:
 
 def unify(schemas: Iterable[pa.Schema]) -> pa.Schema:
     """Merge schemas; columns keep the order in which they appear first."""
-    merged: dict[str, pa.Field] = {}
+    merged: dict[str, pa.Field[Any]] = {}
     for schema in schemas:
         for field in schema:
             known = merged.get(field.name)
@@ -68,7 +75,7 @@ def unify(schemas: Iterable[pa.Schema]) -> pa.Schema:
     return pa.schema(list(merged.values()))
 
 
-def merge(a: pa.Field, b: pa.Field, depth: int = 0) -> pa.Field:
+def merge(a: pa.Field[Any], b: pa.Field[Any], depth: int = 0) -> pa.Field[Any]:
     """The narrowest field that holds the values of both unchanged."""
     if is_json(a) or is_json(b) or depth > MAX_DEPTH:
         return json_field(a.name)
@@ -77,7 +84,7 @@ def merge(a: pa.Field, b: pa.Field, depth: int = 0) -> pa.Field:
     return _merge_kinds(a, b, depth)
 
 
-def _merge_kinds(a: pa.Field, b: pa.Field, depth: int) -> pa.Field:
+def _merge_kinds(a: pa.Field[Any], b: pa.Field[Any], depth: int) -> pa.Field[Any]:
     if pa.types.is_struct(a.type) and pa.types.is_struct(b.type):
         return _merge_structs(a, b, depth)
     if _is_list(a.type) and _is_list(b.type):
@@ -89,7 +96,7 @@ def _merge_kinds(a: pa.Field, b: pa.Field, depth: int) -> pa.Field:
     return _merge_others(a, b)
 
 
-def _merge_structs(a: pa.Field, b: pa.Field, depth: int) -> pa.Field:
+def _merge_structs(a: pa.Field[Any], b: pa.Field[Any], depth: int) -> pa.Field[Any]:
     fields = {field.name: field for field in a.type.fields}
     for field in b.type.fields:
         fields[field.name] = merge(fields[field.name], field, depth + 1) if field.name in fields else field
@@ -98,13 +105,13 @@ def _merge_structs(a: pa.Field, b: pa.Field, depth: int) -> pa.Field:
     return pa.field(a.name, pa.struct(list(fields.values())))
 
 
-def _merge_lists(a: pa.Field, b: pa.Field, depth: int) -> pa.Field:
+def _merge_lists(a: pa.Field[Any], b: pa.Field[Any], depth: int) -> pa.Field[Any]:
     item = merge(a.type.value_field, b.type.value_field, depth + 1)
     is_large = pa.types.is_large_list(a.type) or pa.types.is_large_list(b.type)
     return pa.field(a.name, pa.large_list(item) if is_large else pa.list_(item))
 
 
-def _merge_numbers(a: pa.Field, b: pa.Field) -> pa.Field:
+def _merge_numbers(a: pa.Field[Any], b: pa.Field[Any]) -> pa.Field[Any]:
     if pa.types.is_floating(a.type) and pa.types.is_floating(b.type):
         return pa.field(a.name, max(a.type, b.type, key=lambda kind: kind.bit_width))
     if pa.types.is_floating(a.type) or pa.types.is_floating(b.type):
@@ -116,7 +123,7 @@ def _merge_numbers(a: pa.Field, b: pa.Field) -> pa.Field:
     return wide_field(a.name, widest) if _is_wide(a) or _is_wide(b) else pa.field(a.name, widest)
 
 
-def _merge_others(a: pa.Field, b: pa.Field) -> pa.Field:
+def _merge_others(a: pa.Field[Any], b: pa.Field[Any]) -> pa.Field[Any]:
     """Texts, binaries, times, decimals and dictionaries of one kind; all else becomes JSON text."""
     if pa.types.is_dictionary(a.type) or pa.types.is_dictionary(b.type):
         plain = [f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in (a, b)]
@@ -128,8 +135,8 @@ def _merge_others(a: pa.Field, b: pa.Field) -> pa.Field:
         return json_field(a.name)
 
 
-def _is_wide(field: pa.Field) -> bool:
-    return bool(field.metadata) and _WIDE in field.metadata
+def _is_wide(field: pa.Field[Any]) -> bool:
+    return _WIDE in (field.metadata or {})
 
 
 def _is_number(of: pa.DataType) -> bool:
@@ -145,7 +152,7 @@ def finish(schema: pa.Schema) -> pa.Schema:
     return pa.schema([_finish_field(field) for field in schema])
 
 
-def _finish_field(field: pa.Field) -> pa.Field:
+def _finish_field(field: pa.Field[Any]) -> pa.Field[Any]:
     if is_json(field):
         return field
     if pa.types.is_struct(field.type):
@@ -162,7 +169,7 @@ def _finish_field(field: pa.Field) -> pa.Field:
 # --- values
 
 
-def to_array(values: Sequence[Any], field: pa.Field) -> pa.Array | pa.ChunkedArray:
+def to_array(values: Sequence[Any], field: pa.Field[Any]) -> Any:
     """Build a column of Python values, JSON text where the field says so."""
     encode = _encoder(field)
     return pa.array(values if encode is None else [encode(value) for value in values], type=field.type)
@@ -171,12 +178,12 @@ def to_array(values: Sequence[Any], field: pa.Field) -> pa.Array | pa.ChunkedArr
 Change = Callable[[Any], Any]
 
 
-def _encoder(field: pa.Field) -> Change | None:
+def _encoder(field: pa.Field[Any]) -> Change | None:
     """How values have to change before Arrow takes them; None where nothing does, at no cost."""
     return _change(field, lambda value: None if value is None else encode_value(value))
 
 
-def _change(field: pa.Field, leaf: Change) -> Change | None:
+def _change(field: pa.Field[Any], leaf: Change) -> Change | None:
     if is_json(field):
         return leaf
     if pa.types.is_struct(field.type):
@@ -217,7 +224,7 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _conform(array: pa.Array | pa.ChunkedArray, field: pa.Field) -> pa.Array | pa.ChunkedArray:
+def _conform(array: Any, field: pa.Field[Any]) -> Any:
     """Types that differ only as the lattice allows are cast; nested ones go by way of Python values."""
     if array.type.equals(field.type) and not is_json(field):
         return array

@@ -121,15 +121,14 @@ def _refuse_foreign(name: str, named: str, head: bytes, compression: Compression
 
 
 def _kind_of_text(name: str, named: str, text: bytes, *, is_whole: bool) -> Kind:
-    if text.startswith(b"["):
-        return "json"
-    if named in ("jsonl", "ndjson"):
+    is_array, is_object = text.startswith(b"["), text.startswith(b"{")
+    first, newline, rest = text.partition(b"\n")
+    goes_on = bool(rest.strip()) or (bool(newline) and not is_whole)
+    if (is_array or is_object) and newline and goes_on and _is_json(first):
         return "jsonl"
-    if text.startswith(b"{"):
-        first, newline, rest = text.partition(b"\n")
-        goes_on = bool(rest.strip()) or (bool(newline) and not is_whole)
-        return "jsonl" if newline and goes_on and _is_object(first) else "json"
-    if named == "json":
+    if named in ("jsonl", "ndjson") and not is_array:
+        return "jsonl"
+    if is_array or is_object or named == "json":
         return "json"
     raise DataError(f"cannot tell what {name} is", SUPPORTED)
 
@@ -145,11 +144,12 @@ def _inflate(head: bytes, compression: Compression) -> tuple[bytes, bool]:
     return text[:HEAD_BYTES], len(text) <= HEAD_BYTES
 
 
-def _is_object(line: bytes) -> bool:
+def _is_json(line: bytes) -> bool:
     try:
-        return isinstance(orjson.loads(line), dict)
+        orjson.loads(line)
     except ValueError:
         return False
+    return True
 
 
 def changes(planned: Sequence[SourceFile], now: Sequence[SourceFile]) -> list[str]:

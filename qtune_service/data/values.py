@@ -1,7 +1,8 @@
-"""JSON records: one line to a record or a reason, values to JSON text, and the Arrow type of a batch of records.
+"""JSON records: one line to a record or a reason, and values to JSON text.
 
-orjson parses; what it refuses is tried with the standard library, which also takes NaN, Infinity and integers beyond
-64 bits. A record holding half a surrogate pair is rejected: neither a tokenizer nor Parquet can hold it.
+orjson parses. What it refuses is tried with the standard library, which also takes NaN and Infinity, and so is what
+may hold an integer beyond 64 bits, which orjson rounds without a word. A record holding half a surrogate pair is
+rejected: neither a tokenizer nor Parquet can hold it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import orjson
 
 Record = dict[str, Any]
 BOM = b"\xef\xbb\xbf"
+_MANY_DIGITS = b"0" * 20  # the shortest integer beyond 64 bits has 20 digits
+_AS_DIGITS = bytes(ord("0") if chr(byte) in "0123456789" else 0 for byte in range(256))
 PROBLEM_MARK = b"\x00"
 """First byte of a line that staging wrote in place of a record that it could not read."""
 
@@ -27,8 +30,15 @@ class RecordProblem:
     detail: str
 
 
+def is_blank(line: bytes) -> bool:
+    """Whether a line is no record: nothing but white space, and perhaps a byte order mark."""
+    return not line or line.isspace() or (line.startswith(BOM) and not line.removeprefix(BOM).strip())
+
+
 def parse_line(line: bytes) -> Record | RecordProblem:
     """Parse one record. A byte order mark and surrounding white space are allowed."""
+    if _MANY_DIGITS in line.translate(_AS_DIGITS):
+        return _parse_slowly(line)
     try:
         value = orjson.loads(line)
     except orjson.JSONDecodeError:
