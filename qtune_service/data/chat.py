@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,8 @@ class Encoder:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the tokenizer and its template: equal fingerprints give equal tokens."""
-        parts = (self._tokenizer.backend_tokenizer.to_str(), self._template(None).source)
+        templates = json.dumps(self._tokenizer.chat_template, sort_keys=True)
+        parts = (self._tokenizer.backend_tokenizer.to_str(), json.dumps(self._tokenizer.special_tokens_map), templates)
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def save_tokenizer(self, folder: Path) -> None:

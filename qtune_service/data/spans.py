@@ -4,13 +4,14 @@ A template with `{% generation %}` markers says so itself; the marked spans are 
 to hold its turn's words (transformers counts wrongly inside macros). Without markers the borders of turn i are
 found by rendering, and nothing is believed that does not show in the one full text:
   start  1. render(messages[:i]) with the generation prompt, if it is a prefix of the text.
-         2. Templates that write earlier turns anew once later ones exist (reasoning dropped, the system prompt moved
-            to the last user turn) fail that. Then the whole conversation is rendered with other words in turn i. Up
-            to the header before those words it must be a prefix of the text: so the prompt does not depend on turn
-            i, and ends there.
+         2. Templates that write earlier turns anew once later ones exist (reasoning dropped, system prompt or tools
+            moved to the last user turn) fail that. Then turn i - 1 gets other words, and the whole conversation and
+            messages[:i] are both rendered. What follows those words at the end of the prompt must follow them in the
+            conversation too, and from there on it must be the text to its last character: turn i starts there.
+         3. The same with other words in turn i, up to the generation prompt before them. The first turn needs it.
   end    1. render(messages[:i + 1]), if it is a prefix of the text.
-         2. The whole conversation with other words in turn i + 1. Up to the last end-of-turn token before those
-            words it must be a prefix of the text: so turn i and all before it, and nothing after, lies there.
+         2. The whole conversation with other words in turn i + 1. Up to the end-of-turn token of turn i (the first
+            that is not among its own words) it must be a prefix of the text, and those words must come later.
 Each span must then hold its turn's words, and start after the one before ended. Otherwise the record is refused:
 a mask is never guessed. Rule 1 holds for most templates and costs two renderings a turn, so a long conversation
 costs turns x length; rendering is some microseconds a turn, and over-long texts are refused before.
@@ -22,6 +23,7 @@ the special token that closes a turn may reach beyond its span, over white space
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -50,10 +52,20 @@ def trained_spans(rendering: Rendering) -> list[Span]:
     parts = _assign(rendering, turns) if rendering.marked is not None else [[_locate(rendering, i)] for i in turns]
     for i, spans in zip(turns, parts, strict=True):
         _check_words(rendering, i, spans)
-    flat = [_cut(rendering, span) for spans in parts for span in spans]
+    flat = [_cut(rendering, span) for spans in parts for span in _joined(spans)]
     if any(left[1] > right[0] for left, right in pairwise(flat)):
         raise _not_verified("that assistant turns do not overlap")
     return flat
+
+
+def _joined(spans: Sequence[Span]) -> list[Span]:
+    """Spans that touch as one: a token may lie across the point where they meet."""
+    out: list[Span] = []
+    for start, end in spans:
+        if out and out[-1][1] == start:
+            start = out.pop()[0]  # noqa: PLW2901
+        out.append((start, end))
+    return out
 
 
 def token_mask(rendering: Rendering, spans: Sequence[Span], offsets: NDArray[np.int32]) -> NDArray[np.int8]:
@@ -72,9 +84,7 @@ def token_mask(rendering: Rendering, spans: Sequence[Span], offsets: NDArray[np.
 
 
 def _locate(rendering: Rendering, i: int) -> Span:
-    start = _start_by_prefix(rendering, i)
-    if start is None:
-        start = _start_by_probe(rendering, i)
+    start = next((s for rule in (_start_by_prefix, _start_after, _start_before) if (s := rule(rendering, i))), None)
     if start is None:
         raise _not_verified(f"where turn {i} starts")
     end = _end_by_prefix(rendering, i)
@@ -107,20 +117,38 @@ def _end_by_prefix(rendering: Rendering, i: int) -> int | None:
     return len(head) if rendering.text.startswith(head) else None
 
 
-def _start_by_probe(rendering: Rendering, i: int) -> int | None:
-    template, turn = rendering.template, rendering.conversation.messages[i]
-    probe: Message = {"role": "assistant", "content": PROBE}
-    if turn.get("tool_calls"):
-        probe["tool_calls"] = turn["tool_calls"]  # a result that follows must have its call
-    found = _render_with(rendering, i, probe)
+def _start_after(rendering: Rendering, i: int) -> int | None:
+    """Rule 2: behind the turn before, whose words are replaced."""
+    messages, text = rendering.conversation.messages, rendering.text
+    found = _render_with(rendering, i - 1, {**messages[i - 1], "content": PROBE}) if i else None
     if found is None:
         return None
     other, at = found
-    if not template.header:
-        start = at - len(template.lead)
-        is_proven = other.endswith(template.lead, 0, at) and rendering.text.startswith(other[:start])
-        return start if is_proven else None
-    for header in template.headers():
+    after = other[at + len(PROBE) :]
+    try:
+        prompts = rendering.template.prompts(
+            [*messages[: i - 1], {**messages[i - 1], "content": PROBE}], rendering.conversation.tools
+        )
+    except RecordError:
+        return None
+    for tail in (prompt.rpartition(PROBE)[2] for prompt in prompts if prompt.count(PROBE) == 1):
+        start = len(text) - len(after) + len(tail)
+        if after.startswith(tail) and text.startswith(other[:at]) and text.endswith(after) and start - len(tail) >= at:
+            return start
+    return None
+
+
+def _start_before(rendering: Rendering, i: int) -> int | None:
+    """Rule 3: behind the generation prompt before the turn's own words, which are replaced."""
+    turn = rendering.conversation.messages[i]
+    probe: Message = {"role": "assistant", "content": PROBE}
+    if turn.get("tool_calls"):
+        probe["tool_calls"] = turn["tool_calls"]  # a result that follows must have its call
+    found = _render_with(rendering, i, probe) if rendering.template.header else None
+    if found is None:
+        return None
+    other, at = found
+    for header in rendering.template.headers():
         start = other.rfind(header, 0, at) + len(header)
         if start >= len(header) and rendering.text.startswith(other[:start]):
             return start
@@ -128,14 +156,20 @@ def _start_by_probe(rendering: Rendering, i: int) -> int | None:
 
 
 def _end_by_probe(rendering: Rendering, i: int, start: int) -> int | None:
-    mark = rendering.template.end_of_turn
-    found = _render_with(rendering, i + 1, {**rendering.conversation.messages[i + 1], "content": PROBE})
-    if found is None or not mark:
+    """Behind the first end-of-turn token that is not one of the turn's own words."""
+    messages, mark = rendering.conversation.messages, rendering.template.end_of_turn
+    found = _render_with(rendering, i + 1, {**messages[i + 1], "content": PROBE})
+    thought, content = split_reasoning(messages[i])
+    if found is None or not mark or mark in thought:
         return None
     other, at = found
-    last = other.rfind(mark, start, at)
-    end = last + len(mark)
-    return end if last >= 0 and rendering.text.startswith(other[:end]) else None
+    end = start
+    for _ in range(1 + content.count(mark) + json.dumps(messages[i].get("tool_calls")).count(mark)):
+        found_at = other.find(mark, end, at)
+        if found_at < 0:
+            return None
+        end = found_at + len(mark)
+    return end if rendering.text.startswith(other[:end]) else None
 
 
 def _render_with(rendering: Rendering, i: int, probe: Message) -> tuple[str, int] | None:

@@ -6,8 +6,7 @@ pinned (to `RENDER_DATE`), because a template that prints today's date would giv
 The facts are learned by rendering small conversations with marker words, never by reading the template:
   header       what stands between a prompt and the assistant's words. It is what add_generation_prompt adds; a
                template that ignores that flag is asked by rendering an answer. Empty where an answer follows the
-               prompt directly, as after Mistral's `[/INST]`.
-  lead         white space that such a template writes before the answer; it belongs to the turn.
+               prompt directly, as after Mistral's `[/INST]`; white space there belongs to the answer.
   end_of_turn  the first special token after an answer, or the literal text there where no special token is.
   knows_*      whether system turns, tool results, calls, descriptions of tools and reasoning reach the text.
 """
@@ -69,7 +68,7 @@ class ChatTemplate:
         self.wants_call_ids = "tool_call_id" in source
         self.knows_system = self._shows(_system_probe())
         self.knows_tool_role = self._shows(_tool_probe(with_call=self.knows_calls))
-        self.header, self.lead, self._header_is_learned = self._learn_header()
+        self.header, self._header_is_learned = self._learn_header()
         self.end_of_turn = self._learn_end_of_turn()
 
     def render(self, messages: Sequence[Message], tools: Any = None, *, add_generation_prompt: bool = False) -> str:
@@ -159,18 +158,19 @@ class ChatTemplate:
         as_answer = [{"role": "assistant", "content": PROBE} if m["content"] == PROBE else m for m in messages]
         return text is not None and PROBE in text and text != self._try(as_answer)
 
-    def _learn_header(self) -> tuple[str, str, bool]:
+    def _learn_header(self) -> tuple[str, bool]:
+        """The header, and whether only answers show it."""
         asked = [{"role": "user", "content": PROBE}]
         bare = self._try(asked)
         prompt = self._try(asked, add_generation_prompt=True)
         answered = self._try([*asked, {"role": "assistant", "content": _ANSWER}])
         if bare is None or prompt is None:
-            return "", "", False
+            return "", False
         header = prompt[self._common_prefix(prompt, bare) :]
         if header or answered is None or not answered.startswith(bare):
-            return header, "", False
+            return header, False
         written = answered[len(bare) : answered.index(_ANSWER)] if _ANSWER in answered else ""
-        return (written, "", True) if written.strip() else ("", written, False)
+        return (written, True) if written.strip() else ("", False)
 
     def _common_prefix(self, text: str, other: str) -> int:
         """Length of the common prefix, not cut inside a special token of `text`."""

@@ -1,0 +1,424 @@
+"""data/chat.py: what is trained, for templates of many shapes."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qtune_service.config import InputSpec, ModelSpec
+from qtune_service.data.chat import Encoder
+from qtune_service.data.records import RecordError
+from qtune_service.errors import ModelError, SpecError
+from tests.unit.data.chat_models import QWEN3, SHAPES, expected_text, make_encoder, save_tokenizer, trained_text
+
+Encoders = dict[str, Encoder]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer without a template."""
+    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def encoders(folder: Path) -> Encoders:
+    """One encoder a template."""
+    return {name: make_encoder(folder, shape.source) for name, shape in SHAPES.items()}
+
+
+def turns(*contents: str, system: str | None = None) -> list[dict[str, str]]:
+    """User and assistant in turn."""
+    roles = ("user", "assistant")
+    messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(contents)]
+    return messages if system is None else [{"role": "system", "content": system}, *messages]
+
+
+CONVERSATIONS = {
+    "one turn": turns("What is 6 x 7?", "It is 42."),
+    "three turns": turns("a", "b", "c", "d", "a", "b"),
+    "same words everywhere": turns("yes", "yes", "yes", "yes", system="yes"),
+    "system": turns("Hi", "Hello there!", "Bye", "See you.", system="Be brief."),
+    "multi-byte": turns("Grüße, 世界", "你好,мир 😀👩‍👩‍👧", "🇩🇪?", "naïve café ﬁ"),
+    "right to left": turns("שלום", "مرحبا بالعالم", "שוב", "\u200fאבגד\u200e"),
+    "empty question": turns("", "An answer.", "  ", "Another."),
+    "words of the template": turns("assistant\n", "user\nassistant\n", "<think>", "The end"),
+    "special tokens as text": turns("<|im_end|>[/INST]</s>", "a<|im_end|>b<|eot|></s>c<|end|>d<|endoftext|>", "x", "y"),
+    "end of turn in the system prompt": turns("Q", "A", "Q2", "A2", system="</s><|im_end|><|eot|> is the end"),
+    "trailing space": turns("Q", "An answer with space. \n\n", "Q2", "More. "),
+    "ends with the user": turns("Q", "A", "Thanks!"),
+}
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_trains_exactly_the_assistant_turns(shape: str, name: str, encoders: Encoders) -> None:
+    """Every assistant turn with its end-of-turn token, and nothing else, for every template."""
+    messages = CONVERSATIONS[name]
+    encoded = encoders[shape].encode({"messages": messages}, "messages")
+    assert trained_text(encoders[shape], encoded.sample) == expected_text(SHAPES[shape], messages)
+
+
+PIECES = st.sampled_from(
+    [
+        "<|im_end|>",
+        "<|im_start|>assistant\n",
+        "[INST]",
+        " [/INST] ",
+        "</s>",
+        "<|eot|>",
+        "\n\n",
+        "<|end|>",
+        "assistant",
+        "  ",
+    ]
+)
+TEXT = st.lists(st.one_of(st.text(st.characters(exclude_categories=["Cs"]), max_size=12), PIECES), max_size=4).map(
+    "".join
+)
+ANSWER = TEXT.map(lambda text: f"A{text}Z")  # white space at the border has its own test
+
+
+def swallowed(text: str) -> str:
+    """The text without the white space that Phi's markers swallow wherever they stand."""
+    return re.sub(r"(<\|(?:end|user|assistant|system)\|>)\s+", r"\1", text)
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> list[dict[str, Any]]:
+    """Alternating turns, perhaps a system turn and training flags."""
+    rounds = draw(st.lists(st.tuples(TEXT, ANSWER, st.sampled_from([None, True, False])), min_size=1, max_size=4))
+    messages: list[dict[str, Any]] = []
+    if draw(st.booleans()):
+        messages.append({"role": "system", "content": "S" + draw(TEXT)})
+    for question, answer, flag in rounds:
+        messages.append({"role": "user", "content": question})
+        messages.append({"role": "assistant", "content": answer} | ({} if flag is None else {"loss": flag}))
+    return messages
+
+
+@settings(max_examples=60, deadline=None)
+@given(messages=conversations())
+def test_any_conversation_trains_exactly_its_flagged_turns(messages: list[dict[str, Any]], encoders: Encoders) -> None:
+    """Random words, template words included, do not move the mask of any template."""
+    flags = [m["role"] == "assistant" and m.get("loss", True) for m in messages]
+    for name, shape in SHAPES.items():
+        if not any(flags):
+            with pytest.raises(RecordError, match="no_trained_turn"):
+                encoders[name].encode({"messages": messages}, "messages")
+            continue
+        sample = encoders[name].encode({"messages": messages}, "messages").sample
+        assert swallowed(trained_text(encoders[name], sample)) == swallowed(expected_text(shape, messages, flags)), name
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_input_ids_are_those_of_the_whole_text(shape: str, encoders: Encoders) -> None:
+    """Tokens are what transformers itself makes of the conversation, and the first is never trained."""
+    messages = CONVERSATIONS["special tokens as text"]
+    encoder = encoders[shape]
+    sample = encoder.encode({"messages": messages}, "messages").sample
+    tokenizer = encoder._tokenizer
+    pinned = {"strftime_now": lambda _: "26 Jul 2024"}
+    assert sample.input_ids.tolist() == tokenizer.apply_chat_template(messages, **pinned)["input_ids"]
+    assert (sample.input_ids.dtype.name, sample.loss_mask.dtype.name) == ("int32", "int8")
+    assert sample.loss_mask[0] == 0
+
+
+CALL = {"type": "function", "function": {"name": "area", "arguments": '{"w": 3, "unit": "cm²"}'}}
+TOOLS = [{"name": "area", "description": "Area of a square", "parameters": {"type": "object"}}]
+
+
+def tool_record() -> dict[str, Any]:
+    """Two rounds; the first calls a tool."""
+    return {
+        "tools": TOOLS,
+        "messages": [
+            {"role": "user", "content": "Area of 3?"},
+            {"role": "assistant", "content": None, "tool_calls": [CALL]},
+            {"role": "tool", "content": '{"area": 9}'},
+            {"role": "assistant", "content": "It is 9."},
+            {"role": "user", "content": "Sure?"},
+            {"role": "assistant", "content": "Yes."},
+        ],
+    }
+
+
+PLAIN_CALL = '{"name": "area", "arguments": {"w": 3, "unit": "cm²"}}'
+TRAINED_WITH_TOOLS = {
+    "chatml": PLAIN_CALL + "<|im_end|>It is 9.<|im_end|>Yes.<|im_end|>",
+    "marked": PLAIN_CALL + "<|im_end|>It is 9.<|im_end|>Yes.<|im_end|>",
+    "llama3": PLAIN_CALL.replace("arguments", "parameters") + "<|eom|>It is 9.<|eot|>Yes.<|eot|>",
+    "mistral": f" {PLAIN_CALL}</s> It is 9.</s> Yes.</s>",
+    "mistral_tools": f'[TOOL_CALLS] [{PLAIN_CALL[:-1]}, "id": "call00001"}}]</s> It is 9.</s> Yes.</s>',
+    "qwen3": f"<tool_call>\n{PLAIN_CALL}\n</tool_call><|im_end|>It is 9.<|im_end|>"
+    "<think>\n\n</think>\n\nYes.<|im_end|>",
+    "plain": PLAIN_CALL + "</s>It is 9.</s>Yes.</s>",
+}
+
+
+@pytest.mark.parametrize("shape", TRAINED_WITH_TOOLS)
+def test_tools_calls_and_results_reach_every_template(shape: str, encoders: Encoders) -> None:
+    """A call is trained, a result is not, and descriptions of tools are never lost."""
+    encoder = encoders[shape]
+    sample = encoder.encode(tool_record(), "messages").sample
+    assert trained_text(encoder, sample) == TRAINED_WITH_TOOLS[shape]
+    prompt = encoder.decode(sample.input_ids[sample.loss_mask == 0].tolist())
+    assert "Area of a square" in prompt
+    assert "area" in prompt
+    assert "9}" in prompt
+
+
+@pytest.mark.parametrize("shape", ["chatml", "qwen3", "mistral", "plain", "mistral_tools", "marked"])
+def test_parallel_calls_with_consecutive_results(shape: str, encoders: Encoders) -> None:
+    """Two calls in one turn and their two results keep the mask right."""
+    record = tool_record()
+    record["messages"][1]["tool_calls"] = [CALL, CALL]
+    record["messages"].insert(3, {"role": "tool", "content": '{"area": 99}'})
+    encoder = encoders[shape]
+    sample = encoder.encode(record, "messages").sample
+    text = trained_text(encoder, sample)
+    assert text.count('"name": "area"') == 2
+    assert "99}" not in text
+    assert "99}" in encoder.decode(sample.input_ids.tolist())
+    assert text.endswith(TRAINED_WITH_TOOLS[shape].partition("]</s>" if shape == "mistral_tools" else PLAIN_CALL)[2])
+
+
+def test_llama_template_that_refuses_parallel_calls_rejects_the_record(encoders: Encoders) -> None:
+    """What a template raises becomes the reason."""
+    record = tool_record()
+    record["messages"][1]["tool_calls"] = [CALL, CALL]
+    with pytest.raises(RecordError, match=r"template_error.*only single tool calls"):
+        encoders["llama3"].encode(record, "messages")
+
+
+def reasoning_record() -> dict[str, Any]:
+    """Two answers with reasoning."""
+    return {
+        "messages": [
+            {"role": "user", "content": "1+1?"},
+            {"role": "assistant", "content": "2", "reasoning_content": "One and one."},
+            {"role": "user", "content": "2+2?"},
+            {"role": "assistant", "content": "4", "reasoning_content": "Two and two."},
+        ]
+    }
+
+
+def test_reasoning_is_trained_where_the_template_shows_it(encoders: Encoders) -> None:
+    """Qwen3 drops the reasoning of earlier turns, and the mask follows the text."""
+    record = reasoning_record()
+    sample = encoders["qwen3"].encode(record, "messages").sample
+    expected = "2<|im_end|><think>\nTwo and two.\n</think>\n\n4<|im_end|>"
+    assert trained_text(encoders["qwen3"], sample) == expected
+    inline = [{"role": m["role"], "content": m["content"]} for m in record["messages"]]
+    inline[1]["content"] = "<think>\nOne and one.\n</think>\n\n2"
+    inline[3]["content"] = "<think>\nTwo and two.\n</think>\n\n4"
+    assert (
+        encoders["qwen3"].encode({"messages": inline}, "messages").sample.input_ids.tolist()
+        == sample.input_ids.tolist()
+    )
+
+
+def test_reasoning_before_tool_calls_of_an_earlier_round(encoders: Encoders) -> None:
+    """History that the template writes anew is found by rendering with other words, not by prefixes."""
+    record = tool_record()
+    record["messages"][1]["reasoning_content"] = "I should call."
+    record["messages"][3]["reasoning_content"] = "It said nine."
+    sample = encoders["qwen3"].encode(record, "messages").sample
+    assert trained_text(encoders["qwen3"], sample) == TRAINED_WITH_TOOLS["qwen3"]
+    record["messages"] = record["messages"][:4]
+    sample = encoders["qwen3"].encode(record, "messages").sample
+    thoughts = "<think>\nI should call.\n</think>\n\n", "<think>\nIt said nine.\n</think>\n\n"
+    call = f"<tool_call>\n{PLAIN_CALL}\n</tool_call><|im_end|>"
+    assert trained_text(encoders["qwen3"], sample) == f"{thoughts[0]}{call}{thoughts[1]}It is 9.<|im_end|>"
+
+
+def test_template_without_reasoning_gets_it_inline(encoders: Encoders) -> None:
+    """Reasoning is never dropped without a word: it is written in the answer, or the record is refused."""
+    sample = encoders["chatml"].encode(reasoning_record(), "messages").sample
+    text = trained_text(encoders["chatml"], sample)
+    assert text == ("<think>\nOne and one.\n</think>\n\n2<|im_end|><think>\nTwo and two.\n</think>\n\n4<|im_end|>")
+    with pytest.raises(RecordError, match=r"context_dropped.*reasoning of turn 3"):
+        encoders["r1"].encode(reasoning_record(), "messages")
+
+
+@pytest.mark.parametrize("shape", ["chatml", "chatml_default_system", "marked", "llama3", "qwen3", "phi3", "plain"])
+def test_conversation_that_the_assistant_opens(shape: str, encoders: Encoders) -> None:
+    """There is no prompt to render before the first turn; its start is still found."""
+    messages = [{"role": "assistant", "content": "Welcome!"}, *turns("Hi", "Hello.")]
+    sample = encoders[shape].encode({"messages": messages}, "messages").sample
+    assert trained_text(encoders[shape], sample) == expected_text(SHAPES[shape], messages)
+
+
+def test_markers_with_untrained_turns_and_two_spans_a_turn(folder: Path) -> None:
+    """Flags hold where a template marks a turn in two pieces."""
+    template = SHAPES["marked"].source or ""
+    template = template.replace(
+        "{{ m.content +", "{{ m.content[:1] }}{% endgeneration %}{% generation %}{{ m.content[1:] +"
+    )
+    encoder = make_encoder(folder, template)
+    messages: list[dict[str, Any]] = [*turns("a", "first", "b", "second")]
+    messages[1]["train"] = False
+    sample = encoder.encode({"messages": messages}, "messages").sample
+    assert trained_text(encoder, sample) == "second<|im_end|>"
+
+
+def test_markers_that_miss_the_words_are_refused(folder: Path) -> None:
+    """Inside a macro the marked offsets are wrong; that is noticed."""
+    template = (
+        "{% macro say(m) %}{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{% endmacro %}"
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+        "{% if m.role == 'assistant' %}{{ 'long header' + say(m) }}{% else %}{{ m.content + '<|im_end|>' }}{% endif %}"
+        "{% endfor %}"
+    )
+    with pytest.raises(RecordError, match="mask_not_verified"):
+        make_encoder(folder, template).encode({"messages": turns("a", "an answer")}, "messages")
+
+
+def test_template_whose_prompt_depends_on_the_answer_is_refused(folder: Path) -> None:
+    """A mask that cannot be proven is never guessed; the way out is named."""
+    template = (
+        "{{ messages | length }}:{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+        "{{ messages[-1].content | length }}"
+    )
+    with pytest.raises(RecordError, match=r"mask_not_verified.*generation"):
+        make_encoder(folder, template).encode({"messages": turns("a", "b", "c", "d")}, "messages")
+
+
+def test_template_that_drops_a_turn_is_refused(folder: Path) -> None:
+    """Context never vanishes without a word."""
+    template = "{% for m in messages %}{% if loop.index0 != 0 %}{{ m.role + m.content + '\n' }}{% endif %}{% endfor %}"
+    with pytest.raises(RecordError, match=r"context_dropped.*turn 0 \(user\)"):
+        make_encoder(folder, template).encode({"messages": turns("Question", "Answer")}, "messages")
+
+
+def test_token_that_begins_in_the_prompt_is_not_trained(folder: Path) -> None:
+    """White space that merges across the border belongs to the prompt."""
+    encoder = make_encoder(folder, SHAPES["chatml"].source)
+    sample = encoder.encode({"messages": turns("Q", "\n\nAnswer")}, "messages").sample
+    text = encoder.decode(sample.input_ids.tolist())
+    assert text.endswith("<|im_start|>assistant\n\n\nAnswer<|im_end|>\n")
+    words = [encoder.decode([i]) for i in sample.input_ids.tolist()]
+    header = "".join(words).index("assistant\n") + len("assistant\n")
+    begins = np.cumsum([0, *map(len, words)])[:-1]
+    ends = begins + [len(word) for word in words]
+    inside = (begins >= header) & (ends <= len(text) - 1)
+    assert sample.loss_mask.tolist() == inside.astype(int).tolist()
+    assert (begins < header)[ends > header].any(), "the case needs a token across the border"
+
+
+def test_too_long_is_rejected_or_cut_as_asked(folder: Path) -> None:
+    """At the limit a sample is whole; over it, it is refused or the head is kept and that is told."""
+    record = {"messages": turns("Question", "A long answer " * 5)}
+    whole = make_encoder(folder, None).encode(record, "messages").sample
+    size = len(whole.input_ids)
+    exact = make_encoder(folder, None, max_model_len=size).encode(record, "messages")
+    assert not exact.truncated
+    assert len(exact.sample.input_ids) == size
+    with pytest.raises(RecordError, match=f"too_long: {size} tokens; the limit is {size - 1}"):
+        make_encoder(folder, None, max_model_len=size - 1).encode(record, "messages")
+    cut = make_encoder(folder, None, max_model_len=size - 1, overlong="truncate").encode(record, "messages")
+    assert cut.truncated
+    assert cut.sample.input_ids.tolist() == whole.input_ids[:-1].tolist()
+    assert cut.sample.loss_mask.tolist() == whole.loss_mask[:-1].tolist()
+    with pytest.raises(RecordError, match="no_trained_tokens"):
+        make_encoder(folder, None, max_model_len=2, overlong="truncate").encode(record, "messages")
+
+
+def test_batch_keeps_order_and_isolates_bad_records(encoders: Encoders) -> None:
+    """One outcome a record, at its place; a broken one does not touch the others."""
+    good, half = {"messages": turns("Q", "A")}, {"messages": turns("Q", "broken \ud83d")}
+    tokens = {"input_ids": [5, 6, 7], "loss_mask": [1, 0, 1]}
+    outcomes = encoders["chatml"].encode_batch([good, half, {}, good], "messages")
+    codes = [o.reason_code if isinstance(o, RecordError) else None for o in outcomes]
+    assert codes == [None, "not_unicode", "missing_field", None]
+    encoded = encoders["chatml"].encode(tokens, "tokenized")
+    assert (encoded.sample.input_ids.tolist(), encoded.sample.loss_mask.tolist()) == ([5, 6, 7], [0, 0, 1])
+    assert encoders["chatml"].encode_batch([], "messages") == []
+
+
+def test_tokens_outside_the_models_vocabulary_are_refused(folder: Path) -> None:
+    """A tokenizer larger than the model's head would index past it."""
+    spec, model = InputSpec(paths=("x",)), ModelSpec(name=str(folder))
+    encoder = Encoder(model, spec, max_model_len=100, vocab_size=300)
+    with pytest.raises(RecordError, match=r"token_out_of_vocab.*300"):
+        encoder.encode({"input_ids": [1, 2, 300], "loss_mask": [0, 1, 1]}, "tokenized")
+    assert encoder.encode({"input_ids": [1, 2, 299], "loss_mask": [0, 1, 1]}, "tokenized").sample.input_ids[2] == 299
+
+
+@pytest.mark.parametrize("use", ["text", "path"])
+def test_template_given_as_text_or_path(use: str, folder: Path, tmp_path: Path) -> None:
+    """A template of the user's own replaces the tokenizer's, and is saved with it."""
+    path = tmp_path / "template.jinja"
+    path.write_text(QWEN3, encoding="utf-8")
+    encoder = make_encoder(folder, QWEN3 if use == "text" else str(path))
+    encoder.save_tokenizer(tmp_path / "saved")
+    again = make_encoder(tmp_path / "saved", None)
+    assert again.template_description == "tokenizer's own template; mask verified by rendering"
+    assert encoder.template_description == "template given by the job; mask verified by rendering"
+    record = reasoning_record()
+    ids = [e.encode(record, "messages").sample.input_ids.tolist() for e in (encoder, again)]
+    assert ids[0] == ids[1]
+    assert encoder.fingerprint != make_encoder(folder, None).fingerprint
+
+
+def test_named_template_for_tools(folder: Path, tmp_path: Path) -> None:
+    """Tokenizers may carry one template for tools and one for the rest; both count in the fingerprint."""
+    tokenizer = make_encoder(folder, None)._tokenizer
+    tokenizer.chat_template = {"default": SHAPES["chatml"].source, "tool_use": QWEN3}
+    tokenizer.save_pretrained(str(tmp_path))
+    encoder = make_encoder(tmp_path, None)
+    with_tools = encoder.encode(tool_record(), "messages").sample
+    assert trained_text(encoder, with_tools) == TRAINED_WITH_TOOLS["qwen3"]
+    without = encoder.encode({"messages": turns("Q", "A")}, "messages").sample
+    assert trained_text(encoder, without) == "A<|im_end|>"
+    tokenizer.chat_template = {"default": SHAPES["chatml"].source, "tool_use": SHAPES["mistral_tools"].source}
+    tokenizer.save_pretrained(str(tmp_path / "other"))
+    assert make_encoder(tmp_path / "other", None).fingerprint != encoder.fingerprint
+
+
+def test_long_conversation_takes_little_time(encoders: Encoders) -> None:
+    """Verification renders prefixes, so its cost is watched: 400 turns in well under the time of scoring them."""
+    messages = turns(*(f"Turn number {i} of a long talk." for i in range(400)))
+    for name in ("chatml", "qwen3", "marked", "plain"):
+        began = time.process_time()
+        sample = encoders[name].encode({"messages": messages}, "messages").sample
+        assert time.process_time() - began < 5
+        assert trained_text(encoders[name], sample) == expected_text(SHAPES[name], messages)
+
+
+def test_descriptions_say_what_is_folded(encoders: Encoders) -> None:
+    """The manifest can say how a template's gaps are filled."""
+    described = {name: encoder.template_description for name, encoder in encoders.items()}
+    assert described["marked"].startswith("template given by the job; generation markers; tools in the system prompt")
+    assert described["plain"].startswith("plain template, the tokenizer has none; generation markers")
+    assert "tool results as user turns" in described["mistral"]
+
+
+BAD_MODELS: dict[str, Callable[[Path], Any]] = {
+    "no model at": lambda tmp: ModelSpec(name=str(tmp / "absent")),
+    "cannot load the tokenizer": lambda tmp: ModelSpec(name=str(tmp)),
+}
+
+
+@pytest.mark.parametrize("message", BAD_MODELS)
+def test_missing_tokenizer_is_one_clear_error(message: str, tmp_path: Path) -> None:
+    """The error names the model and what to do."""
+    with pytest.raises(ModelError, match=message) as caught:
+        Encoder(BAD_MODELS[message](tmp_path), InputSpec(paths=("x",)), max_model_len=10)
+    assert str(tmp_path) in caught.value.message
+    assert "tokenizer" in caught.value.hint
+
+
+def test_broken_templates_are_found_at_start(folder: Path, tmp_path: Path) -> None:
+    """Bad syntax and a missing file end the job before it reads data."""
+    with pytest.raises(ModelError, match="not valid Jinja, line 1"):
+        make_encoder(folder, "{% for m in messages %}")
+    with pytest.raises(SpecError, match="cannot read the chat template"):
+        make_encoder(folder, str(tmp_path / "none.jinja"))
