@@ -31,7 +31,6 @@ from qtune_service.data.values import Record, parse_line
 
 BLOCK_BYTES = 1 << 20
 MAX_BRACKETS = 5000
-MAX_FAST_COLUMNS = 256
 SAMPLE_LINES = 32
 
 
@@ -77,8 +76,10 @@ def _infer_fast(lines: Sequence[bytes]) -> pa.Schema | None:
 def _is_ragged(lines: Sequence[bytes]) -> bool:
     """Whether a sample shows fields that explode: Arrow would fill rows x fields cells, gigabytes of them."""
     parsed = (parse_line(line) for line in lines[:: max(1, len(lines) // SAMPLE_LINES)])
-    seen = infer_records(record for record in parsed if isinstance(record, dict))
-    return len(seen) > MAX_FAST_COLUMNS or any(holds_json(field) for field in seen)
+    records = [record for record in parsed if isinstance(record, dict)]
+    seen = infer_records(records)
+    usual = 2 * max(map(len, records), default=0) + 8
+    return len(seen) > usual or any(holds_json(field) for field in seen)
 
 
 class _UntrustedError(Exception):

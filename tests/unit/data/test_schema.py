@@ -124,10 +124,10 @@ def test_deep_nesting_is_no_crash() -> None:
 def test_unique_keys_need_little_memory() -> None:
     """Thousands of different keys in a nested field are noticed before a cell for each row and key is filled."""
     lines = [json.dumps({"args": {f"k{i}": i}, "prompt": "p"}).encode() for i in range(30_000)]
-    before = pa.default_memory_pool().max_memory()
+    before = pa.default_memory_pool().max_memory() or 0
     field = finish(infer_lines(lines)).field("args")
     assert is_json(field)
-    assert pa.default_memory_pool().max_memory() - before < 100 << 20
+    assert (pa.default_memory_pool().max_memory() or 0) - before < 100 << 20
 
 
 def test_too_many_columns_are_refused() -> None:
