@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import stamina.instrumentation
 from rich.console import Console
 
 
@@ -27,6 +28,7 @@ def quiet_libraries(log: Path) -> Iterator[Console]:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     sys.stderr.flush()
     real = os.dup(2)
+    stamina.instrumentation.set_on_retry_hooks([stamina.instrumentation.LoggingOnRetryHook])
     handler = logging.FileHandler(log, encoding="utf-8")
     root = logging.getLogger()
     previous_stderr = sys.stderr

@@ -19,7 +19,7 @@ class Scored:
     """All score shards of a job."""
 
     shards: dict[int, int]
-    """Shard index -> scored rows."""
+    """Shard index -> scored rows; shards without any have no file and are left out."""
     read: int
     rejected: int
     reasons: Counts
@@ -78,7 +78,7 @@ def summarise(
             "Choose one with --engine, and start anew with --overwrite.",
         )
     return Scored(
-        shards={index: markers[index]["scored"] for index in sorted(markers)},
+        shards={index: markers[index]["scored"] for index in sorted(markers) if markers[index]["scored"]},
         read=sum(m["read"] for m in ordered),
         rejected=sum(m["rejected"] for m in ordered),
         reasons=add_counts(m["reasons"] for m in ordered),

@@ -132,8 +132,7 @@ def commit_shard(index: int, payload: bytes, context: JobContext) -> bytes:
     """Write a scored shard: rejected rows, scores, and last the marker that makes it count."""
     tables: ShardTables = pickle.loads(payload)  # noqa: S301 - written by `ScoreShard` of this job
     rows, rejected, output = tables.rows, tables.rejected, context.output
-    files = [_write(output, "rejected", index, rejected)] if rejected.num_rows else []
-    files.append(_write(output, "scores", index, rows))
+    files = [*_write(output, "rejected", index, rejected), *_write(output, "scores", index, rows)]
     marker = {
         "read": rows.num_rows + rejected.num_rows,
         "scored": rows.num_rows,
@@ -164,8 +163,8 @@ def prune_shard(index: int, payload: bytes, spec: JobSpec, renamed: dict[str, st
     kept = (labels == Quadrant.Q2) | (labels == Quadrant.Q4)
     pruned = pruned_rows(scores, masks, labels, kept, renamed)
     files = [
-        _write(output, "quadrants", index, quadrant_rows(scores, labels, error_rank, entropy_rank)),
-        _write(output, "pruned", index, pruned),
+        *_write(output, "quadrants", index, quadrant_rows(scores, labels, error_rank, entropy_rank)),
+        *_write(output, "pruned", index, pruned),
     ]
     counts: Any = pruned["qtune"].combine_chunks()
     after, removed = (
@@ -254,11 +253,13 @@ def _unscored_rows(rows: pa.Table, problems: dict[int, tuple[str, str]], categor
 # --- counting and writing
 
 
-def _write(output: Output, folder: str, index: int, table: pa.Table) -> dict[str, Any]:
-    """Write a part and describe it for the manifest."""
+def _write(output: Output, folder: str, index: int, table: pa.Table) -> list[dict[str, Any]]:
+    """Write a part and describe it for the manifest. No part without rows: some readers stumble over those."""
+    if table.num_rows == 0:
+        return []
     written = storage.write_table(output.part(folder, index), table)
     path = f"{folder}/part-{index:05}.parquet"
-    return {"path": path, "rows": table.num_rows, "bytes": written.size_bytes, "sha256": written.sha256}
+    return [{"path": path, "rows": table.num_rows, "bytes": written.size_bytes, "sha256": written.sha256}]
 
 
 def _counts(column: Any) -> dict[str, int]:
