@@ -114,6 +114,10 @@ class VllmScorer:
         shared = shared_prefixes(prompts)
         self.cached_tokens = 0
         scores = self._score_prompts(prompts, shared)
+        suspects = [i for i, rows in enumerate(scores) if not np.isfinite(rows).all()]
+        if suspects:
+            self._settle(prompts, suspects, scores)
+            self._wipe_cache()
         return [scores_of(sample, prompts[i], scores[i]) for sample, i in zip(samples, index, strict=True)]
 
     def _score_prompts(self, prompts: Sequence[Prompt], shared: Sequence[int]) -> list[Scores]:
@@ -162,6 +166,28 @@ class VllmScorer:
             self.cached_tokens += output.num_cached_tokens or 0
         return scores
 
+    def _settle(self, prompts: Sequence[Prompt], suspects: Sequence[int], scores: list[Scores]) -> None:
+        """Run prompts with non-finite scores again, apart from each other, until what is left is their own doing.
+
+        A NaN in one sequence stays behind in its cache blocks, and vLLM's attention reads the unused part of a block
+        with weight 0, which makes NaN of the next sequence there. So the cache is wiped before each try.
+        """
+        self._wipe_cache()
+        for i, rows in zip(suspects, self._run([prompts[i] for i in suspects], [False] * len(suspects)), strict=True):
+            scores[i] = rows
+        left = [i for i in suspects if not np.isfinite(scores[i]).all()]
+        if len(suspects) > 1 and left:
+            middle = (len(left) + 1) // 2
+            for half in (left[:middle], left[middle:]):
+                if half:
+                    self._settle(prompts, half, scores)
+
+    def _wipe_cache(self) -> None:
+        """Forget all cached blocks, and zero them."""
+        if self._caching:
+            self._empty_cache()
+        self._llm.apply_model(_zero_cache_blocks)
+
     def _empty_cache(self) -> None:
         if not self._llm.reset_prefix_cache():
             raise EngineError("vLLM could not empty its prefix cache: requests of an earlier call still hold it.")
@@ -181,6 +207,15 @@ class VllmScorer:
         from vllm.distributed import cleanup_dist_env_and_memory
 
         cleanup_dist_env_and_memory()
+
+
+def _zero_cache_blocks(model: Any) -> None:
+    """In each vLLM worker: zero the attention cache."""
+    for module in model.modules():
+        cache = getattr(module, "kv_cache", None)
+        for tensor in cache if isinstance(cache, (list, tuple)) else [cache]:
+            if hasattr(tensor, "zero_"):
+                tensor.zero_()
 
 
 def _unscored(scores: Scores) -> NDArray[np.bool_]:

@@ -88,14 +88,11 @@ def close() -> None:
 
 
 def registered_architectures() -> tuple[list[str], list[str], list[str]]:
-    """Architectures of a plain vLLM that never imported this package's engine: before, its causal ones, and after."""
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.model_executor.models.registry import ModelRegistry, _VLLM_MODELS
+    """Architectures of vLLM itself, the causal ones among them, and all that are registered with its plugins loaded."""
+    from vllm.model_executor.models.registry import _VLLM_MODELS, ModelRegistry
+    from vllm.plugins import load_general_plugins
 
     from qtune_service.scoring.plugin import causal_architectures
-
-    assert EngineArgs
-    from vllm.plugins import load_general_plugins
 
     load_general_plugins()
     return sorted(_VLLM_MODELS), causal_architectures(), sorted(ModelRegistry.get_supported_archs())

@@ -108,6 +108,7 @@ def test_an_impossible_sample_is_refused_and_the_engine_lives(
     assert difference(scorer.score(good), before) == 0
 
 
+@pytest.mark.slow
 def test_tensor_parallel_scores_are_exact(random_qwen2: Path) -> None:
     """Two tensor parallel workers, each with half of the vocabulary, give exact scores."""
     worker = EngineWorker(
