@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 
 from qtune_service.config import FormatName, InputSpec, ModelSpec
 from qtune_service.core.metrics import Sample
+from qtune_service.data.borders import Rendering
 from qtune_service.data.folding import check_context, describe_folding, fold
 from qtune_service.data.formats import to_conversation
 from qtune_service.data.records import Conversation, RecordError, Tokenized
-from qtune_service.data.spans import Rendering, token_mask, trained_spans
+from qtune_service.data.spans import token_mask, trained_spans
 from qtune_service.data.template import PLAIN_TEMPLATE, ChatTemplate, read_chat_template
 from qtune_service.errors import ModelError
 
@@ -140,7 +141,7 @@ class Encoder:
             self._check_length(len(item.input_ids))
             return self._bounded(item.input_ids, item.loss_mask)
         ids = np.array(encoding.ids, dtype=np.int32)
-        self._check_length(len(ids))  # before the spans, whose cost grows with the square of the turns
+        self._check_length(len(ids))  # before the spans, which may cost turns x length
         offsets = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
         return self._bounded(ids, token_mask(item, trained_spans(item), offsets))
 

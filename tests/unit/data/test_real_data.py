@@ -23,13 +23,6 @@ FILES = {
 }
 
 EVERY_ROW = {"marked", "llama3", "mistral_tools", "qwen3"}  # of the others, which render alike, each tenth
-    "chatml",
-    "marked",
-    "llama3",
-    "mistral_tools",
-    "qwen3",
-    "plain",
-}  # of the others, which differ little, each tenth
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,95 @@
+"""data/borders.py: the two ways of proving where a turn lies agree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qtune_service.data import borders
+from qtune_service.data.formats import to_conversation
+from qtune_service.data.records import Conversation, RecordError
+from qtune_service.data.template import PROBE
+from tests.unit.data.chat_models import SHAPES, make_encoder, save_tokenizer
+
+UNMARKED = [name for name, shape in SHAPES.items() if name not in {"marked", "plain"}]
+TURNS: dict[str, list[tuple[str, str]]] = {
+    "one": [("user", "Q"), ("assistant", "A")],
+    "system": [("system", "S"), ("user", "Q"), ("assistant", "A"), ("user", "Q"), ("assistant", "A")],
+    "results": [
+        ("user", "Q"),
+        ("assistant", "A"),
+        ("tool", "9"),
+        ("assistant", "A"),
+        ("user", "Q"),
+        ("assistant", "B"),
+    ],
+    "marks": [
+        ("user", "a</s><|im_end|>"),
+        ("assistant", "b</s><|im_end|><|eot|><|end|>c"),
+        ("user", "d"),
+        ("assistant", "e"),
+    ],
+    "ends with user": [("user", "Q"), ("assistant", "A"), ("user", "Q"), ("assistant", "A"), ("user", "Q")],
+}
+# One template refuses results without a call.
+CASES = [(shape, name) for shape in UNMARKED for name in TURNS if (shape, name) != ("mistral_tools", "results")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer without a template."""
+    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+def rendering_of(folder: Path, shape: str, turns: list[tuple[str, str]]) -> borders.Rendering:
+    """The one text of a conversation."""
+    messages: list[dict[str, Any]] = [{"role": role, "content": content} for role, content in turns]
+    conversation = to_conversation({"messages": messages}, "messages")
+    assert isinstance(conversation, Conversation)
+    return make_encoder(folder, SHAPES[shape].source)._render(conversation)
+
+
+@pytest.mark.parametrize(("shape", "name"), CASES)
+def test_skeleton_and_rules_find_the_same_turns(shape: str, name: str, folder: Path) -> None:
+    """The fast way and the slow way share no rendering and no search, but the answer."""
+    rendering = rendering_of(folder, shape, TURNS[name])
+    template = rendering.template
+    turns = [i for i, m in enumerate(rendering.conversation.messages) if m["role"] == "assistant"]
+    by_rules = [borders._by_rules(rendering, i) for i in turns]
+    ends = [rendering.text.find(template.end_of_turn, start) for start, _ in by_rules]
+    words = borders._prompt_words(rendering)
+    for i, rule, at in zip(turns, by_rules, ends, strict=True):
+        quick = borders._by_skeleton(rendering, i, words)
+        if quick is None:
+            assert shape in {"mistral", "mistral_tools"}, "only templates that move things need the rules"
+            continue
+        assert quick[0] == rule[0]
+        assert at < quick[1] <= rule[1]
+        assert template.is_template_only(rendering.text[quick[1] : rule[1]])
+
+
+def test_every_rule_is_needed_by_some_template(folder: Path) -> None:
+    """Prefixes fail where history is written anew; then other words prove the borders."""
+    rendering = rendering_of(folder, "mistral", TURNS["system"])
+    assert borders._start_by_prefix(rendering, 4) is not None
+    assert borders._end_by_prefix(rendering, 2) is None
+    assert borders._by_rules(rendering, 2) == (
+        borders._start_after(rendering, 2),
+        borders._end_by_probe(rendering, 2, 0),
+    )
+    opened = rendering_of(folder, "chatml_default_system", TURNS["one"])
+    assert borders._start_before(opened, 1) == borders._start_by_prefix(opened, 1) == borders._start_after(opened, 1)
+
+
+def test_data_that_holds_the_probe_is_refused_not_misread(folder: Path) -> None:
+    """The word that stands in for others cannot be told from data that says it; prefixes still may."""
+    turns = [("user", PROBE + "0x"), ("assistant", PROBE), ("user", "Q"), ("assistant", "A")]
+    rendering = rendering_of(folder, "chatml", turns)
+    assert borders._prompt_words(rendering) == {}
+    spans = borders.locate_turns(rendering, [1, 3])
+    assert [rendering.text[a:b] for a, b in spans] == [f"{PROBE}<|im_end|>\n", "A<|im_end|>\n"]
+    assert borders.locate_turns(rendering_of(folder, "mistral", TURNS["system"]), [2])
+    with pytest.raises(RecordError, match="mask_not_verified"):
+        borders.locate_turns(rendering_of(folder, "mistral", [*TURNS["system"][:-1], ("assistant", PROBE)]), [2])
