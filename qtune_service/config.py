@@ -46,7 +46,7 @@ class InputSpec(_Part):
     overlong: Literal["reject", "truncate"] = "reject"
     """What happens to a sample over the model's length limit. Truncation keeps the head and is recorded."""
     shard_bytes: Annotated[int, Field(ge=1024)] | None = None
-    """Input bytes a shard; by default from 256 KiB to 16 MiB, by the size of the input."""
+    """Input bytes a shard; by default from 128 KiB to 16 MiB, by the size of the input."""
 
     @model_validator(mode="after")
     def _columns_come_in_pairs(self) -> Self:
@@ -168,7 +168,9 @@ def load_spec(path: Path) -> JobSpec:
         text = path.read_text(encoding="utf-8")
         data = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     except OSError as error:
-        raise SpecError(f"cannot read {path}: {error.strerror}", "Give the path of a .toml or .json job file.") from error
+        raise SpecError(
+            f"cannot read {path}: {error.strerror}", "Give the path of a .toml or .json job file."
+        ) from error
     except ValueError as error:
         raise SpecError(f"{path} is not valid {'TOML' if path.suffix == '.toml' else 'JSON'}: {error}") from error
     return parse_spec(data, where=str(path))

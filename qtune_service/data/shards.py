@@ -26,7 +26,7 @@ from qtune_service.errors import DataError
 
 __all__ = ["Chunk", "ChunkScan", "Piece", "Plan", "Shard", "is_enough", "make_plan", "scan", "split"]
 
-MIN_SHARD_BYTES = 256 << 10
+MIN_SHARD_BYTES = 128 << 10
 MAX_SHARD_BYTES = 16 << 20
 SHARDS_WANTED = 64
 FORMATS = "messages, sharegpt, alpaca, prompt_completion (or --prompt-column and --completion-column), tokenized"

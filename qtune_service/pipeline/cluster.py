@@ -73,7 +73,7 @@ def connect(address: str | None) -> dict[str, float]:
             ignore_reinit_error=True,
             **local,
         )
-    except Exception as error:  # noqa: BLE001 - an edge: Ray raises bare Exceptions here
+    except Exception as error:  # an edge: Ray raises bare Exceptions here
         where = address or f"this machine (temporary files under {tempfile.gettempdir()})"
         raise EngineError(
             f"cannot start or join Ray at {where}: {_first_line(error)}",

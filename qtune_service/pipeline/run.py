@@ -15,7 +15,7 @@ from qtune_service.config import JobSpec
 from qtune_service.core.thresholds import Selection, select
 from qtune_service.data import storage
 from qtune_service.data.chat import Encoder
-from qtune_service.data.shards import Plan, make_plan, split
+from qtune_service.data.shards import Chunk, ChunkScan, Plan, is_enough, make_plan, split
 from qtune_service.data.sources import discover
 from qtune_service.errors import DataError
 from qtune_service.pipeline import cluster
@@ -33,6 +33,8 @@ from qtune_service.pipeline.tables import own_names, pruned_names
 
 LIGHT_CPUS = 0.5
 """CPUs of a task beside the engine. Unlike the actor's, or Ray Data would fuse encoding into the actor."""
+SCAN_WAVE = 64
+"""Chunks scanned before looking whether `limit` is reached."""
 
 
 def run_job(spec: JobSpec, sink: Sink, *, ray_address: str | None = None, overwrite: bool = False) -> dict[str, Any]:
@@ -95,17 +97,25 @@ class _Job:
             plan.verify_unchanged(files)
             return plan
         chunks = split(files, self.spec.input)
-        self.tracker.stage("plan", len(chunks), unit="chunks")
-        scans = {}
-        for index, payload in stream(
-            ((i, pickle.dumps(chunk)) for i, chunk in enumerate(chunks)),
-            Stage("plan", scan_chunk, (self.spec,), num_cpus=LIGHT_CPUS),
-        ):
-            scans[index] = pickle.loads(payload)  # noqa: S301 - written by `scan_chunk`
-            self.tracker.advance(1)
-        plan = make_plan(files, chunks, [scans[i] for i in range(len(chunks))], self.spec.input)
+        plan = make_plan(files, chunks, self._scan(chunks), self.spec.input)
         storage.write_bytes(uri, plan.to_json().encode())
         return plan
+
+    def _scan(self, chunks: list[Chunk]) -> list[ChunkScan]:
+        """Scan the input; under `limit` in waves, and no further than needed."""
+        spec = self.spec.input
+        self.tracker.stage("plan", len(chunks), unit="chunks")
+        stage = Stage("plan", scan_chunk, (self.spec,), num_cpus=LIGHT_CPUS)
+        wave = len(chunks) if spec.limit is None else SCAN_WAVE
+        scans: list[ChunkScan] = []
+        while len(scans) < len(chunks) and not is_enough(scans, spec):
+            found = {}
+            todo = chunks[len(scans) : len(scans) + wave]
+            for index, payload in stream([(chunk.index, pickle.dumps(chunk)) for chunk in todo], stage):
+                found[index] = pickle.loads(payload)  # noqa: S301 - written by `scan_chunk` of this job
+                self.tracker.advance(1)
+            scans += [found[chunk.index] for chunk in todo]
+        return scans
 
     # --- score
 

@@ -81,14 +81,14 @@ def test_shards_do_not_depend_on_who_scans(tmp_path: Path) -> None:
 
 
 def test_shard_size_follows_the_input(tmp_path: Path) -> None:
-    """By default there are about 64 shards of at least 256 KiB; no tiny one is left at the end."""
+    """By default there are about 64 shards of at least 128 KiB; no tiny one is left at the end."""
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'{"prompt": "a", "completion": "b"}\n' * 100_000)
     spec = InputSpec(paths=(str(path),))
     sizes = [chunk.stop - chunk.start for chunk in split(discover(spec.paths), spec)]
     assert sum(sizes) == path.stat().st_size
     assert min(sizes) >= 64 << 10
-    assert set(sizes[:-1]) == {256 << 10}
+    assert set(sizes[:-1]) == {128 << 10}
 
 
 @pytest.mark.parametrize("limit", [1, 7, 50, 99, 100, 500])
