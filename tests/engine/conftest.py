@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from engine_worker import EngineWorker
-from exactness import CHUNK_TOKENS, MAX_MODEL_LEN, NAN_TOKEN
 
 from qtune_service.config import EngineSpec, ModelSpec
 from qtune_service.scoring.base import Scorer
+from tests.engine.engine_worker import EngineWorker
+from tests.engine.exactness import CHUNK_TOKENS, MAX_MODEL_LEN, NAN_TOKEN
 
 SMALL_CHUNKS = EngineSpec(max_num_batched_tokens=CHUNK_TOKENS, logits_bytes=1 << 20, cpu_kv_cache_bytes=1 << 27)
 

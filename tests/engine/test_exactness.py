@@ -7,12 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engine_worker import EngineWorker, cached_tokens
-from exactness import MAX_MODEL_LEN, NAN_TOKEN, all_cases, difference, exact_all, exact_cases, hard_cases, sample
 
 from qtune_service.config import EngineSpec, ModelSpec
 from qtune_service.core.metrics import Sample, TokenScores
 from qtune_service.scoring.base import Scorer
+from tests.engine.engine_worker import EngineWorker, cached_tokens
+from tests.engine.exactness import (
+    MAX_MODEL_LEN,
+    NAN_TOKEN,
+    all_cases,
+    difference,
+    exact_all,
+    exact_cases,
+    hard_cases,
+    sample,
+)
 
 EXACT, SAME = 1e-4, 1e-5  # nats: to the exact score; between two ways of computing it
 

@@ -7,13 +7,13 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
-from engine_worker import EngineWorker, fail_in_next_call, load, registered_architectures
-from exactness import all_cases, difference
 
 from qtune_service.config import EngineSpec, ModelSpec
 from qtune_service.errors import ModelError
 from qtune_service.scoring.choose import choose_engine
 from qtune_service.scoring.plugin import adapted_name, register
+from tests.engine.engine_worker import EngineWorker, fail_in_next_call, load, registered_architectures
+from tests.engine.exactness import all_cases, difference
 
 
 def test_a_call_that_failed_half_way_leaves_nothing_behind(vllm_qwen2: EngineWorker) -> None:
