@@ -11,7 +11,8 @@ install: ## Create or update .venv (torch, vLLM for this machine, the project, t
 	@$(PYTHON) scripts/install.py
 
 demo: install ## Prune the shipped dataset with planted truth through vLLM, and show where each kind landed
-	$(BIN)/qtune prune examples/demo/data.jsonl --model examples/demo/model --category-field category --output out/demo --overwrite
+	$(BIN)/qtune prune examples/demo/data.jsonl --model examples/demo/model --category-field category --min-tokens-to-prune 16 \
+		--output out/demo --overwrite
 	@$(BIN)/python examples/demo/table.py out/demo
 
 test: install ## All tests, with real vLLM, Ray, S3 endpoint and browser

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+from itertools import pairwise
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -13,7 +14,8 @@ from qtune_service import config
 PARTS = ("input", "model", "engine", "prune", "output", "limits")
 HEAD = """# Reference of job files
 
-Written by `make docs` from `qtune_service/config.py`. A job file is TOML or JSON; each flag of `qtune prune` sets the field of its name.
+Written by `make docs` from `qtune_service/config.py`. A job file is TOML or JSON; each flag of `qtune prune` sets the
+field of its name.
 
 ```toml
 [input]
@@ -32,8 +34,9 @@ def docstrings(model: type[BaseModel]) -> dict[str, str]:
     """The text under each field."""
     body = ast.parse(inspect.getsource(model)).body[0].body  # type: ignore[attr-defined]
     found = {}
-    for field, text in zip(body, body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
+    for field, text in pairwise(body):
+        is_field = isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if is_field and isinstance(text, ast.Expr):
             found[field.target.id] = " ".join(str(ast.literal_eval(text.value)).split())
     return found
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from qtune_service.config import JobSpec
 from qtune_service.core.thresholds import Selection, select
 from qtune_service.data import storage
-from qtune_service.data.chat import Encoder
 from qtune_service.data.shards import Chunk, ChunkScan, Plan, is_enough, make_plan, split
 from qtune_service.data.sources import discover
+from qtune_service.data.template import read_chat_template
 from qtune_service.errors import DataError
 from qtune_service.pipeline import cluster
 from qtune_service.pipeline.cluster import Stage, stream
@@ -28,7 +29,15 @@ from qtune_service.pipeline.population import Picks, Population, choose_picks, r
 from qtune_service.pipeline.progress import FileSink, Sink, Tracker
 from qtune_service.pipeline.rules import load_rule
 from qtune_service.pipeline.scored import Scored, measure, summarise
-from qtune_service.pipeline.stages import JobContext, ScoreShard, commit_shard, encode_shard, prune_shard, scan_chunk
+from qtune_service.pipeline.stages import (
+    JobContext,
+    ScoreShard,
+    commit_shard,
+    encode_shard,
+    make_encoder,
+    prune_shard,
+    scan_chunk,
+)
 from qtune_service.pipeline.tables import own_names, pruned_names
 
 LIGHT_CPUS = 0.5
@@ -39,11 +48,20 @@ SCAN_WAVE = 64
 
 def run_job(spec: JobSpec, sink: Sink, *, ray_address: str | None = None, overwrite: bool = False) -> dict[str, Any]:
     """Run a job, or continue it, and return its manifest. Raises QTuneError."""
+    spec = _with_template_text(spec)
     output = Output(spec.output.path)
     with output.locked():
         if overwrite:
             output.clear()
         return _Job(spec, output, Tracker(sink, FileSink(output.note_progress)), ray_address).run()
+
+
+def _with_template_text(spec: JobSpec) -> JobSpec:
+    """Put the text of a chat template file into the spec: other nodes may not have the file."""
+    if spec.input.chat_template is None:
+        return spec
+    text = {"chat_template": read_chat_template(spec.input.chat_template)}
+    return spec.model_copy(update={"input": spec.input.model_copy(update=text)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +139,11 @@ class _Job:
 
     def _score(self, context: JobContext) -> Scored:
         """Score the shards that are not finished."""
-        limits = {"max_model_len": context.model.max_model_len, "vocab_size": context.model.vocab_size}
-        encoder = Encoder(self.spec.model, self.spec.input, **limits)
+        with ThreadPoolExecutor(1) as thread:  # both take seconds; Ray mostly waits for its processes
+            making = thread.submit(make_encoder, context)
+            resources = cluster.connect(self.ray_address)
+            encoder = making.result()
         save_tokenizer(encoder, self.output)
-        resources = cluster.connect(self.ray_address)
         plan = self._plan()
         markers = self.output.finished("scored")
         pool = cluster.size_pool(self.spec.engine, resources)

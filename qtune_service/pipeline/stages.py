@@ -198,9 +198,14 @@ _ENCODERS: dict[str, Encoder] = {}
 def _encoder(context: JobContext) -> Encoder:
     key = context.spec.input.model_dump_json() + context.spec.model.model_dump_json() + context.model.fingerprint
     if key not in _ENCODERS:
-        limits = {"max_model_len": context.model.max_model_len, "vocab_size": context.model.vocab_size}
-        _ENCODERS[key] = Encoder(context.spec.model, context.spec.input, **limits)
+        _ENCODERS[key] = make_encoder(context)
     return _ENCODERS[key]
+
+
+def make_encoder(context: JobContext) -> Encoder:
+    """The job's tokenizer with its template and limits."""
+    limits = {"max_model_len": context.model.max_model_len, "vocab_size": context.model.vocab_size}
+    return Encoder(context.spec.model, context.spec.input, **limits)
 
 
 # --- rejected rows

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +33,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def wait_for(condition: object, process: subprocess.Popen[str], timeout_s: float = 240) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], timeout_s: float = 240) -> None:
     """Wait until the condition holds; fails if the job ends before."""
     deadline = time.monotonic() + timeout_s
-    while not condition():  # type: ignore[operator]
+    while not condition():
         assert process.poll() is None, f"the job ended too early: {process.stdout.read() if process.stdout else ''}"
         assert time.monotonic() < deadline, "timed out"
         time.sleep(0.02)
@@ -95,7 +96,7 @@ def test_an_interrupted_prune_stage_continues(undisturbed: Path, tmp_path: Path)
     """A crash between scoring and the manifest costs only what was not written."""
     out = tmp_path / "out"
     process = start(*job(out, "--engine", "vllm"))
-    wait_for(lambda: (out / "pruned").is_dir(), process)
+    wait_for((out / "pruned").is_dir, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     done = qtune(*job(out, "--engine", "vllm"))
@@ -107,7 +108,7 @@ def test_two_drivers_do_not_share_an_output(tmp_path: Path) -> None:
     """The second command on the same output is refused while the first one runs."""
     out = tmp_path / "out"
     process = start(*job(out, "--engine", "reference"))
-    wait_for(lambda: (out / "_qtune" / "job.json").exists(), process)
+    wait_for((out / "_qtune" / "job.json").exists, process)
     second = qtune(*job(out, "--engine", "reference"))
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -118,7 +119,8 @@ def test_two_drivers_do_not_share_an_output(tmp_path: Path) -> None:
 def test_changed_input_is_refused(tmp_path: Path) -> None:
     """Input that changed since the plan is named, not mixed in."""
     data = write_jsonl(tmp_path / "d.jsonl", [chat(f"{i}?", f"it is {i}") for i in range(400)])
-    arguments = ("prune", data, "--model", DEMO_MODEL, "--engine", "reference", "--output", tmp_path / "o", "--shard-bytes", 2048)
+    common = ("--model", DEMO_MODEL, "--engine", "reference", "--output", tmp_path / "o")
+    arguments = ("prune", data, *common, "--shard-bytes", 2048)
     process = start(*arguments)
     wait_for(lambda: finished_shards(tmp_path / "o") >= 1, process)
     os.killpg(process.pid, signal.SIGKILL)

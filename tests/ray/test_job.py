@@ -37,7 +37,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file.write(json.dumps({"messages": [{"role": "user", "content": "no answer"}]}).encode() + b"\n")
         file.write(json.dumps(chat("empty", "")).encode() + b"\n")
         file.write(json.dumps(chat("long", "word " * 5000)).encode() + b"\n")
-    (folder / "c_alpaca.json").write_text(json.dumps([{"instruction": "Say hi", "input": "", "output": "hi there"}] * 3))
+    alpaca = {"instruction": "Say hi", "input": "", "output": "hi there"}
+    (folder / "c_alpaca.json").write_text(json.dumps([alpaca] * 3))
     pairs = {"question": {"0": "one?", "1": "two?"}, "answer": {"0": "the first", "1": "the second"}}
     (folder / "d_columns.json").write_text(json.dumps(pairs))
     return folder
@@ -47,8 +48,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The corpus pruned through vLLM in float32."""
     out = tmp_path_factory.mktemp("finished") / "out"
-    arguments = ("--model", DEMO_MODEL, "--engine", "vllm", "--dtype", "float32", "--output", out, "--category-field", "category")
-    done = qtune("prune", corpus, *arguments, "--shard-bytes", 16384)
+    arguments = ("--model", DEMO_MODEL, "--engine", "vllm", "--dtype", "float32", "--output", out)
+    done = qtune("prune", corpus, *arguments, "--category-field", "category", "--shard-bytes", 16384)
     assert done.returncode == 0, done.stdout + done.stderr
     return out
 
@@ -229,7 +230,8 @@ def test_gsm8k_sample_with_a_base_model(shared_dir: Path, tmp_path: Path) -> Non
     """A base model without a template, question/answer columns, real data: the output is right."""
     data = tmp_path / "gsm8k.jsonl"
     data.write_text("".join((shared_dir / "data" / "gsm8k_test.jsonl").read_text().splitlines(keepends=True)[:200]))
-    model, columns = shared_dir / "models" / "stories260K", ("--prompt-column", "question", "--completion-column", "answer")
+    columns = ("--prompt-column", "question", "--completion-column", "answer")
+    model = shared_dir / "models" / "stories260K"
     done = qtune("prune", data, "--model", model, *columns, "--engine", "vllm", "--output", tmp_path / "o")
     assert done.returncode == 0, done.stderr
     assert check_output(shared_dir, tmp_path / "o").endswith("0 checks failed\n")
