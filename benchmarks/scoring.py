@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -112,6 +113,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Measure, print, and fail if a route failed."""
     arguments = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C does: the route in hand is stopped too
     where = machine()
     print(", ".join(f"{name} {value}" for name, value in where.items()))
     results = [measure(name, arguments) for name in (SHAPES if arguments.model == "both" else (arguments.model,))]

@@ -112,8 +112,11 @@ def _watch(
     began_at_s, began_s = time.time(), time.perf_counter()
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(arguments, env={**own, **environment}, stdout=output, stderr=subprocess.STDOUT)
-        with MemorySampler(process.pid) as memory:
-            status = process.wait()
+        try:
+            with MemorySampler(process.pid) as memory:
+                status = process.wait()
+        finally:
+            process.terminate()  # where this process was told to stop meanwhile; else it has ended
     whole_s = time.perf_counter() - began_s
     if status:
         tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:]

@@ -22,7 +22,7 @@ from qtune_service.core.metrics import Sample, TokenScores
 from qtune_service.scoring.samples import scored_positions
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-NUM_RECORDS = 12
+NUM_RECORDS = 8
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +33,17 @@ def bench() -> Iterator[Any]:
     sys.path.remove(str(BENCHMARKS))
     for name in [name for name in sys.modules if name.partition(".")[0] == "side_by_side"]:
         del sys.modules[name]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Small operations on two threads crawl on a machine that is busy with other tests."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True, slots=True)
