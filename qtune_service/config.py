@@ -95,6 +95,7 @@ class EngineSpec(_Part):
     gpus_per_actor: Annotated[float, Field(ge=0)] | None = None
     """Default: tensor_parallel_size where the cluster has GPUs, else 0."""
     cpus_per_actor: Annotated[float, Field(gt=0)] = 1
+    """CPUs that an actor reserves; its CPU threads on a cluster. On one machine the actors share all cores."""
     tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
     max_num_batched_tokens: Annotated[int, Field(ge=16)] | None = None
     """Tokens in one forward pass. Longer samples are prefilled in chunks."""

@@ -42,6 +42,15 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
+class Cluster:
+    """What a job runs on."""
+
+    resources: Mapping[str, float]
+    is_local: bool
+    """Started here, for this job alone."""
+
+
+@dataclass(frozen=True, slots=True)
 class Pool:
     """The scoring actors: how many, and what each one reserves."""
 
@@ -53,8 +62,8 @@ class Pool:
     """CPU threads of one actor's engine."""
 
 
-def connect(address: str | None) -> dict[str, float]:
-    """Join the cluster at `address` or RAY_ADDRESS, or start one in this process. Returns its resources."""
+def connect(address: str | None) -> Cluster:
+    """Join the cluster at `address` or RAY_ADDRESS, or start one on this machine that ends with this process."""
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
@@ -80,7 +89,7 @@ def connect(address: str | None) -> dict[str, float]:
             "Check --ray-address / RAY_ADDRESS, that the cluster runs the same Ray and Python versions, and its token.",
         ) from error
     _quieten_ray_data()
-    return dict(ray.cluster_resources())
+    return Cluster(ray.cluster_resources(), is_local=address is None)
 
 
 def disconnect() -> None:
@@ -90,9 +99,9 @@ def disconnect() -> None:
     ray.shutdown()
 
 
-def size_pool(spec: EngineSpec, resources: Mapping[str, float]) -> Pool:
+def size_pool(spec: EngineSpec, cluster: Cluster) -> Pool:
     """Fit the scoring pool to the cluster's resources."""
-    cluster_gpus = resources.get("GPU", 0.0)
+    cluster_gpus = cluster.resources.get("GPU", 0.0)
     gpus = spec.gpus_per_actor
     if gpus is None:
         gpus = float(spec.tensor_parallel_size) if cluster_gpus else 0.0
@@ -100,8 +109,10 @@ def size_pool(spec: EngineSpec, resources: Mapping[str, float]) -> Pool:
         low, high = spec.num_actors
     else:
         low = high = max(1, math.floor(cluster_gpus / gpus)) if gpus else 1
-    cores = os.cpu_count() or 1
-    return Pool(low, high, spec.cpus_per_actor, gpus, threads=max(1, cores // high) if not gpus else 1)
+    reserved = max(1, math.floor(spec.cpus_per_actor))
+    # On this machine alone the actors may share all cores; on a cluster each has what it reserved.
+    threads = reserved if gpus or not cluster.is_local else max(reserved, (os.cpu_count() or 1) // high)
+    return Pool(low, high, spec.cpus_per_actor, gpus, threads)
 
 
 def stream(shards: Iterable[tuple[int, bytes]], *stages: Stage) -> Iterator[tuple[int, bytes]]:

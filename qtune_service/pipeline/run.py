@@ -141,12 +141,12 @@ class _Job:
         """Score the shards that are not finished."""
         with ThreadPoolExecutor(1) as thread:  # both take seconds; Ray mostly waits for its processes
             making = thread.submit(make_encoder, context)
-            resources = cluster.connect(self.ray_address)
+            nodes = cluster.connect(self.ray_address)
             encoder = making.result()
         save_tokenizer(encoder, self.output)
         plan = self._plan()
         markers = self.output.finished("scored")
-        pool = cluster.size_pool(self.spec.engine, resources)
+        pool = cluster.size_pool(self.spec.engine, nodes)
         resumed = sum(m["read"] for m in markers.values())
         if markers:
             self.tracker.say(f"continuing: {len(markers)} of {len(plan.shards)} shards are already scored")

@@ -24,7 +24,7 @@ def test_doctor_proves_the_scores_right() -> None:
 def test_doctor_says_what_to_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     """A missing package and a failing engine are findings with a way out, not stacks."""
     monkeypatch.setattr(doctor, "_installed", lambda _name: None)
-    monkeypatch.setattr(doctor.sys, "executable", "/bin/false")
+    monkeypatch.setattr("sys.executable", "/bin/false")
     findings = {f.what: f for f in doctor._findings()}
     assert "pip install" in findings["Ray"].fix
     assert findings["engine reference"].fix
