@@ -74,7 +74,7 @@ def test_a_repeated_call_gives_the_same_bits(scorer: Scorer) -> None:
 
 @pytest.mark.parametrize(
     ("case", "least"),
-    [("shared prompts", 2 * 256), ("shared response starts", 2 * 384), ("chunked prefill", 0)],
+    [("shared prompts", 2 * 288), ("shared response starts", 2 * 416), ("chunked prefill", 0)],
 )
 def test_the_prefix_cache_is_used(vllm_qwen2: EngineWorker, case: str, least: int) -> None:
     """Shared prompts, and response starts that another sample has scored, are computed once."""
