@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import pickle
+import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ from qtune_service.errors import EngineError, QTuneError
 
 StageFunction: TypeAlias = Callable[[int, bytes], bytes]
 """What a stage does to one shard: (index, payload) -> payload."""
+
+
+REACH_S = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +73,11 @@ def connect(address: str | None) -> Cluster:
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    if address is not None:
+        _check_reachable(address)
     import ray
 
-    address = address or os.environ.get("RAY_ADDRESS") or None
     # One logical CPU more than there are cores: the engine's actor holds one, tokenisation gets the others.
     local = {} if address else {"num_cpus": (os.cpu_count() or 1) + 1, "include_dashboard": False}
     try:
@@ -90,6 +96,20 @@ def connect(address: str | None) -> Cluster:
         ) from error
     _quieten_ray_data()
     return Cluster(ray.cluster_resources(), is_local=address is None)
+
+
+def _check_reachable(address: str) -> None:
+    """Knock first: Ray itself waits for minutes where nobody answers."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH_S).close()
+    except OSError as error:
+        raise EngineError(
+            f"no Ray cluster answers at {address}: {error.strerror or error}",
+            "Check --ray-address / RAY_ADDRESS: it is HOST:PORT of the head, as `ray start --head` prints it.",
+        ) from error
 
 
 def disconnect() -> None:
