@@ -17,7 +17,6 @@ from qtune_service.core.thresholds import Selection, select
 from qtune_service.data import storage
 from qtune_service.data.shards import Chunk, ChunkScan, Plan, is_enough, make_plan, split
 from qtune_service.data.sources import discover
-from qtune_service.data.template import read_chat_template
 from qtune_service.errors import DataError
 from qtune_service.pipeline import cluster
 from qtune_service.pipeline.cluster import Stage, stream
@@ -26,6 +25,7 @@ from qtune_service.pipeline.model_info import describe_model
 from qtune_service.pipeline.origin import adopt_scores, save_tokenizer
 from qtune_service.pipeline.output import Output
 from qtune_service.pipeline.population import Picks, Population, choose_picks, read_population
+from qtune_service.pipeline.portable import portable
 from qtune_service.pipeline.progress import FileSink, Sink, Tracker
 from qtune_service.pipeline.rules import load_rule
 from qtune_service.pipeline.scored import Scored, measure, summarise
@@ -48,20 +48,12 @@ SCAN_WAVE = 64
 
 def run_job(spec: JobSpec, sink: Sink, *, ray_address: str | None = None, overwrite: bool = False) -> dict[str, Any]:
     """Run a job, or continue it, and return its manifest. Raises QTuneError."""
-    spec = _with_template_text(spec)
+    spec = portable(spec)
     output = Output(spec.output.path)
     with output.locked():
         if overwrite:
             output.clear()
         return _Job(spec, output, Tracker(sink, FileSink(output.note_progress)), ray_address).run()
-
-
-def _with_template_text(spec: JobSpec) -> JobSpec:
-    """Put the text of a chat template file into the spec: other nodes may not have the file."""
-    if spec.input.chat_template is None:
-        return spec
-    text = {"chat_template": read_chat_template(spec.input.chat_template)}
-    return spec.model_copy(update={"input": spec.input.model_copy(update=text)})
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,7 +155,10 @@ def _rules(alt: Any, t: Thresholds, x_domain: list[float], y_domain: list[float]
     for label, value, right in _pair("ent", t.ent_low, t.ent_high):
         if math.isfinite(value):
             base = alt.Chart(_row(alt, x=value, y=y_domain[1], t=f"{label} {number(value)}"))
-            name = base.mark_text(align="left" if right else "right", dy=-10, **text)
+            # Near the left edge there is no room on the outer side: the name goes to the right, one line up.
+            is_tight = not right and value - x_domain[0] < 0.2 * (x_domain[1] - x_domain[0])
+            align = "left" if right or is_tight else "right"
+            name = base.mark_text(align=align, dy=-22 if is_tight else -10, **text)
             layers += [base.mark_rule(**line).encode(x="x:Q"), name.encode(x="x:Q", y="y:Q", text="t:N")]
     return layers
 
