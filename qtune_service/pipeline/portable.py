@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from qtune_service.config import JobSpec
-from qtune_service.data import storage
 from qtune_service.data.template import read_chat_template
 
 
@@ -26,8 +25,7 @@ def portable(spec: JobSpec) -> JobSpec:
 
 def _absolute(path: str) -> str:
     """A local path from the root; a URI as it is."""
-    location = storage.resolve(path)
-    return location.path if location.is_local else path
+    return path if "://" in path else str(Path(path).expanduser().absolute())
 
 
 def _absolute_if_there(name: str) -> str:
