@@ -43,6 +43,8 @@ class Stage:
     num_gpus: float = 0
     pool: tuple[int, int] | None = None
     """Actors, at least and at most; None runs tasks."""
+    max_tasks: int | None = None
+    """Tasks at a time; None leaves it to the cluster's CPUs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,11 @@ class Cluster:
     resources: Mapping[str, float]
     is_local: bool
     """Started here, for this job alone."""
+
+    @property
+    def max_tasks(self) -> int | None:
+        """Tasks of a stage at a time. Few on one machine: each process that starts takes seconds from the engine."""
+        return max(1, (os.cpu_count() or 1) // 2) if self.is_local else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +180,9 @@ def _add(dataset: Any, stage: Stage) -> Any:
     }
     if stage.pool is None:
         arguments = (stage.name, stage.target, stage.arguments)
-        return dataset.map_batches(_run_task, fn_args=arguments, compute=ray.data.TaskPoolStrategy(), **common)
+        return dataset.map_batches(
+            _run_task, fn_args=arguments, compute=ray.data.TaskPoolStrategy(size=stage.max_tasks), **common
+        )
     pool = ray.data.ActorPoolStrategy(min_size=stage.pool[0], max_size=stage.pool[1])
     arguments = (stage.name, stage.target, stage.arguments)
     return dataset.map_batches(_StageActor, fn_constructor_args=arguments, compute=pool, **common)

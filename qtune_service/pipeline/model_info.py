@@ -46,17 +46,24 @@ def describe_model(spec: ModelSpec) -> ModelInfo:
     return ModelInfo(architectures[0], int(text.vocab_size), int(limit), _fingerprint(spec, config))
 
 
-def _load_config(spec: ModelSpec) -> Any:
-    folder = Path(spec.name).expanduser()
-    looks_local = spec.name.startswith(("/", "./", "../", "~")) or folder.exists()
-    if looks_local and not (folder / "config.json").is_file():
+def local_folder(name: str) -> Path | None:
+    """The model's folder, or None where the name is one of a hub. Raises ModelError where a folder holds no model."""
+    folder = Path(name).expanduser()
+    if not (name.startswith(("/", "./", "../", "~")) or folder.exists()):
+        return None
+    if not (folder / "config.json").is_file():
         what = "is not a folder with a config.json" if folder.exists() else "does not exist"
-        raise ModelError(f"model {spec.name} {what}", "Give a folder saved by save_pretrained, or a model hub id.")
+        raise ModelError(f"model {name} {what}", "Give a folder saved by save_pretrained, or a model hub id.")
+    return folder
+
+
+def _load_config(spec: ModelSpec) -> Any:
+    folder = local_folder(spec.name)
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(
-            str(folder) if looks_local else spec.name, revision=spec.revision, trust_remote_code=spec.trust_remote_code
+            str(folder or spec.name), revision=spec.revision, trust_remote_code=spec.trust_remote_code
         )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(

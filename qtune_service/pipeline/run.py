@@ -15,13 +15,14 @@ from typing import Any
 from qtune_service.config import JobSpec
 from qtune_service.core.thresholds import Selection, select
 from qtune_service.data import storage
+from qtune_service.data.chat import Encoder
 from qtune_service.data.shards import Chunk, ChunkScan, Plan, is_enough, make_plan, split
 from qtune_service.data.sources import discover
 from qtune_service.errors import DataError
 from qtune_service.pipeline import cluster
-from qtune_service.pipeline.cluster import Stage, stream
+from qtune_service.pipeline.cluster import Cluster, Stage, stream
 from qtune_service.pipeline.finish import Pruned, finish_pruned, finish_scored
-from qtune_service.pipeline.model_info import describe_model
+from qtune_service.pipeline.model_info import describe_model, local_folder
 from qtune_service.pipeline.origin import adopt_scores, save_tokenizer
 from qtune_service.pipeline.output import Output
 from qtune_service.pipeline.population import Picks, Population, choose_picks, read_population
@@ -34,7 +35,7 @@ from qtune_service.pipeline.stages import (
     ScoreShard,
     commit_shard,
     encode_shard,
-    make_encoder,
+    prepare,
     prune_shard,
     scan_chunk,
 )
@@ -67,13 +68,12 @@ class _Job:
         """The story."""
         rule = load_rule(self.spec.prune.quadrant_rule) if self.spec.prune else None
         self.tracker.stage("prepare", 1, unit="steps")
-        context = JobContext(self.spec, describe_model(self.spec.model)) if not self.spec.from_scores else None
-        self.output.claim(self.spec, context.model.fingerprint if context else "")
         if (manifest := self.output.manifest) is not None:
+            self.output.claim(self.spec, "" if self.spec.from_scores else describe_model(self.spec.model).fingerprint)
             self.tracker.say(f"{self.output.root} is already complete; nothing to do.")
             return manifest
         try:
-            scored = self._score(context) if context else adopt_scores(self.spec, self.output)
+            scored = self._adopt() if self.spec.from_scores else self._score()
             self._check_rejected(scored)
             if self.spec.prune is None:
                 return finish_scored(self.spec, self.output, scored, self.tracker)
@@ -96,9 +96,14 @@ class _Job:
             cluster.disconnect()
             self.tracker.close()
 
+    def _adopt(self) -> Scored:
+        """Take over the scores of an earlier output."""
+        self.output.claim(self.spec, "")
+        return adopt_scores(self.spec, self.output)
+
     # --- plan
 
-    def _plan(self) -> Plan:
+    def _plan(self, nodes: Cluster) -> Plan:
         """The plan of this output; made once, and checked against the files as they are now."""
         uri = self.output.at("_qtune", "plan.json")
         files = discover(self.spec.input.paths)
@@ -107,15 +112,15 @@ class _Job:
             plan.verify_unchanged(files)
             return plan
         chunks = split(files, self.spec.input)
-        plan = make_plan(files, chunks, self._scan(chunks), self.spec.input)
+        plan = make_plan(files, chunks, self._scan(chunks, nodes), self.spec.input)
         storage.write_bytes(uri, plan.to_json().encode())
         return plan
 
-    def _scan(self, chunks: list[Chunk]) -> list[ChunkScan]:
+    def _scan(self, chunks: list[Chunk], nodes: Cluster) -> list[ChunkScan]:
         """Scan the input; under `limit` in waves, and no further than needed."""
         spec = self.spec.input
         self.tracker.stage("plan", len(chunks), unit="chunks")
-        stage = Stage("plan", scan_chunk, (self.spec,), num_cpus=LIGHT_CPUS)
+        stage = Stage("plan", scan_chunk, (self.spec,), num_cpus=LIGHT_CPUS, max_tasks=nodes.max_tasks)
         wave = len(chunks) if spec.limit is None else SCAN_WAVE
         scans: list[ChunkScan] = []
         while len(scans) < len(chunks) and not is_enough(scans, spec):
@@ -129,14 +134,21 @@ class _Job:
 
     # --- score
 
-    def _score(self, context: JobContext) -> Scored:
-        """Score the shards that are not finished."""
-        with ThreadPoolExecutor(1) as thread:  # both take seconds; Ray mostly waits for its processes
-            making = thread.submit(make_encoder, context)
+    def _start(self) -> tuple[JobContext, Encoder, Cluster]:
+        """What takes seconds to start, side by side; what is quickly seen to be wrong, first."""
+        discover(self.spec.input.paths)
+        local_folder(self.spec.model.name)
+        with ThreadPoolExecutor(1) as thread:
+            preparing = thread.submit(prepare, self.spec)
             nodes = cluster.connect(self.ray_address)
-            encoder = making.result()
+            return *preparing.result(), nodes
+
+    def _score(self) -> Scored:
+        """Score the shards that are not finished."""
+        context, encoder, nodes = self._start()
+        self.output.claim(self.spec, context.model.fingerprint)
         save_tokenizer(encoder, self.output)
-        plan = self._plan()
+        plan = self._plan(nodes)
         markers = self.output.finished("scored")
         pool = cluster.size_pool(self.spec.engine, nodes)
         resumed = sum(m["read"] for m in markers.values())
@@ -146,7 +158,7 @@ class _Job:
         todo = [(index, b"") for index in range(len(plan.shards)) if index not in markers]
         context = context.with_threads(pool.threads)
         stages = (
-            Stage("encode", encode_shard, (context,), num_cpus=LIGHT_CPUS),
+            Stage("encode", encode_shard, (context,), num_cpus=LIGHT_CPUS, max_tasks=nodes.max_tasks),
             Stage(
                 "score",
                 ScoreShard,
@@ -155,7 +167,7 @@ class _Job:
                 num_gpus=pool.gpus,
                 pool=(min(pool.min_actors, max(len(todo), 1)), min(pool.max_actors, max(len(todo), 1))),
             ),
-            Stage("commit", commit_shard, (context,), num_cpus=LIGHT_CPUS),
+            Stage("commit", commit_shard, (context,), num_cpus=LIGHT_CPUS, max_tasks=nodes.max_tasks),
         )
         fresh: list[dict[str, Any]] = []
         for index, payload in stream(todo, *stages):

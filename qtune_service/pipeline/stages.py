@@ -27,7 +27,7 @@ from qtune_service.data.chat import Encoded, Encoder
 from qtune_service.data.reading import RecordProblem, ShardRecords, category_of, read_shard
 from qtune_service.data.records import RecordError
 from qtune_service.data.shards import Chunk, Plan, scan
-from qtune_service.pipeline.model_info import ModelInfo
+from qtune_service.pipeline.model_info import ModelInfo, describe_model
 from qtune_service.pipeline.output import Output
 from qtune_service.pipeline.tables import (
     REJECTED_SCHEMA,
@@ -195,17 +195,18 @@ def _plan(root: str) -> Plan:
 _ENCODERS: dict[str, Encoder] = {}
 
 
+def prepare(spec: JobSpec) -> tuple[JobContext, Encoder]:
+    """Look at the model and load its tokenizer. Raises ModelError."""
+    context = JobContext(spec, describe_model(spec.model))
+    return context, _encoder(context)
+
+
 def _encoder(context: JobContext) -> Encoder:
     key = context.spec.input.model_dump_json() + context.spec.model.model_dump_json() + context.model.fingerprint
     if key not in _ENCODERS:
-        _ENCODERS[key] = make_encoder(context)
+        limits = {"max_model_len": context.model.max_model_len, "vocab_size": context.model.vocab_size}
+        _ENCODERS[key] = Encoder(context.spec.model, context.spec.input, **limits)
     return _ENCODERS[key]
-
-
-def make_encoder(context: JobContext) -> Encoder:
-    """The job's tokenizer with its template and limits."""
-    limits = {"max_model_len": context.model.max_model_len, "vocab_size": context.model.vocab_size}
-    return Encoder(context.spec.model, context.spec.input, **limits)
 
 
 # --- rejected rows
