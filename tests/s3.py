@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,8 +29,11 @@ class S3Endpoint:
 
 
 @contextmanager
-def serve_s3(bucket: str = "qtune-test") -> Iterator[S3Endpoint]:
-    """Start the server and point the AWS environment, which child processes inherit, to it."""
+def serve_s3() -> Iterator[S3Endpoint]:
+    """Start the server and point the AWS environment, which child processes inherit, to it.
+
+    The bucket is new each time: all servers of a process share their objects.
+    """
     import logging
 
     from moto.server import ThreadedMotoServer
@@ -38,7 +42,7 @@ def serve_s3(bucket: str = "qtune-test") -> Iterator[S3Endpoint]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    endpoint = S3Endpoint(f"http://{host}:{port}", bucket)
+    endpoint = S3Endpoint(f"http://{host}:{port}", f"qtune-{secrets.token_hex(4)}")
     settings = {
         "AWS_ENDPOINT_URL": endpoint.url,
         "AWS_ACCESS_KEY_ID": "test",
@@ -49,7 +53,7 @@ def serve_s3(bucket: str = "qtune-test") -> Iterator[S3Endpoint]:
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     try:
-        endpoint.client().create_bucket(Bucket=bucket)
+        endpoint.client().create_bucket(Bucket=endpoint.bucket)
         yield endpoint
     finally:
         for name, value in before.items():

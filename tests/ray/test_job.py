@@ -121,13 +121,15 @@ def test_quadrants_say_why_a_sample_was_dropped(finished: Path) -> None:
 
 def test_trainers_read_the_product(finished: Path) -> None:
     """datasets, pandas, polars and DuckDB read pruned/ as it is."""
-    duckdb, pandas, polars = (pytest.importorskip(name) for name in ("duckdb", "pandas", "polars"))
+    import duckdb
+    import pandas as pd
+    import polars as pl
     from datasets import load_dataset
 
     parts = sorted(str(p) for p in (finished / "pruned").glob("*.parquet"))
     data = load_dataset("parquet", data_files=parts, split="train", cache_dir=str(finished.parent / "cache"))
     kept = manifest(finished)["counts"]["kept"]
-    assert len(data) == kept == len(pandas.read_parquet(finished / "pruned")) == len(polars.read_parquet(parts))
+    assert len(data) == kept == len(pd.read_parquet(finished / "pruned")) == len(pl.read_parquet(parts))
     assert duckdb.sql(f"select count(*) from '{finished}/pruned/*.parquet'").fetchone() == (kept,)
     assert all(set(r["labels"]) - {-100} <= set(r["input_ids"]) for r in data)
 
