@@ -130,7 +130,7 @@ def test_trainers_read_the_product(finished: Path) -> None:
     data = load_dataset("parquet", data_files=parts, split="train", cache_dir=str(finished.parent / "cache"))
     kept = manifest(finished)["counts"]["kept"]
     assert len(data) == kept == len(pd.read_parquet(finished / "pruned")) == len(pl.read_parquet(parts))
-    assert duckdb.sql(f"select count(*) from '{finished}/pruned/*.parquet'").fetchone() == (kept,)
+    assert duckdb.sql(f"select count(*) from '{finished}/pruned/*.parquet'").fetchall() == [(kept,)]
     assert all(set(r["labels"]) - {-100} <= set(r["input_ids"]) for r in data)
 
 
