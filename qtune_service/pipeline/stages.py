@@ -104,8 +104,8 @@ def encode_shard(index: int, _payload: bytes, context: JobContext) -> bytes:
 class ScoreShard:
     """A scoring actor: one loaded model, and one thread that alone runs it.
 
-    Ray Data makes an actor in one thread and calls it in another. OpenMP would then keep a team of threads for each,
-    see more threads than cores, and put them to sleep at every barrier: a quarter of the speed on two cores.
+    Ray Data makes an actor in one thread and calls it in another; OpenMP keeps a team of threads for each that runs
+    torch, so the engine is made and called in a thread of its own.
     """
 
     def __init__(self, context: JobContext) -> None:
