@@ -113,7 +113,7 @@ class ScoreShard:
         from qtune_service.scoring.choose import build_scorer
 
         limit = {"max_model_len": context.model.max_model_len}
-        self._category = context.spec.input.category_field
+        self._context = context
         self._engine = ThreadPoolExecutor(1, thread_name_prefix="engine")
         model = context.spec.model.model_copy(update=limit)
         self._scorer = self._engine.submit(build_scorer, model, context.spec.engine).result()
@@ -130,7 +130,8 @@ class ScoreShard:
         good = [o for i, o in enumerate(outcomes) if i not in problems and isinstance(o, TokenScores)]
         scored = pa.array([i not in problems for i in range(len(outcomes))], pa.bool_())
         rows = with_scores(tables.rows.filter(scored), good)
-        poisoned = _unscored_rows(tables.rows, problems, self._category)
+        category = own_names(_plan(self._context.output.root)).get(self._context.spec.input.category_field or "")
+        poisoned = _unscored_rows(tables.rows, problems, category)
         rejected = pa.concat_tables([tables.rejected, poisoned])
         return pickle.dumps(ShardTables(rows, rejected, asdict(self._scorer.info), started_at_s, engine_s))
 
@@ -249,14 +250,14 @@ def _problem_of(outcome: TokenScores | str) -> tuple[str, str] | None:
     return ("non_finite_score", f"{wrong} of {len(outcome.nll)} tokens have no finite score") if wrong else None
 
 
-def _unscored_rows(rows: pa.Table, problems: dict[int, tuple[str, str]], category_field: str | None) -> pa.Table:
+def _unscored_rows(rows: pa.Table, problems: dict[int, tuple[str, str]], category_column: str | None) -> pa.Table:
     """The columns of rejected/ for samples that the engine could not score."""
-    names = [n for n in ("sample_id", "source", "line", category_field) if n in rows.column_names]
+    names = [n for n in ("sample_id", "source", "line", category_column) if n in rows.column_names]
     rejected = []
     for (reason, detail), row in zip(
         problems.values(), rows.select(names).take(pa.array(list(problems), pa.int64())).to_pylist(), strict=True
     ):
-        category = row.pop(category_field, None) if category_field else None
+        category = row.pop(category_column, None) if category_column else None
         rejected.append(
             {**row, "reason": reason, "detail": detail, "category": None if category is None else str(category)}
         )

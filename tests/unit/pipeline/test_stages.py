@@ -48,10 +48,12 @@ class FragileScorer:
 
 def job(tmp_path: Path, endings: list[int]) -> JobContext:
     """A job over tokenized records of four tokens, planned."""
-    records = [{"input_ids": [1, 2, 3, e], "labels": [-100, -100, 3, e], "note": f"n{e}"} for e in endings]
+    records = [
+        {"input_ids": [1, 2, 3, e], "labels": [-100, -100, 3, e], "note": f"n{e}", "source": "mine"} for e in endings
+    ]
     data = write_jsonl(tmp_path / "d.jsonl", records)
     spec = JobSpec(
-        input=InputSpec(paths=(str(data),)),
+        input=InputSpec(paths=(str(data),), category_field="source"),
         model=ModelSpec(name=DEMO_MODEL),
         output=OutputSpec(path=str(tmp_path / "o")),
     )
@@ -77,6 +79,7 @@ def test_a_poison_sample_is_set_aside_and_costs_the_others_nothing(
     rejected = {r["line"]: (r["reason"], r["detail"]) for r in rows(out / "rejected")}
     assert rejected[2] == ("scoring_failed", "ValueError: cannot take this one")
     assert rejected[4][0] == "non_finite_score"
+    assert {r["category"] for r in rows(out / "rejected")} == {"mine"}, "its own column, not our source"
     scores = rows(out / "scores")
     assert [r["line"] for r in scores] == [1, 3, 5]
     assert [r["note"] for r in scores] == ["n4", "n5", "n6"]
