@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -244,7 +243,7 @@ def _run(spec: JobSpec, ray_address: str | None, *, overwrite: bool) -> None:
     from qtune_service.pipeline.stopping import Stop
 
     stop = Stop()
-    signal.signal(signal.SIGTERM, stop.handle)
+    stop.install()
     with _quiet() as console:
         sink = TerminalSink(console) if console.is_terminal else PlainSink(console)
         try:

@@ -147,13 +147,18 @@ class _Job:
 
     # --- score
 
+    def _connect(self) -> Cluster:
+        nodes = cluster.connect(self.ray_address)
+        self.stop.install_again()
+        return nodes
+
     def _start(self) -> tuple[JobContext, Encoder, Cluster]:
         """What takes seconds to start, side by side; what is quickly seen to be wrong, first."""
         discover(self.spec.input.paths)
         local_folder(self.spec.model.name)
         with ThreadPoolExecutor(1) as thread:
             preparing = thread.submit(prepare, self.spec)
-            nodes = cluster.connect(self.ray_address)
+            nodes = self._connect()
             return *preparing.result(), nodes
 
     def _score(self) -> Scored:
@@ -257,7 +262,7 @@ class _Job:
         markers = self.output.finished("pruned")
         self.tracker.stage("prune", len(scored.shards), resumed=len(markers))
         if self.spec.from_scores:
-            cluster.connect(self.ray_address)
+            self._connect()
 
         def items() -> Any:
             for shard, rows in scored.shards.items():

@@ -26,6 +26,17 @@ class Stop:
     def __init__(self) -> None:
         self._save: Callable[[], None] | None = None
         self._asked = False
+        self._is_installed = False
+
+    def install(self) -> None:
+        """Handle SIGTERM of this process; from its main thread."""
+        signal.signal(signal.SIGTERM, self.handle)
+        self._is_installed = True
+
+    def install_again(self) -> None:
+        """Take SIGTERM back from Ray, which on joining a cluster makes it abort the process."""
+        if self._is_installed:
+            self.install()
 
     def handle(self, _signal: int, _frame: FrameType | None) -> None:
         """For `signal.signal`. Raises SystemExit where there is nothing to wait for."""
