@@ -22,14 +22,15 @@ from qtune_service.scoring.statistics import Statistics, merge, nll_and_entropy
 
 Head = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Hidden rows (n, H), labels (n,) int64 -> partials (n, 4) float32."""
-Project = Callable[[torch.Tensor], torch.Tensor]
-"""Hidden rows (n, H) -> logits (n, V)."""
+Project = Callable[[torch.Tensor], torch.Tensor | None]
+"""Hidden rows (n, H) -> logits (n, V), or None in a process whose scores nobody reads."""
 
 KERNEL_TYPES = (torch.bfloat16, torch.float16, torch.float32)
 TRIAL_ROWS, TRIAL_REPEATS = 2048, 3
 CHECKED_ROWS = 16
 CHECK_TOLERANCE = 1e-3
 """Nats. Float32 sums over the wide heads of today stay under 1e-4; a wrong kernel is off by far more."""
+_UNREAD = 1.0  # partials of a score that nobody reads; any number that makes no NaN
 _CHECK_BYTES = 64 << 20  # of the float64 weight that exists at one moment
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,8 @@ class BlockwiseHead:
         out = torch.empty(len(hidden), 4, dtype=torch.float32, device=hidden.device)
         for i in range(0, len(hidden), self._block_rows):
             block = slice(i, i + self._block_rows)
-            out[block] = self._statistics(self._project(hidden[block]), labels[block])
+            logits = self._project(hidden[block])
+            out[block] = _UNREAD if logits is None else self._statistics(logits, labels[block])
         return out
 
 
@@ -102,17 +104,16 @@ class Choice:
 
 
 def choose_head(blockwise: Head, matrix: Matrix | str) -> Choice:
-    """Time the kernel against `blockwise` on the weight's device. A `matrix` that is a string says why there is none."""
+    """Time the kernel against `blockwise` on the weight's device. A string for a matrix says why there is none."""
     reason = matrix if isinstance(matrix, str) else _why_no_kernel(matrix)
     if reason or isinstance(matrix, str):
         return Choice(blockwise, f"blockwise: {reason}")
-    from qtune_service.scoring.kernel import head_partials, tiles_for
+    from qtune_service.scoring.kernel import KernelHead, tiles_for
 
-    def with_tile(tile: object) -> Head:
-        return lambda hidden, labels: head_partials(hidden, matrix.weight, matrix.bias, labels, tile)  # type: ignore[arg-type]
-
-    candidates = {f"kernel {tile}": with_tile(tile) for tile in tiles_for(matrix.weight.dtype)}
-    return fastest(blockwise, candidates, matrix)
+    tiles = tiles_for(matrix.weight.dtype)
+    return fastest(
+        blockwise, {f"kernel {tile}": KernelHead(matrix.weight, matrix.bias, tile) for tile in tiles}, matrix
+    )
 
 
 def _why_no_kernel(matrix: Matrix) -> str:

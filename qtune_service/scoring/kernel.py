@@ -1,7 +1,7 @@
 """A Triton kernel from hidden states to partials, without logits in memory.
 
-A program owns BLOCK_M rows and one run of the vocabulary. It multiplies block after block of the head's weight with
-its rows and folds each (BLOCK_M, BLOCK_N) block of logits, still in registers, into the partials of statistics.py,
+A program owns a block of rows and one run of the vocabulary. It multiplies block after block of the head's weight with
+its rows and folds each block of logits, still in registers, into the partials of statistics.py,
 which it rescales when a row's maximum grows. The runs' partials are merged by `statistics.merge`. So few rows still
 fill a GPU, since the vocabulary is what is split, and memory is 16 bytes a row and run in place of 4 V a row.
 
@@ -58,42 +58,47 @@ def tiles_for(dtype: torch.dtype) -> tuple[Tile, ...]:
     return FLOAT_TILES if dtype == torch.float32 else HALF_TILES
 
 
-def head_partials(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor, tile: Tile
-) -> torch.Tensor:
-    """Partials (n, 4) of hidden (n, H) @ weight (V, H).T + bias (V,) for labels (n,).
+class KernelHead:
+    """The kernel with a weight (V, H), a bias (V,) or none, and a tile; a `head.Head`."""
 
-    A label outside 0..V-1 is in another part of the vocabulary: its place holds -inf.
-    """
-    num_rows, num_columns = len(hidden), len(weight)
-    if num_rows == 0:
-        return torch.empty(0, 4, dtype=torch.float32, device=hidden.device)
-    row_blocks = triton.cdiv(num_rows, tile.rows)
-    run, num_runs = _runs(num_columns, row_blocks, tile.columns, _units(hidden.device))
-    out = torch.empty(num_runs, num_rows, 4, dtype=torch.float32, device=hidden.device)
-    hidden = hidden if hidden.stride(-1) == 1 else hidden.contiguous()
-    _kernel[(row_blocks, num_runs)](
-        hidden,
-        weight,
-        weight if bias is None else bias,
-        labels,
-        out,
-        num_rows,
-        num_columns,
-        hidden.shape[1],
-        run,
-        hidden.stride(0),
-        weight.stride(0),
-        HAS_BIAS=bias is not None,
-        WHOLE_DEPTH=hidden.shape[1] % tile.depth == 0,
-        WIDEN=INTERPRETED,
-        BLOCK_M=tile.rows,
-        BLOCK_N=tile.columns,
-        BLOCK_K=tile.depth,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
-    )
-    return merge(out)
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, tile: Tile) -> None:
+        self._weight, self._bias, self._tile = weight, bias, tile
+
+    def __call__(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Partials (n, 4) of hidden @ weight.T + bias for hidden (n, H), labels (n,).
+
+        A label outside 0..V-1 is in another part of the vocabulary: its place holds -inf.
+        """
+        num_rows, width = hidden.shape
+        weight, bias, tile = self._weight, self._bias, self._tile
+        if num_rows == 0:
+            return torch.empty(0, 4, dtype=torch.float32, device=hidden.device)
+        row_blocks = triton.cdiv(num_rows, tile.rows)
+        run, num_runs = _runs(len(weight), row_blocks, tile.columns, _units(hidden.device))
+        out = torch.empty(num_runs, num_rows, 4, dtype=torch.float32, device=hidden.device)
+        hidden = hidden if hidden.stride(-1) == 1 else hidden.contiguous()
+        _kernel[(row_blocks, num_runs)](
+            hidden,
+            weight,
+            weight if bias is None else bias,
+            labels,
+            out,
+            num_rows,
+            len(weight),
+            width,
+            run,
+            hidden.stride(0),
+            weight.stride(0),
+            has_bias=bias is not None,
+            whole_depth=width % tile.depth == 0,
+            widen=INTERPRETED,
+            block_m=tile.rows,
+            block_n=tile.columns,
+            block_k=tile.depth,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
+        return merge(out)
 
 
 def _runs(num_columns: int, row_blocks: int, block: int, units: int) -> tuple[int, int]:
@@ -108,8 +113,8 @@ def _units(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-@triton.jit
-def _kernel(
+@triton.jit  # type: ignore[untyped-decorator]
+def _kernel(  # type: ignore[no-untyped-def]  # Triton's types are not Python's
     hidden_ptr,
     weight_ptr,
     bias_ptr,
@@ -121,41 +126,41 @@ def _kernel(
     run,
     hidden_stride,
     weight_stride,
-    HAS_BIAS: tl.constexpr,
-    WHOLE_DEPTH: tl.constexpr,
-    WIDEN: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    has_bias: tl.constexpr,
+    whole_depth: tl.constexpr,
+    widen: tl.constexpr,
+    block_m: tl.constexpr,
+    block_n: tl.constexpr,
+    block_k: tl.constexpr,
 ):
-    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    rows = tl.program_id(0) * block_m + tl.arange(0, block_m)
     first = tl.program_id(1) * run
     last = tl.minimum(first + run, num_columns)
-    depth = tl.arange(0, BLOCK_K)
+    depth = tl.arange(0, block_k)
     # Rows and columns over the edge repeat existing ones, which spares the inner loop two masks.
     hidden_rows = hidden_ptr + (rows % num_rows).to(tl.int64)[:, None] * hidden_stride
     labels = tl.load(labels_ptr + rows % num_rows)
 
-    m = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    z = tl.zeros((BLOCK_M,), tl.float32)
-    s = tl.zeros((BLOCK_M,), tl.float32)
-    at_label = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    for start in range(first, last, BLOCK_N):
-        columns = start + tl.arange(0, BLOCK_N)
+    m = tl.full((block_m,), float("-inf"), tl.float32)
+    z = tl.zeros((block_m,), tl.float32)
+    s = tl.zeros((block_m,), tl.float32)
+    at_label = tl.full((block_m,), float("-inf"), tl.float32)
+    for start in range(first, last, block_n):
+        columns = start + tl.arange(0, block_n)
         weight_rows = weight_ptr + (columns % num_columns).to(tl.int64)[None, :] * weight_stride
-        x = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        for k in range(0, width, BLOCK_K):
-            if WHOLE_DEPTH:
+        x = tl.zeros((block_m, block_n), tl.float32)
+        for k in range(0, width, block_k):
+            if whole_depth:
                 h = tl.load(hidden_rows + (k + depth)[None, :])
                 w = tl.load(weight_rows + (k + depth)[:, None])
             else:
                 inside = k + depth < width
                 h = tl.load(hidden_rows + (k + depth)[None, :], mask=inside[None, :], other=0.0)
                 w = tl.load(weight_rows + (k + depth)[:, None], mask=inside[:, None], other=0.0)
-            if WIDEN:  # Triton's interpreter multiplies the bits of bfloat16 as integers
+            if widen:  # Triton's interpreter multiplies the bits of bfloat16 as integers
                 h, w = h.to(tl.float32), w.to(tl.float32)
             x = tl.dot(h, w, acc=x, input_precision="ieee")
-        if HAS_BIAS:
+        if has_bias:
             x += tl.load(bias_ptr + columns % num_columns).to(tl.float32)[None, :]
         x = tl.where((columns < last)[None, :], x, float("-inf"))
 
