@@ -30,6 +30,7 @@ TRIAL_ROWS, TRIAL_REPEATS = 2048, 3
 CHECKED_ROWS = 16
 CHECK_TOLERANCE = 1e-3
 """Nats. Float32 sums over the wide heads of today stay under 1e-4; a wrong kernel is off by far more."""
+KERNEL_IS_OFF = "the kernel is switched off (head_kernel)"
 _UNREAD = 1.0  # partials of a score that nobody reads; any number that makes no NaN
 _CHECK_BYTES = 64 << 20  # of the float64 weight that exists at one moment
 
@@ -105,8 +106,9 @@ class Choice:
 
 def choose_head(blockwise: Head, matrix: Matrix | str) -> Choice:
     """Time the kernel against `blockwise` on the weight's device. A string for a matrix says why there is none."""
-    reason = matrix if isinstance(matrix, str) else _why_no_kernel(matrix)
-    if reason or isinstance(matrix, str):
+    if isinstance(matrix, str):
+        return Choice(blockwise, f"blockwise: {matrix}")
+    if reason := _why_no_kernel(matrix):
         return Choice(blockwise, f"blockwise: {reason}")
     from qtune_service.scoring.kernel import KernelHead, tiles_for
 
@@ -155,8 +157,8 @@ def fastest(blockwise: Head, candidates: Mapping[str, Head], matrix: Matrix, row
     best = min(seconds, key=lambda name: seconds[name])
     if best:
         return Choice(candidates[best], best)
-    slower = "no faster on this device" if len(seconds) > 1 else "; ".join(problems)
-    return Choice(blockwise, f"blockwise: the kernel is {slower}" if len(seconds) > 1 else f"blockwise: {slower}")
+    why = "the kernel is no faster on this device" if len(seconds) > 1 else "; ".join(problems)
+    return Choice(blockwise, f"blockwise: {why}")
 
 
 def _trial_rows(matrix: Matrix, rows: int) -> tuple[torch.Tensor, torch.Tensor]:

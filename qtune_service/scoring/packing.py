@@ -139,7 +139,8 @@ def packed_attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within each sequence of a packed row: query (1, heads, T, D) -> (1, T, heads, D)."""
-    unknown = [name for name, given in kwargs.items() if name not in _HARMLESS and given not in (None, False)]
+    given = {name for name, value in kwargs.items() if value is not None and value is not False}
+    unknown = sorted(given - _HARMLESS)
     if attention_mask is not None or sliding_window is not None or unknown or is_causal is False:
         raise UnpackableError(f"attention with {', '.join(unknown) or 'a mask or window'}")
     ends, longest = kwargs.get("cu_seq_lens_q"), kwargs.get("max_length_q")

@@ -34,7 +34,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
     VocabParallelEmbedding,
 )
 
-from qtune_service.scoring.head import BlockwiseHead, Choice, Matrix, Project, ShardedHead, choose_head
+from qtune_service.scoring.head import KERNEL_IS_OFF, BlockwiseHead, Choice, Matrix, Project, ShardedHead, choose_head
 from qtune_service.scoring.statistics import Statistics
 
 WATCHED_ROWS = 4
@@ -107,7 +107,7 @@ def choose_vllm_head(model: Any, like: torch.Tensor, settings: HeadSettings) -> 
     if not _all_ranks(not isinstance(plain, str), like.device) or isinstance(plain, str):
         reason = plain if isinstance(plain, str) else "the model's logits are not plain on another rank"
         return choose_head(whole, f"{'logits of all ranks gathered, ' if ranks > 1 else ''}{reason}")
-    matrix = plain.matrix() if settings.try_kernel else "the kernel is switched off"
+    matrix = plain.matrix() if settings.try_kernel else KERNEL_IS_OFF
     if ranks == 1:
         return choose_head(whole, matrix)
     own = choose_head(settings.blockwise(plain.project, plain.width), matrix)

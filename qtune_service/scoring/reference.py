@@ -32,7 +32,7 @@ from qtune_service.errors import EngineError, ModelError
 from qtune_service.scoring.base import EngineInfo
 from qtune_service.scoring.checkpoint import Checkpoint, read_checkpoint, unsupported_architecture
 from qtune_service.scoring.environment import apply_environment, quiet_libraries
-from qtune_service.scoring.head import BlockwiseHead, Choice, Matrix, choose_head
+from qtune_service.scoring.head import KERNEL_IS_OFF, BlockwiseHead, Choice, Matrix, choose_head
 from qtune_service.scoring.packing import enable_packing, pack, packed_batches
 from qtune_service.scoring.samples import Prompt, Scores, check_samples, distinct_prompts, scores_of
 from qtune_service.scoring.statistics import nll_and_entropy, statistics_for
@@ -76,7 +76,7 @@ class ReferenceScorer:
         self._block_rows = max(1, engine.logits_bytes // (4 * checkpoint.vocab_size))
         self._statistics = statistics_for(self._device)
         with torch.inference_mode():
-            self._head = self._choose_head()
+            self._head = self._choose_head(try_kernel=engine.head_kernel)
         self._info = EngineInfo(
             name="reference",
             version=f"transformers {metadata.version('transformers')}, torch {torch.__version__}",
@@ -107,16 +107,17 @@ class ReferenceScorer:
             return "rotary angles depend on the longest sequence of a batch"
         return enable_packing(self._model, checkpoint.vocab_size, CAUSAL_TOLERANCE[checkpoint.dtype])
 
-    def _choose_head(self) -> Choice:
+    def _choose_head(self, *, try_kernel: bool) -> Choice:
         embedding = self._model.get_output_embeddings()
         matrix = plain_matrix(embedding) if self._path == "head" else "the model's logits are more than a matrix"
         project = matrix.project if isinstance(matrix, Matrix) else embedding
-        return choose_head(BlockwiseHead(project, self._block_rows, self._statistics), matrix)
+        blockwise = BlockwiseHead(project, self._block_rows, self._statistics)
+        return choose_head(blockwise, matrix if try_kernel or isinstance(matrix, str) else KERNEL_IS_OFF)
 
     def score(self, samples: Sequence[Sample]) -> list[TokenScores]:
         """Score samples, in the order given; see `Scorer`."""
         if self._model is None:
-            raise EngineError("The scorer is closed.", "Build a new one.")
+            _closed()
         check_samples(samples, self._info)
         prompts, index = distinct_prompts(samples)
         with torch.inference_mode():
@@ -179,8 +180,13 @@ class ReferenceScorer:
     def close(self) -> None:
         """Free the model. Idempotent."""
         self._model = None
+        self._head = Choice(_closed, self._head.description)  # which held the weight of the model's head
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _closed(*_: torch.Tensor) -> torch.Tensor:
+    raise EngineError("The scorer is closed.", "Build a new one.")
 
 
 def _length(prompt: Prompt) -> int:
