@@ -67,20 +67,22 @@ class PlainHead:
         logits: torch.Tensor = self.processor(self.lm_head, hidden, self.bias, skip_gather=True)
         return logits[:, : self.width]
 
-    def matrix(self) -> Matrix | str:
-        """The columns of this rank as a matrix, or why they are more than one."""
-        if self.processor.soft_cap is not None:
-            return "the model caps its logits"
-        if self.processor.scale != 1.0:
-            return "the model scales its logits"
-        if type(self.lm_head.quant_method) not in _PLAIN_METHODS:
-            return f"the head is quantised ({type(self.lm_head.quant_method).__name__})"
-        if self.width == 0:
-            return "this rank holds no columns"
-        if vllm.envs.VLLM_BATCH_INVARIANT:
-            return "VLLM_BATCH_INVARIANT is set, and the kernel cuts the vocabulary by the number of rows"
+    def matrix(self, dtype: torch.dtype) -> Matrix | str:
+        """The columns of this rank as a matrix for hidden states of a type, or why they are more than one."""
+        method = type(self.lm_head.quant_method)
+        weight = getattr(self.lm_head, "weight", torch.empty(0, dtype=torch.int8))  # quantised heads may have none
+        problems = {
+            "the model caps its logits": self.processor.soft_cap is not None,
+            "the model scales its logits": self.processor.scale != 1.0,
+            f"the head is quantised ({method.__name__})": method not in _PLAIN_METHODS,
+            f"hidden states are {dtype}, and the head's weight is {weight.dtype}": weight.dtype != dtype,
+            "this rank holds no columns": self.width == 0,
+            # The kernel cuts the vocabulary by the number of rows, and sums with it.
+            "VLLM_BATCH_INVARIANT is set": bool(vllm.envs.VLLM_BATCH_INVARIANT),
+        }
+        found = [problem for problem, holds in problems.items() if holds]
         bias = None if self.bias is None else self.bias[: self.width]
-        return Matrix(self.lm_head.weight[: self.width], bias)
+        return found[0] if found else Matrix(weight[: self.width], bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ def choose_vllm_head(model: Any, like: torch.Tensor, settings: HeadSettings) -> 
     if not _all_ranks(not isinstance(plain, str), like.device) or isinstance(plain, str):
         reason = plain if isinstance(plain, str) else "the model's logits are not plain on another rank"
         return choose_head(whole, f"{'logits of all ranks gathered, ' if ranks > 1 else ''}{reason}")
-    matrix = plain.matrix() if settings.try_kernel else KERNEL_IS_OFF
+    matrix = plain.matrix(like.dtype) if settings.try_kernel else KERNEL_IS_OFF
     if ranks == 1:
         return choose_head(whole, matrix)
     own = choose_head(settings.blockwise(plain.project, plain.width), matrix)

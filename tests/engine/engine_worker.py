@@ -129,7 +129,7 @@ def _watch_all(model: Any) -> dict[str, str]:
             plain = watch(model, torch.randn(4, 128))
         finally:
             del model.compute_logits
-        matrix = plain if isinstance(plain, str) else plain.matrix()
+        matrix = plain if isinstance(plain, str) else plain.matrix(torch.float32)
         return matrix if isinstance(matrix, str) else f"{tuple(matrix.weight.shape)}"
 
     class Wrapped(LogitsProcessor):  # type: ignore[misc]  # as LoRA's
