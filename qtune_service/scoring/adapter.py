@@ -144,6 +144,11 @@ def _collect(cache: list[torch.Tensor], chunk: _Chunk, part: torch.Tensor, *, is
     return cache.pop() if is_last else None
 
 
+def describe_head(model: Any) -> str:
+    """In each vLLM worker, by `apply_model`: how this rank reduces its rows; empty before the first step."""
+    return str(model.pooler.head)
+
+
 def scored_positions(spans: list[int]) -> NDArray[np.int64]:
     """Expand [start, end, start, end, ...] to positions, ascending: (n,)."""
     if not spans:

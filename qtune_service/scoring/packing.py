@@ -80,7 +80,7 @@ def enable_packing(model: Any, vocab_size: int, tolerance: float) -> str:
     try:
         model.set_attn_implementation(NAME)
         reason = _difference(model, pack(sequences, model.device), torch.cat(alone), tolerance)
-    except (UnpackableError, TypeError, ValueError, RuntimeError, ImportError, AttributeError) as error:
+    except (TypeError, ValueError, RuntimeError, ImportError, AttributeError, LookupError) as error:
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     if reason:
         model.set_attn_implementation(before)

@@ -100,12 +100,10 @@ def registered_architectures() -> tuple[list[str], list[str], list[str]]:
 
 def heads() -> list[str]:
     """How the scoring heads of all ranks reduce their rows, after at least one call."""
-    descriptions: list[str] = _scorer._llm.apply_model(_head)
+    from qtune_service.scoring.adapter import describe_head
+
+    descriptions: list[str] = _scorer._llm.apply_model(describe_head)
     return descriptions
-
-
-def _head(model: Any) -> str:
-    return str(model.pooler.head)
 
 
 def watch_heads() -> dict[str, str]:
