@@ -55,7 +55,7 @@ def _ways(matrix: Matrix, device: torch.device) -> Iterator[tuple[str, Head]]:
     if device.type == "cuda":
         yield "blocks, compiled", BlockwiseHead(matrix.project, block_rows, CompiledPartials())
     for tile in tiles_for(matrix.weight.dtype) if device.type == "cuda" else CPU_TILES:
-        yield f"kernel {tile}, {tile.warps} warps", KernelHead(matrix.weight, None, tile)
+        yield f"kernel {tile}", KernelHead(matrix.weight, None, tile)
 
 
 def _measure(

@@ -43,7 +43,7 @@ class Tile:
     stages: int
 
     def __str__(self) -> str:
-        return f"{self.rows}x{self.columns}x{self.depth}"
+        return f"{self.rows}x{self.columns}x{self.depth}, {self.warps} warps"
 
 
 HALF_TILES = (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 4, 3), Tile(64, 128, 64, 4, 3))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qtune_service.scoring.head import Matrix, exact_scores, fastest
-from qtune_service.scoring.kernel import INTERPRETED, KernelHead, Tile
+from qtune_service.scoring.kernel import INTERPRETED, KernelHead, Tile, tiles_for
 from qtune_service.scoring.statistics import merge, nll_and_entropy
 
 SMALL = Tile(16, 16, 16, 4, 2)
@@ -37,6 +37,13 @@ def scores(hidden: torch.Tensor, matrix: Matrix, labels: torch.Tensor, tile: Til
 def test_the_kernel_is_interpreted() -> None:
     """What runs here is the kernel's own code, in Triton's interpreter."""
     assert INTERPRETED
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_tiles_have_names_of_their_own(dtype: torch.dtype) -> None:
+    """The trial tells tiles by name, so none may hide another."""
+    tiles = tiles_for(dtype)
+    assert len({str(tile) for tile in tiles}) == len(tiles)
 
 
 @settings(max_examples=15, deadline=None)
