@@ -165,7 +165,7 @@ def _problem(head: Head, hidden: torch.Tensor, labels: torch.Tensor, checked: to
     if off <= CHECK_TOLERANCE:  # NaN is not
         return ""
     logger.warning(
-        "A head gives wrong scores on this device, off by %.1e nats, and is not used. Please report it.", error
+        "A head gives wrong scores on this device, off by %.1e nats, and is not used. Please report it.", off
     )
     return f"is off by {off:.1e} nats"
 
