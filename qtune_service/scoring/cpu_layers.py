@@ -15,6 +15,7 @@ from vllm.model_executor.custom_op import CustomOp, op_registry_oot
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.platforms import current_platform
 
+_OPS = torch.ops._C  # noqa: SLF001 - where vLLM keeps its kernels
 KERNELS = ("rms_norm", "fused_add_rms_norm")
 
 
@@ -31,9 +32,9 @@ class FusedRMSNorm(RMSNorm):  # type: ignore[misc]  # vllm is not typed here
             return plain
         if residual is None:
             out = torch.empty_like(x)
-            torch.ops._C.rms_norm(out, x, self.weight.data, self.variance_epsilon)
+            _OPS.rms_norm(out, x, self.weight.data, self.variance_epsilon)
             return out
-        torch.ops._C.fused_add_rms_norm(x, residual, self.weight.data, self.variance_epsilon)
+        _OPS.fused_add_rms_norm(x, residual, self.weight.data, self.variance_epsilon)
         return x, residual
 
     def forward_cpu(
@@ -45,6 +46,6 @@ class FusedRMSNorm(RMSNorm):  # type: ignore[misc]  # vllm is not typed here
 
 def use_fused_layers() -> None:
     """Have the models that are built from now on in this process use them. On a CPU only, and where they exist."""
-    has_kernels = current_platform.is_cpu() and all(hasattr(torch.ops._C, name) for name in KERNELS)
+    has_kernels = current_platform.is_cpu() and all(hasattr(_OPS, name) for name in KERNELS)
     if has_kernels and "RMSNorm" not in op_registry_oot:
         CustomOp.register_oot(name="RMSNorm")(FusedRMSNorm)
