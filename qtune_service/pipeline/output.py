@@ -4,6 +4,7 @@
     OUT/_qtune/plan.json           the shards, planned once
     OUT/_qtune/input/              staged chunks of inputs that cannot be split in place
     OUT/_qtune/<stage>/00000.json  a marker a shard, written after the shard's files: what it holds
+    OUT/_qtune/ranks/              labels and ranks of a population too large for the driver
     OUT/_qtune/progress.json       for whoever follows the job
     OUT/scores|quadrants|pruned|rejected/part-00000.parquet
     OUT/tokenizer/, summary_statistics.json, report.html
@@ -81,7 +82,7 @@ class Output:
 
     def drop_working_files(self) -> None:
         """Remove what only a running job needs; job.json stays and says whose output this is."""
-        for name in ("input", "scored", "pruned"):
+        for name in ("input", "scored", "ranks", "pruned"):
             storage.remove_tree(self.at("_qtune", name))
         storage.remove_file(self.at("_qtune", "plan.json"))
 
