@@ -84,12 +84,12 @@ class Population:
     groups: tuple[Group, ...]
 
     @classmethod
-    def of(cls, source: Source, shards: Mapping[int, int], group_samples: int = GROUP_SAMPLES) -> Population:
-        """Shards (index -> samples) in as few groups as hold at most `group_samples` each."""
+    def of(cls, source: Source, shards: Mapping[int, int]) -> Population:
+        """Shards (index -> samples) in groups of at most GROUP_SAMPLES, or of one shard."""
         groups: list[dict[int, int]] = []
-        filled = group_samples
+        filled = 0
         for shard, rows in shards.items():
-            if filled + rows > group_samples:
+            if not groups or filled + rows > GROUP_SAMPLES:
                 groups.append({})
                 filled = 0
             groups[-1][shard] = rows
