@@ -24,9 +24,8 @@ from qtune_service.config import JobSpec
 from qtune_service.core.metrics import TokenScores
 from qtune_service.core.plane import Quadrant
 from qtune_service.data import storage
-from qtune_service.data.chat import Encoded, Encoder
+from qtune_service.data.chat import Encoder
 from qtune_service.data.reading import RecordProblem, ShardRecords, category_of, read_shard
-from qtune_service.data.records import RecordError
 from qtune_service.data.shards import Chunk, Plan, scan
 from qtune_service.pipeline.model_info import ModelInfo, describe_model
 from qtune_service.pipeline.output import Output
@@ -89,14 +88,11 @@ def encode_shard(index: int, _payload: bytes, context: JobContext) -> bytes:
     plan = _plan(context.output.root)
     shard = plan.shards[index]
     records = read_shard(plan, shard)
-    usable = {i: record for i, record in enumerate(records.records) if not isinstance(record, RecordProblem)}
-    outcomes: list[Encoded | RecordError] = _encoder(context).encode_batch(list(usable.values()), shard.format)
-    encoded = {i: o for i, o in zip(usable, outcomes, strict=True) if isinstance(o, Encoded)}
+    good = {i: record for i, record in enumerate(records.records) if not isinstance(record, RecordProblem)}
+    batch = _encoder(context).encode_columns(list(good.values()), shard.format).renumbered(list(good))
     problems = {i: (r.reason, r.detail) for i, r in enumerate(records.records) if isinstance(r, RecordProblem)}
-    problems |= {
-        i: (o.reason_code, o.detail) for i, o in zip(usable, outcomes, strict=True) if isinstance(o, RecordError)
-    }
-    rows = encoded_rows(records, encoded, own_names(plan))
+    problems |= {i: (problem.reason_code, problem.detail) for i, problem in batch.problems.items()}
+    rows = encoded_rows(records, batch, own_names(plan))
     rejected = _rejected_rows(records, dict(sorted(problems.items())), context.spec.input.category_field)
     return pickle.dumps(ShardTables(rows, rejected, {}))
 
