@@ -100,18 +100,24 @@ def measure(markers: Sequence[Mapping[str, Any]], num_actors: int) -> dict[str, 
     """Speed of this run, from the shards that it scored.
 
     startup_s: from the start of this process to the first engine's first shard; score_s: from there until the last
-    shard was written; engine_busy_share: of the actors' time in score_s, the share in which they scored.
+    shard was written; engine_busy_share: of the actors' time in score_s, the share in which they scored; tail_s: how
+    long the first actor to run out of shards waited for the last one; encode_s: seconds of all encoding tasks.
     """
     if not markers:
         return {}
     began_s, ended_s = min(m["started_at_s"] for m in markers), max(m["committed_at_s"] for m in markers)
     score_s, tokens = ended_s - began_s, sum(m["tokens"] for m in markers)
+    last: dict[str, float] = {}  # by actor, the end of its last shard
+    for m in markers:
+        last[m["actor"]] = max(last.get(m["actor"], 0.0), m["started_at_s"] + m["engine_s"])
     return {
         "startup_s": round(began_s - psutil.Process().create_time(), 3),
         "score_s": round(score_s, 3),
         "tokens": tokens,
         "tokens_per_s": round(tokens / score_s, 1),
         "engine_busy_share": round(sum(m["engine_s"] for m in markers) / (score_s * num_actors), 4),
+        "tail_s": round(max(last.values()) - min(last.values()), 3),
+        "encode_s": round(sum(m["encode_s"] for m in markers), 3),
     }
 
 

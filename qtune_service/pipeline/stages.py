@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import pickle
+import platform
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -75,6 +76,10 @@ class ShardTables:
     started_at_s: float = 0.0
     """When the engine began with it, and how long that took."""
     engine_s: float = 0.0
+    actor: str = ""
+    """Which engine process scored it."""
+    encode_s: float = 0.0
+    """How long reading and encoding took."""
 
 
 def scan_chunk(_index: int, payload: bytes, spec: JobSpec) -> bytes:
@@ -85,6 +90,7 @@ def scan_chunk(_index: int, payload: bytes, spec: JobSpec) -> bytes:
 
 def encode_shard(index: int, _payload: bytes, context: JobContext) -> bytes:
     """Read a shard, render and tokenise its records; what cannot be used is set aside with its reason."""
+    started = time.perf_counter()
     plan = _plan(context.output.root)
     shard = plan.shards[index]
     records = read_shard(plan, shard)
@@ -94,7 +100,7 @@ def encode_shard(index: int, _payload: bytes, context: JobContext) -> bytes:
     problems |= {i: (problem.reason_code, problem.detail) for i, problem in batch.problems.items()}
     rows = encoded_rows(records, batch, own_names(plan))
     rejected = _rejected_rows(records, dict(sorted(problems.items())), context.spec.input.category_field)
-    return pickle.dumps(ShardTables(rows, rejected, {}))
+    return pickle.dumps(ShardTables(rows, rejected, {}, encode_s=time.perf_counter() - started))
 
 
 class ScoreShard:
@@ -129,7 +135,9 @@ class ScoreShard:
         category = own_names(_plan(self._context.output.root)).get(self._context.spec.input.category_field or "")
         poisoned = _unscored_rows(tables.rows, problems, category)
         rejected = pa.concat_tables([tables.rejected, poisoned])
-        return pickle.dumps(ShardTables(rows, rejected, asdict(self._scorer.info), started_at_s, engine_s))
+        engine = asdict(self._scorer.info)
+        actor = f"{platform.node()}:{os.getpid()}"
+        return pickle.dumps(ShardTables(rows, rejected, engine, started_at_s, engine_s, actor, tables.encode_s))
 
 
 def commit_shard(index: int, payload: bytes, context: JobContext) -> bytes:
@@ -150,6 +158,8 @@ def commit_shard(index: int, payload: bytes, context: JobContext) -> bytes:
         "engine": tables.engine,
         "started_at_s": tables.started_at_s,
         "engine_s": tables.engine_s,
+        "actor": tables.actor,
+        "encode_s": tables.encode_s,
         "committed_at_s": time.time(),
         "files": files,
     }
