@@ -18,6 +18,7 @@ from side_by_side.material import NUM_WORDS, invented_words, make_tokenizer
 BATCH = 50_000  # records made at once
 CHAT_WORDS, PAIR_WORDS = (8, 9), (10, 10)
 MAX_MODEL_LEN = 8192
+LONGEST_WORDS = 5500  # some 8,000 tokens
 MARKERS = ("{% generation %}", "{% endgeneration %}")
 
 
@@ -71,3 +72,25 @@ def _texts(num_records: int, num_asked: int, num_told: int, *, seed: int) -> Ite
         drawn = np.searchsorted(odds, rng.random((count, num_asked + num_told)) * odds[-1])
         for row in words[drawn].tolist():
             yield " ".join(row[:num_asked]), " ".join(row[num_asked:])
+
+
+def write_one(path: Path, num_bytes: int) -> None:
+    """One JSONL file of at least so many bytes: a block of different chats, again and again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    block = "".join(chats(100_000)).encode()
+    with path.open("wb") as file:
+        for _ in range(-(-num_bytes // len(block))):
+            file.write(block)
+
+
+def write_mixed(path: Path, num_records: int) -> None:
+    """Chats of 8 to 8,000 tokens, their lengths even on a logarithmic scale; every other word is the answer's."""
+    words = invented_words()
+    rng = np.random.default_rng(3)
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(num_records):
+            row = words[rng.integers(0, 2000, 2 + int(np.exp(rng.uniform(0, np.log(LONGEST_WORDS)))))].tolist()
+            half = len(row) // 2
+            turns = (("user", row[:half]), ("assistant", row[half:]))
+            messages = [{"role": role, "content": " ".join(part)} for role, part in turns]
+            file.write(json.dumps({"id": number, "messages": messages}) + "\n")
