@@ -36,7 +36,7 @@ def _is_plain(field: pa.Field[Any]) -> bool:
     if pa.types.is_struct(of):
         return all(map(_is_plain, of.fields))
     if pa.types.is_list(of):
-        return _is_plain(of.value_field)
+        return not pa.types.is_null(of.value_type) and _is_plain(of.value_field)  # Arrow's reader miscounts nulls there
     is_plain = of in (pa.null(), pa.bool_(), pa.int64(), pa.float64(), pa.string())
     return is_plain and not is_json(field)
 
@@ -47,6 +47,7 @@ def _read(lines: Sequence[bytes], schema: pa.Schema) -> pa.Table | None:
     parse = pajson.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
     try:
         table = pajson.read_json(cast("Any", pa.BufferReader(data)), read_options=read, parse_options=parse)
+        table.validate()
+        return table.select(schema.names).cast(schema)
     except (pa.ArrowException, UnicodeDecodeError):
         return None
-    return table.select(schema.names).cast(schema) if table.column_names else None

@@ -27,7 +27,8 @@ def build_custom(model: ModelSpec, engine: EngineSpec) -> Scorer:
         missing.append("info (an EngineInfo)")
     if missing:
         raise EngineError(
-            f"engine {engine.name} made {type(made).__name__}, which lacks {', '.join(missing)}", CONTRACT
+            f"engine {engine.name} made an instance of {type(made).__name__}, which lacks {', '.join(missing)}",
+            CONTRACT,
         )
     return CustomScorer(engine.name, made)
 
