@@ -12,7 +12,6 @@ import os
 import pickle
 import platform
 import time
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -284,12 +283,21 @@ def _write(output: Output, folder: str, index: int, table: pa.Table) -> list[dic
 
 def _counts(column: Any) -> dict[str, int]:
     """How often each value occurs; null is (none)."""
-    return dict(Counter("(none)" if value is None else str(value) for value in column.to_pylist()))
+    codes, names = _coded(column)
+    return dict(zip(names, np.bincount(codes, minlength=len(names)).tolist(), strict=True))
 
 
 def _tally(column: Any, labels: NDArray[np.int8]) -> dict[str, list[int]]:
     """Samples in Q1, Q2, Q3, Q4 of each value of a column."""
-    tally: dict[str, list[int]] = {}
-    for value, label in zip(column.to_pylist(), labels.tolist(), strict=True):
-        tally.setdefault("(none)" if value is None else str(value), [0, 0, 0, 0])[label - 1] += 1
-    return tally
+    codes, names = _coded(column)
+    counts = np.bincount(codes * 4 + labels - 1, minlength=4 * len(names)).reshape(-1, 4)
+    return dict(zip(names, counts.tolist(), strict=True))
+
+
+def _coded(column: Any) -> tuple[NDArray[np.int64], list[str]]:
+    """Each row's place (S,) among the texts of the distinct values, which come in order of appearance."""
+    array = column.combine_chunks()
+    if not pa.types.is_string(array.type):
+        array = pa.array([None if value is None else str(value) for value in array.to_pylist()], pa.string())
+    encoded = array.fill_null("(none)").dictionary_encode()
+    return encoded.indices.to_numpy().astype(np.int64), encoded.dictionary.to_pylist()
