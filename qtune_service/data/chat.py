@@ -12,10 +12,12 @@ lists; a tokenizer without a Rust side gives no offsets and is refused at start.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import gc
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +79,11 @@ class Encoder:
         """Encode records as columns."""
         encode = self._encode_tokenized if format == "tokenized" else self._encode_texts
         firsts = range(0, len(records), GROUP)
-        return joined([(first, encode(records[first : first + GROUP], format)) for first in firsts])
+        batches = []
+        for first in firsts:
+            with _collector_paused():
+                batches.append((first, encode(records[first : first + GROUP], format)))
+        return joined(batches)
 
     @property
     def template_description(self) -> str:
@@ -180,6 +186,18 @@ class Encoder:
     def _bounded(self, tokens: Tokens, problems: dict[int, RecordError]) -> EncodedBatch:
         known = tokens.without(problems)
         return bounded(known, problems, max_len=self._max_len, vocab_size=self._vocab_size)
+
+
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    """No search for reference cycles meanwhile: it looks again and again at records that are all in use."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def load_tokenizer(model: ModelSpec) -> Any:

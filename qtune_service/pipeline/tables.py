@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ class Ragged:
 
     def rows(self) -> list[NDArray[np.generic]]:
         """Views, one a row."""
-        return np.split(self.flat, self.offsets[1:-1]) if len(self.offsets) > 1 else []
+        return [self.flat[low:high] for low, high in pairwise(self.offsets.tolist())]
 
 
 def ragged(column: Any) -> Ragged:
@@ -99,7 +100,7 @@ def encoded_rows(records: ShardRecords, batch: EncodedBatch, names: dict[str, st
     sample_ids = records.sample_ids
     ours = [
         pa.array([sample_ids[i] for i in indices], pa.string()),
-        pa.array([records.source] * len(indices), pa.string()),
+        pa.repeat(pa.scalar(records.source, pa.string()), len(indices)),
         pa.array([records.lines[i] for i in indices], pa.int64()),
         pa.array(batch.truncated, pa.bool_()),
         list_column(tokens.input_ids, tokens.offsets, pa.int32()),
