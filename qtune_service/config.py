@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from qtune_service.errors import SpecError
 
 FormatName = Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "tokenized"]
-EngineName = Literal["auto", "vllm", "reference"]
+EngineName = Annotated[str, Field(pattern=r"^(auto|vllm|reference|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$")]
 Ratio = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -89,7 +89,8 @@ class EngineSpec(_Part):
     """How the model is run."""
 
     name: EngineName = "auto"
-    """`vllm`, `reference` (plain torch), or `auto`: vllm where it is installed and supports the model."""
+    """`vllm`, `reference` (plain torch), or `auto`: vllm where it is installed and supports the model. Or
+    `module:factory` of your own: called with (ModelSpec, EngineSpec) it gives a Scorer, see scoring/base.py."""
     num_actors: Annotated[tuple[int, int], BeforeValidator(_parse_actors)] | None = None
     """Scoring actors: a number, or MIN-MAX for a pool that follows the cluster. Default: one a GPU, or one."""
     gpus_per_actor: Annotated[float, Field(ge=0)] | None = None

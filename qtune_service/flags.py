@@ -22,14 +22,6 @@ class Format(StrEnum):
     tokenized = "tokenized"
 
 
-class Engine(StrEnum):
-    """Scoring engines."""
-
-    auto = "auto"
-    vllm = "vllm"
-    reference = "reference"
-
-
 class Dtype(StrEnum):
     """Types the model is run in."""
 
@@ -107,7 +99,15 @@ OverlongOpt = Annotated[Overlong, typer.Option("--overlong", help="Samples over 
 ShardOpt = Annotated[
     int | None, typer.Option("--shard-bytes", min=1024, help="Input bytes a shard.", rich_help_panel=RUN)
 ]
-EngineOpt = Annotated[Engine, typer.Option("--engine", help="auto prefers vllm.", rich_help_panel=ENGINE)]
+EngineOpt = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        metavar="auto|vllm|reference|MODULE:FACTORY",
+        help="auto prefers vllm; a factory makes a Scorer of your own.",
+        rich_help_panel=ENGINE,
+    ),
+]
 ActorsOpt = Annotated[
     str | None,
     typer.Option(
@@ -235,7 +235,7 @@ def build_spec(flags: dict[str, Any], method: dict[str, Any] | None) -> JobSpec:
         },
         "model": {"name": flags["model"], **{name: flags[name] for name in model}},
         "engine": {
-            "name": flags["engine"].value,
+            "name": flags["engine"],
             "enable_prefix_caching": flags["prefix_caching"],
             **{name: flags[name] for name in engine},
         },

@@ -123,7 +123,7 @@ def make_tokenizer() -> Any:
 
 def make_records(num_records: int, seed: int = 0) -> Iterator[dict[str, Any]]:
     """Chats of one question and one answer, which is TRAINED_SHARE of the words."""
-    words = _words()
+    words = invented_words()
     rng = np.random.default_rng(seed)
     odds = 1 / np.arange(10, NUM_WORDS + 10)  # Zipf's law, its head cut
     odds /= odds.sum()
@@ -135,7 +135,7 @@ def make_records(num_records: int, seed: int = 0) -> Iterator[dict[str, Any]]:
         yield {"id": i, "messages": [{"role": role, "content": " ".join(part)} for role, part in turns]}
 
 
-def _words() -> NDArray[np.str_]:
+def invented_words() -> NDArray[np.str_]:
     """Invented words (NUM_WORDS,) of one to four syllables; the same on every call."""
     rng = np.random.default_rng(7)
     syllables = [a + b for a in "bdfghjklmnprstvz" for b in ("a", "e", "i", "o", "u", "an", "er", "il")]

@@ -5,6 +5,9 @@ By skeleton, two renderings a conversation: the whole is rendered again with oth
 assistant's. Putting the true words back must give the text itself, so the place of each is proven. Behind the words
 before turn i must come what a prompt with such a turn ends in (learned once by rendering one): turn i starts there.
 It ends behind the first end-of-turn token that is not among its own words, before the words that follow.
+Short and plain conversations spare one of the two renderings: a conversation of the same roles, with other words in
+all turns, is rendered once for all of them (its shape). Where the true words, put into the shape, give the text, and
+the end-of-turn token stands between all turns and nowhere in the words, the text can be cut in that one way only.
 Where that does not apply (system prompt or tools moved to the last user turn, an assistant's turn before, no
 end-of-turn token, call ids behind a result), turn by turn, at two or three renderings each:
   start  1. render(messages[:i]) with the generation prompt, if it is a prefix of the text.
@@ -28,6 +31,9 @@ from dataclasses import dataclass
 from qtune_service.data.folding import split_reasoning
 from qtune_service.data.records import Conversation, Message, RecordError
 from qtune_service.data.template import PROBE, ChatTemplate, Span
+
+MAX_SHAPES = 256
+"""Shapes that are kept; a dataset of ever other shapes has long conversations, where one rendering matters less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,12 @@ def not_verified(what: str) -> RecordError:
 
 def _prompt_words(rendering: Rendering) -> dict[int, Span]:
     """Where the words of each turn that is not the assistant's stand; empty where that is not proven."""
+    if PROBE in rendering.text:
+        return {}
+    return _words_by_shape(rendering) or _words_by_rendering(rendering)
+
+
+def _words_by_rendering(rendering: Rendering) -> dict[int, Span]:
     messages, text = rendering.conversation.messages, rendering.text
     asked = [i for i, m in enumerate(messages) if m["role"] != "assistant"]
     probes = [{**m, "content": f"{PROBE}{i}x"} if m["role"] != "assistant" else m for i, m in enumerate(messages)]
@@ -64,14 +76,47 @@ def _prompt_words(rendering: Rendering) -> dict[int, Span]:
         pieces = re.split(rf"{PROBE}(\d+)x", rendering.template.render(probes, rendering.conversation.tools))
     except RecordError:
         return {}
-    if PROBE in text or pieces[1::2] != [str(i) for i in asked]:
+    if pieces[1::2] != [str(i) for i in asked]:
         return {}
-    contents = [messages[i]["content"] for i in asked]
+    return dict(zip(asked, _fit(pieces[::2], [messages[i]["content"] for i in asked], text), strict=False))
+
+
+def _words_by_shape(rendering: Rendering) -> dict[int, Span]:
+    template, messages = rendering.template, rendering.conversation.messages
+    if rendering.conversation.tools or any(len(message) != 2 for message in messages):
+        return {}
+    roles = tuple(message["role"] for message in messages)
+    if (between := template.shapes.get(roles)) is None:
+        if len(template.shapes) >= MAX_SHAPES:
+            return {}
+        between = template.shapes[roles] = _render_shape(template, roles)
+    mark = template.end_of_turn
+    if not between or rendering.text.count(mark) != sum(piece.count(mark) for piece in between):
+        return {}
+    places = _fit(between, [message["content"] for message in messages], rendering.text)
+    return {i: place for i, place in enumerate(places) if roles[i] != "assistant"}
+
+
+def _render_shape(template: ChatTemplate, roles: Sequence[str]) -> list[str]:
+    """What the template writes before, between and behind turns of these roles; empty where words could be confused."""
+    probes = [{"role": role, "content": f"{PROBE}{i}x"} for i, role in enumerate(roles)]
+    try:
+        pieces = re.split(rf"{PROBE}(\d+)x", template.render(probes))
+    except RecordError:
+        return []
+    between = pieces[::2]
+    is_whole = pieces[1::2] == [str(i) for i in range(len(roles))]
+    is_marked = bool(template.end_of_turn) and all(template.end_of_turn in piece for piece in between[1:-1])
+    return between if is_whole and is_marked else []
+
+
+def _fit(between: Sequence[str], contents: Sequence[str], text: str) -> list[Span]:
+    """Places of the contents if they, put between the pieces, give the text; else none."""
     for words in (contents, [content.strip() for content in contents]):  # templates trim, or do not
-        parts = [part for pair in zip(pieces[::2], [*words, ""], strict=True) for part in pair]
+        parts = [part for pair in zip(between, [*words, ""], strict=True) for part in pair]
         if "".join(parts) == text:
-            return dict(zip(asked, _places(pieces[::2], words), strict=True))
-    return {}
+            return _places(between, words)
+    return []
 
 
 def _places(between: Sequence[str], words: Sequence[str]) -> list[Span]:

@@ -4,41 +4,40 @@ The tokenizer's template (or the one given, or the plain one) renders the conver
 once, with character offsets and without added special tokens, because templates write their own; spans.py says
 which characters are trained; tokens follow. Rendering turn by turn and joining tokens is how masks get misaligned.
 
-`encode_batch` hands all texts to the tokenizer in one call, which releases the GIL and takes half the time of
-single calls. It goes to the Rust tokenizer itself: the same ids as transformers' call, without its lists.
-A tokenizer without a Rust side gives no offsets and is refused at start.
+Texts go to the tokenizer by the thousand, in one call that releases the GIL and takes half the time of single ones;
+more at once would only cost memory. It is the Rust tokenizer itself: the same ids as transformers' call, without its
+lists; a tokenizer without a Rust side gives no offsets and is refused at start. From there on a shard is columns
+(batches.py).
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import gc
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from qtune_service.config import FormatName, InputSpec, ModelSpec
-from qtune_service.core.metrics import Sample
+from qtune_service.data.batches import Encoded, EncodedBatch, Tokens, bounded, joined, offsets_of
 from qtune_service.data.borders import Rendering
 from qtune_service.data.folding import check_context, describe_folding, fold
 from qtune_service.data.formats import to_conversation
+from qtune_service.data.places import Placer
 from qtune_service.data.records import Conversation, RecordError, Tokenized
-from qtune_service.data.spans import token_mask, trained_spans
-from qtune_service.data.template import PLAIN_TEMPLATE, ChatTemplate, read_chat_template
+from qtune_service.data.spans import token_masks, trained_spans
+from qtune_service.data.template import PLAIN_TEMPLATE, ChatTemplate, Span, read_chat_template
 from qtune_service.errors import ModelError
 
+__all__ = ["Encoded", "Encoder", "load_tokenizer"]
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """A sample within the length limit."""
-
-    sample: Sample
-    truncated: bool  # the tail was cut off to fit
+GROUP = 1024
+"""Records that are tokenised at once."""
 
 
 class Encoder:
@@ -52,6 +51,7 @@ class Encoder:
         self._tokenizer = load_tokenizer(model)
         self._vocab_size = vocab_size
         self._backend = _plain_backend(self._tokenizer)
+        self._placer = Placer(self._backend)
         self._templates: dict[str, ChatTemplate] = {}
         self._origin = self._choose_template()
         self._template(None)
@@ -69,15 +69,21 @@ class Encoder:
         format: FormatName,  # noqa: A002 - the name that users know
     ) -> list[Encoded | RecordError]:
         """Encode records; the outcome of each stands at its place."""
-        prepared = [_caught(self._prepare, record, format) for record in records]
-        texts = [item.text for item in prepared if isinstance(item, Rendering)]
-        encodings = iter(self._backend.encode_batch(texts, add_special_tokens=False))
-        return [
-            item
-            if isinstance(item, RecordError)
-            else _caught(self._finish, item, next(encodings) if isinstance(item, Rendering) else None)
-            for item in prepared
-        ]
+        return self.encode_columns(records, format).outcomes()
+
+    def encode_columns(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        format: FormatName,  # noqa: A002
+    ) -> EncodedBatch:
+        """Encode records as columns."""
+        encode = self._encode_tokenized if format == "tokenized" else self._encode_texts
+        firsts = range(0, len(records), GROUP)
+        batches = []
+        for first in firsts:
+            with _collector_paused():
+                batches.append((first, encode(records[first : first + GROUP], format)))
+        return joined(batches)
 
     @property
     def template_description(self) -> str:
@@ -119,6 +125,39 @@ class Encoder:
             self._templates[source] = ChatTemplate(source, self._tokenizer.special_tokens_map, special)
         return self._templates[source]
 
+    def _encode_texts(self, records: Sequence[Mapping[str, Any]], format: FormatName) -> EncodedBatch:  # noqa: A002
+        prepared = {i: _caught(self._prepare, record, format) for i, record in enumerate(records)}
+        problems = {i: item for i, item in prepared.items() if isinstance(item, RecordError)}
+        renderings = [item for item in prepared.values() if isinstance(item, Rendering)]
+        placed = self._placer.place([item.text for item in renderings])
+        spans: list[list[Span]] = []
+        rows = [i for i in prepared if i not in problems]
+        for i, item, num_tokens in zip(rows, renderings, np.diff(placed.offsets).tolist(), strict=True):
+            outcome = _caught(self._locate, item, num_tokens)
+            if isinstance(outcome, RecordError):
+                problems[i] = outcome
+            spans.append([] if isinstance(outcome, RecordError) else outcome)
+        mask = token_masks(renderings, spans, placed)
+        return self._bounded(Tokens(np.array(rows, np.int64), placed.ids, mask, placed.offsets), problems)
+
+    def _encode_tokenized(self, records: Sequence[Mapping[str, Any]], format: FormatName) -> EncodedBatch:  # noqa: A002
+        problems, items = {}, {}
+        for i, record in enumerate(records):
+            item = _caught(self._prepare, record, format)
+            outcome = item if isinstance(item, RecordError) else _caught(self._check_length, len(item.input_ids))
+            if isinstance(outcome, RecordError):
+                problems[i] = outcome
+            else:
+                items[i] = item
+        samples: list[Tokenized] = list(items.values())
+        tokens = Tokens(
+            np.fromiter(items, np.int64, len(items)),
+            np.concatenate([np.empty(0, np.int32), *(item.input_ids for item in samples)]),
+            np.concatenate([np.empty(0, np.int8), *(item.loss_mask for item in samples)]),
+            offsets_of(np.fromiter((len(item.input_ids) for item in samples), np.int64, len(samples))),
+        )
+        return self._bounded(tokens, problems)
+
     def _prepare(self, record: Mapping[str, Any], format: FormatName) -> Rendering | Tokenized:  # noqa: A002
         names = self._spec.prompt_column, self._spec.completion_column
         item = to_conversation(record, format, prompt_column=names[0], completion_column=names[1])
@@ -136,28 +175,29 @@ class Encoder:
         check_context(folded, text)
         return Rendering(template, folded, text, None if marked is None else tuple(marked))
 
-    def _finish(self, item: Rendering | Tokenized, encoding: Any) -> Encoded:
-        if isinstance(item, Tokenized):
-            self._check_length(len(item.input_ids))
-            return self._bounded(item.input_ids, item.loss_mask)
-        ids = np.array(encoding.ids, dtype=np.int32)
-        self._check_length(len(ids))  # before the spans, which may cost turns x length
-        offsets = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
-        return self._bounded(ids, token_mask(item, trained_spans(item), offsets))
+    def _locate(self, item: Rendering, num_tokens: int) -> list[Span]:
+        self._check_length(num_tokens)  # before the spans, which may cost turns x length
+        return trained_spans(item)
 
     def _check_length(self, num_tokens: int) -> None:
         if num_tokens > self._max_len and self._spec.overlong == "reject":
             raise RecordError("too_long", f"{num_tokens} tokens; the limit is {self._max_len}")
 
-    def _bounded(self, input_ids: NDArray[np.int32], loss_mask: NDArray[np.int8]) -> Encoded:
-        num_tokens = len(input_ids)
-        ids, mask = input_ids[: self._max_len], loss_mask[: self._max_len]
-        if not mask.any():
-            where = f"the first {self._max_len} of its {num_tokens} tokens" if num_tokens > len(ids) else "it"
-            raise RecordError("no_trained_tokens", f"nothing in {where} is trained")
-        if self._vocab_size is not None and int(ids.max()) >= self._vocab_size:
-            raise RecordError("token_out_of_vocab", f"token id {ids.max()}; the model knows {self._vocab_size}")
-        return Encoded(Sample(ids, mask), truncated=num_tokens > len(ids))
+    def _bounded(self, tokens: Tokens, problems: dict[int, RecordError]) -> EncodedBatch:
+        known = tokens.without(problems)
+        return bounded(known, problems, max_len=self._max_len, vocab_size=self._vocab_size)
+
+
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    """No search for reference cycles meanwhile: it looks again and again at records that are all in use."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def load_tokenizer(model: ModelSpec) -> Any:

@@ -24,6 +24,8 @@ from qtune_service.data.template import ChatTemplate
 
 def fold(conversation: Conversation, template: ChatTemplate) -> Conversation:
     """The conversation for `template`; unchanged where the template knows everything in it."""
+    if conversation.tools is None and all(_is_plain(m, template) for m in conversation.messages):
+        return conversation
     messages, trained, tools = list(conversation.messages), list(conversation.trained), conversation.tools
     if not template.knows_developer:
         messages = [{**m, "role": "system"} if m["role"] == "developer" else m for m in messages]
@@ -40,6 +42,13 @@ def fold(conversation: Conversation, template: ChatTemplate) -> Conversation:
     if not template.knows_system:
         messages, trained = _with_system_in_user(messages, trained)
     return Conversation(tuple(messages), tools, tuple(trained))
+
+
+def _is_plain(message: Message, template: ChatTemplate) -> bool:
+    """Whether no rule changes the turn: role and content, and a role that every template knows or this one does."""
+    role = message["role"]
+    is_known = role in ("user", "assistant") or (role == "system" and template.knows_system)
+    return is_known and len(message) == 2
 
 
 def describe_folding(template: ChatTemplate) -> list[str]:

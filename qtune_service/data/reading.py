@@ -15,10 +15,11 @@ import pyarrow as pa
 
 from qtune_service.data import storage
 from qtune_service.data.formats import used_columns
+from qtune_service.data.own_columns import own_columns as own_columns_of
 from qtune_service.data.plan import Plan, Shard
 from qtune_service.data.rows import iter_rows
 from qtune_service.data.scanning import split_lines
-from qtune_service.data.schema import conform, to_array
+from qtune_service.data.schema import conform
 from qtune_service.data.values import BOM, Record, RecordProblem, category_of, encode_value, is_blank, parse_line
 from qtune_service.errors import DataError
 
@@ -96,10 +97,7 @@ def _read_lines(plan: Plan, shard: Shard) -> ShardRecords:
     schema = plan.schema
 
     def own_columns(indices: Sequence[int]) -> pa.Table:
-        chosen = [records[i] for i in indices]
-        rows = [record if isinstance(record, dict) else {} for record in chosen]
-        columns = [to_array([row.get(field.name) for row in rows], field) for field in schema]
-        return pa.Table.from_arrays(columns, schema=schema)
+        return own_columns_of([raw[i] for i in indices], [records[i] for i in indices], schema)
 
     def excerpt(index: int, num_chars: int) -> str:
         head = raw[index][: 4 * num_chars + 8].removeprefix(BOM)

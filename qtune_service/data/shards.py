@@ -28,7 +28,8 @@ __all__ = ["Chunk", "ChunkScan", "Piece", "Plan", "Shard", "is_enough", "make_pl
 
 MIN_SHARD_BYTES = 128 << 10
 MAX_SHARD_BYTES = 16 << 20
-SHARDS_WANTED = 64
+SHARDS_WANTED = 256
+"""So that the last shard of a pool of a dozen engines is a small part of its work."""
 FORMATS = "messages, sharegpt, alpaca, prompt_completion (or --prompt-column and --completion-column), tokenized"
 
 

@@ -18,8 +18,10 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from qtune_service.data.batches import offsets_of
 from qtune_service.data.borders import Rendering, locate_turns, not_verified
 from qtune_service.data.folding import split_reasoning
+from qtune_service.data.places import PlacedTokens
 from qtune_service.data.template import Span
 
 
@@ -49,18 +51,29 @@ def _joined(spans: Sequence[Span]) -> list[Span]:
     return out
 
 
-def token_mask(rendering: Rendering, spans: Sequence[Span], offsets: NDArray[np.int32]) -> NDArray[np.int8]:
-    """1 for tokens that lie in a span; position 0 is 0. `offsets: (T, 2)` characters."""
-    mask = np.zeros(len(offsets), dtype=np.int8)  # (T,)
-    if not spans or not len(offsets):
+def token_masks(
+    renderings: Sequence[Rendering], spans: Sequence[Sequence[Span]], tokens: PlacedTokens
+) -> NDArray[np.int8]:
+    """1 for tokens (L,) that lie in a span of their text; the first one of each text is 0."""
+    mask = np.zeros(len(tokens.ids), dtype=np.int8)
+    # All texts one behind the other, with a gap between, so that one search finds every token's span.
+    bases = offsets_of(np.fromiter((len(r.text) + 1 for r in renderings), np.int64, len(renderings)))
+    edges = np.array(
+        [
+            (base + start, base + stop, base + stop + _num_swallowed(rendering, (start, stop)))
+            for base, rendering, own in zip(bases.tolist(), renderings, spans, strict=False)
+            for start, stop in own
+        ],
+        np.int64,
+    )  # (k, 3)
+    if not len(edges):
         return mask
-    begins, ends = offsets[:, 0], offsets[:, 1]
-    starts = np.array([start for start, _ in spans])  # (k,)
-    stops = np.array([stop for _, stop in spans])
-    limits = np.array([stop + _num_swallowed(rendering, (start, stop)) for start, stop in spans])
-    nearest = np.searchsorted(starts, begins, side="right") - 1  # (T,) last span that starts at or before the token
-    mask[(nearest >= 0) & (begins < stops[nearest]) & (ends <= limits[nearest])] = 1
-    mask[0] = 0
+    base = np.repeat(bases[:-1], np.diff(tokens.offsets))  # (L,)
+    begins, ends = tokens.begins + base, tokens.ends + base
+    nearest = np.searchsorted(edges[:, 0], begins, side="right") - 1  # last span that starts at or before the token
+    mask[(nearest >= 0) & (begins < edges[nearest, 1]) & (ends <= edges[nearest, 2])] = 1
+    firsts = tokens.offsets[:-1]
+    mask[firsts[firsts < tokens.offsets[1:]]] = 0
     return mask
 
 

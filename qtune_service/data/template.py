@@ -71,6 +71,7 @@ class ChatTemplate:
         self.header, self._header_is_learned = self._learn_header()
         self.end_of_turn = self._learn_end_of_turn()
         self.tails: dict[tuple[str, str, bool], tuple[str, ...]] = {}  # what prompts end in, as borders.py learns it
+        self.shapes: dict[tuple[str, ...], list[str]] = {}  # by roles, what is written between words; see borders.py
 
     def render(self, messages: Sequence[Message], tools: Any = None, *, add_generation_prompt: bool = False) -> str:
         """Text of a conversation. Raises RecordError where the template refuses it."""

@@ -101,22 +101,27 @@ def measure(markers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
     startup_s: from the start of this process to the first engine's first shard; score_s: from there until the last
     shard was written; engine_busy_share: of the time of each actor, from its first shard on, the share in which it
-    scored.
+    scored; tail_s: how long the first actor to run out of shards waited for the last one; encode_s: seconds of all
+    encoding tasks.
     """
     scored = [m for m in markers if m["engine"]]
     if not scored:
         return {}
     began_s, ended_s = min(m["started_at_s"] for m in scored), max(m["committed_at_s"] for m in scored)
     score_s, tokens = ended_s - began_s, sum(m["tokens"] for m in scored)
-    first_s: dict[str, float] = {}
+    first_s: dict[str, float] = {}  # by actor: when its first shard began, and when its last one was scored
+    last_s: dict[str, float] = {}
     for m in scored:
         first_s[m["actor"]] = min(m["started_at_s"], first_s.get(m["actor"], ended_s))
+        last_s[m["actor"]] = max(m["started_at_s"] + m["engine_s"], last_s.get(m["actor"], began_s))
     return {
         "startup_s": round(began_s - psutil.Process().create_time(), 3),
         "score_s": round(score_s, 3),
         "tokens": tokens,
         "tokens_per_s": round(tokens / score_s, 1),
         "engine_busy_share": round(sum(m["engine_s"] for m in scored) / sum(ended_s - s for s in first_s.values()), 4),
+        "tail_s": round(max(last_s.values()) - min(last_s.values()), 3),
+        "encode_s": round(sum(m["encode_s"] for m in scored), 3),
         "actors": len(first_s),
         "nodes": len({actor.partition(":")[0] for actor in first_s}),
     }

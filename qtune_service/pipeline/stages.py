@@ -11,7 +11,6 @@ import json
 import os
 import pickle
 import time
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -25,9 +24,8 @@ from qtune_service.config import JobSpec
 from qtune_service.core.metrics import Sample, TokenScores
 from qtune_service.core.plane import Quadrant
 from qtune_service.data import storage
-from qtune_service.data.chat import Encoded, Encoder
+from qtune_service.data.chat import Encoder
 from qtune_service.data.reading import RecordProblem, ShardRecords, category_of, read_shard, sample_id
-from qtune_service.data.records import RecordError
 from qtune_service.data.shards import Chunk, Plan, scan
 from qtune_service.errors import StorageError
 from qtune_service.pipeline.cluster import node_id
@@ -86,6 +84,8 @@ class ShardTables:
     engine_s: float = 0.0
     actor: str = ""
     """Who scored it: NODE:PROCESS."""
+    encode_s: float = 0.0
+    """How long reading and encoding took."""
 
 
 def scan_chunk(_index: int, payload: bytes, spec: JobSpec) -> bytes:
@@ -96,19 +96,17 @@ def scan_chunk(_index: int, payload: bytes, spec: JobSpec) -> bytes:
 
 def encode_shard(index: int, _payload: bytes, context: JobContext) -> bytes:
     """Read a shard, render and tokenise its records; what cannot be used is set aside with its reason."""
+    started = time.perf_counter()
     plan = _plan(context.output.root)
     shard = plan.shards[index]
     records = read_shard(plan, shard)
-    usable = {i: record for i, record in enumerate(records.records) if not isinstance(record, RecordProblem)}
-    outcomes: list[Encoded | RecordError] = _encoder(context).encode_batch(list(usable.values()), shard.format)
-    encoded = {i: o for i, o in zip(usable, outcomes, strict=True) if isinstance(o, Encoded)}
+    good = {i: record for i, record in enumerate(records.records) if not isinstance(record, RecordProblem)}
+    batch = _encoder(context).encode_columns(list(good.values()), shard.format).renumbered(list(good))
     problems = {i: (r.reason, r.detail) for i, r in enumerate(records.records) if isinstance(r, RecordProblem)}
-    problems |= {
-        i: (o.reason_code, o.detail) for i, o in zip(usable, outcomes, strict=True) if isinstance(o, RecordError)
-    }
-    rows = encoded_rows(records, encoded, own_names(plan))
+    problems |= {i: (problem.reason_code, problem.detail) for i, problem in batch.problems.items()}
+    rows = encoded_rows(records, batch, own_names(plan))
     rejected = _rejected_rows(records, dict(sorted(problems.items())), context.spec.input.category_field)
-    return pickle.dumps(ShardTables(rows, rejected, {}))
+    return pickle.dumps(ShardTables(rows, rejected, {}, encode_s=time.perf_counter() - started))
 
 
 class ScoreShard:
@@ -143,7 +141,7 @@ class ScoreShard:
         poisoned = _unscored_rows(tables.rows, problems, category)
         rejected = pa.concat_tables([tables.rejected, poisoned])
         info = asdict(self._scorer.info)
-        return pickle.dumps(ShardTables(rows, rejected, info, started_at_s, engine_s, self._actor))
+        return pickle.dumps(ShardTables(rows, rejected, info, started_at_s, engine_s, self._actor, tables.encode_s))
 
     def _score(self, index: int, samples: Sequence[Sample]) -> list[TokenScores | str]:
         """Score what an earlier, stopped run did not. Raises StoppedError after saving what this one has."""
@@ -186,6 +184,7 @@ def commit_shard(index: int, payload: bytes, context: JobContext) -> bytes:
         "started_at_s": tables.started_at_s,
         "engine_s": tables.engine_s,
         "actor": tables.actor,
+        "encode_s": tables.encode_s,
         "committed_at_s": time.time(),
         "files": files,
     }
@@ -329,12 +328,21 @@ def _write(output: Output, folder: str, index: int, table: pa.Table) -> list[dic
 
 def _counts(column: Any) -> dict[str, int]:
     """How often each value occurs; null is (none)."""
-    return dict(Counter("(none)" if value is None else str(value) for value in column.to_pylist()))
+    codes, names = _coded(column)
+    return dict(zip(names, np.bincount(codes, minlength=len(names)).tolist(), strict=True))
 
 
 def _tally(column: Any, labels: NDArray[np.int8]) -> dict[str, list[int]]:
     """Samples in Q1, Q2, Q3, Q4 of each value of a column."""
-    tally: dict[str, list[int]] = {}
-    for value, label in zip(column.to_pylist(), labels.tolist(), strict=True):
-        tally.setdefault("(none)" if value is None else str(value), [0, 0, 0, 0])[label - 1] += 1
-    return tally
+    codes, names = _coded(column)
+    counts = np.bincount(codes * 4 + labels - 1, minlength=4 * len(names)).reshape(-1, 4)
+    return dict(zip(names, counts.tolist(), strict=True))
+
+
+def _coded(column: Any) -> tuple[NDArray[np.int64], list[str]]:
+    """Each row's place (S,) among the texts of the distinct values, which come in order of appearance."""
+    array = column.combine_chunks()
+    if not pa.types.is_string(array.type):
+        array = pa.array([None if value is None else str(value) for value in array.to_pylist()], pa.string())
+    encoded = array.fill_null("(none)").dictionary_encode()
+    return encoded.indices.to_numpy().astype(np.int64), encoded.dictionary.to_pylist()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from qtune_service.config import PruneSpec
 from qtune_service.core.metrics import Sample, TokenScores, sample_means
 from qtune_service.core.plane import Quadrant
 from qtune_service.core.tokens import prune_token_masks
-from qtune_service.data.chat import Encoded
+from qtune_service.data.batches import EncodedBatch
 from qtune_service.data.plan import Plan
 from qtune_service.data.reading import ShardRecords
 from qtune_service.data.schema import output_names
@@ -61,7 +62,7 @@ class Ragged:
 
     def rows(self) -> list[NDArray[np.generic]]:
         """Views, one a row."""
-        return np.split(self.flat, self.offsets[1:-1]) if len(self.offsets) > 1 else []
+        return [self.flat[low:high] for low, high in pairwise(self.offsets.tolist())]
 
 
 def ragged(column: Any) -> Ragged:
@@ -92,21 +93,18 @@ def pruned_names(plan: Plan) -> dict[str, str]:
     return {in_scores[name]: in_pruned[name] for name in in_scores if in_scores[name] != in_pruned[name]}
 
 
-def encoded_rows(records: ShardRecords, encoded: Mapping[int, Encoded], names: dict[str, str]) -> pa.Table:
-    """Encoded records with their own columns. encoded: index in `records` -> sample."""
-    indices = list(encoded)
-    samples = [encoded[i].sample for i in indices]
-    offsets = np.concatenate([[0], np.cumsum([len(s.input_ids) for s in samples], dtype=np.int64)])
-    ids = np.concatenate([s.input_ids for s in samples]) if samples else np.empty(0, np.int32)
-    masks = np.concatenate([s.loss_mask for s in samples]) if samples else np.empty(0, np.int8)
+def encoded_rows(records: ShardRecords, batch: EncodedBatch, names: dict[str, str]) -> pa.Table:
+    """Encoded records with their own columns. `batch.tokens.rows` are indices in `records`."""
+    tokens = batch.tokens
+    indices: list[int] = tokens.rows.tolist()
     sample_ids = records.sample_ids
     ours = [
         pa.array([sample_ids[i] for i in indices], pa.string()),
-        pa.array([records.source] * len(indices), pa.string()),
+        pa.repeat(pa.scalar(records.source, pa.string()), len(indices)),
         pa.array([records.lines[i] for i in indices], pa.int64()),
-        pa.array([encoded[i].truncated for i in indices], pa.bool_()),
-        list_column(ids, offsets, pa.int32()),
-        list_column(masks, offsets, pa.int8()),
+        pa.array(batch.truncated, pa.bool_()),
+        list_column(tokens.input_ids, tokens.offsets, pa.int32()),
+        list_column(tokens.loss_mask, tokens.offsets, pa.int8()),
     ]
     own = records.own_columns(indices).select(list(names))
     fields = [own.schema.field(name).with_name(renamed) for name, renamed in names.items()]

@@ -1,13 +1,13 @@
 """Which engine scores a model, and why.
 
 `auto` takes vLLM where it is installed, of a supported version, and knows the model's architecture as a causal
-language model; else the reference engine. An engine that was asked for by name is never replaced by the other one.
+language model; else the reference engine. An engine that was asked for by name is never replaced by another one, and
+`module:factory` names one of the user's own (custom.py).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from qtune_service.config import EngineSpec, ModelSpec
 from qtune_service.errors import EngineError, ModelError
@@ -20,7 +20,8 @@ from qtune_service.scoring.environment import apply_environment, quiet_libraries
 class EngineChoice:
     """An engine and the reason for it, as a clause for the user to read."""
 
-    name: Literal["vllm", "reference"]
+    name: str
+    """`vllm`, `reference`, or the `module:factory` of a user's own."""
     reason: str
 
 
@@ -60,6 +61,10 @@ def build_scorer(model: ModelSpec, engine: EngineSpec) -> Scorer:
         from qtune_service.scoring.vllm import VllmScorer
 
         return VllmScorer(model, engine, choice.reason)
+    if choice.name != "reference":
+        from qtune_service.scoring.custom import build_custom
+
+        return build_custom(model, engine)
     from qtune_service.scoring.reference import ReferenceScorer
 
     return ReferenceScorer(model, engine, choice.reason)

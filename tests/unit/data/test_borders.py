@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ TURNS: dict[str, list[tuple[str, str]]] = {
     ],
     "ends with user": [("user", "Q"), ("assistant", "A"), ("user", "Q"), ("assistant", "A"), ("user", "Q")],
 }
+WORDS = ("Q", " Q ", "assistant\n", "user\nQ", "<|im_end|>", "</s>", "<think>t</think>\n\nA", "Q\n")
 # One template refuses results without a call.
 CASES = [(shape, name) for shape in UNMARKED for name in TURNS if (shape, name) != ("mistral_tools", "results")]
 
@@ -68,6 +70,27 @@ def test_skeleton_and_rules_find_the_same_turns(shape: str, name: str, folder: P
         assert quick[0] == rule[0]
         assert at < quick[1] <= rule[1]
         assert template.is_template_only(rendering.text[quick[1] : rule[1]])
+
+
+@pytest.mark.parametrize("shape", UNMARKED)
+def test_shape_and_rendering_find_the_same_words(shape: str, folder: Path) -> None:
+    """The shape of a conversation, rendered once for many, tells what a rendering of its own does, or nothing."""
+    encoder = make_encoder(folder, SHAPES[shape].source)
+    found = 0
+    for number, words in enumerate(product(WORDS, repeat=3)):
+        turns = zip(("user", "assistant", "user"), words, strict=True)
+        record = {"messages": [{"role": r, "content": c} for r, c in turns] + [{"role": "assistant", "content": "A"}]}
+        conversation = to_conversation(record, "messages")
+        assert isinstance(conversation, Conversation)
+        try:
+            rendering = encoder._render(conversation)
+        except RecordError:
+            continue
+        by_shape = borders._words_by_shape(rendering)
+        if by_shape:
+            found += 1
+            assert by_shape == borders._words_by_rendering(rendering), (number, words)
+    assert found or shape in {"mistral", "mistral_tools", "r1"}, "they write no end-of-turn token behind a user's turn"
 
 
 def test_every_rule_is_needed_by_some_template(folder: Path) -> None:

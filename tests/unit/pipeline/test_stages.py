@@ -31,7 +31,7 @@ class FragileScorer:
 
     info = EngineInfo("fragile", "1", "cpu", "float32", "None", 64, 1000)
 
-    def score(self, samples: Sequence[Sample], watch: Watch = never) -> list[TokenScores]:
+    def score(self, samples: Sequence[Sample], watch: Watch = never) -> list[TokenScores]:  # noqa: ARG002 - the contract
         """Score, or raise for the whole call as engines do."""
         if any(s.input_ids[-1] == POISON for s in samples):
             raise ValueError("cannot take this one")
