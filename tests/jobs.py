@@ -15,6 +15,7 @@ import pyarrow.dataset as ds
 
 REPO = Path(__file__).resolve().parent.parent
 QTUNE = [sys.executable, "-m", "qtune_service.cli"]
+DEMO_DATA = REPO / "examples" / "demo" / "data.jsonl"
 DEMO_MODEL = str(REPO / "examples" / "demo" / "model")
 
 
