@@ -9,12 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -24,6 +22,7 @@ from qtune_service.config import JobSpec, load_spec, parse_spec
 from qtune_service.errors import QTuneError, SpecError
 from qtune_service.flags import (
     ActorsOpt,
+    AttemptsOpt,
     BatchOpt,
     BisectOpt,
     CategoryOpt,
@@ -33,6 +32,7 @@ from qtune_service.flags import (
     DtypeOpt,
     Engine,
     EngineOpt,
+    FailedOpt,
     Format,
     FormatOpt,
     FromScoresOpt,
@@ -109,6 +109,8 @@ def prune(
     reverse_token_order: ReverseOpt = False,
     quadrant_rule: RuleOpt = None,
     max_rejected_ratio: RejectedOpt = 0.5,
+    max_shard_attempts: AttemptsOpt = 3,
+    max_failed_shards: FailedOpt = 0,
     shard_bytes: ShardOpt = None,
     ray_address: RayOpt = None,
     overwrite: OverwriteOpt = False,
@@ -160,6 +162,8 @@ def score(
     max_num_batched_tokens: BatchOpt = None,
     prefix_caching: PrefixOpt = True,
     max_rejected_ratio: RejectedOpt = 0.5,
+    max_shard_attempts: AttemptsOpt = 3,
+    max_failed_shards: FailedOpt = 0,
     shard_bytes: ShardOpt = None,
     ray_address: RayOpt = None,
     overwrite: OverwriteOpt = False,
@@ -236,19 +240,17 @@ def _spec_from_scores(origin: str, output: str, method: dict[str, Any]) -> JobSp
 def _run(spec: JobSpec, ray_address: str | None, *, overwrite: bool) -> None:
     from qtune_service.pipeline.progress import PlainSink, TerminalSink
     from qtune_service.pipeline.run import run_job
+    from qtune_service.pipeline.stopping import Stop
 
-    signal.signal(signal.SIGTERM, _terminated)
+    stop = Stop()
+    stop.install()
     with _quiet() as console:
         sink = TerminalSink(console) if console.is_terminal else PlainSink(console)
         try:
-            manifest = run_job(spec, sink, ray_address=ray_address, overwrite=overwrite)
+            manifest = run_job(spec, sink, ray_address=ray_address, overwrite=overwrite, stop=stop)
         finally:
             sink.close()
     _show(manifest, spec.output.path)
-
-
-def _terminated(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise SystemExit(TERMINATED)
 
 
 def _show(manifest: dict[str, Any], output: str) -> None:

@@ -141,6 +141,12 @@ class LimitsSpec(_Part):
 
     max_rejected_ratio: Annotated[float, Field(ge=0, le=1)] = 0.5
     """The job fails if a larger share of the records read was rejected."""
+    max_shard_attempts: Annotated[int, Field(ge=1)] = 3
+    """Times that a shard is tried before it counts as failed; each death of a worker that holds it is one."""
+    max_failed_shards: Annotated[int, Field(ge=0)] = 0
+    """Failed shards that the job puts up with: their records are rejected, reason `shard_failed`. More fail the job."""
+    stop_grace_s: Annotated[float, Field(ge=0)] = 25
+    """Seconds that a job told to stop (SIGTERM) takes at most to save what its actors have in hand."""
 
 
 class JobSpec(_Part):

@@ -52,6 +52,10 @@ class EngineError(QTuneError, RuntimeError):
     exit_code = 4
 
 
+class ShardFailedError(EngineError):
+    """A shard could not be worked through however often it was tried. Other shards are not concerned."""
+
+
 class OutputConflictError(QTuneError, RuntimeError):
     """The output holds another job, or another driver is writing to it."""
 

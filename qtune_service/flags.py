@@ -167,6 +167,21 @@ RuleOpt = Annotated[
 RejectedOpt = Annotated[
     float, typer.Option("--max-rejected-ratio", help="Fail if more records were rejected.", rich_help_panel=RUN)
 ]
+AttemptsOpt = Annotated[
+    int,
+    typer.Option(
+        "--max-shard-attempts", min=1, help="Tries of a shard before it counts as failed.", rich_help_panel=RUN
+    ),
+]
+FailedOpt = Annotated[
+    int,
+    typer.Option(
+        "--max-failed-shards",
+        min=0,
+        help="Failed shards to put up with: their records go.",
+        rich_help_panel=RUN,
+    ),
+]
 OverwriteOpt = Annotated[
     bool, typer.Option("--overwrite", help="Remove an earlier output there and start anew.", rich_help_panel=RUN)
 ]
@@ -226,6 +241,6 @@ def build_spec(flags: dict[str, Any], method: dict[str, Any] | None) -> JobSpec:
         },
         "prune": method,
         "output": {"path": flags["output"]},
-        "limits": {"max_rejected_ratio": flags["max_rejected_ratio"]},
+        "limits": {name: flags[name] for name in ("max_rejected_ratio", "max_shard_attempts", "max_failed_shards")},
     }
     return parse_spec(body, where="flags")

@@ -5,7 +5,8 @@ Two rules keep the rest of the pipeline plain:
 - What travels is always one shard: its index and a payload of bytes. Ray Data may group rows into blocks as it
   likes; that never changes what a shard is.
 - A stage never raises inside Ray. It returns the error as data, and `stream` raises it on the driver as the error
-  it was, instead of a stack of Ray frames.
+  it was, instead of a stack of Ray frames. Under a guard (supervision.py) a shard that fails is tried again, and what
+  fails for good arrives as a failed shard beside the others.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from qtune_service.config import EngineSpec
-from qtune_service.errors import EngineError, QTuneError
+from qtune_service.errors import EngineError, QTuneError, ShardFailedError
+from qtune_service.pipeline.supervision import Guard, StoppedError
 
 StageFunction: TypeAlias = Callable[[int, bytes], bytes]
 """What a stage does to one shard: (index, payload) -> payload."""
@@ -45,6 +47,17 @@ class Stage:
     """Actors, at least and at most; None runs tasks."""
     max_tasks: int | None = None
     """Tasks at a time; None leaves it to the cluster's CPUs."""
+    is_closing: bool = False
+    """Goes on while the job stops: it saves what others have done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A shard that came out of a stream, or the reason why it did not get through."""
+
+    shard: int
+    payload: bytes
+    problem: ShardFailedError | StoppedError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +132,13 @@ def _check_reachable(address: str) -> None:
         ) from error
 
 
+def node_id() -> str:
+    """The Ray node that this process runs on, shortened."""
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())[:12]
+
+
 def disconnect() -> None:
     """Leave the cluster; ends it if it was started here."""
     import ray
@@ -142,10 +162,10 @@ def size_pool(spec: EngineSpec, cluster: Cluster) -> Pool:
     return Pool(low, high, spec.cpus_per_actor, gpus, threads)
 
 
-def stream(shards: Iterable[tuple[int, bytes]], *stages: Stage) -> Iterator[tuple[int, bytes]]:
-    """Send shards through the stages with Ray Data and yield (index, payload) as they come out, in any order.
+def stream(shards: Iterable[tuple[int, bytes]], *stages: Stage, guard: Guard | None = None) -> Iterator[Arrival]:
+    """Send (index, payload) through the stages with Ray Data and yield shards as they come out, in any order.
 
-    Raises the first failure of any stage as the error it was.
+    Raises the first error that concerns the whole job as the error it was; without a guard every error does.
     """
     import ray
 
@@ -154,12 +174,13 @@ def stream(shards: Iterable[tuple[int, bytes]], *stages: Stage) -> Iterator[tupl
         return
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     for stage in stages:
-        dataset = _add(dataset, stage)
+        dataset = _add(dataset, stage, guard)
     try:
         for row in dataset.iter_rows():
-            if row["failure"]:
-                raise pickle.loads(row["failure"])  # noqa: S301 - written by `_guarded` on a worker of this job
-            yield row["shard"], row["payload"]
+            error = pickle.loads(row["failure"]) if row["failure"] else None  # noqa: S301 - from `_guarded` of this job
+            if error is not None and not isinstance(error, (ShardFailedError, StoppedError)):
+                raise error
+            yield Arrival(row["shard"], row["payload"], error)
     except ray.exceptions.RayError as error:
         raise EngineError(
             f"a worker was lost: {_first_line(error)}",
@@ -167,7 +188,7 @@ def stream(shards: Iterable[tuple[int, bytes]], *stages: Stage) -> Iterator[tupl
         ) from error
 
 
-def _add(dataset: Any, stage: Stage) -> Any:
+def _add(dataset: Any, stage: Stage, guard: Guard | None) -> Any:
     """Append one stage. Batches of one row: a shard is never split or joined with another."""
     import ray
 
@@ -179,53 +200,52 @@ def _add(dataset: Any, stage: Stage) -> Any:
         "num_gpus": stage.num_gpus or None,
     }
     if stage.pool is None:
-        arguments = (stage.name, stage.target, stage.arguments)
-        return dataset.map_batches(
-            _run_task, fn_args=arguments, compute=ray.data.TaskPoolStrategy(size=stage.max_tasks), **common
-        )
+        tasks = ray.data.TaskPoolStrategy(size=stage.max_tasks)
+        return dataset.map_batches(_run_task, fn_args=(stage, guard), compute=tasks, **common)
     pool = ray.data.ActorPoolStrategy(min_size=stage.pool[0], max_size=stage.pool[1])
-    arguments = (stage.name, stage.target, stage.arguments)
-    return dataset.map_batches(_StageActor, fn_constructor_args=arguments, compute=pool, **common)
+    return dataset.map_batches(_StageActor, fn_constructor_args=(stage, guard), compute=pool, **common)
 
 
 class _StageActor:
     """An actor of a pool. A constructor that fails is remembered and told with the first shard."""
 
-    def __init__(self, name: str, target: Callable[..., StageFunction], arguments: tuple[Any, ...]) -> None:
-        self._name = name
+    def __init__(self, stage: Stage, guard: Guard | None) -> None:
+        self._stage, self._guard = stage, guard
         try:
-            self._call = target(*arguments)
+            self._call = stage.target(*stage.arguments)
         except Exception as error:  # noqa: BLE001 - told to the driver by `_guarded`
-            self._call = functools.partial(_fail, error)
+            told = guard.give_up_or_retire(stage.name, error) if guard else error
+            self._call, self._guard = functools.partial(_fail, told), None
 
     def __call__(self, batch: Any) -> Any:
-        return _guarded(self._name, self._call, batch)
+        return _guarded(self._stage, self._guard, self._call, batch)
 
 
 def _fail(error: Exception, _index: int, _payload: bytes) -> bytes:
     raise error
 
 
-def _run_task(batch: Any, name: str, target: Callable[..., bytes], arguments: tuple[Any, ...]) -> Any:
-    return _guarded(name, lambda index, payload: target(index, payload, *arguments), batch)
+def _run_task(batch: Any, stage: Stage, guard: Guard | None) -> Any:
+    return _guarded(stage, guard, lambda index, payload: stage.target(index, payload, *stage.arguments), batch)
 
 
-def _guarded(name: str, call: StageFunction, batch: Any) -> Any:
+def _guarded(stage: Stage, guard: Guard | None, call: StageFunction, batch: Any) -> Any:
     """Run one stage on a one-row table. An error becomes data; a shard that already failed passes through."""
     import pyarrow as pa
 
     (row,) = batch.to_pylist()
-    payload, failure = b"", row["failure"]
+    shard, payload, failure = row["shard"], b"", row["failure"]
     if not failure:
+        work = functools.partial(call, shard, row["payload"])
         try:
-            payload = call(row["shard"], row["payload"])
+            payload = guard.run(stage.name, shard, work, closing=stage.is_closing) if guard else work()
         except QTuneError as error:
             failure = pickle.dumps(error)
         except Exception as error:  # noqa: BLE001 - an edge: told on the driver with its place, not as a stack of Ray
-            failure = pickle.dumps(EngineError(f"{name}, shard {row['shard']}: {type(error).__name__}: {error}"))
+            failure = pickle.dumps(EngineError(f"{stage.name}, shard {shard}: {type(error).__name__}: {error}"))
     return pa.table(
         {
-            "shard": pa.array([row["shard"]], pa.int64()),
+            "shard": pa.array([shard], pa.int64()),
             "payload": pa.array([payload], pa.large_binary()),
             "failure": pa.array([failure], pa.large_binary()),
         }

@@ -4,6 +4,8 @@
     OUT/_qtune/plan.json           the shards, planned once
     OUT/_qtune/input/              staged chunks of inputs that cannot be split in place
     OUT/_qtune/<stage>/00000.json  a marker a shard, written after the shard's files: what it holds
+    OUT/_qtune/partial/00000.arrow scores of a shard that was in hand when the job was told to stop
+    OUT/_qtune/lock                who is at work: a file lock, or on an object store a lease
     OUT/_qtune/progress.json       for whoever follows the job
     OUT/scores|quadrants|pruned|rejected/part-00000.parquet
     OUT/tokenizer/, summary_statistics.json, report.html
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ from qtune_service import __version__
 from qtune_service.config import JobSpec
 from qtune_service.data import storage
 from qtune_service.errors import OutputConflictError
+from qtune_service.pipeline.lease import leased
 
 FOLDERS = ("scores", "quadrants", "pruned", "rejected", "tokenizer", "_qtune")
 FILES = ("manifest.json", "summary_statistics.json", "report.html")
@@ -75,13 +78,22 @@ class Output:
             int(uri.rsplit("/", 1)[-1].removesuffix(".json")): record for uri, record in zip(uris, records, strict=True)
         }
 
+    def partial_uri(self, shard: int) -> str:
+        """Where a shard's scores are kept that a stopped job had so far."""
+        return self.at("_qtune", "partial", f"{shard:05}.arrow")
+
+    def partials(self) -> frozenset[int]:
+        """Shards with such scores."""
+        uris = storage.list_files(self.at("_qtune", "partial"), recursive=False)
+        return frozenset(int(uri.rsplit("/", 1)[-1].removesuffix(".arrow")) for uri in uris)
+
     def note_progress(self, body: bytes) -> None:
         """Rewrite progress.json."""
         storage.write_bytes(self.at("_qtune", "progress.json"), body)
 
     def drop_working_files(self) -> None:
         """Remove what only a running job needs; job.json stays and says whose output this is."""
-        for name in ("input", "scored", "pruned"):
+        for name in ("input", "scored", "partial", "pruned"):
             storage.remove_tree(self.at("_qtune", name))
         storage.remove_file(self.at("_qtune", "plan.json"))
 
@@ -127,25 +139,28 @@ class Output:
             storage.remove_tree(self.at(name))
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep a second driver on this machine away; the lock ends with the process, however that ends."""
-        location = storage.resolve(self.at("_qtune", "lock"))
-        if not location.is_local:
+    def locked(self, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+        """Keep a second driver away. On this machine the lock ends with the process, however that ends."""
+        uri = self.at("_qtune", "lock")
+        location = storage.resolve(uri)
+        with _file_lock(Path(location.path), self.root) if location.is_local else leased(uri, self.root, say):
             yield
-            return
-        import fcntl
 
-        path = Path(location.path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise OutputConflictError(
-                    f"another qtune process is writing to {self.root}",
-                    "Wait for it, stop it, or choose another --output.",
-                ) from error
-            yield
+
+@contextlib.contextmanager
+def _file_lock(path: Path, root: str) -> Iterator[None]:
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutputConflictError(
+                f"another qtune process is writing to {root}",
+                "Wait for it, stop it, or choose another --output.",
+            ) from error
+        yield
 
 
 def _differences(before: Any, now: Any, prefix: str = "") -> list[str]:

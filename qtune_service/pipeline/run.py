@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qtune_service.config import JobSpec
@@ -18,9 +19,9 @@ from qtune_service.data import storage
 from qtune_service.data.chat import Encoder
 from qtune_service.data.shards import Chunk, ChunkScan, Plan, is_enough, make_plan, split
 from qtune_service.data.sources import discover
-from qtune_service.errors import DataError
+from qtune_service.errors import DataError, EngineError, ShardFailedError
 from qtune_service.pipeline import cluster
-from qtune_service.pipeline.cluster import Cluster, Stage, stream
+from qtune_service.pipeline.cluster import Cluster, Pool, Stage, stream
 from qtune_service.pipeline.finish import Pruned, finish_pruned, finish_scored
 from qtune_service.pipeline.model_info import describe_model, local_folder
 from qtune_service.pipeline.origin import adopt_scores, save_tokenizer
@@ -37,24 +38,35 @@ from qtune_service.pipeline.stages import (
     encode_shard,
     prepare,
     prune_shard,
+    reject_shard,
     scan_chunk,
 )
+from qtune_service.pipeline.stopping import Stop
+from qtune_service.pipeline.supervision import Guard, start_supervisor
 from qtune_service.pipeline.tables import own_names, pruned_names
 
 LIGHT_CPUS = 0.5
 """CPUs of a task beside the engine. Unlike the actor's, or Ray Data would fuse encoding into the actor."""
+HOPELESS = 3
+"""Failed shards after which the job ends if not one has succeeded."""
 SCAN_WAVE = 64
 """Chunks scanned before looking whether `limit` is reached."""
 
+Marker = dict[str, Any]
+"""What a finished shard holds; see commit_shard."""
 
-def run_job(spec: JobSpec, sink: Sink, *, ray_address: str | None = None, overwrite: bool = False) -> dict[str, Any]:
-    """Run a job, or continue it, and return its manifest. Raises QTuneError."""
+
+def run_job(
+    spec: JobSpec, sink: Sink, *, ray_address: str | None = None, overwrite: bool = False, stop: Stop | None = None
+) -> dict[str, Any]:
+    """Run a job, or continue it, and return its manifest. Raises QTuneError, and SystemExit where `stop` was asked."""
     spec = portable(spec)
     output = Output(spec.output.path)
-    with output.locked():
+    with output.locked(sink.say):
         if overwrite:
             output.clear()
-        return _Job(spec, output, Tracker(sink, FileSink(output.note_progress)), ray_address).run()
+        tracker = Tracker(sink, FileSink(output.note_progress))
+        return _Job(spec, output, tracker, ray_address, stop or Stop()).run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +75,7 @@ class _Job:
     output: Output
     tracker: Tracker
     ray_address: str | None
+    stop: Stop
 
     def run(self) -> dict[str, Any]:
         """The story."""
@@ -126,13 +139,18 @@ class _Job:
         while len(scans) < len(chunks) and not is_enough(scans, spec):
             found = {}
             todo = chunks[len(scans) : len(scans) + wave]
-            for index, payload in stream([(chunk.index, pickle.dumps(chunk)) for chunk in todo], stage):
-                found[index] = pickle.loads(payload)  # noqa: S301 - written by `scan_chunk` of this job
+            for arrival in stream([(chunk.index, pickle.dumps(chunk)) for chunk in todo], stage):
+                found[arrival.shard] = pickle.loads(arrival.payload)  # noqa: S301 - written by `scan_chunk` of this job
                 self.tracker.advance(1)
             scans += [found[chunk.index] for chunk in todo]
         return scans
 
     # --- score
+
+    def _connect(self) -> Cluster:
+        nodes = cluster.connect(self.ray_address)
+        self.stop.install_again()
+        return nodes
 
     def _start(self) -> tuple[JobContext, Encoder, Cluster]:
         """What takes seconds to start, side by side; what is quickly seen to be wrong, first."""
@@ -140,7 +158,7 @@ class _Job:
         local_folder(self.spec.model.name)
         with ThreadPoolExecutor(1) as thread:
             preparing = thread.submit(prepare, self.spec)
-            nodes = cluster.connect(self.ray_address)
+            nodes = self._connect()
             return *preparing.result(), nodes
 
     def _score(self) -> Scored:
@@ -155,36 +173,72 @@ class _Job:
         if markers:
             self.tracker.say(f"continuing: {len(markers)} of {len(plan.shards)} shards are already scored")
         self.tracker.stage("score", plan.num_records, unit="samples", resumed=resumed, actors=pool.max_actors)
-        todo = [(index, b"") for index in range(len(plan.shards)) if index not in markers]
-        context = context.with_threads(pool.threads)
-        stages = (
-            Stage("encode", encode_shard, (context,), num_cpus=LIGHT_CPUS, max_tasks=nodes.max_tasks),
-            Stage(
-                "score",
-                ScoreShard,
-                (context,),
-                num_cpus=pool.cpus,
-                num_gpus=pool.gpus,
-                pool=(min(pool.min_actors, max(len(todo), 1)), min(pool.max_actors, max(len(todo), 1))),
-            ),
-            Stage("commit", commit_shard, (context,), num_cpus=LIGHT_CPUS, max_tasks=nodes.max_tasks),
-        )
-        fresh: list[dict[str, Any]] = []
-        for index, payload in stream(todo, *stages):
-            marker = json.loads(payload)
-            if not fresh:
-                self.tracker.say(f"engine: {marker['engine']['name']} ({marker['engine']['reason']})")
-            markers[index] = marker
-            fresh.append(marker)
-            self.tracker.advance(marker["read"], tokens=marker["tokens"], rejected=marker["rejected"])
+        guard = Guard(start_supervisor(), self.spec.limits.max_shard_attempts)
+        context = replace(context, threads=pool.threads, guard=guard, partials=self.output.partials())
+        todo = [index for index in range(len(plan.shards)) if index not in markers]
+        fresh, failed = self._score_shards(todo, context, pool, nodes)
+        markers |= fresh
+        if failed:
+            markers |= self._put_up_with(failed, plan, context, nodes)
         category = self.spec.input.category_field
         return summarise(
             markers,
             template=encoder.template_description,
             renamed=pruned_names(plan),
             category_column=own_names(plan)[category] if category else None,
-            performance=measure(fresh, pool.max_actors),
+            performance=measure(list(fresh.values())),
         )
+
+    def _score_shards(
+        self, todo: list[int], context: JobContext, pool: Pool, nodes: Cluster
+    ) -> tuple[dict[int, Marker], dict[int, str]]:
+        """Score shards: the markers of those that are done, and what the others failed with."""
+        size = (min(pool.min_actors, max(len(todo), 1)), min(pool.max_actors, max(len(todo), 1)))
+        stages = (
+            Stage("encode", encode_shard, (context,), num_cpus=LIGHT_CPUS, max_tasks=nodes.max_tasks),
+            Stage("score", ScoreShard, (context,), num_cpus=pool.cpus, num_gpus=pool.gpus, pool=size),
+            Stage("commit", commit_shard, (context,), num_cpus=LIGHT_CPUS, max_tasks=nodes.max_tasks, is_closing=True),
+        )
+        fresh: dict[int, Marker] = {}
+        failed: dict[int, str] = {}
+        arrived: set[int] = set()
+        assert context.guard is not None
+        with self.stop.saving(context.guard.stop, arrived, self.spec.limits.stop_grace_s):
+            for arrival in stream([(index, b"") for index in todo], *stages, guard=context.guard):
+                arrived.add(arrival.shard)
+                if isinstance(arrival.problem, ShardFailedError):
+                    self._note_failed(arrival.problem, failed, arrival.shard, num_done=len(fresh))
+                elif arrival.problem is None:
+                    marker = fresh[arrival.shard] = json.loads(arrival.payload)
+                    if len(fresh) == 1:
+                        self.tracker.say(f"engine: {marker['engine']['name']} ({marker['engine']['reason']})")
+                    self.tracker.advance(marker["read"], tokens=marker["tokens"], rejected=marker["rejected"])
+        return fresh, failed
+
+    def _note_failed(self, error: ShardFailedError, failed: dict[int, str], shard: int, num_done: int) -> None:
+        """Say it, and give up early where nothing but failures comes."""
+        failed[shard] = error.message
+        self.tracker.say(f"failed: {error.message}")
+        if len(failed) > max(self.spec.limits.max_failed_shards, HOPELESS) and not num_done:
+            raise self._too_many(failed, f"the first {len(failed)} shards")
+
+    def _too_many(self, failed: Mapping[int, str], what: str) -> EngineError:
+        return EngineError(
+            f"{what} failed, each {self.spec.limits.max_shard_attempts} times or for good: "
+            + "; ".join(failed[shard] for shard in sorted(failed)[:3]),
+            "All others are scored and safe. Run the same command again to try these again, or put up with their loss: "
+            f"--max-failed-shards {len(failed)} rejects their records.",
+        )
+
+    def _put_up_with(
+        self, failed: Mapping[int, str], plan: Plan, context: JobContext, nodes: Cluster
+    ) -> dict[int, Marker]:
+        """Reject the records of failed shards, as far as `limits` allows. Raises EngineError beyond."""
+        if len(failed) > self.spec.limits.max_failed_shards:
+            raise self._too_many(failed, f"{len(failed)} of {len(plan.shards)} shards")
+        stage = Stage("reject", reject_shard, (context,), num_cpus=LIGHT_CPUS, max_tasks=nodes.max_tasks)
+        items = [(shard, problem.encode()) for shard, problem in failed.items()]
+        return {arrival.shard: json.loads(arrival.payload) for arrival in stream(items, stage)}
 
     def _check_rejected(self, scored: Scored) -> None:
         ratio = scored.rejected / scored.read
@@ -208,7 +262,7 @@ class _Job:
         markers = self.output.finished("pruned")
         self.tracker.stage("prune", len(scored.shards), resumed=len(markers))
         if self.spec.from_scores:
-            cluster.connect(self.ray_address)
+            self._connect()
 
         def items() -> Any:
             for shard, rows in scored.shards.items():
@@ -219,7 +273,7 @@ class _Job:
                     yield shard, pickle.dumps((selection.labels[span], *ranks, points, examples))
 
         stage = Stage("prune", prune_shard, (self.spec, scored.renamed, scored.category_column), num_cpus=LIGHT_CPUS)
-        for index, payload in stream(items(), stage):
-            markers[index] = json.loads(payload)
+        for arrival in stream(items(), stage):
+            markers[arrival.shard] = json.loads(arrival.payload)
             self.tracker.advance(1)
         return {index: markers[index] for index in sorted(markers)}

@@ -96,22 +96,29 @@ def summarise(
     )
 
 
-def measure(markers: Sequence[Mapping[str, Any]], num_actors: int) -> dict[str, float]:
+def measure(markers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Speed of this run, from the shards that it scored.
 
     startup_s: from the start of this process to the first engine's first shard; score_s: from there until the last
-    shard was written; engine_busy_share: of the actors' time in score_s, the share in which they scored.
+    shard was written; engine_busy_share: of the time of each actor, from its first shard on, the share in which it
+    scored.
     """
-    if not markers:
+    scored = [m for m in markers if m["engine"]]
+    if not scored:
         return {}
-    began_s, ended_s = min(m["started_at_s"] for m in markers), max(m["committed_at_s"] for m in markers)
-    score_s, tokens = ended_s - began_s, sum(m["tokens"] for m in markers)
+    began_s, ended_s = min(m["started_at_s"] for m in scored), max(m["committed_at_s"] for m in scored)
+    score_s, tokens = ended_s - began_s, sum(m["tokens"] for m in scored)
+    first_s: dict[str, float] = {}
+    for m in scored:
+        first_s[m["actor"]] = min(m["started_at_s"], first_s.get(m["actor"], ended_s))
     return {
         "startup_s": round(began_s - psutil.Process().create_time(), 3),
         "score_s": round(score_s, 3),
         "tokens": tokens,
         "tokens_per_s": round(tokens / score_s, 1),
-        "engine_busy_share": round(sum(m["engine_s"] for m in markers) / (score_s * num_actors), 4),
+        "engine_busy_share": round(sum(m["engine_s"] for m in scored) / sum(ended_s - s for s in first_s.values()), 4),
+        "actors": len(first_s),
+        "nodes": len({actor.partition(":")[0] for actor in first_s}),
     }
 
 

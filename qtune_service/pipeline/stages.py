@@ -12,8 +12,9 @@ import os
 import pickle
 import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -21,21 +22,27 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from qtune_service.config import JobSpec
-from qtune_service.core.metrics import TokenScores
+from qtune_service.core.metrics import Sample, TokenScores
 from qtune_service.core.plane import Quadrant
 from qtune_service.data import storage
 from qtune_service.data.chat import Encoded, Encoder
-from qtune_service.data.reading import RecordProblem, ShardRecords, category_of, read_shard
+from qtune_service.data.reading import RecordProblem, ShardRecords, category_of, read_shard, sample_id
 from qtune_service.data.records import RecordError
 from qtune_service.data.shards import Chunk, Plan, scan
+from qtune_service.errors import StorageError
+from qtune_service.pipeline.cluster import node_id
 from qtune_service.pipeline.model_info import ModelInfo, describe_model
 from qtune_service.pipeline.output import Output
+from qtune_service.pipeline.supervision import Guard, StoppedError
 from qtune_service.pipeline.tables import (
+    ENCODED_FIELDS,
     REJECTED_SCHEMA,
     encoded_rows,
     example_rows,
     final_masks,
     own_names,
+    partial_bytes,
+    partial_scores,
     pruned_rows,
     quadrant_rows,
     ragged,
@@ -55,10 +62,10 @@ class JobContext:
     model: ModelInfo
     threads: int = 1
     """CPU threads of an actor's engine."""
-
-    def with_threads(self, threads: int) -> JobContext:
-        """The same for actors with so many threads."""
-        return replace(self, threads=threads)
+    guard: Guard | None = None
+    """To report progress to, and to learn from that the job stops."""
+    partials: frozenset[int] = frozenset()
+    """Shards of which a stopped run left scores."""
 
     @property
     def output(self) -> Output:
@@ -76,6 +83,8 @@ class ShardTables:
     started_at_s: float = 0.0
     """When the engine began with it, and how long that took."""
     engine_s: float = 0.0
+    actor: str = ""
+    """Who scored it: NODE:PROCESS."""
 
 
 def scan_chunk(_index: int, payload: bytes, spec: JobSpec) -> bytes:
@@ -117,14 +126,13 @@ class ScoreShard:
         self._engine = ThreadPoolExecutor(1, thread_name_prefix="engine")
         model = context.spec.model.model_copy(update=limit)
         self._scorer = self._engine.submit(build_scorer, model, context.spec.engine).result()
+        self._actor = f"{node_id()}:{os.getpid()}"
 
-    def __call__(self, _index: int, payload: bytes) -> bytes:
+    def __call__(self, index: int, payload: bytes) -> bytes:
         """Score a shard; a sample that cannot be scored is set aside and costs the others nothing."""
-        from qtune_service.scoring.isolate import score_isolating
-
         tables: ShardTables = pickle.loads(payload)  # noqa: S301 - written by `encode_shard` of this job
         started_at_s, started = time.time(), time.perf_counter()
-        outcomes = self._engine.submit(score_isolating, self._scorer, samples_of(tables.rows)).result()
+        outcomes = self._score(index, samples_of(tables.rows))
         engine_s = time.perf_counter() - started
         problems = {i: problem for i, o in enumerate(outcomes) if (problem := _problem_of(o))}
         good = [o for i, o in enumerate(outcomes) if i not in problems and isinstance(o, TokenScores)]
@@ -133,7 +141,29 @@ class ScoreShard:
         category = own_names(_plan(self._context.output.root)).get(self._context.spec.input.category_field or "")
         poisoned = _unscored_rows(tables.rows, problems, category)
         rejected = pa.concat_tables([tables.rejected, poisoned])
-        return pickle.dumps(ShardTables(rows, rejected, asdict(self._scorer.info), started_at_s, engine_s))
+        info = asdict(self._scorer.info)
+        return pickle.dumps(ShardTables(rows, rejected, info, started_at_s, engine_s, self._actor))
+
+    def _score(self, index: int, samples: Sequence[Sample]) -> list[TokenScores | str]:
+        """Score what an earlier, stopped run did not. Raises StoppedError after saving what this one has."""
+        from qtune_service.scoring.base import InterruptedScoring, never
+        from qtune_service.scoring.isolate import score_isolating
+
+        output, guard = self._context.output, self._context.guard
+        done: dict[int, TokenScores | str] = {}
+        if index in self._context.partials:
+            done |= partial_scores(storage.read_bytes(output.partial_uri(index)))
+        left = [i for i in range(len(samples)) if i not in done]
+        watch = guard.watch(index) if guard else never
+        try:
+            fresh = self._engine.submit(score_isolating, self._scorer, [samples[i] for i in left], watch).result()
+        except InterruptedScoring as stop:
+            done |= {left[k]: scores for k, scores in stop.scores.items()}
+            kept = {i: s for i, s in done.items() if isinstance(s, TokenScores)}
+            storage.write_bytes(output.partial_uri(index), partial_bytes(kept))
+            raise StoppedError(f"shard {index} was stopped with {len(kept)} of {len(samples)} samples scored") from None
+        done |= dict(zip(left, fresh, strict=True))
+        return [done[i] for i in range(len(samples))]
 
 
 def commit_shard(index: int, payload: bytes, context: JobContext) -> bytes:
@@ -154,11 +184,29 @@ def commit_shard(index: int, payload: bytes, context: JobContext) -> bytes:
         "engine": tables.engine,
         "started_at_s": tables.started_at_s,
         "engine_s": tables.engine_s,
+        "actor": tables.actor,
         "committed_at_s": time.time(),
         "files": files,
     }
     output.mark("scored", index, marker)
     return json.dumps(marker).encode()
+
+
+def reject_shard(index: int, payload: bytes, context: JobContext) -> bytes:
+    """Set a failed shard's records aside; where it cannot even be read, without their lines and text."""
+    plan, problem = _plan(context.output.root), payload.decode()
+    shard = plan.shards[index]
+    try:
+        records = read_shard(plan, shard)
+        problems = dict.fromkeys(range(len(records.records)), ("shard_failed", problem))
+        rejected = _rejected_rows(records, problems, context.spec.input.category_field)
+    except StorageError:
+        first = {"source": plan.files[shard.file_index].name, "reason": "shard_failed", "detail": problem, "record": ""}
+        name = sample_id(shard.file_index, shard.first_line)
+        rows = [{**first, "sample_id": f"{name}+{i}"} for i in range(shard.num_records)]
+        rejected = pa.Table.from_pylist(rows, schema=REJECTED_SCHEMA)
+    none = with_scores(pa.schema(ENCODED_FIELDS).empty_table(), [])
+    return commit_shard(index, pickle.dumps(ShardTables(none, rejected, {})), context)
 
 
 def prune_shard(index: int, payload: bytes, spec: JobSpec, renamed: dict[str, str], category: str | None) -> bytes:

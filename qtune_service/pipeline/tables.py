@@ -144,6 +144,29 @@ def with_scores(encoded: pa.Table, scores: Sequence[TokenScores]) -> pa.Table:
     return pa.table({**ours, **own}, schema=schema)
 
 
+def partial_bytes(scores: Mapping[int, TokenScores]) -> pa.Buffer:
+    """Scores of some samples of a shard as an Arrow file. scores: index among the encoded rows -> its scores."""
+    values = list(scores.values())
+    offsets = np.concatenate([[0], np.cumsum([len(s.nll) for s in values], dtype=np.int64)])
+    columns = {
+        name: list_column(np.concatenate([getattr(s, name) for s in values]), offsets, pa.float32())
+        for name in ("nll", "entropy")
+    }
+    table = pa.table({"index": pa.array(list(scores), pa.int64()), **columns})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def partial_scores(data: bytes) -> dict[int, TokenScores]:
+    """Read what `partial_bytes` wrote."""
+    table = pa.ipc.open_file(data).read_all()
+    indices: list[int] = table["index"].to_numpy().tolist()
+    rows = zip(ragged(table["nll"]).rows(), ragged(table["entropy"]).rows(), strict=True)
+    return {i: TokenScores(n, e) for i, (n, e) in zip(indices, rows, strict=True)}  # type: ignore[arg-type]
+
+
 def final_masks(scores: pa.Table, labels: NDArray[np.int8], spec: PruneSpec) -> Ragged:
     """Stage 2 for a score shard: each row's final loss mask. labels: (S,) quadrant codes."""
     masks, nll = ragged(scores["loss_mask"]), ragged(scores["nll"])

@@ -25,12 +25,12 @@ from vllm.model_executor.layers.pooler import Pooler, PoolingParamsUpdate
 from vllm.v1.pool.metadata import PoolingMetadata
 
 from qtune_service.scoring.plugin import ARCHITECTURE_PREFIX
+from qtune_service.scoring.samples import UNSCORED
 from qtune_service.scoring.statistics import Statistics, statistics_for
 
 TASK = "token_classify"  # the per-token task that both of vLLM's model runners accept
 SPANS_KEY = "qtune_spans"
 CONFIG_KEY = "qtune"
-UNSCORED = -1.0
 DEFAULT_LOGITS_BYTES = 256 << 20
 
 ComputeLogits = Callable[[torch.Tensor], torch.Tensor | None]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from qtune_service.core.metrics import Sample, TokenScores
 
@@ -24,6 +24,23 @@ class EngineInfo:
     """Why this engine: what `auto` found, or that it was asked for."""
 
 
+Watch: TypeAlias = Callable[[int], bool]
+"""Called now and then with the tokens scored so far in a call; true asks to stop."""
+
+
+def never(_tokens: int) -> bool:
+    """The `Watch` that never asks to stop."""
+    return False
+
+
+class InterruptedScoring(Exception):  # noqa: N818 - no error: a watch asked for it
+    """Scoring was stopped by its watch. `scores`: index of a sample in the call -> its scores, for those at hand."""
+
+    def __init__(self, scores: Mapping[int, TokenScores]) -> None:
+        super().__init__(scores)
+        self.scores = scores
+
+
 class Scorer(Protocol):
     """One loaded model. Not thread-safe; one a process."""
 
@@ -32,12 +49,13 @@ class Scorer(Protocol):
         """What the scorer runs on."""
         ...
 
-    def score(self, samples: Sequence[Sample]) -> list[TokenScores]:
+    def score(self, samples: Sequence[Sample], watch: Watch = never) -> list[TokenScores]:
         """Score samples of at most `info.max_model_len` tokens, in the order given.
 
         The result does not depend on the order or the grouping of samples beyond rounding. A sample without
         scored tokens yields empty arrays. Raises whatever the model raises; never returns a made-up value,
-        though a score may be non-finite where the model's logits are.
+        though a score may be non-finite where the model's logits are. Raises InterruptedScoring where `watch` asks
+        to stop.
         """
         ...
 

@@ -13,25 +13,26 @@ import numpy as np
 
 from qtune_service.core.metrics import Sample, TokenScores
 from qtune_service.errors import EngineError, QTuneError
-from qtune_service.scoring.base import Scorer
+from qtune_service.scoring.base import InterruptedScoring, Scorer, Watch, never
 
 
-def score_isolating(scorer: Scorer, samples: Sequence[Sample]) -> list[TokenScores | str]:
+def score_isolating(scorer: Scorer, samples: Sequence[Sample], watch: Watch = never) -> list[TokenScores | str]:
     """Score samples in the order given; a sample that cannot be scored yields the reason as a string.
 
-    Raises EngineError where the engine, and not a sample, is at fault.
+    Raises EngineError where the engine, and not a sample, is at fault; InterruptedScoring where `watch` asks to stop.
     """
     if not samples:
         return []
     try:
-        return list(scorer.score(samples))
-    except EngineError:
+        return list(scorer.score(samples, watch))
+    except (EngineError, InterruptedScoring):
         raise  # the engine itself says that it cannot go on
     except Exception as error:  # noqa: BLE001 - an engine raises whatever its model raises
         if len(samples) == 1:
             _check_alive(scorer, error)
             return [_reason(error)]
     middle = len(samples) // 2
+    # Parts of a call run to their end: their indices are not the call's, so what they had at a stop could not be kept.
     return score_isolating(scorer, samples[:middle]) + score_isolating(scorer, samples[middle:])
 
 

@@ -27,7 +27,7 @@ import torch
 from qtune_service.config import EngineSpec, ModelSpec
 from qtune_service.core.metrics import Sample, TokenScores
 from qtune_service.errors import EngineError, ModelError
-from qtune_service.scoring.base import EngineInfo
+from qtune_service.scoring.base import EngineInfo, InterruptedScoring, Watch, never
 from qtune_service.scoring.checkpoint import Checkpoint, read_checkpoint, unsupported_architecture
 from qtune_service.scoring.environment import apply_environment, quiet_libraries
 from qtune_service.scoring.samples import Prompt, Scores, check_samples, distinct_prompts, scores_of
@@ -91,24 +91,30 @@ class ReferenceScorer:
         """`head` or `forward`; see the module."""
         return self._path
 
-    def score(self, samples: Sequence[Sample]) -> list[TokenScores]:
+    def score(self, samples: Sequence[Sample], watch: Watch = never) -> list[TokenScores]:
         """Score samples, in the order given; see `Scorer`."""
         if self._model is None:
             raise EngineError("The scorer is closed.", "Build a new one.")
         check_samples(samples, self._info)
         prompts, index = distinct_prompts(samples)
         with torch.inference_mode():
-            scores = self._score_prompts(prompts)
-        return [scores_of(sample, prompts[i], scores[i]) for sample, i in zip(samples, index, strict=True)]
+            scores = self._score_prompts(prompts, watch)
+        found = {k: scores_of(samples[k], prompts[i], scores[i]) for k, i in enumerate(index) if i in scores}
+        if len(found) < len(samples):
+            raise InterruptedScoring(found)
+        return list(found.values())
 
-    def _score_prompts(self, prompts: Sequence[Prompt]) -> list[Scores]:
-        """Score prompts in batches: one (n, 2) each."""
-        scores: list[Scores] = [np.empty((0, 2), np.float32)] * len(prompts)
+    def _score_prompts(self, prompts: Sequence[Prompt], watch: Watch) -> dict[int, Scores]:
+        """Score prompts in batches: index -> (n, 2). Some are missing where `watch` stopped it."""
+        scores = {i: np.empty((0, 2), np.float32) for i, prompt in enumerate(prompts) if not _length(prompt)}
         size = self._max_batch_size if self._path == "head" else 1
         run = self._score_batch if self._path == "head" else self._score_by_forward
+        tokens = 0
         for batch in token_budget_batches([_length(prompt) for prompt in prompts], self._batch_tokens, size):
-            for i, rows in zip(batch, run([prompts[i] for i in batch]), strict=True):
-                scores[i] = rows
+            if watch(tokens):
+                break
+            scores |= zip(batch, run([prompts[i] for i in batch]), strict=True)
+            tokens += sum(len(prompts[i].input_ids) for i in batch)
         return scores
 
     def _score_batch(self, prompts: Sequence[Prompt]) -> list[Scores]:

@@ -17,6 +17,8 @@ from qtune_service.errors import DataError
 from qtune_service.scoring.base import EngineInfo
 
 Scores = NDArray[np.float32]  # (n, 2): NLL and entropy of n scored tokens, nats
+UNSCORED = -1.0
+"""In place of an NLL that was not computed: a computed one is never negative."""
 
 
 @dataclass(frozen=True, slots=True)

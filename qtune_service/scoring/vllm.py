@@ -23,12 +23,20 @@ from packaging.specifiers import SpecifierSet
 from qtune_service.config import EngineSpec, ModelSpec
 from qtune_service.core.metrics import Sample, TokenScores
 from qtune_service.errors import EngineError, ModelError, QTuneError
-from qtune_service.scoring.base import EngineInfo
+from qtune_service.scoring.base import EngineInfo, InterruptedScoring, Watch, never
 from qtune_service.scoring.checkpoint import Checkpoint, read_checkpoint, unsupported_architecture
 from qtune_service.scoring.environment import PLUGIN_NAME, apply_environment, plugin_is_allowed, quiet_libraries
 from qtune_service.scoring.plugin import adapted_name, causal_architectures, register
 from qtune_service.scoring.prefix import fill_from_predecessors, may_read_cache, shared_prefixes
-from qtune_service.scoring.samples import Prompt, Scores, check_samples, distinct_prompts, scores_of, spans_of
+from qtune_service.scoring.samples import (
+    UNSCORED,
+    Prompt,
+    Scores,
+    check_samples,
+    distinct_prompts,
+    scores_of,
+    spans_of,
+)
 
 SUPPORTED_VLLM = SpecifierSet(">=0.32,<0.34")
 """vLLM versions whose pooling interfaces have been read and tested against."""
@@ -111,64 +119,91 @@ class VllmScorer:
         """What the scorer runs on."""
         return self._info
 
-    def score(self, samples: Sequence[Sample]) -> list[TokenScores]:
+    def score(self, samples: Sequence[Sample], watch: Watch = never) -> list[TokenScores]:
         """Score samples, in the order given; see `Scorer`."""
         check_samples(samples, self._info)
         prompts, index = distinct_prompts(samples)
         shared = shared_prefixes(prompts)
         self.cached_tokens = 0
-        scores = self._score_prompts(prompts, shared)
+        scores, is_whole = self._score_prompts(prompts, shared, watch)
         suspects = [i for i, rows in enumerate(scores) if not np.isfinite(rows).all()]
+        if not is_whole:
+            usable = {
+                k: scores_of(sample, prompts[i], scores[i])
+                for k, (sample, i) in enumerate(zip(samples, index, strict=True))
+                if i not in suspects and not _unscored(scores[i]).any()
+            }
+            raise InterruptedScoring(usable)
         if suspects:
             self._settle(prompts, suspects, scores)
             self._wipe_cache()
         return [scores_of(sample, prompts[i], scores[i]) for sample, i in zip(samples, index, strict=True)]
 
-    def _score_prompts(self, prompts: Sequence[Prompt], shared: Sequence[int]) -> list[Scores]:
-        """Score prompts in lexicographic order: one (n, 2) each."""
+    def _score_prompts(
+        self, prompts: Sequence[Prompt], shared: Sequence[int], watch: Watch
+    ) -> tuple[list[Scores], bool]:
+        """Score prompts in lexicographic order: one (n, 2) each; false if `watch` stopped it half way."""
         if self._caching:
             self._empty_cache()
         reads = may_read_cache(prompts, shared, self._block_size) if self._caching else [False] * len(prompts)
-        scores = self._run(prompts, reads)
+        scores, is_whole = self._run(prompts, reads, watch)
         missing = [_unscored(rows) for rows in scores]
         again = fill_from_predecessors(prompts, shared, scores, missing)
-        if again:  # a preempted request that came back to its own cached blocks
-            for i, rows in zip(again, self._run([prompts[i] for i in again], [False] * len(again)), strict=True):
+        if again and is_whole:  # a preempted request that came back to its own cached blocks
+            redone, _ = self._run([prompts[i] for i in again], [False] * len(again))
+            for i, rows in zip(again, redone, strict=True):
                 scores[i] = rows
                 if _unscored(rows).any():
                     raise EngineError(f"vLLM left {int(_unscored(rows).sum())} of {len(rows)} tokens without a score.")
-        return scores
+        return scores, is_whole
 
-    def _run(self, prompts: Sequence[Prompt], reads: Sequence[bool]) -> list[Scores]:
-        """Run prompts through the engine, in this order: one (n, 2) each, UNSCORED where the cache held the row."""
-        from vllm import PoolingParams
+    def _run(self, prompts: Sequence[Prompt], reads: Sequence[bool], watch: Watch = never) -> tuple[list[Scores], bool]:
+        """Run prompts through the engine, in this order: one (n, 2) each, UNSCORED where the cache held the row.
 
-        from qtune_service.scoring.adapter import SPANS_KEY, TASK
-
-        empty = np.empty((0, 2), np.float32)
-        scores: list[Scores] = [empty] * len(prompts)
+        False with it where `watch` stopped the run: what had not come out by then is UNSCORED.
+        """
+        scores = [np.full((len(prompt.positions), 2), UNSCORED, np.float32) for prompt in prompts]
         todo = [i for i, prompt in enumerate(prompts) if len(prompt.positions)]
-        if not todo:
-            return scores
-        params = [
-            PoolingParams(
-                task=TASK,
-                extra_kwargs={SPANS_KEY: spans_of(prompts[i].positions)},
-                skip_reading_prefix_cache=not reads[i],
-            )
-            for i in todo
-        ]
-        # What follows the last scored token need not be read.
-        inputs = [{"prompt_token_ids": prompts[i].input_ids[: prompts[i].positions[-1] + 1].tolist()} for i in todo]
         try:
-            outputs = self._llm.encode(inputs, params, pooling_task=TASK, use_tqdm=False)
+            self._submit(prompts, todo, reads)
+            is_whole = self._step_through(prompts, scores, watch)
         except BaseException:
             self._abort_leftovers()
             raise
-        for i, output in zip(todo, outputs, strict=True):
-            scores[i] = output.outputs.data.numpy()
-            self.cached_tokens += output.num_cached_tokens or 0
-        return scores
+        if not is_whole:
+            self._abort_leftovers()
+        return scores, is_whole
+
+    def _submit(self, prompts: Sequence[Prompt], todo: Sequence[int], reads: Sequence[bool]) -> None:
+        """Queue prompts; a request's id is its prompt's index."""
+        from vllm import PoolingParams
+        from vllm.inputs import tokens_input
+
+        from qtune_service.scoring.adapter import SPANS_KEY, TASK
+
+        for i in todo:
+            prompt = prompts[i]
+            params = PoolingParams(
+                task=TASK,
+                extra_kwargs={SPANS_KEY: spans_of(prompt.positions)},
+                skip_reading_prefix_cache=not reads[i],
+            )
+            # What follows the last scored token need not be read.
+            ids = prompt.input_ids[: prompt.positions[-1] + 1].tolist()
+            self._llm.llm_engine.add_request(str(i), tokens_input(ids), params)
+
+    def _step_through(self, prompts: Sequence[Prompt], scores: list[Scores], watch: Watch) -> bool:
+        """Step the engine until all is done; false where `watch` stopped it."""
+        engine, tokens = self._llm.llm_engine, 0
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                i = int(output.request_id)
+                scores[i] = output.outputs.data.numpy()
+                tokens += len(prompts[i].input_ids)
+                self.cached_tokens += output.num_cached_tokens or 0
+            if watch(tokens):
+                return not engine.has_unfinished_requests()
+        return True
 
     def _settle(self, prompts: Sequence[Prompt], suspects: Sequence[int], scores: list[Scores]) -> None:
         """Run prompts with non-finite scores again, apart from each other, until what is left is their own doing.
@@ -177,7 +212,8 @@ class VllmScorer:
         with weight 0, which makes NaN of the next sequence there. So the cache is wiped before each try.
         """
         self._wipe_cache()
-        for i, rows in zip(suspects, self._run([prompts[i] for i in suspects], [False] * len(suspects)), strict=True):
+        again, _ = self._run([prompts[i] for i in suspects], [False] * len(suspects))
+        for i, rows in zip(suspects, again, strict=True):
             scores[i] = rows
         left = [i for i in suspects if not np.isfinite(scores[i]).all()]
         if len(suspects) > 1 and left:
@@ -225,8 +261,6 @@ def _zero_cache_blocks(model: Any) -> None:
 
 def _unscored(scores: Scores) -> NDArray[np.bool_]:
     """Rows (n,) that vLLM did not compute: a computed NLL is never negative."""
-    from qtune_service.scoring.adapter import UNSCORED
-
     return np.equal(scores[:, 0], UNSCORED)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qtune_service.core.metrics import Sample, TokenScores
 from qtune_service.errors import DataError, EngineError
-from qtune_service.scoring.base import EngineInfo
+from qtune_service.scoring.base import EngineInfo, InterruptedScoring, Watch, never
 from qtune_service.scoring.isolate import score_isolating
 
 POISON = 666
@@ -26,9 +26,11 @@ class FakeScorer:
         self._check = check
         self.calls = 0
 
-    def score(self, samples: Sequence[Sample]) -> list[TokenScores]:
+    def score(self, samples: Sequence[Sample], watch: Watch = never) -> list[TokenScores]:
         """Score, or fail."""
         self.calls += 1
+        if watch(0):
+            raise InterruptedScoring({})
         self._check(samples)
         return [TokenScores(*[np.full(1, s.input_ids[0], np.float32)] * 2) for s in samples]
 
@@ -98,3 +100,9 @@ def test_an_engine_error_is_not_taken_apart() -> None:
     with pytest.raises(EngineError, match="no memory"):
         score_isolating(scorer, samples_of([1, 2]))
     assert scorer.calls == 1
+
+
+def test_a_wish_to_stop_is_passed_on() -> None:
+    """Scoring that was stopped is nobody's fault and reaches the caller."""
+    with pytest.raises(InterruptedScoring):
+        score_isolating(FakeScorer(refuse_poison), samples_of([1, 2]), lambda _tokens: True)
