@@ -22,11 +22,13 @@ DERIVED = ("perplexity",)  # exp(mean_nll): a score in other words
 SHOWN = 3
 
 
-def differences(expected: Path, found: Path, tolerance: float = 1e-6) -> list[str]:
-    """What differs between two finished outputs; empty where they are the same."""
+def differences(
+    expected: Path, found: Path, tolerance: float = 1e-6, ignored: frozenset[str] = frozenset()
+) -> list[str]:
+    """What differs between two finished outputs, but for `ignored` columns; empty where they are the same."""
     told = [*_broken(found)]
     for folder in ("scores", "quadrants", "pruned", "rejected"):
-        told += _folder_differences(folder, rows(expected / folder), rows(found / folder), tolerance)
+        told += _folder_differences(folder, rows(expected / folder), rows(found / folder), tolerance, ignored)
     here, there = manifest(found), manifest(expected)
     told += [f"manifest: {k} differ" for k in ("counts", "tokens", "rejected_reasons") if here[k] != there[k]]
     return told
@@ -55,7 +57,11 @@ def _broken(out: Path) -> Iterator[str]:
 
 
 def _folder_differences(
-    folder: str, expected: list[dict[str, Any]], found: list[dict[str, Any]], tolerance: float
+    folder: str,
+    expected: list[dict[str, Any]],
+    found: list[dict[str, Any]],
+    tolerance: float,
+    ignored: frozenset[str],
 ) -> Iterator[str]:
     for side, records in (("expected", expected), ("found", found)):
         if repeated := [i for i, n in Counter(map(_identity, records)).items() if n > 1]:
@@ -65,14 +71,16 @@ def _folder_differences(
         if ids:
             yield f"{folder}: {len(ids)} rows {what}, {sorted(ids)[:SHOWN]}"
     for sample_id in sorted(set(left) & set(right)):
-        if wrong := _row_differences(left[sample_id], right[sample_id], tolerance):
+        if wrong := _row_differences(left[sample_id], right[sample_id], tolerance, ignored):
             yield f"{folder}: {sample_id} differs in {', '.join(wrong)}"
 
 
-def _row_differences(left: Mapping[str, Any], right: Mapping[str, Any], tolerance: float) -> list[str]:
+def _row_differences(
+    left: Mapping[str, Any], right: Mapping[str, Any], tolerance: float, ignored: frozenset[str]
+) -> list[str]:
     wrong = [name for name in left if name in SCORES and _distance(left[name], right.get(name)) > tolerance]
     wrong += [name for name in left if name in RANKS and _distance(left[name], right.get(name)) > tolerance]
-    loose = {*SCORES, *RANKS, *DERIVED, "qtune"}
+    loose = {*SCORES, *RANKS, *DERIVED, *ignored, "qtune"}
     wrong += [name for name in {**left, **right} if name not in loose and left.get(name) != right.get(name)]
     if "qtune" in left:
         exact = ("sample_id", "quadrant", "tokens_kept", "tokens_removed")

@@ -43,6 +43,12 @@ def start(*arguments: object, env: Mapping[str, str] | None = None) -> subproces
     )
 
 
+def demo_job(out: object, *more: object) -> tuple[object, ...]:
+    """Arguments of a job of many small shards, in float32."""
+    common = ("prune", DEMO_DATA, "--limit", 600, "--shard-bytes", 4096, "--model", DEMO_MODEL, "--dtype", "float32")
+    return (*common, "--output", out, *more)
+
+
 def manifest(out: Path) -> dict[str, Any]:
     """The manifest of a finished output."""
     body: dict[str, Any] = json.loads((out / "manifest.json").read_text())

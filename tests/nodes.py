@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,17 +22,11 @@ import psutil
 
 from tests.jobs import environment
 from tests.processes import ACTOR, kill_all, titled, tree
+from tests.s3 import free_port
 
 RAY = str(Path(sys.executable).parent / "ray")
 START_S = 60
 OBJECT_STORE_BYTES = 128 << 20
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 @dataclass(frozen=True, slots=True)

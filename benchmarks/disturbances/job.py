@@ -82,17 +82,23 @@ class DisturbedJob:
         """Make the kills in their order, and run to the end."""
         self._began_s = time.monotonic()
         self._launch()
+        try:
+            self._strike_all(kills)
+            while self._is_going():
+                time.sleep(POLL_S)
+            self._check_untouched()
+        finally:
+            self._end_driver()
+
+    def _strike_all(self, kills: Sequence[Kill]) -> None:
         for i, kill in enumerate(kills):
             if not self._wait_for_moment(kill):
                 self.missed += kills[i:]
-                break
+                return
             if targets := self.place.targets(kill.kind.victim, self._running):
                 self._strike(kill, targets)
             else:
                 self.missed.append(kill)
-        while self._is_going():
-            time.sleep(POLL_S)
-        self._check_untouched()
 
     @property
     def _running(self) -> subprocess.Popen[str]:
