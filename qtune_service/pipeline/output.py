@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +90,15 @@ class Output:
     def note_progress(self, body: bytes) -> None:
         """Rewrite progress.json."""
         storage.write_bytes(self.at("_qtune", "progress.json"), body)
+
+    def drop_strays(self, listed: Iterable[str]) -> None:
+        """Remove what crashed runs left beside the files of the manifest: half-written parts, and ones of no shard."""
+        keep = set(listed)
+        for folder in ("scores", "quadrants", "pruned", "rejected"):
+            for uri in storage.list_files(self.at(folder), recursive=False):
+                name = storage.relative(uri, self.at(folder))
+                if f"{folder}/{name}" not in keep and name.lstrip(".").startswith("part-"):
+                    storage.remove_file(uri)
 
     def drop_working_files(self) -> None:
         """Remove what only a running job needs; job.json stays and says whose output this is."""
