@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format types contracts check bench bench-thresholds bench-scoring docs lock doctor clean
+.PHONY: help install demo test lint format types contracts check bench bench-thresholds bench-scoring bench-chaos docs lock doctor clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -38,7 +38,10 @@ bench-thresholds: install ## Thresholds from 1e5 to 1e8 samples
 bench-scoring: install ## Scoring engines side by side
 	$(BIN)/python benchmarks/scoring.py
 
-bench: bench-thresholds bench-scoring ## All benchmarks
+bench-chaos: install ## Random kills of every part of a job, compared with an undisturbed run
+	$(BIN)/python -m benchmarks.chaos --kills 40 --seed 1
+
+bench: bench-thresholds bench-scoring bench-chaos ## All benchmarks
 
 docs: install ## Write the option tables of docs/ from the code
 	$(BIN)/python scripts/write_reference.py
