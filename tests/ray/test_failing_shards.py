@@ -51,7 +51,7 @@ def fragile_model(tmp_path: Path) -> Path:
 def test_a_shard_that_kills_its_worker(fragile_model: Path, tmp_path: Path) -> None:
     """It is tried as often as `limits` says and fails the job at its end; allowed, its records are rejected."""
     records = [chat(f"{i}?", f"it is {i}") for i in range(120)]
-    records[70] = chat("long?", "and on and on " * LONG_TOKENS)
+    records[70] = chat("long?", "and on and on " * 40)  # some 340 tokens
     data, out = write_jsonl(tmp_path / "d.jsonl", records), tmp_path / "o"
     common = ("--model", fragile_model, "--trust-remote-code", "--engine", "reference", "--output", out)
     arguments = ("prune", data, *common, "--shard-bytes", 2048, "--max-shard-attempts", 2)
