@@ -241,9 +241,12 @@ def _run(spec: JobSpec, ray_address: str | None, *, overwrite: bool) -> None:
     from qtune_service.pipeline.progress import PlainSink, TerminalSink
     from qtune_service.pipeline.run import run_job
     from qtune_service.pipeline.stopping import Stop
+    from qtune_service.torchless import import_transformers_without_torch
 
     stop = Stop()
     stop.install()
+    if not spec.model.trust_remote_code:  # a tokenizer with code of its own may want torch
+        import_transformers_without_torch()
     with _quiet() as console:
         sink = TerminalSink(console) if console.is_terminal else PlainSink(console)
         try:

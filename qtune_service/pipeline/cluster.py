@@ -19,7 +19,7 @@ import pickle
 import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from qtune_service.config import EngineSpec
@@ -47,6 +47,10 @@ class Stage:
     """Actors, at least and at most; None runs tasks."""
     max_tasks: int | None = None
     """Tasks at a time; None leaves it to the cluster's CPUs."""
+    setup: Callable[[], None] | None = None
+    """Called in a worker process before its task; what is done once a process remembers that itself."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables that the processes of a pool start with."""
     is_closing: bool = False
     """Goes on while the job stops: it saves what others have done."""
 
@@ -188,6 +192,12 @@ def stream(shards: Iterable[tuple[int, bytes]], *stages: Stage, guard: Guard | N
         ) from error
 
 
+def run_here(items: Iterable[tuple[int, bytes]], stage: Stage) -> Iterator[Arrival]:
+    """Do a stage of tasks in this process, one shard after the other."""
+    for shard, payload in items:
+        yield Arrival(shard, stage.target(shard, payload, *stage.arguments))
+
+
 def _add(dataset: Any, stage: Stage, guard: Guard | None) -> Any:
     """Append one stage. Batches of one row: a shard is never split or joined with another."""
     import ray
@@ -203,6 +213,8 @@ def _add(dataset: Any, stage: Stage, guard: Guard | None) -> Any:
         tasks = ray.data.TaskPoolStrategy(size=stage.max_tasks)
         return dataset.map_batches(_run_task, fn_args=(stage, guard), compute=tasks, **common)
     pool = ray.data.ActorPoolStrategy(min_size=stage.pool[0], max_size=stage.pool[1])
+    if stage.environment:
+        common["runtime_env"] = {"env_vars": dict(stage.environment)}
     return dataset.map_batches(_StageActor, fn_constructor_args=(stage, guard), compute=pool, **common)
 
 
@@ -226,6 +238,8 @@ def _fail(error: Exception, _index: int, _payload: bytes) -> bytes:
 
 
 def _run_task(batch: Any, stage: Stage, guard: Guard | None) -> Any:
+    if stage.setup is not None:
+        stage.setup()
     return _guarded(stage, guard, lambda index, payload: stage.target(index, payload, *stage.arguments), batch)
 
 

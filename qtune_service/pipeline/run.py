@@ -21,7 +21,7 @@ from qtune_service.data.shards import Chunk, ChunkScan, Plan, is_enough, make_pl
 from qtune_service.data.sources import discover
 from qtune_service.errors import DataError, EngineError, ShardFailedError
 from qtune_service.pipeline import cluster
-from qtune_service.pipeline.cluster import Cluster, Pool, Stage, stream
+from qtune_service.pipeline.cluster import Cluster, Pool, Stage, run_here, stream
 from qtune_service.pipeline.finish import Pruned, finish_pruned, finish_scored
 from qtune_service.pipeline.model_info import describe_model, local_folder
 from qtune_service.pipeline.origin import adopt_scores, save_tokenizer
@@ -44,11 +44,15 @@ from qtune_service.pipeline.stages import (
 from qtune_service.pipeline.stopping import Stop
 from qtune_service.pipeline.supervision import Guard, start_supervisor
 from qtune_service.pipeline.tables import own_names, pruned_names
+from qtune_service.scoring.environment import allocator_environment
+from qtune_service.torchless import import_transformers_without_torch
 
 LIGHT_CPUS = 0.5
 """CPUs of a task beside the engine. Unlike the actor's, or Ray Data would fuse encoding into the actor."""
 HOPELESS = 3
 """Failed shards after which the job ends if not one has succeeded."""
+SMALL_INPUT_BYTES = 32 << 20
+"""Input that the driver scans itself, in less time than a worker takes to start."""
 SCAN_WAVE = 64
 """Chunks scanned before looking whether `limit` is reached."""
 
@@ -130,16 +134,19 @@ class _Job:
         return plan
 
     def _scan(self, chunks: list[Chunk], nodes: Cluster) -> list[ChunkScan]:
-        """Scan the input; under `limit` in waves, and no further than needed."""
+        """Scan the input; under `limit` in waves, and no further than needed. A small one here, without workers."""
         spec = self.spec.input
         self.tracker.stage("plan", len(chunks), unit="chunks")
         stage = Stage("plan", scan_chunk, (self.spec,), num_cpus=LIGHT_CPUS, max_tasks=nodes.max_tasks)
+        is_small = sum({chunk.file.uri: chunk.file.size_bytes for chunk in chunks}.values()) <= SMALL_INPUT_BYTES
         wave = len(chunks) if spec.limit is None else SCAN_WAVE
         scans: list[ChunkScan] = []
         while len(scans) < len(chunks) and not is_enough(scans, spec):
-            found = {}
             todo = chunks[len(scans) : len(scans) + wave]
-            for arrival in stream([(chunk.index, pickle.dumps(chunk)) for chunk in todo], stage):
+            items = [(chunk.index, pickle.dumps(chunk)) for chunk in todo]
+            arrivals = run_here(items, stage) if is_small else stream(items, stage)
+            found = {}
+            for arrival in arrivals:
                 found[arrival.shard] = pickle.loads(arrival.payload)  # noqa: S301 - written by `scan_chunk` of this job
                 self.tracker.advance(1)
             scans += [found[chunk.index] for chunk in todo]
@@ -194,11 +201,14 @@ class _Job:
     ) -> tuple[dict[int, Marker], dict[int, str]]:
         """Score shards: the markers of those that are done, and what the others failed with."""
         size = (min(pool.min_actors, max(len(todo), 1)), min(pool.max_actors, max(len(todo), 1)))
-        stages = (
-            Stage("encode", encode_shard, (context,), num_cpus=LIGHT_CPUS, max_tasks=nodes.max_tasks),
-            Stage("score", ScoreShard, (context,), num_cpus=pool.cpus, num_gpus=pool.gpus, pool=size),
-            Stage("commit", commit_shard, (context,), num_cpus=LIGHT_CPUS, max_tasks=nodes.max_tasks, is_closing=True),
-        )
+        scorer = Stage("score", ScoreShard, (context,), num_cpus=pool.cpus, num_gpus=pool.gpus, pool=size)
+        encode = Stage("encode", encode_shard, (context,), num_cpus=LIGHT_CPUS, max_tasks=nodes.max_tasks)
+        commit = Stage("commit", commit_shard, (context,), num_cpus=LIGHT_CPUS, max_tasks=nodes.max_tasks)
+        if not self.spec.model.trust_remote_code:  # a tokenizer with code of its own may want torch
+            encode = replace(encode, setup=import_transformers_without_torch)
+        if not pool.gpus:
+            scorer = replace(scorer, environment=allocator_environment())
+        stages = (encode, scorer, replace(commit, is_closing=True))
         fresh: dict[int, Marker] = {}
         failed: dict[int, str] = {}
         arrived: set[int] = set()

@@ -149,7 +149,9 @@ def partial_bytes(scores: Mapping[int, TokenScores]) -> pa.Buffer:
     values = list(scores.values())
     offsets = np.concatenate([[0], np.cumsum([len(s.nll) for s in values], dtype=np.int64)])
     columns = {
-        name: list_column(np.concatenate([getattr(s, name) for s in values]), offsets, pa.float32())
+        name: list_column(
+            np.concatenate([np.empty(0, np.float32), *(getattr(s, name) for s in values)]), offsets, pa.float32()
+        )
         for name in ("nll", "entropy")
     }
     table = pa.table({"index": pa.array(list(scores), pa.int64()), **columns})

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from qtune_service.config import EngineSpec, ModelSpec
 from qtune_service.core.metrics import Sample, TokenScores
-from qtune_service.scoring.base import EngineInfo
+from qtune_service.scoring.base import EngineInfo, Watch, never
 
 T = TypeVar("T")
 
@@ -31,10 +31,10 @@ class EngineWorker:
             self._info = self.call(load, self._model, self._engine)
         return self._info
 
-    def score(self, samples: Sequence[Sample]) -> list[TokenScores]:
+    def score(self, samples: Sequence[Sample], watch: Watch = never) -> list[TokenScores]:
         """Score there; starts the engine."""
         assert self.info
-        return self.call(score, list(samples))
+        return self.call(score, list(samples), watch)
 
     def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function there, with or without the engine started; its error is raised here."""
@@ -56,9 +56,9 @@ def load(model: ModelSpec, engine: EngineSpec) -> EngineInfo:
     return info
 
 
-def score(samples: Sequence[Sample]) -> list[TokenScores]:
+def score(samples: Sequence[Sample], watch: Watch) -> list[TokenScores]:
     """Score in this process."""
-    scores: list[TokenScores] = _scorer.score(samples)
+    scores: list[TokenScores] = _scorer.score(samples, watch)
     return scores
 
 

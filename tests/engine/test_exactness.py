@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 
 from qtune_service.config import EngineSpec, ModelSpec
 from qtune_service.core.metrics import Sample, TokenScores
-from qtune_service.scoring.base import Scorer
+from qtune_service.scoring.base import InterruptedScoring, Scorer
 from tests.engine.engine_worker import EngineWorker, cached_tokens
 from tests.engine.exactness import (
     MAX_MODEL_LEN,
@@ -59,6 +61,17 @@ def test_scores_do_not_depend_on_order_or_grouping(scorer: Scorer) -> None:
     for size in (2, 11):
         split = [s for i in range(0, len(samples), size) for s in scorer.score(samples[i : i + size])]
         assert difference(split, together) < SAME
+
+
+def test_stopping_keeps_what_is_scored(scorer: Scorer) -> None:
+    """A call that its watch stops gives the scores it has, which are right, and leaves an engine that goes on."""
+    samples = all_cases(scorer.info.vocab_size)
+    with pytest.raises(InterruptedScoring) as stopped:
+        scorer.score(samples, functools.partial(operator.lt, 0))  # as soon as a token is scored
+    done: dict[int, TokenScores] = dict(stopped.value.scores)
+    assert 0 < len(done) < len(samples)
+    whole = scorer.score(samples)
+    assert difference(list(done.values()), [whole[i] for i in done]) < SAME
 
 
 def test_a_repeated_call_gives_the_same_bits(scorer: Scorer) -> None:
