@@ -21,7 +21,7 @@ STAGES = ("prepare", "plan", "encode", "score", "thresholds", "prune", "report",
 """In the order of a job. `encode`: nothing is scored yet in this run. `commit`: the manifest is being written."""
 ENDS_THE_DRIVER = frozenset({"driver", "driver by SIGTERM", "head node"})
 MAX_SHARDS = 8
-MAX_DELAY_S = {"prepare": 6.0, "plan": 1.0, "encode": 4.0, "score": 0.4, "prune": 0.2, "report": 1.5}
+MAX_DELAY_S = {"prepare": 6.0, "plan": 0.3, "encode": 4.0, "score": 0.4, "prune": 0.2, "report": 1.5}
 """Of the stages that last; a kill in another one comes at its begin, give or take INSTANT_S."""
 INSTANT_S = 0.03
 
