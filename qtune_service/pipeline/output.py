@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -71,12 +72,16 @@ class Output:
 
     def finished(self, stage: str) -> dict[int, dict[str, Any]]:
         """The markers of a stage, by shard."""
-        uris = storage.list_files(self.at("_qtune", stage), recursive=False)
+        found = self._numbered(stage, "json")
         with ThreadPoolExecutor(16) as pool:
-            records = pool.map(storage.read_json, uris)
-        return {
-            int(uri.rsplit("/", 1)[-1].removesuffix(".json")): record for uri, record in zip(uris, records, strict=True)
-        }
+            return dict(zip(found, pool.map(storage.read_json, found.values()), strict=True))
+
+    def _numbered(self, folder: str, ending: str) -> dict[int, str]:
+        """Files 00000.ENDING of a working folder by number; not the half-written ones that a crash left there."""
+        where = self.at("_qtune", folder)
+        names = {uri: storage.relative(uri, where) for uri in storage.list_files(where, recursive=False)}
+        matches = {uri: re.fullmatch(rf"(\d+)\.{ending}", name) for uri, name in names.items()}
+        return {int(match[1]): uri for uri, match in matches.items() if match}
 
     def partial_uri(self, shard: int) -> str:
         """Where a shard's scores are kept that a stopped job had so far."""
@@ -84,8 +89,7 @@ class Output:
 
     def partials(self) -> frozenset[int]:
         """Shards with such scores."""
-        uris = storage.list_files(self.at("_qtune", "partial"), recursive=False)
-        return frozenset(int(uri.rsplit("/", 1)[-1].removesuffix(".arrow")) for uri in uris)
+        return frozenset(self._numbered("partial", "arrow"))
 
     def note_progress(self, body: bytes) -> None:
         """Rewrite progress.json."""

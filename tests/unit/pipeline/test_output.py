@@ -43,8 +43,22 @@ def test_strays_on_an_object_store() -> None:
     with serve_s3() as s3:
         output = Output(f"{s3.uri('o')}?endpoint_override={s3.url}")
         write_strays(output)
+        output.mark("scored", 7, {"read": 2})
+        assert output.finished("scored") == {7: {"read": 2}}
+        output.drop_working_files()
         output.drop_strays(["scores/part-00000.parquet"])
         assert names(output.root) == ["pruned/README.md", "scores/part-00000.parquet"]
+
+
+def test_half_written_markers_do_not_count(tmp_path: Path) -> None:
+    """A crash in the middle of writing a marker or a checkpoint leaves a hidden file, which is no shard."""
+    output = Output(str(tmp_path))
+    output.mark("scored", 12, {"read": 1})
+    storage.write_bytes(output.partial_uri(3), b"x")
+    for name in ("scored/.00013.json.17-ab.tmp", "partial/.00004.arrow.17-ab.tmp"):
+        storage.write_bytes(output.at("_qtune", name), b"{")
+    assert output.finished("scored") == {12: {"read": 1}}
+    assert output.partials() == {3}
 
 
 def test_a_damaged_marker_is_named(tmp_path: Path) -> None:
