@@ -1,7 +1,8 @@
 """What reaches the terminal: ours. What libraries have to say goes to a log file.
 
 Python warnings and loggers of libraries are captured. File descriptor 2, to which the C++ code of Ray and torch
-writes, is pointed at the log while a job runs; our own console keeps the real one.
+writes, and sys.stdout, to which Ray prints what it thinks of lost nodes, are pointed at the log while a job runs; our
+own console keeps the real standard error.
 """
 
 from __future__ import annotations
@@ -32,7 +33,11 @@ def quiet_libraries(log: Path) -> Iterator[Console]:
     handler = logging.FileHandler(log, encoding="utf-8")
     root = logging.getLogger()
     previous_stderr = sys.stderr
-    with log.open("ab") as file, open(real, "w", encoding="utf-8", closefd=False) as terminal:
+    with (
+        log.open("a", encoding="utf-8", buffering=1) as file,
+        open(real, "w", encoding="utf-8", closefd=False) as terminal,
+        contextlib.redirect_stdout(file),
+    ):
         os.dup2(file.fileno(), 2)
         root.addHandler(handler)
         try:

@@ -15,6 +15,7 @@ import pyarrow.dataset as ds
 
 REPO = Path(__file__).resolve().parent.parent
 QTUNE = [sys.executable, "-m", "qtune_service.cli"]
+DEMO_DATA = REPO / "examples" / "demo" / "data.jsonl"
 DEMO_MODEL = str(REPO / "examples" / "demo" / "model")
 
 
@@ -40,6 +41,12 @@ def start(*arguments: object, env: Mapping[str, str] | None = None) -> subproces
         env=environment(env),
         start_new_session=True,
     )
+
+
+def demo_job(out: object, *more: object) -> tuple[object, ...]:
+    """Arguments of a job of many small shards, in float32."""
+    common = ("prune", DEMO_DATA, "--limit", 600, "--shard-bytes", 4096, "--model", DEMO_MODEL, "--dtype", "float32")
+    return (*common, "--output", out, *more)
 
 
 def manifest(out: Path) -> dict[str, Any]:

@@ -26,7 +26,8 @@ import stamina
 from qtune_service.errors import StorageError
 
 T = TypeVar("T")
-ATTEMPTS = 4
+ATTEMPTS = 7
+"""With pauses of 0.2 to 5 s that is an outage of ten seconds survived."""
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]+)://")
 _S3_OPTIONS = {"endpoint_override", "region", "scheme", "anonymous"}
 _PASSING = re.compile(
@@ -176,7 +177,7 @@ def retrying(uri: str, action: str, call: Callable[[], T]) -> T:
     """Run `call`, again where the failure may pass; what fails for good is raised as a StorageError."""
     try:
         for attempt in stamina.retry_context(
-            on=_may_pass, attempts=ATTEMPTS, timeout=90, wait_initial=0.2, wait_max=5, wait_jitter=0.5
+            on=_may_pass, attempts=ATTEMPTS, timeout=120, wait_initial=0.2, wait_max=5, wait_jitter=0.5
         ):
             with attempt:
                 return call()

@@ -73,7 +73,7 @@ def finish_pruned(spec: JobSpec, output: Output, scored: Scored, pruned: Pruned,
 
 
 def _commit(spec: JobSpec, output: Output, scored: Scored, tracker: Tracker, body: dict[str, Any]) -> dict[str, Any]:
-    """Write the manifest, then drop what only a running job needs."""
+    """Leave nothing but what the manifest lists, write it, then drop what only a running job needs."""
     tracker.stage("done", 0)
     manifest = {
         "version": __version__,
@@ -87,6 +87,7 @@ def _commit(spec: JobSpec, output: Output, scored: Scored, tracker: Tracker, bod
         "performance": scored.performance,
         "scoring": scored.to_dict(),
     }
+    output.drop_strays(file["path"] for file in body["files"])
     storage.write_json(output.at("manifest.json"), manifest)
     output.drop_working_files()
     return manifest

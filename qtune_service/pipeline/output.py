@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,12 +73,16 @@ class Output:
 
     def finished(self, stage: str) -> dict[int, dict[str, Any]]:
         """The markers of a stage, by shard."""
-        uris = storage.list_files(self.at("_qtune", stage), recursive=False)
+        found = self._numbered(stage, "json")
         with ThreadPoolExecutor(16) as pool:
-            records = pool.map(storage.read_json, uris)
-        return {
-            int(uri.rsplit("/", 1)[-1].removesuffix(".json")): record for uri, record in zip(uris, records, strict=True)
-        }
+            return dict(zip(found, pool.map(storage.read_json, found.values()), strict=True))
+
+    def _numbered(self, folder: str, ending: str) -> dict[int, str]:
+        """Files 00000.ENDING of a working folder by number; not the half-written ones that a crash left there."""
+        where = self.at("_qtune", folder)
+        names = {uri: storage.relative(uri, where) for uri in storage.list_files(where, recursive=False)}
+        matches = {uri: re.fullmatch(rf"(\d+)\.{ending}", name) for uri, name in names.items()}
+        return {int(match[1]): uri for uri, match in matches.items() if match}
 
     def partial_uri(self, shard: int) -> str:
         """Where a shard's scores are kept that a stopped job had so far."""
@@ -85,12 +90,20 @@ class Output:
 
     def partials(self) -> frozenset[int]:
         """Shards with such scores."""
-        uris = storage.list_files(self.at("_qtune", "partial"), recursive=False)
-        return frozenset(int(uri.rsplit("/", 1)[-1].removesuffix(".arrow")) for uri in uris)
+        return frozenset(self._numbered("partial", "arrow"))
 
     def note_progress(self, body: bytes) -> None:
         """Rewrite progress.json."""
         storage.write_bytes(self.at("_qtune", "progress.json"), body)
+
+    def drop_strays(self, listed: Iterable[str]) -> None:
+        """Remove what crashed runs left beside the files of the manifest: half-written parts, and ones of no shard."""
+        keep = set(listed)
+        for folder in ("scores", "quadrants", "pruned", "rejected"):
+            for uri in storage.list_files(self.at(folder), recursive=False):
+                name = storage.relative(uri, self.at(folder))
+                if f"{folder}/{name}" not in keep and name.lstrip(".").startswith("part-"):
+                    storage.remove_file(uri)
 
     def drop_working_files(self) -> None:
         """Remove what only a running job needs; job.json stays and says whose output this is."""

@@ -1,110 +1,159 @@
-"""Jobs on a cluster that is already there, through Ray Jobs, and over an object store."""
+"""Jobs on a Ray cluster of two nodes with token authentication, over an object store, without a shared disk."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import socket
+import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
-from tests.jobs import DEMO_MODEL, REPO, environment, manifest, qtune
-from tests.s3 import serve_s3
+from tests.compare import differences
+from tests.jobs import DEMO_DATA, DEMO_MODEL, demo_job, manifest, qtune, start
+from tests.nodes import RAY, Nodes, ray_nodes
+from tests.processes import finished, wait_for
+from tests.s3 import S3Endpoint, serve_s3
 
-DEMO_DATA = REPO / "examples" / "demo" / "data.jsonl"
-RAY = str(Path(sys.executable).parent / "ray")
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """A head and a worker node on this machine."""
-
-    address: str
-    dashboard: str
-    env: dict[str, str]
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+CPUS = 2
+ACTOR_CPUS = 1.5
+"""One actor and one task fill a node, so that a second actor needs a second node."""
+ACROSS_MACHINES = 1e-5
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """`ray start --head` and a second node, as processes of their own."""
-    port, dashboard = free_port(), free_port()
-    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # Ray's socket paths must be short
-    env = environment({"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"})
-    head = ["--head", f"--port={port}", f"--dashboard-port={dashboard}", f"--temp-dir={folder}", "--num-cpus=1"]
-    nodes = [head, [f"--address=127.0.0.1:{port}", "--num-cpus=2"]]
-    try:
-        for node in nodes:
-            subprocess.run([RAY, "start", *node, "--disable-usage-stats"], env=env, check=True, capture_output=True)
-        yield Cluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", env)
-    finally:
-        subprocess.run([RAY, "stop", "--force"], env=env, check=False, capture_output=True)
-        shutil.rmtree(folder, ignore_errors=True)
+def s3() -> Iterator[S3Endpoint]:
+    """An object store."""
+    with serve_s3() as endpoint:
+        yield endpoint
 
 
-def test_runs_on_a_given_cluster(cluster: Cluster, tmp_path: Path) -> None:
-    """--ray-address uses the nodes of a running cluster and leaves it running."""
-    common = ("--model", DEMO_MODEL, "--engine", "reference", "--output", tmp_path / "o")
-    arguments = ("prune", DEMO_DATA, "--limit", 100, *common)
-    done = qtune(*arguments, "--ray-address", cluster.address, env=cluster.env)
-    assert done.returncode == 0, done.stderr
-    assert manifest(tmp_path / "o")["counts"]["scored"] == 100
-    command = [RAY, "status", f"--address={cluster.address}"]
-    status = subprocess.run(command, env=cluster.env, capture_output=True, text=True, check=True)
-    assert status.stdout.count("node_") >= 2
+@pytest.fixture(scope="module")
+def cluster(s3: S3Endpoint) -> Iterator[Nodes]:
+    """A head and a second node, each in a working folder of its own."""
+    with ray_nodes(CPUS, CPUS, env=s3.env) as nodes:
+        yield nodes
 
 
-def test_runs_inside_ray_job_submit(cluster: Cluster, tmp_path: Path) -> None:
-    """`ray job submit -- qtune run SPEC.json` runs the same spec in the cluster."""
-    spec = {
-        "input": {"paths": [str(DEMO_DATA)], "limit": 80},
-        "model": {"name": DEMO_MODEL},
-        "engine": {"name": "reference"},
-        "output": {"path": str(tmp_path / "o")},
+def spec(data: str, output: str, actors: str) -> dict[str, Any]:
+    """The demo job as a job file, for a pool that fills the nodes."""
+    return {
+        "input": {"paths": [data], "limit": 600, "shard_bytes": 4096},
+        "model": {"name": DEMO_MODEL, "dtype": "float32"},
+        "engine": {"name": "reference", "num_actors": actors, "cpus_per_actor": ACTOR_CPUS},
+        "output": {"path": output},
     }
-    (tmp_path / "spec.json").write_text(json.dumps(spec))
-    command = [sys.executable, "-m", "qtune_service.cli", "run", str(tmp_path / "spec.json")]
+
+
+def write_spec(path: Path, body: dict[str, Any]) -> Path:
+    """Write a job file."""
+    path.write_text(json.dumps(body))
+    return path
+
+
+def ray_env(cluster: Nodes) -> dict[str, str]:
+    """What a command needs to join the cluster."""
+    return {name: value for name, value in cluster.env.items() if name.startswith(("RAY_", "AWS_"))}
+
+
+def scored_by(out: Path) -> set[str]:
+    """Nodes that have scored shards, while the job runs."""
+    markers = [json.loads((out / "_qtune" / "scored" / name).read_text()) for name in finished(out)]
+    return {marker["actor"].partition(":")[0] for marker in markers}
+
+
+def wait_for_nodes(count: int, out: Path, process: subprocess.Popen[str]) -> None:
+    """Wait until so many nodes have scored shards."""
+    wait_for(lambda: len(scored_by(out)) == count, process, timeout_s=120)
+
+
+def freeze(processes: list[psutil.Process]) -> None:
+    """Stop processes where they are, as a machine that hangs."""
+    for process in processes:
+        process.send_signal(signal.SIGSTOP)
+
+
+def thaw(processes: list[psutil.Process]) -> None:
+    """Let them go on."""
+    for process in processes:
+        process.send_signal(signal.SIGCONT)
+
+
+def test_two_nodes_and_an_object_store(cluster: Nodes, s3: S3Endpoint, undisturbed: Path, tmp_path: Path) -> None:
+    """`ray job submit` of a spec with s3:// in and out: actors on both nodes, the output of one machine; and pruning
+    again from there.
+    """
+    s3.put("in/data.jsonl", DEMO_DATA.read_bytes())
+    body = spec(s3.uri("in/data.jsonl"), s3.uri("out"), "2-2")
+    job_file = write_spec(tmp_path / "spec.json", body)
+    command = [sys.executable, "-m", "qtune_service.cli", "run", str(job_file)]
     submit = [RAY, "job", "submit", "--address", cluster.dashboard, "--", *command]
     done = subprocess.run(submit, env=cluster.env, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert manifest(tmp_path / "o")["counts"]["scored"] == 80
-    assert "score: 80/80 samples" in done.stdout + done.stderr
+    assert "score: 600/600 samples" in done.stdout + done.stderr
+    s3.download("out", tmp_path / "out")
+    assert manifest(tmp_path / "out")["performance"]["nodes"] == 2
+    assert differences(undisturbed, tmp_path / "out", ACROSS_MACHINES, ignored=frozenset({"source"})) == []
+    less = ("--from-scores", s3.uri("out"), "--output", s3.uri("again"), "--sample-keep-ratio", 0.25)
+    again = qtune("prune", *less, "--ray-address", cluster.address, env=ray_env(cluster))
+    assert again.returncode == 0, again.stderr
+    s3.download("again", tmp_path / "again")
+    assert manifest(tmp_path / "again")["counts"]["kept"] < manifest(tmp_path / "out")["counts"]["kept"]
 
 
-def test_object_store_in_and_out(tmp_path: Path) -> None:
-    """Input and output on s3://: the same rows as on a disk, and pruning again from there."""
-    with serve_s3() as s3:
-        lines = DEMO_DATA.read_text().splitlines(keepends=True)[:120]
-        s3.client().put_object(Bucket=s3.bucket, Key="in/data.jsonl", Body="".join(lines).encode())
-        env = {k: v for k, v in os.environ.items() if k.startswith("AWS_")}
-        common = ("--model", DEMO_MODEL, "--engine", "reference", "--shard-bytes", 16384)
-        remote = qtune("prune", s3.uri("in"), *common, "--output", s3.uri("out"), env=env)
-        assert remote.returncode == 0, remote.stderr
-        less = ("--from-scores", s3.uri("out"), "--output", s3.uri("again"), "--sample-keep-ratio", 0.25)
-        again = qtune("prune", *less, env=env)
-        assert again.returncode == 0, again.stderr
-        local_data = tmp_path / "data.jsonl"
-        local_data.write_text("".join(lines))
-        local = qtune("prune", local_data, *common, "--output", tmp_path / "o")
-        assert local.returncode == 0, local.stderr
-        bodies = {
-            name: json.loads(s3.client().get_object(Bucket=s3.bucket, Key=f"{name}/manifest.json")["Body"].read())
-            for name in ("out", "again")
-        }
-    here = manifest(tmp_path / "o")
-    assert bodies["out"]["counts"] == here["counts"]
-    assert bodies["out"]["thresholds"]["alpha"] == pytest.approx(here["thresholds"]["alpha"], abs=1e-9)
-    assert bodies["again"]["counts"]["kept"] < here["counts"]["kept"]
+def test_a_missing_token_is_told(cluster: Nodes, tmp_path: Path) -> None:
+    """Without the cluster's token the job ends at once, and its message speaks of the token."""
+    env = {**ray_env(cluster), "RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")}
+    done = qtune(*demo_job(tmp_path / "o", "--ray-address", cluster.address), env=env)
+    assert done.returncode == 4, done.stderr
+    assert "token" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_nodes_come_and_go(cluster: Nodes, undisturbed: Path, tmp_path: Path) -> None:
+    """The pool grows to a second node, and to a third one that joins late; when that one is lost, the job goes on."""
+    out = tmp_path / "out"
+    job_file = write_spec(tmp_path / "spec.json", spec(str(DEMO_DATA), str(out), "1-3"))
+    process = start("run", job_file, "--ray-address", cluster.address, env=ray_env(cluster))
+    frozen: list[psutil.Process] = []
+    try:
+        for count in (1, 2):  # a frozen actor leaves all that is not in its hands to the others
+            wait_for_nodes(count, out, process)
+            frozen += actors_that_run(cluster, frozen)
+            freeze(frozen)
+        late = cluster.join(CPUS)
+        wait_for_nodes(3, out, process)
+        cluster.lose(late)
+    finally:
+        thaw(frozen)
+    text, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, text
+    assert manifest(out)["performance"]["nodes"] == 3
+    assert differences(undisturbed, out, ACROSS_MACHINES) == []
+
+
+def actors_that_run(cluster: Nodes, frozen: list[psutil.Process]) -> list[psutil.Process]:
+    """Scoring actors of all nodes but the frozen ones."""
+    return [actor for node in cluster.nodes for actor in node.actors() if actor not in frozen]
+
+
+def test_a_lost_head_node(cluster: Nodes, undisturbed: Path, tmp_path: Path) -> None:
+    """The job ends with one message and not in silence; on a new cluster the same command completes it."""
+    out = tmp_path / "out"
+    job_file = write_spec(tmp_path / "spec.json", spec(str(DEMO_DATA), str(out), "1-2"))
+    process = start("run", job_file, "--ray-address", cluster.address, env=ray_env(cluster))
+    wait_for(lambda: len(finished(out)) >= 3, process)
+    cluster.lose_all()
+    text, _ = process.communicate(timeout=200)
+    assert process.returncode == 4, text
+    assert "run the same command again" in text
+    marked = len(finished(out))
+    cluster.start_head(CPUS)
+    done = qtune("run", job_file, "--ray-address", cluster.address, env=ray_env(cluster))
+    assert done.returncode == 0, done.stderr
+    assert f"continuing: {marked} of" in done.stderr
+    assert differences(undisturbed, out, ACROSS_MACHINES) == []

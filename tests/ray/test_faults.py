@@ -1,117 +1,143 @@
-"""Jobs that are killed, stopped, or cannot go on."""
+"""Jobs that are killed, stopped, or lose a part of themselves, on this machine."""
 
 from __future__ import annotations
 
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
+import psutil
 import pytest
 
-from tests.jobs import DEMO_MODEL, REPO, manifest, qtune, rows, start, write_jsonl
+from tests.compare import differences
+from tests.jobs import DEMO_MODEL, demo_job, manifest, qtune, rows, start, write_jsonl
+from tests.processes import ACTOR, ENGINE, TASK, finished, kill_all, progress, titled, wait_for
 from tests.ray.test_job import chat
 
-DEMO_DATA = REPO / "examples" / "demo" / "data.jsonl"
+
+def end(process: subprocess.Popen[str]) -> str:
+    """Wait for a job that is to complete; gives what it printed."""
+    text, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, text
+    return text
 
 
-def job(out: Path, *more: object) -> tuple[object, ...]:
-    """A job of many small shards, in float32."""
-    common = ("prune", DEMO_DATA, "--limit", 600, "--shard-bytes", 8192, "--model", DEMO_MODEL, "--dtype", "float32")
-    return (*common, "--output", out, *more)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The job run to its end without a fault."""
-    out = tmp_path_factory.mktemp("undisturbed") / "out"
-    done = qtune(*job(out, "--engine", "vllm"))
+def complete(out: Path, *more: object, env: dict[str, str] | None = None) -> str:
+    """Run the command again to its end; gives what it said."""
+    done = qtune(*demo_job(out, *more), env=env)
     assert done.returncode == 0, done.stderr
-    return out
+    return done.stderr
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], timeout_s: float = 240) -> None:
-    """Wait until the condition holds; fails if the job ends before."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert process.poll() is None, f"the job ended too early: {process.stdout.read() if process.stdout else ''}"
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.02)
-
-
-def finished_shards(out: Path) -> int:
-    """Shards that are scored and marked."""
-    return len(list((out / "_qtune" / "scored").glob("*.json")))
-
-
-def assert_same(a: Path, b: Path) -> None:
-    """Same rows, same masks, scores to 1e-6."""
-    left, right = (sorted(rows(p / "scores"), key=lambda r: str(r["sample_id"])) for p in (a, b))
-    assert [r["sample_id"] for r in left] == [r["sample_id"] for r in right]
-    for x, y in zip(left, right, strict=True):
-        assert x["input_ids"] == y["input_ids"]
-        np.testing.assert_allclose(x["nll"], y["nll"], atol=1e-6, rtol=0)
-        np.testing.assert_allclose(x["entropy"], y["entropy"], atol=1e-6, rtol=0)
-    kept = [{r["qtune"]["sample_id"]: r["loss_mask"] for r in rows(p / "pruned")} for p in (a, b)]
-    assert kept[0] == kept[1]
-
-
-def test_a_killed_driver_resumes_to_the_same_output(undisturbed: Path, tmp_path: Path) -> None:
-    """kill -9 of the whole driver while scoring, run again: nothing twice, nothing lost, the same output."""
-    out = tmp_path / "out"
-    process = start(*job(out, "--engine", "vllm"))
-    wait_for(lambda: finished_shards(out) >= 5, process)
-    os.killpg(process.pid, signal.SIGKILL)
+def kill(process: subprocess.Popen[str]) -> None:
+    """kill -9 of the driver alone; its workers must see by themselves that it is gone."""
+    workers = [*titled(ACTOR, [process.pid]), *titled(TASK, [process.pid])]
+    process.kill()
     process.wait()
-    survived = {p.name: p.stat().st_mtime_ns for p in (out / "scores").glob("*.parquet")}
-    assert not (out / "manifest.json").exists()
-    marked = finished_shards(out)
-    done = qtune(*job(out, "--engine", "vllm"))
-    assert done.returncode == 0, done.stderr
-    assert f"continuing: {marked} of" in done.stderr
-    kept_as_they_were = sum((out / "scores" / n).stat().st_mtime_ns == t for n, t in survived.items())
-    assert kept_as_they_were >= marked, "a finished shard was scored again"
-    assert_same(undisturbed, out)
+    _, left = psutil.wait_procs(workers, timeout=30)
+    assert not left, "workers outlived their driver"
 
 
-def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(undisturbed: Path, tmp_path: Path) -> None:
-    """SIGINT ends with code 130 and one sentence, no stack; the same command continues."""
+def test_a_killed_driver_resumes_to_the_same_output(undisturbed_vllm: Path, tmp_path: Path) -> None:
+    """kill -9 of the driver while scoring, run again: nothing twice, nothing lost, the same output."""
     out = tmp_path / "out"
-    process = start(*job(out, "--engine", "vllm"))
-    wait_for(lambda: finished_shards(out) >= 2, process)
+    process = start(*demo_job(out, "--engine", "vllm"))
+    wait_for(lambda: len(finished(out)) >= 5, process)
+    kill(process)
+    survived = {p: p.stat().st_mtime_ns for m in finished(out) if (p := part(out, "scores", m)).exists()}
+    assert not (out / "manifest.json").exists()
+    assert f"continuing: {len(finished(out))} of" in complete(out, "--engine", "vllm")
+    assert {p: p.stat().st_mtime_ns for p in survived} == survived, "a finished shard was scored again"
+    assert differences(undisturbed_vllm, out) == []
+
+
+def part(out: Path, folder: str, marker: str) -> Path:
+    """A shard's Parquet file, by the name of its marker."""
+    return out / folder / f"part-{marker.removesuffix('.json')}.parquet"
+
+
+@pytest.mark.parametrize("stage", ["plan", "prune"])
+def test_a_driver_killed_in_another_stage_resumes(stage: str, undisturbed: Path, tmp_path: Path) -> None:
+    """A crash while planning or pruning costs only what was not written."""
+    out = tmp_path / "out"
+    process = start(*demo_job(out, "--engine", "reference"))
+    wait_for(lambda: progress(out).get("stage") == stage, process)
+    kill(process)
+    assert not (out / "manifest.json").exists()
+    complete(out, "--engine", "reference")
+    assert differences(undisturbed, out) == []
+
+
+def test_killed_workers_are_replaced(undisturbed: Path, tmp_path: Path) -> None:
+    """The job goes on by itself after kill -9 of its scoring actor, and of a task that encodes or writes."""
+    out = tmp_path / "out"
+    process = start(*demo_job(out, "--engine", "reference"))
+    wait_for(lambda: titled(ACTOR, [process.pid]) and len(finished(out)) >= 2, process)
+    kill_all(titled(ACTOR, [process.pid]))
+    wait_for(lambda: titled(TASK, [process.pid]), process)
+    kill_all(titled(TASK, [process.pid])[:1])
+    end(process)
+    assert differences(undisturbed, out) == []
+
+
+def test_a_killed_engine_process_is_replaced(undisturbed_vllm: Path, tmp_path: Path) -> None:
+    """Where vLLM's engine has processes of its own and they are killed, the job gets a new one and goes on."""
+    out = tmp_path / "out"
+    process = start(*demo_job(out, "--engine", "vllm"), env={"VLLM_ENABLE_V1_MULTIPROCESSING": "1"})
+    wait_for(lambda: titled(ENGINE, [process.pid]) and len(finished(out)) >= 2, process)
+    engines = {p.pid for p in titled(ENGINE, [process.pid])}
+    kill_all(titled(ENGINE, [process.pid])[:1])
+    wait_for(lambda: {p.pid for p in titled(ENGINE, [process.pid])} - engines, process)
+    end(process)
+    assert differences(undisturbed_vllm, out) == []
+
+
+def test_ctrl_c_and_leftovers_of_a_crash(undisturbed: Path, tmp_path: Path) -> None:
+    """SIGINT ends with 130 and one sentence, no stack. Half-written files of a crash do not hinder the next run."""
+    out = tmp_path / "out"
+    process = start(*demo_job(out, "--engine", "reference"))
+    wait_for(lambda: len(finished(out)) >= 2, process)
     process.send_signal(signal.SIGINT)
     text, _ = process.communicate(timeout=90)
     assert process.returncode == 130, text
     assert "run the same command again" in text
     assert "Traceback" not in text
-    done = qtune(*job(out, "--engine", "vllm"))
-    assert done.returncode == 0, done.stderr
-    assert_same(undisturbed, out)
+    unfinished = next(i for i in range(100) if f"{i:05}.json" not in finished(out))
+    (out / "scores" / f"part-{unfinished:05}.parquet").write_bytes(b"PAR1 half a file")
+    (out / "rejected").mkdir(exist_ok=True)
+    (out / "rejected" / f"part-{unfinished:05}.parquet").write_bytes(b"PAR1 of a run that rejected something here")
+    (out / "scores" / f".part-{unfinished:05}.parquet.1-0a.tmp").write_bytes(b"half a write")
+    (out / "_qtune" / "scored" / f".{unfinished:05}.json.1-0a.tmp").write_bytes(b"{")
+    (out / "_qtune" / "progress.json").write_bytes(b"{")
+    complete(out, "--engine", "reference")
+    assert differences(undisturbed, out) == []
 
 
-def test_an_interrupted_prune_stage_continues(undisturbed: Path, tmp_path: Path) -> None:
-    """A crash between scoring and the manifest costs only what was not written."""
+def test_sigterm_saves_what_is_in_hand(undisturbed: Path, tmp_path: Path) -> None:
+    """SIGTERM while scoring ends with 143 within the grace period, and loses no shard that had been begun."""
     out = tmp_path / "out"
-    process = start(*job(out, "--engine", "vllm"))
-    wait_for((out / "pruned").is_dir, process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    done = qtune(*job(out, "--engine", "vllm"))
-    assert done.returncode == 0, done.stderr
-    assert_same(undisturbed, out)
+    process = start(*demo_job(out, "--engine", "reference"))
+    wait_for(lambda: len(finished(out)) >= 2, process)
+    before = finished(out)
+    process.send_signal(signal.SIGTERM)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, text
+    assert "run the same command again" in text
+    assert "Traceback" not in text
+    saved = len(finished(out)) + len(list((out / "_qtune" / "partial").glob("*.arrow")))
+    assert saved > len(before), "what was in hand is lost"
+    complete(out, "--engine", "reference")
+    assert differences(undisturbed, out) == []
 
 
 def test_two_drivers_do_not_share_an_output(tmp_path: Path) -> None:
     """The second command on the same output is refused while the first one runs."""
     out = tmp_path / "out"
-    process = start(*job(out, "--engine", "reference"))
+    process = start(*demo_job(out, "--engine", "reference"))
     wait_for((out / "_qtune" / "job.json").exists, process)
-    second = qtune(*job(out, "--engine", "reference"))
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    second = qtune(*demo_job(out, "--engine", "reference"))
+    kill(process)
     assert second.returncode == 2
     assert "another qtune process" in second.stderr
 
@@ -122,9 +148,8 @@ def test_changed_input_is_refused(tmp_path: Path) -> None:
     common = ("--model", DEMO_MODEL, "--engine", "reference", "--output", tmp_path / "o")
     arguments = ("prune", data, *common, "--shard-bytes", 2048)
     process = start(*arguments)
-    wait_for(lambda: finished_shards(tmp_path / "o") >= 1, process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    wait_for(lambda: finished(tmp_path / "o"), process)
+    kill(process)
     write_jsonl(data, [chat(f"{i}!", f"it is {i}") for i in range(400)])
     done = qtune(*arguments)
     assert done.returncode == 3
@@ -179,8 +204,8 @@ def test_too_many_rejected_rows_fail_the_job_and_may_be_allowed(tmp_path: Path) 
     assert manifest(tmp_path / "o")["counts"]["rejected"] == 8
 
 
-def test_a_full_disk_is_one_message(tmp_path: Path) -> None:
-    """Where the output cannot grow, the job says so and what to do."""
+def test_a_full_disk_is_one_message_and_space_continues(undisturbed: Path, tmp_path: Path) -> None:
+    """Where the output cannot grow the job says so and what to do; with more space the same command completes it."""
     if os.geteuid() != 0:
         pytest.skip("needs root to mount a small filesystem")
     small = tmp_path / "small"
@@ -188,9 +213,13 @@ def test_a_full_disk_is_one_message(tmp_path: Path) -> None:
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(small)], check=False).returncode:
         pytest.skip("cannot mount a small tmpfs here")
     try:
-        done = qtune(*job(small / "o", "--engine", "reference"))
+        done = qtune(*demo_job(small / "o", "--engine", "reference"))
         assert done.returncode == 4, done.stderr
         assert "full" in done.stderr
         assert "Traceback" not in done.stderr
+        assert not (small / "o" / "manifest.json").exists()
+        subprocess.run(["mount", "-o", "remount,size=64m", str(small)], check=True)
+        complete(small / "o", "--engine", "reference")
+        assert differences(undisturbed, small / "o") == []
     finally:
         subprocess.run(["umount", str(small)], check=True)

@@ -1,0 +1,80 @@
+"""Where a job runs, and whom a kill hits there: on this machine alone, or on a cluster of two nodes."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from subprocess import Popen
+
+import psutil
+
+from benchmarks.disturbances.kinds import Victim
+from tests.nodes import Node, Nodes, ray_nodes
+from tests.processes import ACTOR, ENGINE, TASK, kill_all, titled
+
+CPUS = (2, 2)
+"""Of the head and of each worker node: an actor and its tasks fit on either."""
+
+
+@dataclass(slots=True)
+class Place:
+    """A machine or a cluster; each kill is a `kill -9` of the very processes, chosen at random among those fit."""
+
+    chance: random.Random
+    cluster: Nodes | None = None
+
+    @property
+    def arguments(self) -> list[str]:
+        """What the command needs to run here."""
+        return [] if self.cluster is None else ["--ray-address", self.cluster.address, "--num-actors", "1-2"]
+
+    @property
+    def env(self) -> dict[str, str]:
+        """Variables that the command needs to run here."""
+        return {} if self.cluster is None else self.cluster.env
+
+    def targets(self, victim: Victim, driver: Popen[str]) -> list[psutil.Process | Node]:
+        """Whom a kill may hit now; empty while there is none."""
+        roots = [driver.pid] if self.cluster is None else self.cluster.roots
+        prefix = {"scoring actor": ACTOR, "vLLM engine": ENGINE, "task worker": TASK}
+        if victim in prefix:
+            return [*titled(prefix[victim], roots)]
+        if victim in ("driver", "driver by SIGTERM"):
+            return [psutil.Process(driver.pid)]
+        assert self.cluster is not None
+        return [*self.cluster.nodes[:1]] if victim == "head node" else [*self.cluster.nodes[1:]]
+
+    def strike(self, victim: Victim, targets: Sequence[psutil.Process | Node]) -> None:
+        """Kill one of the targets."""
+        target = self.chance.choice(targets)
+        if isinstance(target, Node):
+            assert self.cluster is not None
+            self.cluster.lose(target)
+        elif victim == "driver by SIGTERM":
+            target.send_signal(signal.SIGTERM)
+        else:
+            kill_all([target])
+
+    def repair(self) -> None:
+        """Bring the cluster back to its size: a new node joins in place of a lost one, or a whole new cluster."""
+        if self.cluster is None:
+            return
+        head_is_there = bool(self.cluster.nodes) and self.cluster.nodes[0].is_head
+        if not head_is_there:
+            self.cluster.lose_all()
+            self.cluster.start_head(CPUS[0])
+        for cpus in CPUS[len(self.cluster.nodes) :]:
+            self.cluster.join(cpus)
+
+
+@contextmanager
+def place_of(setting: str, chance: random.Random) -> Iterator[Place]:
+    """The place of a setting, for as long as it is needed."""
+    if not setting.startswith("two nodes"):
+        yield Place(chance)
+        return
+    with ray_nodes(*CPUS, has_dashboard=False) as cluster:
+        yield Place(chance, cluster)
