@@ -36,6 +36,7 @@ ROLES = {
     "function_call": "assistant",
     "tool_call": "assistant",
 }
+_PLAIN_ROLES = ("system", "user", "assistant")
 CALL_ROLES = frozenset({"function_call", "tool_call"})
 
 
@@ -45,10 +46,21 @@ def parse_turns(turns: Any, where: str) -> tuple[list[Message], list[bool]]:
         raise RecordError("bad_type", f"{where} must be a list of turns, got {type(turns).__name__}")
     messages, trained = [], []
     for number, turn in enumerate(turns):
-        message, is_trained = parse_turn(turn, f"{where}[{number}]")
+        if _is_plain(turn):
+            message, is_trained = {"role": turn["role"], "content": turn["content"]}, turn["role"] == "assistant"
+        else:
+            message, is_trained = parse_turn(turn, f"{where}[{number}]")
         messages.append(message)
         trained.append(is_trained)
     return messages, trained
+
+
+def _is_plain(turn: Any) -> bool:
+    """Whether a turn is in the form of a message already, as most are: nothing to translate, no flag, no call."""
+    if not isinstance(turn, dict) or len(turn) != 2:
+        return False
+    role, content = turn.get("role"), turn.get("content")
+    return isinstance(role, str) and role in _PLAIN_ROLES and isinstance(content, str)
 
 
 def parse_turn(turn: Any, where: str) -> tuple[Message, bool]:
