@@ -103,12 +103,12 @@ def rank_range(parts: Sequence[Part], num_samples: int) -> RankedRange:
     below = sum(p.below for p in parts)
     order = np.argsort(values)
     ordered = values[order]
-    is_first = np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]  # whether a distinct value starts here
-    first = np.flatnonzero(is_first)
+    first = _starts(ordered)
     sizes = np.add.reduceat(counts[order], first) if len(first) else counts
     ends = below + np.cumsum(sizes)
     ranks: DoubleRanks = np.empty(len(values), rank_type(num_samples))
-    ranks[order] = (2 * ends - sizes)[np.cumsum(is_first) - 1]  # 0-based places from end - size to end - 1
+    midranks = (2 * ends - sizes).astype(ranks.dtype)  # 0-based places from end - size to end - 1
+    ranks[order] = np.repeat(midranks, np.diff(first, append=len(ordered)))
     pieces = np.split(ranks, np.cumsum([len(p.values) for p in parts])[:-1])
     return RankedRange(ordered[first], ends, below, tuple(pieces))
 
@@ -116,8 +116,12 @@ def rank_range(parts: Sequence[Part], num_samples: int) -> RankedRange:
 def hand_out(values: Column, run_ranks: DoubleRanks) -> DoubleRanks:
     """The ranks of a group's samples (n,), from those of its distinct values in ascending order."""
     order = np.argsort(values)
-    ordered = values[order]
-    which = np.cumsum(np.append(False, ordered[1:] != ordered[:-1])[: len(ordered)])
+    sizes = np.diff(_starts(values[order]), append=len(values))
     ranks: DoubleRanks = np.empty(len(values), run_ranks.dtype)
-    ranks[order] = run_ranks[which]
+    ranks[order] = np.repeat(run_ranks, sizes)
     return ranks
+
+
+def _starts(ordered: Column) -> NDArray[np.int64]:
+    """Where each distinct value of an ascending column starts."""
+    return np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)])
