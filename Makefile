@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format types contracts check bench bench-thresholds bench-scoring bench-chaos docs lock doctor clean
+.PHONY: help install demo test lint format types contracts check bench bench-thresholds bench-scoring bench-chaos bench-gpu docs lock doctor clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -41,7 +41,10 @@ bench-scoring: install ## Scoring engines side by side
 bench-chaos: install ## Random kills of every part of a job, compared with an undisturbed run
 	$(BIN)/python -m benchmarks.chaos --kills 40 --seed 1
 
-bench: bench-thresholds bench-scoring bench-chaos ## All benchmarks
+bench-gpu: install ## A GPU's share of its peak on 0.5B and 7B shapes, and the kernel against blocks of logits
+	$(BIN)/python benchmarks/gpu.py
+
+bench: bench-thresholds bench-scoring bench-chaos ## All benchmarks that need no GPU
 
 docs: install ## Write the option tables of docs/ from the code
 	$(BIN)/python scripts/write_reference.py

@@ -1,9 +1,16 @@
-"""Time and memory of stage 1 over populations of growing size, as a Markdown table.
+"""Time and memory of stage 1 over populations of growing size, both ways, as a Markdown table.
 
-Each row runs in a process of its own, so that its peak resident memory is its own; the two float64 input columns are
-part of it. The data are correlated log-normal scores, as perplexity and entropy are, and once heavily tied ones.
+`memory` is core.thresholds.select over two arrays in one process. `rounds` is what a job does above
+pipeline/population.py:GROUP_SAMPLES: workers go through groups of samples, the driver sees none of them. Here these are
+processes of this machine instead of Ray tasks, with files in a folder. Each row runs in a process of its own, so that
+its peak resident memory is its own. Where a size runs both ways, thresholds and counts must be equal.
 
-    python benchmarks/thresholds.py --sizes 1e5 1e6 1e7 1e8
+The data are correlated log-normal scores, as perplexity and entropy are, and heavily tied ones. Each group is made
+from its own seed whenever it is read, so `rounds` never holds them all; the time that takes is part of its seconds and
+shown beside (CPU seconds over the number of workers). `memory` has its arrays before the clock starts, and they are
+part of its peak.
+
+    python benchmarks/thresholds.py --sizes 1e5 1e6 1e7 1e8 --large 1e9
 """
 
 from __future__ import annotations
@@ -12,88 +19,239 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qtune_service.core.thresholds import select
+from qtune_service.core.thresholds import Totals, select
+from qtune_service.pipeline import rounds
+from qtune_service.pipeline.group_tasks import Ground
+from qtune_service.pipeline.population import GROUP_SAMPLES, Group
+from qtune_service.pipeline.rounds import Rounds
 
 CORRELATION = 0.8
-CHUNK = 1 << 20  # samples drawn at a time, so that making the data does not set the peak
+DISK_BYTES = 45
+"""A sample's share of the files of the rounds, at most."""
 
 
-def population(size: int, *, tied: bool, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean NLL and mean entropy (size,) in nats; `tied` rounds both to tenths."""
-    rng = np.random.default_rng(seed)
-    nll, entropy = np.empty(size), np.empty(size)
-    for lo in range(0, size, CHUNK):
-        part = slice(lo, min(lo + CHUNK, size))
-        shared, own = rng.normal(size=(2, part.stop - lo))
-        nll[part] = np.exp(0.6 * shared)
-        entropy[part] = np.exp(0.5 * (CORRELATION * shared + (1 - CORRELATION**2) ** 0.5 * own))
-        if tied:
-            nll[part], entropy[part] = nll[part].round(1), entropy[part].round(1)
-    return nll, entropy
+@dataclass(frozen=True, slots=True)
+class MadeUp:
+    """A source that makes each group from its own seed. `tied` rounds both scores to tenths."""
+
+    tied: bool
+
+    def read(self, group: Group, *names: str) -> list[NDArray[Any]]:
+        """Scores in nats, and lengths of 1 to 400 tokens."""
+        if names == ("num_tokens",):
+            return [np.random.default_rng([1, group.index]).integers(1, 401, group.num_samples, dtype=np.int32)]
+        rng = np.random.Generator(np.random.SFC64([0, group.index]))
+        nll, entropy = rng.standard_normal(group.num_samples), rng.standard_normal(group.num_samples)
+        entropy *= (1 - CORRELATION**2) ** 0.5
+        entropy += CORRELATION * nll
+        nll *= 0.6
+        entropy *= 0.5
+        for scores in (nll, entropy):
+            np.exp(scores, out=scores)
+            if self.tied:
+                scores.round(1, out=scores)
+        return [nll, entropy]
 
 
-def measure(size: int, ratio: float, *, tied: bool) -> dict[str, float]:
-    """One selection in this process."""
-    nll, entropy = population(size, tied=tied)
-    start_s, cpu_start_s = time.perf_counter(), time.process_time()
-    selection = select(nll, entropy, sample_keep_ratio=ratio)
-    return {
-        "seconds": time.perf_counter() - start_s,
-        "cpu_seconds": time.process_time() - cpu_start_s,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
-        "input_bytes": nll.nbytes + entropy.nbytes,
-        "alpha": selection.thresholds.alpha,
-        "over": selection.kept - selection.target,
+@dataclass(frozen=True, slots=True)
+class Clocked:
+    """A source that knows how long it took, in this process."""
+
+    source: MadeUp
+
+    def read(self, group: Group, *names: str) -> list[NDArray[Any]]:
+        """Read, and add up the CPU time."""
+        start_s = time.thread_time()
+        columns = self.source.read(group, *names)
+        SPENT["read_s"] += time.thread_time() - start_s
+        return columns
+
+
+SPENT = {"read_s": 0.0}
+
+
+def work(index: int, payload: bytes, ground: Ground) -> tuple[bytes, float, int]:
+    """One task, with the seconds that its data took to make and this process's peak memory."""
+    SPENT["read_s"] = 0.0
+    return rounds.work(index, payload, ground), SPENT["read_s"], peak_bytes()
+
+
+class Processes:
+    """Workers of this machine."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.read_s, self.peak_bytes = count, 0.0, 0
+        self._pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"))
+
+    def __call__(self, items: Sequence[tuple[int, bytes]], ground: Ground, /) -> Iterator[tuple[int, bytes]]:
+        """Run the tasks of a round."""
+        futures = {self._pool.submit(work, index, payload, ground): index for index, payload in items}
+        for future in as_completed(list(futures)):
+            result, read_s, peak = future.result()
+            self.read_s += read_s
+            self.peak_bytes = max(self.peak_bytes, peak)
+            yield futures.pop(future), result
+
+    def close(self) -> None:
+        """End the processes."""
+        self._pool.shutdown()
+
+
+def peak_bytes() -> int:
+    """Peak resident memory of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def cpu_s() -> float:
+    """CPU seconds of this process and of those that it has ended."""
+    parts = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(part.ru_utime + part.ru_stime for part in parts)
+
+
+def groups_of(size: int, group_samples: int) -> tuple[Group, ...]:
+    """A population in groups of one shard each."""
+    starts = range(0, size, group_samples)
+    return tuple(Group(i, lo, {i: min(group_samples, size - lo)}) for i, lo in enumerate(starts))
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a row is about."""
+
+    size: int
+    way: str
+    tied: bool
+    ratio: float
+    group_samples: int
+    workers: int
+    folder: str
+
+
+def measure(setting: Setting) -> dict[str, Any]:
+    """One selection, in this process and its workers."""
+    measured = _in_memory(setting) if setting.way == "memory" else _by_rounds(setting)
+    totals: Totals = measured.pop("totals")
+    outcome = {
+        "alpha": totals.thresholds.alpha,
+        "over": totals.kept - totals.target,
+        "thresholds": repr(totals.thresholds),
+        "counts": list(totals.counts.values()),
+        "disjoint_capacity": totals.disjoint_capacity,
     }
+    return measured | {"outcome": outcome, "driver_bytes": peak_bytes()}
 
 
-def measure_apart(size: int, ratio: float, *, tied: bool) -> dict[str, float]:
+def _in_memory(setting: Setting) -> dict[str, Any]:
+    source, start = MadeUp(setting.tied), 0
+    nll, entropy = np.empty(setting.size), np.empty(setting.size)
+    for group in groups_of(setting.size, setting.group_samples):
+        here = slice(start, start := start + group.num_samples)
+        nll[here], entropy[here] = source.read(group, "mean_nll", "mean_entropy")
+    start_s, cpu_start_s = time.perf_counter(), cpu_s()
+    totals = select(nll, entropy, sample_keep_ratio=setting.ratio)
+    return {"seconds": time.perf_counter() - start_s, "cpu_seconds": cpu_s() - cpu_start_s, "totals": totals}
+
+
+def _by_rounds(setting: Setting) -> dict[str, Any]:
+    free = shutil.disk_usage(setting.folder).free
+    if free < DISK_BYTES * setting.size:
+        sys.exit(
+            f"{setting.size:,} samples need {DISK_BYTES * setting.size / 1e9:.0f} GB below {setting.folder}; "
+            f"{free / 1e9:.0f} GB are free. Give another --folder."
+        )
+    with tempfile.TemporaryDirectory(dir=setting.folder) as folder:
+        workers = Processes(setting.workers)
+        ground = Ground(Clocked(MadeUp(setting.tied)), f"{folder}/ranks", setting.size)
+        start_s, cpu_start_s = time.perf_counter(), cpu_s()
+        found = Rounds(groups_of(setting.size, setting.group_samples), workers, ground).select(
+            sample_keep_ratio=setting.ratio, bisect_max_iter=None, rule=None, advance=lambda _samples: None
+        )
+        seconds = time.perf_counter() - start_s
+        workers.close()
+        return {
+            "seconds": seconds,
+            "cpu_seconds": cpu_s() - cpu_start_s,
+            "making_s": workers.read_s / setting.workers,
+            "worker_bytes": workers.peak_bytes,
+            "totals": found.totals,
+        }
+
+
+def measure_apart(setting: Setting) -> dict[str, Any]:
     """The same in a fresh process."""
-    command = [sys.executable, __file__, "--one", "--sizes", str(size), "--ratio", str(ratio)]
-    command += ["--tied"] if tied else []
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    result: dict[str, float] = json.loads(output)
+    command = [sys.executable, __file__, "--one", json.dumps([getattr(setting, n) for n in Setting.__slots__])]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    result: dict[str, Any] = json.loads(done.stdout)
     return result
 
 
-def table(sizes: list[int], ratio: float) -> None:
-    """Print one row a size, then the largest size again with ties."""
-    print(f"numpy {np.__version__}, {os.cpu_count()} cores, sample_keep_ratio {ratio}\n")
-    print("| samples | data | seconds | CPU s | ns a sample | growth | peak GiB | of it input | alpha | over target |")
-    print("|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|")
-    previous_s = 0.0
-    for size, tied in [*((size, False) for size in sizes), (max(sizes), True)]:
-        row = measure_apart(size, ratio, tied=tied)
-        growth = f"{row['seconds'] / previous_s:.1f} x" if previous_s and not tied else ""
+HEAD = (
+    "| samples | data | way | seconds | of it making data | CPU s | ns a sample | growth "
+    "| driver GiB | worker GiB | alpha | over target |\n|---:|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+)
+
+
+def table(settings: Sequence[Setting]) -> None:
+    """Print one row a setting, and compare the ways."""
+    print(
+        f"numpy {np.__version__}, {settings[0].workers} workers of {os.cpu_count()} cores, "
+        f"groups of {settings[0].group_samples:,}, sample_keep_ratio {settings[0].ratio}\n\n{HEAD}",
+        flush=True,
+    )
+    before: dict[tuple[str, bool], float] = {}
+    outcomes: dict[tuple[int, bool], Any] = {}
+    for s in settings:
+        row = measure_apart(s)
+        previous_s = before.get((s.way, s.tied))
+        growth = f"{row['seconds'] / previous_s:.1f} x" if previous_s else ""
+        making = f"{row['making_s']:.1f}" if "making_s" in row else ""
+        worker = f"{row['worker_bytes'] / 2**30:.2f}" if "worker_bytes" in row else ""
         print(
-            f"| {size:,} | {'tied' if tied else 'log-normal'} | {row['seconds']:.3f} | {row['cpu_seconds']:.3f} "
-            f"| {row['seconds'] / size * 1e9:.0f} | {growth} | {row['peak_bytes'] / 2**30:.2f} "
-            f"| {row['input_bytes'] / 2**30:.2f} | {row['alpha']:.4f} | {row['over']:,} |",
+            f"| {s.size:,} | {'tied' if s.tied else 'log-normal'} | {s.way} | {row['seconds']:.3f} | {making} "
+            f"| {row['cpu_seconds']:.2f} | {row['seconds'] / s.size * 1e9:.0f} | {growth} "
+            f"| {row['driver_bytes'] / 2**30:.2f} | {worker} | {row['outcome']['alpha']:.4f} "
+            f"| {row['outcome']['over']:,} |",
             flush=True,
         )
-        previous_s = row["seconds"]
+        before[s.way, s.tied] = row["seconds"]
+        if outcomes.setdefault((s.size, s.tied), row["outcome"]) != row["outcome"]:
+            sys.exit(f"the two ways differ at {s.size:,} samples: {outcomes[s.size, s.tied]} and {row['outcome']}")
 
 
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", type=float, default=[1e5, 1e6, 1e7, 1e8], help="numbers of samples")
+    parser.add_argument("--sizes", nargs="+", type=float, default=[1e5, 1e6, 1e7, 1e8], help="samples, both ways")
+    parser.add_argument("--large", nargs="*", type=float, default=[], help="samples, by rounds only")
     parser.add_argument("--ratio", type=float, default=0.5, help="sample_keep_ratio")
-    parser.add_argument("--one", action="store_true", help="measure the first size here and print JSON")
-    parser.add_argument("--tied", action="store_true", help="with --one: heavily tied scores")
+    parser.add_argument("--group", type=float, default=GROUP_SAMPLES, help="samples of a group")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--folder", default=tempfile.gettempdir(), help=f"for files, {DISK_BYTES} bytes a sample")
+    parser.add_argument("--one", help="measure one setting here and print JSON")
     arguments = parser.parse_args()
-    sizes = [int(size) for size in arguments.sizes]
     if arguments.one:
-        print(json.dumps(measure(sizes[0], arguments.ratio, tied=arguments.tied)))
-    else:
-        table(sizes, arguments.ratio)
+        print(json.dumps(measure(Setting(*json.loads(arguments.one)))))
+        return
+    common = Setting(0, "", False, arguments.ratio, int(arguments.group), arguments.workers, arguments.folder)
+    sizes, large = [[int(size) for size in given] for given in (arguments.sizes, arguments.large)]
+    settings = [replace(common, size=size, way=way) for way in ("memory", "rounds") for size in sizes]
+    settings += [replace(common, size=max(sizes), way=way, tied=True) for way in ("memory", "rounds")]
+    settings += [replace(common, size=size, way="rounds") for size in large]
+    table(settings)
 
 
 if __name__ == "__main__":

@@ -103,6 +103,8 @@ class EngineSpec(_Part):
     """Reuse the attention state of shared prompts. Scores stay exact."""
     logits_bytes: Annotated[int, Field(ge=1 << 20)] = 256 << 20
     """Bound on the float32 logits that exist at one moment."""
+    head_kernel: bool = True
+    """On a GPU, let a fused kernel take the output head where it is exact and measured to be faster."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
     cpu_kv_cache_bytes: Annotated[int, Field(ge=1 << 26)] = 1 << 30
     """Attention cache of a CPU engine."""

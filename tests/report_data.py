@@ -23,7 +23,8 @@ from qtune_service.report.contents import (
 )
 from qtune_service.report.distributions import describe
 from qtune_service.report.examples import typical_samples
-from qtune_service.report.plane import pick_points
+from qtune_service.report.plane import MAX_POINTS
+from qtune_service.report.sample import pick_points
 
 Scores = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]  # mean_nll, mean_entropy, num_tokens: (N,)
 WORDS = (
@@ -48,7 +49,7 @@ def made_up_report(scores: Scores | None = None, keep_ratio: float = 0.5, **chan
     """A report over `scores`. `changes` replace fields of the result."""
     mean_nll, mean_entropy, lengths = scores or made_up_scores()
     outcome = select(mean_nll, mean_entropy, sample_keep_ratio=keep_ratio)
-    labels, picks = outcome.labels, pick_points(len(mean_nll))
+    labels, picks = outcome.labels, pick_points(len(mean_nll), MAX_POINTS)
     kept = np.isin(labels, (2, 4))
     after = np.where(labels == 2, np.ceil(0.7 * lengths), lengths).astype(np.int64)
     rejected = max(len(mean_nll) // 100, 1)

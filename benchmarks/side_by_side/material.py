@@ -87,9 +87,10 @@ def _write_weights(shape: Shape, folder: Path) -> None:
         dtype="bfloat16",
     )
     torch.manual_seed(0)
-    network: Any = Qwen2ForCausalLM(config)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):  # 7B takes minutes of a CPU
+        network: Any = Qwen2ForCausalLM._from_config(config, dtype=torch.bfloat16)  # noqa: SLF001 - the way to a dtype
     with quiet_libraries():
-        network.to(torch.bfloat16).save_pretrained(folder)
+        network.save_pretrained(folder)
 
 
 def make_tokenizer() -> Any:

@@ -56,7 +56,12 @@ class Thresholds:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlaneView:
-    """What a user's rule sees of the population. Arrays are (N,), in sample order, and read-only."""
+    """What a user's rule sees of the population. Arrays are (N,), in sample order, and read-only.
+
+    A job of more samples than one process should hold (pipeline/population.py: GROUP_SAMPLES) calls the rule once for
+    each group of consecutive samples: arrays are (n,) then, of the group, while `p`, `e`, `thresholds` and
+    `num_samples` are always those of the whole population. So a rule should decide on each sample by these.
+    """
 
     mean_nll: NDArray[np.float64]  # nats
     mean_entropy: NDArray[np.float64]  # nats
@@ -65,6 +70,7 @@ class PlaneView:
     e: NDArray[np.float64]  # mid-rank of mean_entropy in (0, 1)
     thresholds: Thresholds
     labels: NDArray[np.int8]  # the method's own labels, 1..4; copy them to change some
+    num_samples: int  # N
 
 
 class QuadrantRule(Protocol):
@@ -84,20 +90,22 @@ class QuadrantRule(Protocol):
         ...
 
 
-def corner_entry(nll_ranks: DoubleRanks, entropy_ranks: DoubleRanks) -> DoubleRanks:
-    """The smallest A = 2N a at which each sample lies in a corner: (N,), from 1 to 2N - 1."""
+def corner_entry(nll_ranks: DoubleRanks, entropy_ranks: DoubleRanks, num_samples: int) -> DoubleRanks:
+    """The smallest A = 2N a at which each of some samples lies in a corner: (n,), from 1 to 2N - 1."""
     entry = np.empty_like(nll_ranks)
-    double_n = 2 * len(nll_ranks)
+    double_n = 2 * num_samples
     for block in blocks(len(nll_ranks)):
         p, e = nll_ranks[block], entropy_ranks[block]
         entry[block] = np.minimum(np.maximum(double_n - p, e), np.maximum(p, double_n - e))
     return entry
 
 
-def classify(nll_ranks: DoubleRanks, entropy_ranks: DoubleRanks, entry: DoubleRanks, bound: int) -> NDArray[np.int8]:
-    """One label a sample (N,): kept (entry <= bound) is Q2 if p >= e else Q4; removed is Q1 if p + e > 1 else Q3."""
+def classify(
+    nll_ranks: DoubleRanks, entropy_ranks: DoubleRanks, entry: DoubleRanks, bound: int, num_samples: int
+) -> NDArray[np.int8]:
+    """One label a sample (n,): kept (entry <= bound) is Q2 if p >= e else Q4; removed is Q1 if p + e > 1 else Q3."""
     labels = np.empty(len(entry), dtype=np.int8)
-    double_n = 2 * len(entry)
+    double_n = 2 * num_samples
     q1, q2, q3, q4 = (np.int8(quadrant) for quadrant in Quadrant)
     for block in blocks(len(entry)):
         p, e = nll_ranks[block], entropy_ranks[block]
@@ -115,12 +123,13 @@ def plane_view(
     entropy_ranks: DoubleRanks,
     thresholds: Thresholds,
     labels: NDArray[np.int8],
+    num_samples: int,
 ) -> PlaneView:
-    """The population as a rule sees it."""
-    double_n = 2 * len(labels)
+    """The population, or a group of it, as a rule sees it."""
+    double_n = 2 * num_samples
     floats = (mean_nll, mean_entropy, perplexity(mean_nll), nll_ranks / double_n, entropy_ranks / double_n)
     nll, entropy, ppl, p, e = (_read_only(array) for array in floats)
-    return PlaneView(nll, entropy, ppl, p, e, thresholds, labels=_read_only(labels))
+    return PlaneView(nll, entropy, ppl, p, e, thresholds, _read_only(labels), num_samples)
 
 
 def apply_rule(rule: QuadrantRule, plane: PlaneView) -> NDArray[np.int8]:

@@ -31,12 +31,16 @@ def blocks(length: int) -> Iterator[slice]:
     return (slice(lo, min(lo + BLOCK, length)) for lo in range(0, length, BLOCK))
 
 
+def rank_type(num_samples: int) -> np.dtype[np.unsignedinteger[Any]]:
+    """The integers that hold the doubled mid-ranks of a population."""
+    return np.dtype(np.uint32 if 2 * num_samples < 1 << 32 else np.uint64)
+
+
 def double_midranks(x: NDArray[np.floating[Any]]) -> DoubleRanks:
     """2N * (midrank - 0.5) / N of finite values (N,), ties sharing their average."""
     values = np.ascontiguousarray(x, dtype=np.float64)
     count = len(values)
-    fits = 2 * count < 1 << 32
-    ranks: DoubleRanks = np.empty(count, dtype=np.uint32) if fits else np.empty(count, dtype=np.uint64)
+    ranks: DoubleRanks = np.empty(count, dtype=rank_type(count))
     if not count:
         return ranks
     index_bits = (count - 1).bit_length()

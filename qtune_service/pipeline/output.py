@@ -6,6 +6,7 @@
     OUT/_qtune/<stage>/00000.json  a marker a shard, written after the shard's files: what it holds
     OUT/_qtune/partial/00000.arrow scores of a shard that was in hand when the job was told to stop
     OUT/_qtune/lock                who is at work: a file lock, or on an object store a lease
+    OUT/_qtune/ranks/              labels and ranks of a population too large for the driver
     OUT/_qtune/progress.json       for whoever follows the job
     OUT/scores|quadrants|pruned|rejected/part-00000.parquet
     OUT/tokenizer/, summary_statistics.json, report.html
@@ -106,7 +107,7 @@ class Output:
 
     def drop_working_files(self) -> None:
         """Remove what only a running job needs; job.json stays and says whose output this is."""
-        for name in ("input", "scored", "partial", "pruned"):
+        for name in ("input", "scored", "partial", "ranks", "pruned"):
             storage.remove_tree(self.at("_qtune", name))
         storage.remove_file(self.at("_qtune", "plan.json"))
 

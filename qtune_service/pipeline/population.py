@@ -1,75 +1,103 @@
-"""The whole population on the driver: two floats and a length a sample, read from the score shards.
+"""The population as stage 1 sees it: groups of consecutive score shards, and their columns.
 
-20 bytes a sample: 2 GB at 1e8. Everything else of a sample stays in its shard.
+A group is what one process holds at a time. A population of one group is selected on the driver (see thresholds.py);
+a larger one never comes there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qtune_service.core.thresholds import Selection
 from qtune_service.data import storage
 from qtune_service.pipeline.output import Output
-from qtune_service.pipeline.scored import Scored
-from qtune_service.report.examples import typical_samples
-from qtune_service.report.plane import pick_points
 
-EXAMPLES_PER_QUADRANT = 4
+GROUP_SAMPLES = 1 << 22
+"""Samples that one process holds at a time; a shard with more is a group of its own. About 100 bytes each."""
+READ_THREADS = 8
+
+TYPES: Mapping[str, type[np.generic]] = {"mean_nll": np.float64, "mean_entropy": np.float64, "num_tokens": np.int32}
+"""What stage 1 and the report read of a sample: two scores in nats, and its trained tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Consecutive shards."""
+
+    index: int
+    start: int
+    """Its first sample in the population."""
+    shards: Mapping[int, int]
+    """Shard index -> samples, in order."""
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of all its shards."""
+        return sum(self.shards.values())
+
+    def spans(self) -> dict[int, slice]:
+        """Where each shard's samples lie in the group."""
+        ends = np.cumsum(list(self.shards.values())).tolist()
+        return {s: slice(end - rows, end) for (s, rows), end in zip(self.shards.items(), ends, strict=True)}
+
+
+class Source(Protocol):
+    """Where columns come from. It travels to workers, so it is small."""
+
+    def read(self, group: Group, *names: str) -> list[NDArray[Any]]:
+        """Columns of a group's samples, (n,) of TYPES[name] each."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreShards:
+    """The scores/ of an output."""
+
+    root: str
+
+    def read(self, group: Group, *names: str) -> list[NDArray[Any]]:
+        """Read columns of the group's shards, in parallel."""
+        columns: list[NDArray[Any]] = [np.empty(group.num_samples, TYPES[name]) for name in names]
+        output = Output(self.root)
+
+        def fill(item: tuple[int, slice]) -> None:
+            shard, span = item
+            table = storage.read_table(output.part("scores", shard), columns=list(names))
+            for name, column in zip(names, columns, strict=True):
+                column[span] = table[name].to_numpy()
+
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            list(pool.map(fill, group.spans().items()))
+        return columns
 
 
 @dataclass(frozen=True, slots=True)
 class Population:
-    """All scored samples in shard order."""
+    """All scored samples, in shard order."""
 
-    mean_nll: NDArray[np.float64]  # (N,) nats
-    mean_entropy: NDArray[np.float64]  # (N,) nats
-    num_tokens: NDArray[np.int32]  # (N,) trained tokens
-    starts: dict[int, int]
-    """Shard index -> its first sample."""
+    source: Source
+    groups: tuple[Group, ...]
 
-    def span(self, shard: int, rows: int) -> slice:
-        """Samples of a shard."""
-        return slice(self.starts[shard], self.starts[shard] + rows)
+    @classmethod
+    def of(cls, source: Source, shards: Mapping[int, int]) -> Population:
+        """Shards (index -> samples) in groups of at most GROUP_SAMPLES, or of one shard."""
+        groups: list[dict[int, int]] = []
+        filled = 0
+        for shard, rows in shards.items():
+            if not groups or filled + rows > GROUP_SAMPLES:
+                groups.append({})
+                filled = 0
+            groups[-1][shard] = rows
+            filled += rows
+        starts = np.cumsum([0, *(sum(group.values()) for group in groups)]).tolist()
+        return cls(source, tuple(Group(i, starts[i], group) for i, group in enumerate(groups)))
 
-
-def read_population(output: Output, scored: Scored) -> Population:
-    """Read the means of every shard, in parallel."""
-    starts, total = {}, 0
-    for shard, rows in scored.shards.items():
-        starts[shard], total = total, total + rows
-    population = Population(np.empty(total), np.empty(total), np.empty(total, np.int32), starts)
-
-    def fill(item: tuple[int, int]) -> None:
-        shard, rows = item
-        table = storage.read_table(output.part("scores", shard), columns=["mean_nll", "mean_entropy", "num_tokens"])
-        span = population.span(shard, rows)
-        for name in ("mean_nll", "mean_entropy", "num_tokens"):
-            getattr(population, name)[span] = table[name].to_numpy()
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(fill, scored.shards.items()))
-    return population
-
-
-@dataclass(frozen=True, slots=True)
-class Picks:
-    """Samples that the report shows, as indices into the population: points of the plane, and examples with tokens."""
-
-    points: NDArray[np.int64]  # (S,)
-    examples: NDArray[np.int64]  # (E,) ascending
-
-    def within(self, span: slice) -> list[list[int]]:
-        """Rows of one shard that are points, and that are examples."""
-        picks = (self.points, self.examples)
-        return [(p[(p >= span.start) & (p < span.stop)] - span.start).tolist() for p in picks]
-
-
-def choose_picks(population: Population, selection: Selection) -> Picks:
-    """The same picks every time for the same scores."""
-    typical = typical_samples(population.mean_nll, population.mean_entropy, selection.labels, EXAMPLES_PER_QUADRANT)
-    examples = np.array(sorted(i for group in typical.values() for i in group), np.int64)
-    return Picks(pick_points(len(selection.labels)), examples)
+    @property
+    def num_samples(self) -> int:
+        """Samples of all groups."""
+        return sum(group.num_samples for group in self.groups)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qtune_service.config import JobSpec
-from qtune_service.core.thresholds import Selection, select
+from qtune_service.config import JobSpec, PruneSpec
+from qtune_service.core.plane import QuadrantRule
 from qtune_service.data import storage
 from qtune_service.data.chat import Encoder
 from qtune_service.data.shards import Chunk, ChunkScan, Plan, is_enough, make_plan, split
@@ -23,12 +23,14 @@ from qtune_service.errors import DataError, EngineError, ShardFailedError
 from qtune_service.pipeline import cluster
 from qtune_service.pipeline.cluster import Cluster, Pool, Stage, run_here, stream
 from qtune_service.pipeline.finish import Pruned, finish_pruned, finish_scored
+from qtune_service.pipeline.group_tasks import Ground
 from qtune_service.pipeline.model_info import describe_model, local_folder
 from qtune_service.pipeline.origin import adopt_scores, save_tokenizer
 from qtune_service.pipeline.output import Output
-from qtune_service.pipeline.population import Picks, Population, choose_picks, read_population
+from qtune_service.pipeline.population import Population, ScoreShards
 from qtune_service.pipeline.portable import portable
 from qtune_service.pipeline.progress import FileSink, Sink, Tracker
+from qtune_service.pipeline.rounds import work
 from qtune_service.pipeline.rules import load_rule
 from qtune_service.pipeline.scored import Scored, measure, summarise
 from qtune_service.pipeline.stages import (
@@ -44,6 +46,7 @@ from qtune_service.pipeline.stages import (
 from qtune_service.pipeline.stopping import Stop
 from qtune_service.pipeline.supervision import Guard, start_supervisor
 from qtune_service.pipeline.tables import own_names, pruned_names
+from qtune_service.pipeline.thresholds import Verdict, find_thresholds
 from qtune_service.scoring.environment import allocator_environment
 from qtune_service.torchless import import_transformers_without_torch
 
@@ -94,21 +97,9 @@ class _Job:
             self._check_rejected(scored)
             if self.spec.prune is None:
                 return finish_scored(self.spec, self.output, scored, self.tracker)
-            self.tracker.stage("thresholds", scored.num_samples, unit="samples")
-            population = read_population(self.output, scored)
-            prune = self.spec.prune
-            selection = select(
-                population.mean_nll,
-                population.mean_entropy,
-                sample_keep_ratio=prune.sample_keep_ratio,
-                bisect_max_iter=prune.bisect_max_iter,
-                rule=rule,
-            )
-            self.tracker.advance(scored.num_samples)
-            picks = choose_picks(population, selection)
-            markers = self._prune(scored, population, selection, picks)
-            pruned = Pruned(population, selection, picks, markers)
-            return finish_pruned(self.spec, self.output, scored, pruned, self.tracker)
+            verdict = self._find_thresholds(scored, self.spec.prune, rule)
+            markers = self._prune(scored, verdict)
+            return finish_pruned(self.spec, self.output, scored, Pruned(verdict, markers), self.tracker)
         finally:
             cluster.disconnect()
             self.tracker.close()
@@ -263,24 +254,37 @@ class _Job:
                 f"{where} To go on all the same, run again with --max-rejected-ratio above {ratio:.3f}.",
             )
 
-    # --- prune
+    # --- thresholds and prune
 
-    def _prune(
-        self, scored: Scored, population: Population, selection: Selection, picks: Picks
-    ) -> dict[int, dict[str, Any]]:
-        """Prune the shards that are not finished; returns the markers of all."""
-        markers = self.output.finished("pruned")
-        self.tracker.stage("prune", len(scored.shards), resumed=len(markers))
+    def _find_thresholds(self, scored: Scored, prune: PruneSpec, rule: QuadrantRule | None) -> Verdict:
+        """Thresholds of all samples, and each one's label."""
+        self.tracker.stage("thresholds", scored.num_samples, unit="samples")
         if self.spec.from_scores:
             self._connect()
 
+        def workers(items: Sequence[tuple[int, bytes]], ground: Ground) -> Iterator[tuple[int, bytes]]:
+            for arrival in stream(items, Stage("thresholds", work, (ground,))):
+                yield arrival.shard, arrival.payload
+
+        return find_thresholds(
+            Population.of(ScoreShards(self.output.root), scored.shards),
+            prune,
+            rule=rule,
+            workers=workers,
+            folder=self.output.at("_qtune", "ranks"),
+            advance=self.tracker.advance,
+        )
+
+    def _prune(self, scored: Scored, verdict: Verdict) -> dict[int, dict[str, Any]]:
+        """Prune the shards that are not finished; returns the markers of all."""
+        markers = self.output.finished("pruned")
+        self.tracker.stage("prune", len(scored.shards), resumed=len(markers))
+
         def items() -> Any:
-            for shard, rows in scored.shards.items():
+            for shard, (group, span) in verdict.shards().items():
                 if shard not in markers:
-                    span = population.span(shard, rows)
-                    points, examples = picks.within(span)
-                    ranks = selection.p(span), selection.e(span)
-                    yield shard, pickle.dumps((selection.labels[span], *ranks, points, examples))
+                    picks = verdict.picks.within(group.start + span.start, span.stop - span.start)
+                    yield shard, pickle.dumps((verdict.placement(group, span), *picks))
 
         stage = Stage("prune", prune_shard, (self.spec, scored.renamed, scored.category_column), num_cpus=LIGHT_CPUS)
         for arrival in stream(items(), stage):

@@ -49,6 +49,7 @@ from qtune_service.pipeline.tables import (
     samples_of,
     with_scores,
 )
+from qtune_service.pipeline.thresholds import Places
 
 EXCERPT_CHARS = 2_000
 """How much of a rejected record is kept to look at."""
@@ -211,7 +212,9 @@ def reject_shard(index: int, payload: bytes, context: JobContext) -> bytes:
 
 def prune_shard(index: int, payload: bytes, spec: JobSpec, renamed: dict[str, str], category: str | None) -> bytes:
     """Write a shard's quadrants and its pruned rows, count them, and pick out what the report shows."""
-    labels, error_rank, entropy_rank, points, examples = pickle.loads(payload)  # noqa: S301 - from this job's driver
+    placement, points, examples = pickle.loads(payload)  # noqa: S301 - from this job's driver
+    places: Places = placement.read()
+    labels = places.labels
     assert spec.prune is not None
     output = Output(spec.output.path)
     scores = storage.read_table(output.part("scores", index))
@@ -219,7 +222,7 @@ def prune_shard(index: int, payload: bytes, spec: JobSpec, renamed: dict[str, st
     kept = (labels == Quadrant.Q2) | (labels == Quadrant.Q4)
     pruned = pruned_rows(scores, masks, labels, kept, renamed)
     files = [
-        *_write(output, "quadrants", index, quadrant_rows(scores, labels, error_rank, entropy_rank)),
+        *_write(output, "quadrants", index, quadrant_rows(scores, labels, places.error_rank, places.entropy_rank)),
         *_write(output, "pruned", index, pruned),
     ]
     counts: Any = pruned["qtune"].combine_chunks()

@@ -87,7 +87,7 @@ class TokenTotals:
 
 @dataclass(frozen=True, slots=True)
 class PlaneSample:
-    """The points of the picture, drawn from `total` scored samples; see plane.py:pick_points."""
+    """The points of the picture, drawn from `total` scored samples; see sample.py:pick_points."""
 
     perplexity: NDArray[np.float64]  # (S,)
     entropy: NDArray[np.float64]  # (S,) nats

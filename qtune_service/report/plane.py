@@ -4,10 +4,6 @@ Axes are the way round that makes the quadrants those of mathematics: Q1 is at t
 The thresholds are drawn as they are: above alpha 0.5 they cross and the corners overlap, and the picture shows that.
 Colours come in as a palette, so that a page can pass CSS variables (and follow light, dark and print by itself) while
 a picture file gets plain colours.
-
-Points: one sample from each of `limit` equal strides, at a place inside the stride that a hash of its number decides.
-That is deterministic, needs memory for the picks only, keeps densities true, and does not beat in time with data that
-repeat with a period, as taking every k-th sample would.
 """
 
 from __future__ import annotations
@@ -17,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from qtune_service.core.plane import Thresholds
 from qtune_service.report.contents import PlaneSample
@@ -45,23 +40,6 @@ DARK = Palette(("#f0873c", "#4f94f0", "#b48fbe", "#4be8a4"), "#e8e5de", "#a3a8b0
 PAGE = Palette(
     ("var(--q1)", "var(--q2)", "var(--q3)", "var(--q4)"), "var(--ink)", "var(--muted)", "var(--grid)", "var(--surface)"
 )
-
-
-def pick_points(total: int, limit: int = MAX_POINTS) -> NDArray[np.int64]:
-    """Indices of at most `limit` of `total` samples: ascending, distinct, the same every time."""
-    if total <= limit:
-        return np.arange(total, dtype=np.int64)
-    edges = (np.arange(limit + 1, dtype=np.int64) * total) // limit
-    width = (edges[1:] - edges[:-1]).astype(np.uint64)
-    return edges[:-1] + (_hash(np.arange(limit, dtype=np.uint64)) % width).astype(np.int64)
-
-
-def _hash(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64: a public-domain mixing function by Sebastiano Vigna."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def plane_chart(plane: PlaneSample, thresholds: Thresholds, palette: Palette = LIGHT) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """A causal LM of vLLM run as a pooling model whose pooler returns (NLL, entropy) of the scored tokens.
 
-vLLM hands a pooler the hidden states of all tokens of a step. Ours selects the rows that predict scored tokens,
-applies the model's own `compute_logits` to blocks of them, and reduces each block to two numbers a row at once, so
-neither logits nor probabilities leave the device and memory is bounded by `logits_bytes`. Samples longer than a step
+vLLM hands a pooler the hidden states of all tokens of a step. Ours selects the rows that predict scored tokens and
+reduces them to two numbers a row: by the model's own `compute_logits` on blocks of rows, or by a way that
+parallel_head.py has found to be the same. So neither logits nor probabilities leave the device, and memory is bounded
+by `logits_bytes`. Samples longer than a step
 (chunked prefill) gather their rows in a buffer kept with the request. Rows that vLLM did not compute, because the
 prefix cache held them, keep the value UNSCORED; a computed NLL or entropy is never negative, and may be NaN.
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable
+import weakref
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
@@ -24,16 +25,17 @@ from numpy.typing import NDArray
 from vllm.model_executor.layers.pooler import Pooler, PoolingParamsUpdate
 from vllm.v1.pool.metadata import PoolingMetadata
 
+from qtune_service.scoring.cpu_layers import use_fused_layers
+from qtune_service.scoring.head import Choice
+from qtune_service.scoring.parallel_head import HeadSettings, choose_vllm_head
 from qtune_service.scoring.plugin import ARCHITECTURE_PREFIX
 from qtune_service.scoring.samples import UNSCORED
-from qtune_service.scoring.statistics import Statistics, statistics_for
+from qtune_service.scoring.statistics import nll_and_entropy, statistics_for
 
 TASK = "token_classify"  # the per-token task that both of vLLM's model runners accept
 SPANS_KEY = "qtune_spans"
 CONFIG_KEY = "qtune"
 DEFAULT_LOGITS_BYTES = 256 << 20
-
-ComputeLogits = Callable[[torch.Tensor], torch.Tensor | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +51,16 @@ class _Chunk:
 class ScorePooler(Pooler):  # type: ignore[misc]  # vllm is not typed here
     """Reduces hidden states to (n, 2) float32 a request."""
 
-    def __init__(self, compute_logits: ComputeLogits, vocab_size: int, settings: dict[str, Any]) -> None:
+    def __init__(self, model: Any, vocab_size: int, settings: dict[str, Any]) -> None:
         super().__init__()
-        self._compute_logits = compute_logits
-        self._block_rows = max(1, int(settings.get("logits_bytes", DEFAULT_LOGITS_BYTES)) // (4 * vocab_size))
-        self._mode = str(settings.get("statistics", "auto"))
-        self._statistics: Statistics | None = None
+        self._model = weakref.ref(model)  # the model holds the pooler, and must not become a module inside of it
+        self._vocab_size, self._settings = vocab_size, settings
+        self._choice: Choice | None = None
+
+    @property
+    def head(self) -> str:
+        """How rows are reduced, and why so; empty before the first step."""
+        return self._choice.description if self._choice else ""
 
     def get_supported_tasks(self) -> AbstractSet[str]:
         """Name the one task."""
@@ -81,16 +87,21 @@ class ScorePooler(Pooler):  # type: ignore[misc]  # vllm is not typed here
 
     def _score(self, hidden_states: torch.Tensor, rows: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         device = hidden_states.device
-        if self._statistics is None:
-            self._statistics = statistics_for(device, self._mode)
+        if len(rows) == 0:
+            return torch.empty(0, 2, dtype=torch.float32, device=device)
+        if self._choice is None:
+            self._choice = self._choose(hidden_states)
         rows, labels = rows.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-        scores = torch.zeros(len(rows), 2, dtype=torch.float32, device=device)
-        for i in range(0, len(rows), self._block_rows):
-            block = slice(i, i + self._block_rows)
-            logits = self._compute_logits(hidden_states.index_select(0, rows[block]))
-            if logits is not None:  # None on the tensor parallel ranks whose output vLLM drops
-                scores[block] = self._statistics(logits, labels[block])
-        return scores
+        return nll_and_entropy(self._choice.head(hidden_states.index_select(0, rows), labels))
+
+    def _choose(self, hidden_states: torch.Tensor) -> Choice:
+        settings = HeadSettings(
+            vocab_size=self._vocab_size,
+            logits_bytes=int(self._settings.get("logits_bytes", DEFAULT_LOGITS_BYTES)),
+            statistics=statistics_for(hidden_states.device, str(self._settings.get("statistics", "auto"))),
+            try_kernel=bool(self._settings.get("head_kernel", True)),
+        )
+        return choose_vllm_head(self._model(), hidden_states, settings)
 
 
 def _chunks(metadata: PoolingMetadata) -> list[_Chunk]:
@@ -134,6 +145,11 @@ def _collect(cache: list[torch.Tensor], chunk: _Chunk, part: torch.Tensor, *, is
     return cache.pop() if is_last else None
 
 
+def describe_head(model: Any) -> str:
+    """In each vLLM worker, by `apply_model`: how this rank reduces its rows; empty before the first step."""
+    return str(model.pooler.head)
+
+
 def scored_positions(spans: list[int]) -> NDArray[np.int64]:
     """Expand [start, end, start, end, ...] to positions, ascending: (n,)."""
     if not spans:
@@ -151,7 +167,7 @@ def adapt(base: type[torch.nn.Module], name: str) -> type[torch.nn.Module]:
     def __init__(self: Any, *, vllm_config: Any, prefix: str = "", **kwargs: Any) -> None:  # noqa: N807
         base.__init__(self, vllm_config=vllm_config, prefix=prefix, **kwargs)
         vocab_size = vllm_config.model_config.get_vocab_size()
-        self.pooler = ScorePooler(self.compute_logits, vocab_size, vllm_config.additional_config.get(CONFIG_KEY, {}))
+        self.pooler = ScorePooler(self, vocab_size, vllm_config.additional_config.get(CONFIG_KEY, {}))
 
     body = {
         "__init__": __init__,
@@ -169,6 +185,7 @@ def __getattr__(name: str) -> type[torch.nn.Module]:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from vllm.model_executor.models.registry import ModelRegistry
 
+    use_fused_layers()
     architecture = name.removeprefix(ARCHITECTURE_PREFIX).partition("@")[0]
     adapted = adapt(ModelRegistry.models[architecture].load_model_cls(), name.partition("@")[0])
     setattr(sys.modules[__name__], name, adapted)

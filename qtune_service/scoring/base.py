@@ -22,6 +22,10 @@ class EngineInfo:
     vocab_size: int
     reason: str = ""
     """Why this engine: what `auto` found, or that it was asked for."""
+    head: str = ""
+    """How hidden states become scores, and why so: by a kernel, by blocks of logits, over shards; see head.py."""
+    batches: str = ""
+    """`packed`, or `padded` and why; of the reference engine."""
 
 
 Watch: TypeAlias = Callable[[int], bool]

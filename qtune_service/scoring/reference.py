@@ -1,11 +1,13 @@
 """The reference engine: plain torch and transformers. The oracle of the tests, and the engine without vLLM.
 
-Batches hold sequences of like length, padded on the right, up to a budget of tokens. A causal model's output at a
-token does not depend on what follows it, so no attention mask is needed and the fast causal kernel runs.
+Batches hold sequences end to end in one row, without padding, where that is exact for the model (packing.py). Else
+they hold sequences of like length, padded on the right. A causal model's output at a token does not depend on what
+follows it, so no attention mask is needed either way and the fast causal kernel runs.
 
-Logits are computed for rows that predict scored tokens, in blocks. That needs the model's path from hidden state to
-logits, which is more than a matrix for some (Gemma 2 caps its logits, Cohere and Granite scale them). So the path is
-checked when the model is loaded, and there are two:
+Logits are computed for rows that predict scored tokens, in blocks, or not at all: on a GPU a kernel goes from hidden
+states to scores where it is faster (head.py). That needs the model's path from hidden state to logits, which is more
+than a matrix for some (Gemma 2 caps its logits, Cohere and Granite scale them). So the path is checked when the model
+is loaded, and there are two:
 
 - `head`: the output embedding applied to the last hidden state, for models where that gives the very bits of the
   model's own logits on a probe sequence.
@@ -30,8 +32,10 @@ from qtune_service.errors import EngineError, ModelError
 from qtune_service.scoring.base import EngineInfo, InterruptedScoring, Watch, never
 from qtune_service.scoring.checkpoint import Checkpoint, read_checkpoint, unsupported_architecture
 from qtune_service.scoring.environment import apply_environment, quiet_libraries
+from qtune_service.scoring.head import KERNEL_IS_OFF, BlockwiseHead, Choice, Matrix, choose_head
+from qtune_service.scoring.packing import enable_packing, pack, packed_batches
 from qtune_service.scoring.samples import Prompt, Scores, check_samples, distinct_prompts, scores_of
-from qtune_service.scoring.statistics import statistics_for
+from qtune_service.scoring.statistics import nll_and_entropy, statistics_for
 
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 16384
 PROBE_TOKENS = 16
@@ -64,12 +68,15 @@ class ReferenceScorer:
             self._model: Any = _load(model, checkpoint).to(self._device)
             with torch.inference_mode():
                 self._path = choose_path(self._model, checkpoint)
+                self._why_padded = self._packing_problem(checkpoint)
         self._batch_tokens = engine.max_num_batched_tokens or (
             GPU_BATCH_TOKENS if self._device.type == "cuda" else CPU_BATCH_TOKENS
         )
         self._max_batch_size = 1 if _angles_depend_on_batch(checkpoint) else self._batch_tokens
         self._block_rows = max(1, engine.logits_bytes // (4 * checkpoint.vocab_size))
-        self._statistics = statistics_for(self._device, "eager")
+        self._statistics = statistics_for(self._device)
+        with torch.inference_mode():
+            self._head = self._choose_head(try_kernel=engine.head_kernel)
         self._info = EngineInfo(
             name="reference",
             version=f"transformers {metadata.version('transformers')}, torch {torch.__version__}",
@@ -79,6 +86,8 @@ class ReferenceScorer:
             max_model_len=checkpoint.max_model_len,
             vocab_size=checkpoint.vocab_size,
             reason=reason,
+            head=self._head.description,
+            batches=f"padded: {self._why_padded}" if self._why_padded else "packed",
         )
 
     @property
@@ -91,10 +100,24 @@ class ReferenceScorer:
         """`head` or `forward`; see the module."""
         return self._path
 
+    def _packing_problem(self, checkpoint: Checkpoint) -> str:
+        if self._path != "head":
+            return "the model is scored one sequence at a time"
+        if _angles_depend_on_batch(checkpoint):
+            return "rotary angles depend on the longest sequence of a batch"
+        return enable_packing(self._model, checkpoint.vocab_size, CAUSAL_TOLERANCE[checkpoint.dtype])
+
+    def _choose_head(self, *, try_kernel: bool) -> Choice:
+        embedding = self._model.get_output_embeddings()
+        matrix = plain_matrix(embedding) if self._path == "head" else "the model's logits are more than a matrix"
+        project = matrix.project if isinstance(matrix, Matrix) else embedding
+        blockwise = BlockwiseHead(project, self._block_rows, self._statistics)
+        return choose_head(blockwise, matrix if try_kernel or isinstance(matrix, str) else KERNEL_IS_OFF)
+
     def score(self, samples: Sequence[Sample], watch: Watch = never) -> list[TokenScores]:
         """Score samples, in the order given; see `Scorer`."""
         if self._model is None:
-            raise EngineError("The scorer is closed.", "Build a new one.")
+            _closed()
         check_samples(samples, self._info)
         prompts, index = distinct_prompts(samples)
         with torch.inference_mode():
@@ -105,44 +128,52 @@ class ReferenceScorer:
         return list(found.values())
 
     def _score_prompts(self, prompts: Sequence[Prompt], watch: Watch) -> dict[int, Scores]:
-        """Score prompts in batches: index -> (n, 2). Some are missing where `watch` stopped it."""
-        scores = {i: np.empty((0, 2), np.float32) for i, prompt in enumerate(prompts) if not _length(prompt)}
-        size = self._max_batch_size if self._path == "head" else 1
+        """Score prompts in batches: index -> (n, 2). Some are missing where `watch` stopped it.
+
+        A GPU is waited for once, at the end.
+        """
         run = self._score_batch if self._path == "head" else self._score_by_forward
-        tokens = 0
-        for batch in token_budget_batches([_length(prompt) for prompt in prompts], self._batch_tokens, size):
+        tokens, parts = 0, []
+        for batch in self._batches([_length(prompt) for prompt in prompts]):
             if watch(tokens):
                 break
-            scores |= zip(batch, run([prompts[i] for i in batch]), strict=True)
+            parts.append((batch, run([prompts[i] for i in batch])))  # (rows of the batch, 2)
             tokens += sum(len(prompts[i].input_ids) for i in batch)
+        scores = {i: np.empty((0, 2), np.float32) for i, prompt in enumerate(prompts) if not _length(prompt)}
+        for batch, part in parts:
+            ends = np.cumsum([len(prompts[i].positions) for i in batch])
+            scores |= zip(batch, np.split(part.cpu().numpy(), ends[:-1]), strict=True)
         return scores
 
-    def _score_batch(self, prompts: Sequence[Prompt]) -> list[Scores]:
-        """Score by the `head` path: one (n, 2) a prompt."""
-        width = max(map(_length, prompts))
-        ids = np.zeros((len(prompts), width), np.int64)  # (B, T) padded on the right
-        for row, prompt in zip(ids, prompts, strict=True):
-            row[: _length(prompt)] = prompt.input_ids[: _length(prompt)]
-        predicting = np.concatenate([i * width + prompt.positions - 1 for i, prompt in enumerate(prompts)])
-        labels = self._tensor(np.concatenate([prompt.input_ids[prompt.positions] for prompt in prompts]))
-        hidden = self._model.base_model(input_ids=self._tensor(ids), use_cache=False).last_hidden_state  # (B, T, H)
-        rows = self._tensor(predicting)
-        head = self._model.get_output_embeddings()
-        scores = torch.empty(len(rows), 2, dtype=torch.float32, device=self._device)
-        for i in range(0, len(rows), self._block_rows):
-            block = slice(i, i + self._block_rows)
-            scores[block] = self._statistics(head(hidden.flatten(0, 1)[rows[block]]), labels[block])
-        ends = np.cumsum([len(prompt.positions) for prompt in prompts])
-        return np.split(scores.cpu().numpy(), ends[:-1])
+    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        if not self._why_padded:
+            return packed_batches(lengths, self._batch_tokens)
+        size = self._max_batch_size if self._path == "head" else 1
+        return token_budget_batches(lengths, self._batch_tokens, size)
 
-    def _score_by_forward(self, prompts: Sequence[Prompt]) -> list[Scores]:
-        """Score one prompt by the `forward` path, in chunks of at most `block_rows` tokens: [(n, 2)]."""
+    def _score_batch(self, prompts: Sequence[Prompt]) -> torch.Tensor:
+        """Score by the `head` path: (n of all prompts, 2)."""
+        lengths = [_length(prompt) for prompt in prompts]
+        sequences = [torch.from_numpy(p.input_ids[:n].astype(np.int64)) for p, n in zip(prompts, lengths, strict=True)]
+        if self._why_padded:
+            batch = pad(sequences, self._device)
+            begins = np.arange(len(prompts)) * max(lengths)
+        else:
+            batch = pack(sequences, self._device)
+            begins = np.cumsum([0, *lengths[:-1]])
+        predicting = np.concatenate([b + prompt.positions - 1 for b, prompt in zip(begins, prompts, strict=True)])
+        labels = self._tensor(np.concatenate([prompt.input_ids[prompt.positions] for prompt in prompts]))
+        hidden = self._model.base_model(**batch).last_hidden_state.flatten(0, 1)  # (B T, H)
+        return nll_and_entropy(self._head.head(hidden[self._tensor(predicting)], labels))
+
+    def _score_by_forward(self, prompts: Sequence[Prompt]) -> torch.Tensor:
+        """Score one prompt by the `forward` path, in chunks of at most `block_rows` tokens: (n, 2)."""
         (prompt,) = prompts
         all_ids = self._tensor(prompt.input_ids)
         ids = all_ids[: _length(prompt)]  # (T,)
         positions = self._tensor(prompt.positions)
         chunk = max(1, min(self._block_rows, self._batch_tokens))
-        cache, parts = None, [torch.empty(0, 2, device=self._device)]
+        cache, parts = None, [torch.empty(0, 4, device=self._device)]
         for begin in range(0, len(ids), chunk):
             end = min(begin + chunk, len(ids))
             is_whole = begin == 0 and end == len(ids)
@@ -150,7 +181,7 @@ class ReferenceScorer:
             cache = output.past_key_values if not is_whole else None
             mine = positions[(positions > begin) & (positions <= end)]  # row t - 1 predicts token t
             parts.append(self._statistics(output.logits[0, mine - 1 - begin], all_ids[mine]))
-        return [torch.cat(parts).cpu().numpy()]
+        return nll_and_entropy(torch.cat(parts))
 
     def _tensor(self, array: Any) -> torch.Tensor:
         return torch.as_tensor(np.asarray(array, np.int64), device=self._device)
@@ -158,13 +189,24 @@ class ReferenceScorer:
     def close(self) -> None:
         """Free the model. Idempotent."""
         self._model = None
+        self._head = Choice(_closed, self._head.description)  # which held the weight of the model's head
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _closed(*_: torch.Tensor) -> torch.Tensor:
+    raise EngineError("The scorer is closed.", "Build a new one.")
 
 
 def _length(prompt: Prompt) -> int:
     """Tokens that must be read: up to the one that predicts the last scored token; 0 where nothing is scored."""
     return int(prompt.positions[-1]) if len(prompt.positions) else 0
+
+
+def pad(sequences: Sequence[torch.Tensor], device: torch.device) -> dict[str, Any]:
+    """Arguments of a model's forward call for sequences of int64 (T_i,), padded on the right."""
+    ids = torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True)  # (B, T)
+    return {"input_ids": ids.to(device), "use_cache": False}
 
 
 def token_budget_batches(lengths: Sequence[int], budget: int, max_size: int) -> Iterator[list[int]]:
@@ -241,6 +283,18 @@ def _head_is_all(model: Any, ids: torch.Tensor, logits: torch.Tensor) -> bool:
     if hidden is None or hidden.shape[-1] != head.weight.shape[-1]:
         return False
     return bool(torch.equal(head(hidden), logits))
+
+
+def plain_matrix(head: torch.nn.Module) -> Matrix | str:
+    """The output embedding as a matrix, or why it is more than one. Only for models of the `head` path."""
+    if type(head) is not torch.nn.Linear:  # adapters, quantised and wrapped heads have classes of their own
+        return f"the head is a {type(head).__name__}"
+    weight = head.weight
+    if type(weight.data) is not torch.Tensor or torch.nn.utils.parametrize.is_parametrized(head):
+        return f"the head's weight is a {type(weight.data).__name__} or computed from others"
+    if head._forward_hooks or head._forward_pre_hooks:  # noqa: SLF001 - torch has no other way to ask
+        return "the head has hooks"
+    return Matrix(weight.data, None if head.bias is None else head.bias.data)
 
 
 def _angles_depend_on_batch(checkpoint: Checkpoint) -> bool:

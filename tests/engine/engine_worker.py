@@ -96,3 +96,57 @@ def registered_architectures() -> tuple[list[str], list[str], list[str]]:
 
     load_general_plugins()
     return sorted(_VLLM_MODELS), causal_architectures(), sorted(ModelRegistry.get_supported_archs())
+
+
+def heads() -> list[str]:
+    """How the scoring heads of all ranks reduce their rows, after at least one call."""
+    from qtune_service.scoring.adapter import describe_head
+
+    descriptions: list[str] = _scorer._llm.apply_model(describe_head)
+    return descriptions
+
+
+def watch_heads() -> dict[str, str]:
+    """What watching the loaded model says of its head: as it is, and changed in the ways that models have."""
+    verdicts: dict[str, str] = _scorer._llm.apply_model(_watch_all)[0]
+    return verdicts
+
+
+def _watch_all(model: Any) -> dict[str, str]:
+    """In vLLM's process; the model is left as it was found."""
+    import torch
+    from vllm.model_executor.layers.logits_processor import LogitsProcessor
+
+    from qtune_service.scoring.parallel_head import watch
+
+    own, processor, lm_head = model.compute_logits, model.logits_processor, model.lm_head
+
+    def verdict(compute_logits: Any = own) -> str:
+        model.compute_logits = compute_logits
+        try:
+            plain = watch(model, torch.randn(4, 128))
+        finally:
+            del model.compute_logits
+        matrix = plain if isinstance(plain, str) else plain.matrix(torch.float32)
+        return matrix if isinstance(matrix, str) else f"{tuple(matrix.weight.shape)}"
+
+    class Wrapped(LogitsProcessor):  # type: ignore[misc]  # as LoRA's
+        pass
+
+    found = {"as it is": verdict(), "scaled before": verdict(lambda h: own(h * 2))}
+    found["scaled after, in place"] = verdict(lambda h: own(h).mul_(2))
+    found["masked after"] = verdict(lambda h: own(h)[:, :100])
+    found["no processor"] = verdict(lambda h: h @ lm_head.weight.T)
+    for name, value in (("soft_cap", 30.0), ("scale", 0.5)):
+        before = getattr(processor, name)
+        setattr(processor, name, value)
+        found[name] = verdict()
+        setattr(processor, name, before)
+    processor.__class__ = Wrapped
+    found["another class"] = verdict()
+    processor.__class__ = LogitsProcessor
+    method = lm_head.quant_method
+    lm_head.quant_method = type("Fp8Method", (), {"apply": staticmethod(method.apply)})()
+    found["quantised"] = verdict()
+    lm_head.quant_method = method
+    return {**found, "as it was found": verdict()}

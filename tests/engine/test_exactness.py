@@ -13,7 +13,7 @@ import pytest
 from qtune_service.config import EngineSpec, ModelSpec
 from qtune_service.core.metrics import Sample, TokenScores
 from qtune_service.scoring.base import InterruptedScoring, Scorer
-from tests.engine.engine_worker import EngineWorker, cached_tokens
+from tests.engine.engine_worker import EngineWorker, cached_tokens, heads
 from tests.engine.exactness import (
     MAX_MODEL_LEN,
     NAN_TOKEN,
@@ -131,8 +131,8 @@ def test_an_impossible_sample_is_refused_and_the_engine_lives(
 
 
 @pytest.mark.slow
-def test_tensor_parallel_scores_are_exact(random_qwen2: Path) -> None:
-    """Two tensor parallel workers, each with half of the vocabulary, give exact scores."""
+def test_tensor_parallel_scores_are_exact(random_qwen2: Path, vllm_qwen2: EngineWorker) -> None:
+    """Two tensor parallel workers reduce half of the vocabulary each, and agree with one worker to 1e-5 nats."""
     worker = EngineWorker(
         ModelSpec(name=str(random_qwen2)),
         EngineSpec(tensor_parallel_size=2, max_num_batched_tokens=96, cpu_kv_cache_bytes=1 << 27),
@@ -140,6 +140,9 @@ def test_tensor_parallel_scores_are_exact(random_qwen2: Path) -> None:
     try:
         samples = all_cases(worker.info.vocab_size)
         scores: Sequence[TokenScores] = worker.score(samples)
+        ways = worker.call(heads)
     finally:
         worker.close()
+    assert [way.partition(",")[0] for way in ways] == ["partial sums over 2 shards of the vocabulary"] * 2
     assert difference(scores, exact_all(str(random_qwen2), 1500)) < EXACT
+    assert difference(scores, vllm_qwen2.score(samples)) < SAME

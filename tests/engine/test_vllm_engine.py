@@ -12,7 +12,14 @@ from qtune_service.config import EngineSpec, ModelSpec
 from qtune_service.errors import ModelError
 from qtune_service.scoring.choose import choose_engine
 from qtune_service.scoring.plugin import adapted_name, register
-from tests.engine.engine_worker import EngineWorker, fail_in_next_call, load, registered_architectures
+from tests.engine.engine_worker import (
+    EngineWorker,
+    fail_in_next_call,
+    heads,
+    load,
+    registered_architectures,
+    watch_heads,
+)
 from tests.engine.exactness import all_cases, difference
 
 
@@ -31,6 +38,25 @@ def test_engine_info_describes_the_model(vllm_qwen2: EngineWorker) -> None:
     info = vllm_qwen2.info
     assert (info.name, info.architecture, info.dtype) == ("vllm", "Qwen2ForCausalLM", "float32")
     assert (info.max_model_len, info.vocab_size) == (512, 1500)
+
+
+def test_only_a_plain_head_is_taken_for_one(vllm_qwen2: EngineWorker) -> None:
+    """Whatever a model does to hidden states or logits besides its head is seen in one call."""
+    assert vllm_qwen2.info
+    assert vllm_qwen2.call(watch_heads) == {
+        "as it is": "(1500, 128)",  # without the rows that vLLM pads
+        "scaled before": "the model changes the hidden states before its head",
+        "scaled after, in place": "the model changes the logits after its head",
+        "masked after": "the model changes the logits after its head",
+        "no processor": "the model calls vLLM's logits processor 0 times",
+        "another class": "the model calls vLLM's logits processor 0 times",
+        "soft_cap": "the model caps its logits",
+        "scale": "the model scales its logits",
+        "quantised": "the head is quantised (Fp8Method)",
+        "as it was found": "(1500, 128)",
+    }
+    vllm_qwen2.score(all_cases(1500)[:2])
+    assert vllm_qwen2.call(heads) == ["blockwise: the kernel needs a GPU, and the model is on cpu"]
 
 
 def test_the_plugin_registers_every_causal_architecture(vllm_qwen2: EngineWorker) -> None:

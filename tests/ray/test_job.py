@@ -11,6 +11,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from qtune_service.config import JobSpec, OutputSpec
+from qtune_service.pipeline import population
+from qtune_service.pipeline.progress import FileSink
+from qtune_service.pipeline.run import run_job
 from tests.jobs import DEMO_MODEL, REPO, check_output, manifest, qtune, rows, table, write_jsonl
 
 DEMO_DATA = REPO / "examples" / "demo" / "data.jsonl"
@@ -238,3 +242,22 @@ def test_gsm8k_sample_with_a_base_model(shared_dir: Path, tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     assert check_output(shared_dir, tmp_path / "o").endswith("0 checks failed\n")
     shutil.rmtree(tmp_path / "o")
+
+
+def test_a_population_too_large_for_the_driver_gives_the_same(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where Ray tasks take the samples through stage 1 in groups, every table and figure is the same."""
+    monkeypatch.setattr(population, "GROUP_SAMPLES", 50)
+    out = tmp_path / "groups"
+    spec = JobSpec.model_validate(manifest(finished)["spec"])
+    spec = spec.model_copy(update={"output": OutputSpec(path=str(out)), "from_scores": str(finished)})
+    again = run_job(spec, FileSink(lambda _body: None))
+    assert len(list((out / "scores").iterdir())) > 3
+    for folder in ("quadrants", "pruned"):
+        assert table(out / folder).equals(table(finished / folder)), folder
+    for name in ("counts", "tokens", "thresholds", "selection", "warnings"):
+        assert again[name] == manifest(finished)[name], name
+    summaries = [json.loads((o / "summary_statistics.json").read_text()) for o in (out, finished)]
+    assert summaries[0]["distributions"] == summaries[1]["distributions"]
+    assert not (out / "_qtune" / "ranks").exists()

@@ -51,7 +51,7 @@ def run(pairs: Pairs, ratio: float, max_iter: int | None = None) -> Selection:
 def entries(pairs: Pairs) -> NDArray[np.int64]:
     """2N times the smallest a at which each sample is kept."""
     nll, entropy = columns(pairs)
-    return corner_entry(double_midranks(nll), double_midranks(entropy)).astype(np.int64)
+    return corner_entry(double_midranks(nll), double_midranks(entropy), len(pairs)).astype(np.int64)
 
 
 def midranks(values: list[float]) -> list[Fraction]:

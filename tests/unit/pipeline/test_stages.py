@@ -20,7 +20,7 @@ from qtune_service.pipeline.model_info import ModelInfo
 from qtune_service.pipeline.output import Output
 from qtune_service.pipeline.stages import JobContext, ScoreShard, ShardTables, commit_shard, encode_shard
 from qtune_service.scoring import choose
-from qtune_service.scoring.base import EngineInfo
+from qtune_service.scoring.base import EngineInfo, Watch, never
 from tests.jobs import DEMO_MODEL, rows, write_jsonl
 
 POISON, STRANGE = 7, 9
@@ -31,7 +31,7 @@ class FragileScorer:
 
     info = EngineInfo("fragile", "1", "cpu", "float32", "None", 64, 1000)
 
-    def score(self, samples: Sequence[Sample]) -> list[TokenScores]:
+    def score(self, samples: Sequence[Sample], watch: Watch = never) -> list[TokenScores]:
         """Score, or raise for the whole call as engines do."""
         if any(s.input_ids[-1] == POISON for s in samples):
             raise ValueError("cannot take this one")

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from qtune_service.report.distributions import describe, rank_correlation
+from qtune_service.report.distributions import QUANTILES, Lengths, describe, rank_correlation
 from tests.report_data import made_up_scores
 
 
@@ -48,6 +48,22 @@ def test_rank_correlation_sees_order_only() -> None:
 
 def test_rank_correlation_of_a_large_job_comes_from_a_part() -> None:
     """Above a million samples it is taken over a million of them and stays near the whole."""
-    nll, entropy, _ = made_up_scores(1_200_000, correlation=0.75)
+    nll, entropy, lengths = made_up_scores(1_200_000, correlation=0.75)
+    shown = describe(nll, entropy, lengths, np.full(len(nll), 2))
     # Spearman's rho of a normal pair: 6/pi asin(r/2).
-    assert rank_correlation(nll, entropy) == pytest.approx(6 / math.pi * math.asin(0.375), abs=0.003)
+    assert shown.rank_correlation == pytest.approx(6 / math.pi * math.asin(0.375), abs=0.003)
+    assert shown.rank_correlation != rank_correlation(nll, entropy)
+
+
+def test_lengths_add_up_over_groups() -> None:
+    """Counts of groups, of different longest samples, give the quantiles and the median of all."""
+    rng = np.random.default_rng(2)
+    tokens, labels = rng.integers(1, 900, 1_001), rng.integers(1, 5, 1_001)
+    tokens[400:] //= 2
+    parts = [Lengths.counted(tokens[a:b], labels[a:b]) for a, b in ((0, 400), (400, 400), (400, 1_001))]
+    total = parts[2].plus(parts[1]).plus(parts[0])
+    ordered = np.sort(tokens)
+    assert total.quantiles() == {name: ordered[max(math.ceil(q * 1_001) - 1, 0)] for name, q in QUANTILES.items()}
+    assert total.q2_median() == np.median(tokens[labels == 2])
+    assert parts[1].quantiles() == {}
+    assert parts[1].q2_median() is None

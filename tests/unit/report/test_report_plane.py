@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from qtune_service.core.plane import Thresholds
 from qtune_service.report.contents import PlaneSample
-from qtune_service.report.plane import DARK, LIGHT, MAX_POINTS, PAGE, Palette, pick_points, plane_chart
+from qtune_service.report.plane import DARK, LIGHT, PAGE, Palette, plane_chart
 from tests.report_data import made_up_report, made_up_scores
 
 # Linear RGB as seen without one kind of cone: Machado, Oliveira and Fernandes (2009), severity 1.
@@ -21,29 +21,6 @@ VISIONS = {
     "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
     "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
 }
-
-
-def test_a_small_job_shows_every_sample() -> None:
-    """Nothing is left out below the limit."""
-    assert pick_points(5).tolist() == [0, 1, 2, 3, 4]
-    assert pick_points(0).tolist() == []
-
-
-@pytest.mark.parametrize("total", [MAX_POINTS + 1, 10_000, 123_457, 10**8])
-def test_picks_are_the_same_every_time_distinct_and_spread(total: int) -> None:
-    """One of each equal stride, ascending, so densities are true."""
-    picks = pick_points(total)
-    assert picks.tolist() == pick_points(total).tolist()
-    assert len(picks) == MAX_POINTS
-    strides = np.arange(MAX_POINTS + 1, dtype=np.int64) * total // MAX_POINTS
-    assert np.all((strides[:-1] <= picks) & (picks < strides[1:]))
-
-
-def test_picks_do_not_beat_with_periodic_data() -> None:
-    """Where kinds alternate with the stride's own period, each is still shown in proportion."""
-    kinds = pick_points(40_000) % 10
-    shares = np.bincount(kinds, minlength=10) / MAX_POINTS
-    assert shares == pytest.approx(np.full(10, 0.1), abs=0.03)
 
 
 def _lines(spec: dict[str, object]) -> dict[str, float]:
