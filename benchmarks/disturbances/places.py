@@ -15,7 +15,7 @@ from benchmarks.disturbances.kinds import Victim
 from tests.nodes import Node, Nodes, ray_nodes
 from tests.processes import ACTOR, ENGINE, TASK, kill_all, titled
 
-CPUS = (2, 2)
+CPUS = (4, 4)
 """Of the head and of each worker node: an actor and its tasks fit on either."""
 
 

@@ -31,6 +31,8 @@ StageFunction: TypeAlias = Callable[[int, bytes], bytes]
 
 
 REACH_S = 10
+SHARDS_PER_TASK = 64
+"""So many shards make it worth to start another process for light work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +74,10 @@ class Cluster:
     is_local: bool
     """Started here, for this job alone."""
 
-    @property
-    def max_tasks(self) -> int | None:
-        """Tasks of a stage at a time. Few on one machine: each process that starts takes seconds from the engine."""
-        return max(1, (os.cpu_count() or 1) // 2) if self.is_local else None
+    def max_tasks(self, num_shards: int) -> int | None:
+        """Tasks of a stage at a time. On one machine few for a small job: starting a process costs seconds of CPU."""
+        cores = os.cpu_count() or 1
+        return max(1, min(cores, num_shards // SHARDS_PER_TASK), cores // 2) if self.is_local else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,7 +128,8 @@ class _Job:
         """Scan the input; under `limit` in waves, and no further than needed. A small one here, without workers."""
         spec = self.spec.input
         self.tracker.stage("plan", len(chunks), unit="chunks")
-        stage = Stage("plan", scan_chunk, (self.spec,), num_cpus=LIGHT_CPUS, max_tasks=nodes.max_tasks)
+        max_tasks = nodes.max_tasks(len(chunks))
+        stage = Stage("plan", scan_chunk, (self.spec,), num_cpus=LIGHT_CPUS, max_tasks=max_tasks)
         is_small = sum({chunk.file.uri: chunk.file.size_bytes for chunk in chunks}.values()) <= SMALL_INPUT_BYTES
         wave = len(chunks) if spec.limit is None else SCAN_WAVE
         scans: list[ChunkScan] = []
@@ -193,8 +194,9 @@ class _Job:
         """Score shards: the markers of those that are done, and what the others failed with."""
         size = (min(pool.min_actors, max(len(todo), 1)), min(pool.max_actors, max(len(todo), 1)))
         scorer = Stage("score", ScoreShard, (context,), num_cpus=pool.cpus, num_gpus=pool.gpus, pool=size)
-        encode = Stage("encode", encode_shard, (context,), num_cpus=LIGHT_CPUS, max_tasks=nodes.max_tasks)
-        commit = Stage("commit", commit_shard, (context,), num_cpus=LIGHT_CPUS, max_tasks=nodes.max_tasks)
+        max_tasks = nodes.max_tasks(len(todo))
+        encode = Stage("encode", encode_shard, (context,), num_cpus=LIGHT_CPUS, max_tasks=max_tasks)
+        commit = Stage("commit", commit_shard, (context,), num_cpus=LIGHT_CPUS, max_tasks=max_tasks)
         if not self.spec.model.trust_remote_code:  # a tokenizer with code of its own may want torch
             encode = replace(encode, setup=import_transformers_without_torch)
         if not pool.gpus:
@@ -237,7 +239,7 @@ class _Job:
         """Reject the records of failed shards, as far as `limits` allows. Raises EngineError beyond."""
         if len(failed) > self.spec.limits.max_failed_shards:
             raise self._too_many(failed, f"{len(failed)} of {len(plan.shards)} shards")
-        stage = Stage("reject", reject_shard, (context,), num_cpus=LIGHT_CPUS, max_tasks=nodes.max_tasks)
+        stage = Stage("reject", reject_shard, (context,), num_cpus=LIGHT_CPUS, max_tasks=nodes.max_tasks(len(failed)))
         items = [(shard, problem.encode()) for shard, problem in failed.items()]
         return {arrival.shard: json.loads(arrival.payload) for arrival in stream(items, stage)}
 

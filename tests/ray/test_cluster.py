@@ -19,9 +19,9 @@ from tests.nodes import RAY, Nodes, ray_nodes
 from tests.processes import finished, wait_for
 from tests.s3 import S3Endpoint, serve_s3
 
-CPUS = 2
-ACTOR_CPUS = 1.5
-"""One actor and one task fill a node, so that a second actor needs a second node."""
+CPUS = 4
+ACTOR_CPUS = 2.5
+"""A node holds one actor and the tasks beside it; a second actor needs a second node."""
 ACROSS_MACHINES = 1e-5
 
 
