@@ -2,11 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-<<<<<<< HEAD
 .PHONY: help install demo test lint format types contracts check bench bench-thresholds bench-scoring bench-gpu bench-chaos bench-scale docs lock doctor clean
-=======
-.PHONY: help install demo test lint format types contracts check bench bench-thresholds bench-scoring bench-chaos bench-gpu docs lock doctor clean
->>>>>>> chaos
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -42,7 +38,6 @@ bench-thresholds: install ## Thresholds from 1e5 to 1e8 samples
 bench-scoring: install ## Scoring engines side by side
 	$(BIN)/python benchmarks/scoring.py
 
-<<<<<<< HEAD
 bench-gpu: install ## A GPU's share of its peak on 0.5B and 7B shapes, and the kernel against blocks of logits
 	$(BIN)/python benchmarks/gpu.py
 
@@ -53,15 +48,6 @@ bench-scale: install ## Ten million records through a whole job (half an hour)
 	$(BIN)/python benchmarks/scale.py --sizes 1e5 1e6 1e7
 
 bench: bench-thresholds bench-scoring bench-chaos bench-scale ## All benchmarks that need no GPU
-=======
-bench-chaos: install ## Random kills of every part of a job, compared with an undisturbed run
-	$(BIN)/python -m benchmarks.chaos --kills 40 --seed 1
-
-bench-gpu: install ## A GPU's share of its peak on 0.5B and 7B shapes, and the kernel against blocks of logits
-	$(BIN)/python benchmarks/gpu.py
-
-bench: bench-thresholds bench-scoring bench-chaos ## All benchmarks that need no GPU
->>>>>>> chaos
 
 docs: install ## Write the option tables of docs/ from the code
 	$(BIN)/python scripts/write_reference.py
