@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import metadata
 from typing import Any
 
@@ -116,7 +117,11 @@ class VllmScorer:
 
     @property
     def info(self) -> EngineInfo:
-        """What the scorer runs on."""
+        """What the scorer runs on; how its head is computed is known after its first step."""
+        if not self._info.head and self._llm is not None:
+            from qtune_service.scoring.adapter import describe_head
+
+            self._info = replace(self._info, head="; ".join(sorted(set(self._llm.apply_model(describe_head)))))
         return self._info
 
     def score(self, samples: Sequence[Sample], watch: Watch = never) -> list[TokenScores]:
@@ -302,7 +307,7 @@ def _arguments(model: ModelSpec, engine: EngineSpec, checkpoint: Checkpoint) -> 
         "convert": "none",
         "pooler_config": {"task": TASK},
         "hf_overrides": overrides,
-        "additional_config": {CONFIG_KEY: {"logits_bytes": engine.logits_bytes}},
+        "additional_config": {CONFIG_KEY: {"logits_bytes": engine.logits_bytes, "head_kernel": engine.head_kernel}},
         "tensor_parallel_size": engine.tensor_parallel_size,
         "max_num_seqs": MAX_NUM_SEQS,
         # None: vLLM turns it on for decoders, and leaves it off where it is not exact (state-space models).
