@@ -64,6 +64,8 @@ class S3Endpoint:
         """Write the objects below a prefix into a folder."""
         client = self.client()
         for key in self.keys(f"{prefix}/"):
+            if key.endswith("/"):  # what is left of a folder
+                continue
             path = folder / key.removeprefix(f"{prefix}/")
             path.parent.mkdir(parents=True, exist_ok=True)
             client.download_file(self.bucket, key, str(path))
