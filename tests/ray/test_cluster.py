@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from tests.compare import differences
@@ -60,29 +58,6 @@ def ray_env(cluster: Nodes) -> dict[str, str]:
     return {name: value for name, value in cluster.env.items() if name.startswith(("RAY_", "AWS_"))}
 
 
-def scored_by(out: Path) -> set[str]:
-    """Nodes that have scored shards, while the job runs."""
-    markers = [json.loads((out / "_qtune" / "scored" / name).read_text()) for name in finished(out)]
-    return {marker["actor"].partition(":")[0] for marker in markers}
-
-
-def wait_for_nodes(count: int, out: Path, process: subprocess.Popen[str]) -> None:
-    """Wait until so many nodes have scored shards."""
-    wait_for(lambda: len(scored_by(out)) == count, process, timeout_s=120)
-
-
-def freeze(processes: list[psutil.Process]) -> None:
-    """Stop processes where they are, as a machine that hangs."""
-    for process in processes:
-        process.send_signal(signal.SIGSTOP)
-
-
-def thaw(processes: list[psutil.Process]) -> None:
-    """Let them go on."""
-    for process in processes:
-        process.send_signal(signal.SIGCONT)
-
-
 def test_two_nodes_and_an_object_store(cluster: Nodes, s3: S3Endpoint, undisturbed: Path, tmp_path: Path) -> None:
     """`ray job submit` of a spec with s3:// in and out: actors on both nodes, the output of one machine; and pruning
     again from there.
@@ -112,33 +87,6 @@ def test_a_missing_token_is_told(cluster: Nodes, tmp_path: Path) -> None:
     assert done.returncode == 4, done.stderr
     assert "token" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_nodes_come_and_go(cluster: Nodes, undisturbed: Path, tmp_path: Path) -> None:
-    """The pool grows to a second node, and to a third one that joins late; when that one is lost, the job goes on."""
-    out = tmp_path / "out"
-    job_file = write_spec(tmp_path / "spec.json", spec(str(DEMO_DATA), str(out), "1-3"))
-    process = start("run", job_file, "--ray-address", cluster.address, env=ray_env(cluster))
-    frozen: list[psutil.Process] = []
-    try:
-        for count in (1, 2):  # a frozen actor leaves all that is not in its hands to the others
-            wait_for_nodes(count, out, process)
-            frozen += actors_that_run(cluster, frozen)
-            freeze(frozen)
-        late = cluster.join(CPUS)
-        wait_for_nodes(3, out, process)
-        cluster.lose(late)
-    finally:
-        thaw(frozen)
-    text, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, text
-    assert manifest(out)["performance"]["nodes"] == 3
-    assert differences(undisturbed, out, ACROSS_MACHINES) == []
-
-
-def actors_that_run(cluster: Nodes, frozen: list[psutil.Process]) -> list[psutil.Process]:
-    """Scoring actors of all nodes but the frozen ones."""
-    return [actor for node in cluster.nodes for actor in node.actors() if actor not in frozen]
 
 
 def test_a_lost_head_node(cluster: Nodes, undisturbed: Path, tmp_path: Path) -> None:
