@@ -22,11 +22,13 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from qtune_service.core.metrics import Sample
+from qtune_service.scoring.environment import allocator_environment
 from side_by_side.measure import MemorySampler
 from side_by_side.worker import PEAK, Task, command
 
 MAX_SHARD_BYTES, SHARDS_WANTED = 256 << 10, 8
 LOG_TAIL_LINES = 12
+OWN_ENGINES = ("engine", "reference")
 BENCHMARKS = Path(__file__).resolve().parent.parent
 
 
@@ -95,7 +97,10 @@ def _run_worker(route: str, setting: Setting) -> tuple[float, float, int]:
     model, samples, result = paths
     task = Task(route, model, setting.dtype, samples, result)
     path = os.pathsep.join(filter(None, (str(BENCHMARKS), os.environ.get("PYTHONPATH"))))
-    return _watch(route, command(task), setting, {"OMP_NUM_THREADS": str(setting.threads), "PYTHONPATH": path})
+    environment = {"OMP_NUM_THREADS": str(setting.threads), "PYTHONPATH": path}
+    if route in OWN_ENGINES:  # as the pipeline starts them
+        environment |= allocator_environment()
+    return _watch(route, command(task), setting, environment)
 
 
 def _result(route: str, setting: Setting) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import logging
 import math
 import os
 import pickle
+import re
 import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,6 +32,7 @@ StageFunction: TypeAlias = Callable[[int, bytes], bytes]
 
 
 REACH_S = 10
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 SHARDS_PER_TASK = 64
 """So many shards make it worth to start another process for light work."""
 
@@ -281,4 +283,8 @@ def _quieten_ray_data() -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """An error in one line; of what a worker raised, its cause, which Ray prints last."""
+    lines = [line.strip() for line in _COLOURS.sub("", str(error)).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return lines[-1] if "RayTaskError" in type(error).__name__ else lines[0]

@@ -53,7 +53,7 @@ from qtune_service.torchless import import_transformers_without_torch
 LIGHT_CPUS = 0.5
 """CPUs of a task beside the engine. Unlike the actor's, or Ray Data would fuse encoding into the actor."""
 HOPELESS = 3
-"""Failed shards after which the job ends if not one has succeeded."""
+"""The job ends at once if more shards than that fail one after the other, without a success between them."""
 SMALL_INPUT_BYTES = 32 << 20
 """Input that the driver scans itself, in less time than a worker takes to start."""
 SCAN_WAVE = 64
@@ -205,25 +205,28 @@ class _Job:
         fresh: dict[int, Marker] = {}
         failed: dict[int, str] = {}
         arrived: set[int] = set()
+        failed_in_a_row = 0
         assert context.guard is not None
         with self.stop.saving(context.guard.stop, arrived, self.spec.limits.stop_grace_s):
             for arrival in stream([(index, b"") for index in todo], *stages, guard=context.guard):
                 arrived.add(arrival.shard)
                 if isinstance(arrival.problem, ShardFailedError):
-                    self._note_failed(arrival.problem, failed, arrival.shard, num_done=len(fresh))
+                    failed[arrival.shard] = arrival.problem.message
+                    failed_in_a_row += 1
+                    self._note_failed(failed, arrival.problem.message, failed_in_a_row)
                 elif arrival.problem is None:
+                    failed_in_a_row = 0
                     marker = fresh[arrival.shard] = json.loads(arrival.payload)
                     if len(fresh) == 1:
                         self.tracker.say(f"engine: {marker['engine']['name']} ({marker['engine']['reason']})")
                     self.tracker.advance(marker["read"], tokens=marker["tokens"], rejected=marker["rejected"])
         return fresh, failed
 
-    def _note_failed(self, error: ShardFailedError, failed: dict[int, str], shard: int, num_done: int) -> None:
+    def _note_failed(self, failed: Mapping[int, str], problem: str, failed_in_a_row: int) -> None:
         """Say it, and give up early where nothing but failures comes."""
-        failed[shard] = error.message
-        self.tracker.say(f"failed: {error.message}")
-        if len(failed) > max(self.spec.limits.max_failed_shards, HOPELESS) and not num_done:
-            raise self._too_many(failed, f"the first {len(failed)} shards")
+        self.tracker.say(f"failed: {problem}")
+        if len(failed) > self.spec.limits.max_failed_shards and failed_in_a_row > HOPELESS:
+            raise self._too_many(failed, f"{failed_in_a_row} shards in a row")
 
     def _too_many(self, failed: Mapping[int, str], what: str) -> EngineError:
         return EngineError(

@@ -33,6 +33,8 @@ from qtune_service.errors import (
 STOPPING = 0
 FATAL = (SpecError, ModelError, DataError, OutputConflictError)
 PAUSE_S = 0.5
+ANSWER_S = 10
+"""A supervisor that does not answer a wish to stop for so long is gone, and its workers with it."""
 DEAD_ENGINE_STATUS = 70
 
 
@@ -140,7 +142,9 @@ class Guard:
 
     def stop(self) -> set[int]:
         """Let nothing new begin; gives the shards whose scoring has begun, ended ones too."""
-        return set(self._ask("stop"))
+        import ray
+
+        return set(ray.get(self.supervisor.stop.remote(), timeout=ANSWER_S))
 
     def watch(self, shard: int, every_s: float = 1.0) -> Watch:
         """Report a shard's progress and learn of the wish to stop."""

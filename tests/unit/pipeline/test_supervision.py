@@ -19,6 +19,10 @@ class LocalGuard(Guard):
     def _ask(self, method: str, *arguments: Any, **options: Any) -> Any:
         return getattr(self.supervisor, method)(*arguments, **options)
 
+    def stop(self) -> set[int]:
+        """Ask without Ray."""
+        return set(self.supervisor.stop())
+
 
 class LocalSupervisor(Supervisor):
     """A supervisor that is asked without Ray."""
