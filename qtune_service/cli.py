@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -285,6 +286,7 @@ def _exit_codes() -> Iterator[None]:
         console.print(f"[bold red]error:[/] {_plain(error.message)}", highlight=False, soft_wrap=True)
         if error.hint:
             console.print(_plain(error.hint), highlight=False, soft_wrap=True)
+        _leave_at_once_if_lost(error.exit_code)
         raise typer.Exit(error.exit_code) from error
     except KeyboardInterrupt:
         console.print("stopped. Finished shards are safe: run the same command again to continue.", soft_wrap=True)
@@ -295,6 +297,15 @@ def _exit_codes() -> Iterator[None]:
                 "terminated. Finished shards are safe: run the same command again to continue.", soft_wrap=True
             )
         raise
+
+
+def _leave_at_once_if_lost(exit_code: int) -> None:
+    """Ray's own leave-taking waits for a head node that is gone."""
+    cluster = sys.modules.get("qtune_service.pipeline.cluster")
+    if cluster is not None and cluster.is_lost():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
 
 
 def _plain(text: str) -> str:

@@ -11,6 +11,7 @@ Two rules keep the rest of the pipeline plain:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
@@ -19,6 +20,8 @@ import pickle
 import re
 import socket
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -32,6 +35,8 @@ StageFunction: TypeAlias = Callable[[int, bytes], bytes]
 
 
 REACH_S = 10
+HEAD_ASKED_S, HEAD_LOST_S = 5.0, 60.0
+_lost = threading.Event()
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 SHARDS_PER_TASK = 64
 """So many shards make it worth to start another process for light work."""
@@ -140,6 +145,37 @@ def _check_reachable(address: str) -> None:
         ) from error
 
 
+def watch_head(lost: Callable[[EngineError], None]) -> None:
+    """Call `lost`, from a thread, once the head node has not answered for HEAD_LOST_S. Ray itself waits without end."""
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    host, _, port = address.rpartition(":")
+
+    def watch() -> None:
+        answered_s = time.monotonic()
+        while time.monotonic() - answered_s < HEAD_LOST_S:
+            time.sleep(HEAD_ASKED_S)
+            with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=REACH_S):
+                answered_s = time.monotonic()
+            if not ray.is_initialized():
+                return
+        _lost.set()
+        lost(
+            EngineError(
+                f"the head node of the Ray cluster at {address} has not answered for {HEAD_LOST_S:.0f} s",
+                "Finished shards are safe: run the same command again to go on, on this cluster or on another one.",
+            )
+        )
+
+    threading.Thread(target=watch, daemon=True, name="head").start()
+
+
+def is_lost() -> bool:
+    """Whether the head node is gone. Ray then cannot be left in an orderly way, and hangs where one tries."""
+    return _lost.is_set()
+
+
 def node_id() -> str:
     """The Ray node that this process runs on, shortened; `here` outside of Ray."""
     import ray
@@ -151,7 +187,8 @@ def disconnect() -> None:
     """Leave the cluster; ends it if it was started here."""
     import ray
 
-    ray.shutdown()
+    if not is_lost():
+        ray.shutdown()
 
 
 def size_pool(spec: EngineSpec, cluster: Cluster) -> Pool:

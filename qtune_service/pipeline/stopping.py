@@ -27,6 +27,7 @@ class Stop:
         self._save: Callable[[], None] | None = None
         self._asked = False
         self._is_installed = False
+        self._error: Exception | None = None
 
     def install(self) -> None:
         """Handle SIGTERM of this process; from its main thread."""
@@ -38,8 +39,16 @@ class Stop:
         if self._is_installed:
             self.install()
 
+    def fail(self, error: Exception) -> None:
+        """End the main thread with an error, wherever it waits. From any other thread."""
+        self._error = error
+        if self._is_installed:
+            os.kill(os.getpid(), signal.SIGTERM)
+
     def handle(self, _signal: int, _frame: FrameType | None) -> None:
-        """For `signal.signal`. Raises SystemExit where there is nothing to wait for."""
+        """For `signal.signal`. Raises SystemExit where there is nothing to wait for, or the error given to `fail`."""
+        if self._error is not None:
+            raise self._error
         if self._save is None or self._asked:
             raise SystemExit(EXIT_CODE)
         self._asked = True
