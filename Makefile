@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format types contracts check bench bench-thresholds bench-scoring bench-gpu bench-chaos bench-scale docs lock doctor clean
+.PHONY: help install demo test test-slow lint format types contracts check bench bench-thresholds bench-scoring bench-gpu bench-chaos bench-scale docs lock doctor clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -17,6 +17,9 @@ demo: install ## Prune the shipped dataset with planted truth through vLLM, and 
 
 test: install ## All tests, with real vLLM, Ray, S3 endpoint and browser
 	$(BIN)/python -m pytest
+
+test-slow: install ## Kills and outages that take a minute and more each
+	$(BIN)/python -m pytest -m slow
 
 lint: install ## Style: ruff
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -89,6 +89,7 @@ def test_a_missing_token_is_told(cluster: Nodes, tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_lost_head_node(cluster: Nodes, undisturbed: Path, tmp_path: Path) -> None:
     """The job ends with one message and not in silence; on a new cluster the same command completes it."""
     out = tmp_path / "out"

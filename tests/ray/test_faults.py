@@ -57,12 +57,17 @@ def part(out: Path, folder: str, marker: str) -> Path:
     return out / folder / f"part-{marker.removesuffix('.json')}.parquet"
 
 
-@pytest.mark.parametrize("stage", ["plan", "prune"])
+AFTER = {"plan": "score", "prune": "report"}
+"""A stage may be over before it is seen."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", list(AFTER))
 def test_a_driver_killed_in_another_stage_resumes(stage: str, undisturbed: Path, tmp_path: Path) -> None:
     """A crash while planning or pruning costs only what was not written."""
     out = tmp_path / "out"
     process = start(*demo_job(out, "--engine", "reference"))
-    wait_for(lambda: progress(out).get("stage") == stage, process)
+    wait_for(lambda: progress(out).get("stage") in (stage, AFTER[stage]), process)
     kill(process)
     assert not (out / "manifest.json").exists()
     complete(out, "--engine", "reference")
@@ -81,6 +86,7 @@ def test_killed_workers_are_replaced(undisturbed: Path, tmp_path: Path) -> None:
     assert differences(undisturbed, out) == []
 
 
+@pytest.mark.slow
 def test_a_killed_engine_process_is_replaced(undisturbed_vllm: Path, tmp_path: Path) -> None:
     """Where vLLM's engine has processes of its own and they are killed, the job gets a new one and goes on."""
     out = tmp_path / "out"

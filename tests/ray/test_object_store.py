@@ -40,6 +40,7 @@ def job(s3: S3Endpoint, output: str) -> tuple[object, ...]:
     return demo_job(s3.uri(output), "--engine", "reference")
 
 
+@pytest.mark.slow
 def test_a_short_outage_and_a_slow_endpoint_are_survived(
     s3: S3Endpoint, faults: Faults, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -60,6 +61,7 @@ def test_a_short_outage_and_a_slow_endpoint_are_survived(
     assert differences(undisturbed, tmp_path / "out") == []
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_fails_for_good_is_one_message(
     s3: S3Endpoint, faults: Faults, undisturbed: Path, tmp_path: Path
 ) -> None:
