@@ -130,7 +130,6 @@ def test_an_impossible_sample_is_refused_and_the_engine_lives(
     assert difference(scorer.score(good), before) == 0
 
 
-@pytest.mark.slow
 def test_tensor_parallel_scores_are_exact(random_qwen2: Path, vllm_qwen2: EngineWorker) -> None:
     """Two tensor parallel workers reduce half of the vocabulary each, and agree with one worker to 1e-5 nats."""
     worker = EngineWorker(
