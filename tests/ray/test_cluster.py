@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.compare import differences
-from tests.jobs import DEMO_DATA, DEMO_MODEL, demo_job, manifest, qtune, start
+from tests.jobs import DEMO_DATA, DEMO_MODEL, REPO, demo_job, manifest, qtune, start
 from tests.nodes import RAY, Nodes, ray_nodes
 from tests.processes import finished, wait_for
 from tests.s3 import S3Endpoint, serve_s3
@@ -33,7 +33,7 @@ def s3() -> Iterator[S3Endpoint]:
 @pytest.fixture(scope="module")
 def cluster(s3: S3Endpoint) -> Iterator[Nodes]:
     """A head and a second node, each in a working folder of its own."""
-    with ray_nodes(CPUS, CPUS, env=s3.env) as nodes:
+    with ray_nodes(CPUS, CPUS, env={**s3.env, "PYTHONPATH": str(REPO)}) as nodes:
         yield nodes
 
 
@@ -64,6 +64,7 @@ def test_two_nodes_and_an_object_store(cluster: Nodes, s3: S3Endpoint, undisturb
     """
     s3.put("in/data.jsonl", DEMO_DATA.read_bytes())
     body = spec(s3.uri("in/data.jsonl"), s3.uri("out"), "2-2")
+    body["engine"]["name"] = "tests.slow_engine:build"  # until both actors have had a share
     job_file = write_spec(tmp_path / "spec.json", body)
     command = [sys.executable, "-m", "qtune_service.cli", "run", str(job_file)]
     submit = [RAY, "job", "submit", "--address", cluster.dashboard, "--", *command]

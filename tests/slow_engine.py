@@ -1,0 +1,39 @@
+"""The reference engine, slowed down: a job on it lasts until each of its actors has had a share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from qtune_service.config import EngineSpec, ModelSpec
+from qtune_service.core.metrics import Sample, TokenScores
+from qtune_service.scoring.base import EngineInfo
+from qtune_service.scoring.reference import ReferenceScorer
+
+PAUSE_S = 1.5
+
+
+def build(model: ModelSpec, engine: EngineSpec) -> SlowScorer:
+    """For `engine.name`."""
+    return SlowScorer(ReferenceScorer(model, engine))
+
+
+class SlowScorer:
+    """Scores as the other one does, after a pause."""
+
+    def __init__(self, inner: ReferenceScorer) -> None:
+        self._inner = inner
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the scorer runs on."""
+        return self._inner.info
+
+    def score(self, samples: Sequence[Sample]) -> list[TokenScores]:
+        """Wait, and score."""
+        time.sleep(PAUSE_S)
+        return self._inner.score(samples)
+
+    def close(self) -> None:
+        """Free the model."""
+        self._inner.close()
