@@ -131,7 +131,7 @@ def test_an_impossible_sample_is_refused_and_the_engine_lives(
 
 
 def test_tensor_parallel_scores_are_exact(random_qwen2: Path, vllm_qwen2: EngineWorker) -> None:
-    """Two tensor parallel workers reduce half of the vocabulary each, and agree with one worker to 1e-5 nats."""
+    """Two tensor parallel workers reduce half of the vocabulary each, and are as near to the exact scores as one."""
     worker = EngineWorker(
         ModelSpec(name=str(random_qwen2)),
         EngineSpec(tensor_parallel_size=2, max_num_batched_tokens=96, cpu_kv_cache_bytes=1 << 27),
@@ -143,5 +143,7 @@ def test_tensor_parallel_scores_are_exact(random_qwen2: Path, vllm_qwen2: Engine
     finally:
         worker.close()
     assert [way.partition(",")[0] for way in ways] == ["partial sums over 2 shards of the vocabulary"] * 2
-    assert difference(scores, exact_all(str(random_qwen2), 1500)) < EXACT
-    assert difference(scores, vllm_qwen2.score(samples)) < SAME
+    exact = exact_all(str(random_qwen2), 1500)
+    error, error_of_one = difference(scores, exact), difference(vllm_qwen2.score(samples), exact)
+    assert error < EXACT
+    assert error < 1.5 * error_of_one
