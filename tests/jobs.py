@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -40,7 +41,13 @@ def start(*arguments: object, env: Mapping[str, str] | None = None) -> subproces
         text=True,
         env=environment(env),
         start_new_session=True,
+        preexec_fn=_hear_ctrl_c,  # noqa: PLW1509 - the tests start no threads that fork could freeze
     )
+
+
+def _hear_ctrl_c() -> None:
+    """A process that a shell started in the background ignores SIGINT, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def demo_job(out: object, *more: object) -> tuple[object, ...]:
