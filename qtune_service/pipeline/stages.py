@@ -149,9 +149,10 @@ class ScoreShard:
         from qtune_service.scoring.isolate import score_isolating
 
         output, guard = self._context.output, self._context.guard
+        engine = f"{self._scorer.info.name} {self._scorer.info.version} {self._scorer.info.dtype}"
         done: dict[int, TokenScores | str] = {}
         if index in self._context.partials:
-            done |= partial_scores(storage.read_bytes(output.partial_uri(index)))
+            done |= partial_scores(storage.read_bytes(output.partial_uri(index)), engine)
         left = [i for i in range(len(samples)) if i not in done]
         watch = guard.watch(index) if guard else never
         try:
@@ -159,7 +160,7 @@ class ScoreShard:
         except InterruptedScoring as stop:
             done |= {left[k]: scores for k, scores in stop.scores.items()}
             kept = {i: s for i, s in done.items() if isinstance(s, TokenScores)}
-            storage.write_bytes(output.partial_uri(index), partial_bytes(kept))
+            storage.write_bytes(output.partial_uri(index), partial_bytes(kept, engine))
             raise StoppedError(f"shard {index} was stopped with {len(kept)} of {len(samples)} samples scored") from None
         done |= dict(zip(left, fresh, strict=True))
         return [done[i] for i in range(len(samples))]

@@ -142,7 +142,7 @@ def with_scores(encoded: pa.Table, scores: Sequence[TokenScores]) -> pa.Table:
     return pa.table({**ours, **own}, schema=schema)
 
 
-def partial_bytes(scores: Mapping[int, TokenScores]) -> pa.Buffer:
+def partial_bytes(scores: Mapping[int, TokenScores], engine: str) -> pa.Buffer:
     """Scores of some samples of a shard as an Arrow file. scores: index among the encoded rows -> its scores."""
     values = list(scores.values())
     offsets = np.concatenate([[0], np.cumsum([len(s.nll) for s in values], dtype=np.int64)])
@@ -153,15 +153,18 @@ def partial_bytes(scores: Mapping[int, TokenScores]) -> pa.Buffer:
         for name in ("nll", "entropy")
     }
     table = pa.table({"index": pa.array(list(scores), pa.int64()), **columns})
+    table = table.replace_schema_metadata({"engine": engine})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     return sink.getvalue()
 
 
-def partial_scores(data: bytes) -> dict[int, TokenScores]:
-    """Read what `partial_bytes` wrote."""
+def partial_scores(data: bytes, engine: str) -> dict[int, TokenScores]:
+    """Read what `partial_bytes` wrote; nothing of another engine, for a shard has one."""
     table = pa.ipc.open_file(data).read_all()
+    if (table.schema.metadata or {}).get(b"engine") != engine.encode():
+        return {}
     indices: list[int] = table["index"].to_numpy().tolist()
     rows = zip(ragged(table["nll"]).rows(), ragged(table["entropy"]).rows(), strict=True)
     return {i: TokenScores(n, e) for i, (n, e) in zip(indices, rows, strict=True)}  # type: ignore[arg-type]
