@@ -36,7 +36,8 @@ StageFunction: TypeAlias = Callable[[int, bytes], bytes]
 
 REACH_S = 10
 HEAD_ASKED_S, HEAD_LOST_S = 5.0, 60.0
-_lost = threading.Event()
+_lost, _left = threading.Event(), threading.Event()
+"""Of the cluster that this process is connected to: its head is gone; this process has left it."""
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 SHARDS_PER_TASK = 64
 """So many shards make it worth to start another process for light work."""
@@ -106,6 +107,8 @@ def connect(address: str | None) -> Cluster:
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    global _lost, _left
+    _lost, _left = threading.Event(), threading.Event()
     address = address or os.environ.get("RAY_ADDRESS") or None
     if address is not None:
         _check_reachable(address)
@@ -151,16 +154,16 @@ def watch_head(lost: Callable[[EngineError], None]) -> None:
 
     address = ray.get_runtime_context().gcs_address
     host, _, port = address.rpartition(":")
+    left, is_gone = _left, _lost  # of this connection, whatever the process joins later
 
     def watch() -> None:
         answered_s = time.monotonic()
         while time.monotonic() - answered_s < HEAD_LOST_S:
-            time.sleep(HEAD_ASKED_S)
+            if left.wait(HEAD_ASKED_S):
+                return
             with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=REACH_S):
                 answered_s = time.monotonic()
-            if not ray.is_initialized():
-                return
-        _lost.set()
+        is_gone.set()
         lost(
             EngineError(
                 f"the head node of the Ray cluster at {address} has not answered for {HEAD_LOST_S:.0f} s",
@@ -187,6 +190,7 @@ def disconnect() -> None:
     """Leave the cluster; ends it if it was started here."""
     import ray
 
+    _left.set()
     if not is_lost():
         ray.shutdown()
 
