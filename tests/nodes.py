@@ -78,16 +78,16 @@ class Nodes:
         """The nodes' processes."""
         return [node.process.pid for node in self.nodes]
 
-    def start_head(self, cpus: int) -> Node:
-        """Start the head of a new cluster, at a new port."""
+    def start_head(self, cpus: int, gpus: int = 0) -> Node:
+        """Start the head of a new cluster, at a new port. GPUs are what Ray is told, and need not be there."""
         self.port, self.dashboard_port = free_port(), free_port()
         ports = [f"--port={self.port}", f"--dashboard-port={self.dashboard_port}"]
         more = [f"--ray-client-server-port={free_port()}", f"--include-dashboard={self.has_dashboard}"]
-        return self._start(cpus, "--head", *ports, *more, f"--temp-dir={self.folder}")
+        return self._start(cpus, gpus, "--head", *ports, *more, f"--temp-dir={self.folder}")
 
-    def join(self, cpus: int, env: Mapping[str, str] | None = None) -> Node:
+    def join(self, cpus: int, gpus: int = 0) -> Node:
         """Start one more node."""
-        return self._start(cpus, f"--address={self.address}", env=env)
+        return self._start(cpus, gpus, f"--address={self.address}")
 
     def lose(self, node: Node) -> None:
         """Lose one node."""
@@ -100,15 +100,15 @@ class Nodes:
             node.lose()
         self.nodes.clear()
 
-    def _start(self, cpus: int, *arguments: str, env: Mapping[str, str] | None = None) -> Node:
+    def _start(self, cpus: int, gpus: int, *arguments: str) -> Node:
         folder = Path(tempfile.mkdtemp(prefix="node-", dir=self.folder))
         ports = [f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats"]
-        size = [f"--num-cpus={cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}"]
+        size = [f"--num-cpus={cpus}", f"--num-gpus={gpus}", f"--object-store-memory={OBJECT_STORE_BYTES}"]
         log = folder / "start.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [RAY, "start", "--block", *arguments, *ports, *size],
-                env={**self.env, **(env or {})},
+                env=self.env,
                 cwd=folder,
                 stdout=output,
                 stderr=subprocess.STDOUT,

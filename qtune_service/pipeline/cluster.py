@@ -41,6 +41,8 @@ _lost, _left = threading.Event(), threading.Event()
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 SHARDS_PER_TASK = 64
 """So many shards make it worth to start another process for light work."""
+LIGHT_CPUS = 0.5
+"""CPUs of a task beside the engine. Unlike the actor's, or Ray Data would fuse encoding into the actor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +55,8 @@ class Stage:
     arguments: tuple[Any, ...] = ()
     num_cpus: float = 1
     num_gpus: float = 0
-    pool: tuple[int, int] | None = None
-    """Actors, at least and at most; None runs tasks."""
+    pool: tuple[int, int | None] | None = None
+    """Actors, at least and at most, None being as many as find room; without a pool it runs tasks."""
     max_tasks: int | None = None
     """Tasks at a time; None leaves it to the cluster's CPUs."""
     setup: Callable[[], None] | None = None
@@ -93,7 +95,8 @@ class Pool:
     """The scoring actors: how many, and what each one reserves."""
 
     min_actors: int
-    max_actors: int
+    max_actors: int | None
+    """None: as many as find room, those on nodes that join later too."""
     cpus: float
     gpus: float
     threads: int
@@ -179,13 +182,6 @@ def is_lost() -> bool:
     return _lost.is_set()
 
 
-def node_id() -> str:
-    """The Ray node that this process runs on, shortened; `here` outside of Ray."""
-    import ray
-
-    return str(ray.get_runtime_context().get_node_id())[:12] if ray.is_initialized() else "here"
-
-
 def disconnect() -> None:
     """Leave the cluster; ends it if it was started here."""
     import ray
@@ -196,18 +192,20 @@ def disconnect() -> None:
 
 
 def size_pool(spec: EngineSpec, cluster: Cluster) -> Pool:
-    """Fit the scoring pool to the cluster's resources."""
+    """Fit the scoring pool to the cluster's resources: an actor for each GPU, now and later, or one on CPUs."""
     cluster_gpus = cluster.resources.get("GPU", 0.0)
     gpus = spec.gpus_per_actor
     if gpus is None:
         gpus = float(spec.tensor_parallel_size) if cluster_gpus else 0.0
+    high: int | None
     if spec.num_actors is not None:
         low, high = spec.num_actors
     else:
-        low = high = max(1, math.floor(cluster_gpus / gpus)) if gpus else 1
+        low = max(1, math.floor(cluster_gpus / gpus)) if gpus else 1
+        high = low if cluster.is_local or not gpus else None
     reserved = max(1, math.floor(spec.cpus_per_actor))
     # On this machine alone the actors may share all cores; on a cluster each has what it reserved.
-    threads = reserved if gpus or not cluster.is_local else max(reserved, (os.cpu_count() or 1) // high)
+    threads = reserved if gpus or not cluster.is_local else max(reserved, (os.cpu_count() or 1) // (high or 1))
     return Pool(low, high, spec.cpus_per_actor, gpus, threads)
 
 
@@ -269,7 +267,8 @@ class _StageActor:
     def __init__(self, stage: Stage, guard: Guard | None) -> None:
         self._stage, self._guard = stage, guard
         try:
-            self._call = stage.target(*stage.arguments)
+            with guard.starting(stage.name) if guard else contextlib.nullcontext():
+                self._call = stage.target(*stage.arguments)
         except Exception as error:  # noqa: BLE001 - told to the driver by `_guarded`
             told = guard.give_up_or_retire(stage.name, error) if guard else error
             self._call, self._guard = functools.partial(_fail, told), None

@@ -15,6 +15,7 @@ from __future__ import annotations
 import sys
 import types
 import weakref
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
@@ -145,9 +146,22 @@ def _collect(cache: list[torch.Tensor], chunk: _Chunk, part: torch.Tensor, *, is
     return cache.pop() if is_last else None
 
 
-def describe_head(model: Any) -> str:
-    """In each vLLM worker, by `apply_model`: how this rank reduces its rows; empty before the first step."""
-    return str(model.pooler.head)
+class WorkerCalls:
+    """What the driver asks of vLLM's workers by `collective_rpc`; vLLM makes it a base class of theirs."""
+
+    get_model: Callable[[], Any]
+
+    def qtune_head(self) -> str:
+        """How this rank reduces its rows; empty before the first step."""
+        return str(self.get_model().pooler.head)
+
+    def qtune_zero_cache(self) -> None:
+        """Zero the blocks of the attention cache."""
+        for module in self.get_model().modules():
+            cache = getattr(module, "kv_cache", None)
+            for tensor in cache if isinstance(cache, (list, tuple)) else [cache]:
+                if tensor is not None:
+                    tensor.zero_()
 
 
 def scored_positions(spans: list[int]) -> NDArray[np.int64]:

@@ -119,9 +119,7 @@ class VllmScorer:
     def info(self) -> EngineInfo:
         """What the scorer runs on; how its head is computed is known after its first step."""
         if not self._info.head and self._llm is not None:
-            from qtune_service.scoring.adapter import describe_head
-
-            self._info = replace(self._info, head="; ".join(sorted(set(self._llm.apply_model(describe_head)))))
+            self._info = replace(self._info, head="; ".join(sorted(set(self._llm.collective_rpc("qtune_head")))))
         return self._info
 
     def score(self, samples: Sequence[Sample], watch: Watch = never) -> list[TokenScores]:
@@ -231,7 +229,7 @@ class VllmScorer:
         """Forget all cached blocks, and zero them."""
         if self._caching:
             self._empty_cache()
-        self._llm.apply_model(_zero_cache_blocks)
+        self._llm.collective_rpc("qtune_zero_cache")
 
     def _empty_cache(self) -> None:
         if not self._llm.reset_prefix_cache():
@@ -252,16 +250,6 @@ class VllmScorer:
         from vllm.distributed import cleanup_dist_env_and_memory
 
         cleanup_dist_env_and_memory()
-
-
-def _zero_cache_blocks(model: Any) -> None:
-    """In each vLLM worker: zero the attention cache."""
-    for module in model.modules():
-        cache = getattr(module, "kv_cache", None)
-        tensors: Sequence[Any] = cache if isinstance(cache, (list, tuple)) else [cache]
-        for tensor in tensors:
-            if tensor is not None:
-                tensor.zero_()
 
 
 def _unscored(scores: Scores) -> NDArray[np.bool_]:
@@ -289,7 +277,7 @@ def _build(model: ModelSpec, engine: EngineSpec, checkpoint: Checkpoint) -> Any:
 def _arguments(model: ModelSpec, engine: EngineSpec, checkpoint: Checkpoint) -> dict[str, Any]:
     from vllm.platforms import current_platform
 
-    from qtune_service.scoring.adapter import CONFIG_KEY, TASK
+    from qtune_service.scoring.adapter import CONFIG_KEY, TASK, WorkerCalls
 
     overrides: dict[str, Any] = {
         # The plain name stays second: some of vLLM's settings hang on it.
@@ -314,6 +302,7 @@ def _arguments(model: ModelSpec, engine: EngineSpec, checkpoint: Checkpoint) -> 
         "enable_prefix_caching": None if engine.enable_prefix_caching else False,
         "gpu_memory_utilization": engine.gpu_memory_utilization,
         "use_tqdm_on_load": False,
+        "worker_extension_cls": f"{WorkerCalls.__module__}.{WorkerCalls.__name__}",
     }
     if engine.max_num_batched_tokens is not None:
         arguments["max_num_batched_tokens"] = engine.max_num_batched_tokens

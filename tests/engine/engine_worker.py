@@ -100,9 +100,7 @@ def registered_architectures() -> tuple[list[str], list[str], list[str]]:
 
 def heads() -> list[str]:
     """How the scoring heads of all ranks reduce their rows, after at least one call."""
-    from qtune_service.scoring.adapter import describe_head
-
-    descriptions: list[str] = _scorer._llm.apply_model(describe_head)
+    descriptions: list[str] = _scorer._llm.collective_rpc("qtune_head")
     return descriptions
 
 

@@ -20,6 +20,8 @@ from tests.s3 import S3Endpoint, serve_s3
 CPUS = 4
 ACTOR_CPUS = 2.5
 """A node holds one actor and the tasks beside it; a second actor needs a second node."""
+GPUS = 1
+"""As Ray is told: the engine finds none and computes on the CPU."""
 ACROSS_MACHINES = 1e-5
 
 
@@ -32,17 +34,18 @@ def s3() -> Iterator[S3Endpoint]:
 
 @pytest.fixture(scope="module")
 def cluster(s3: S3Endpoint) -> Iterator[Nodes]:
-    """A head and a second node, each in a working folder of its own."""
-    with ray_nodes(CPUS, CPUS, env={**s3.env, "PYTHONPATH": str(REPO)}) as nodes:
+    """A head, which others may join; each node works in a folder of its own."""
+    with ray_nodes(env={**s3.env, "PYTHONPATH": str(REPO)}) as nodes:
+        nodes.start_head(CPUS, GPUS)
         yield nodes
 
 
-def spec(data: str, output: str, actors: str) -> dict[str, Any]:
-    """The demo job as a job file, for a pool that fills the nodes."""
+def spec(data: str, output: str, **engine: object) -> dict[str, Any]:
+    """The demo job as a job file."""
     return {
         "input": {"paths": [data], "limit": 600, "shard_bytes": 4096},
         "model": {"name": DEMO_MODEL, "dtype": "float32"},
-        "engine": {"name": "reference", "num_actors": actors, "cpus_per_actor": ACTOR_CPUS},
+        "engine": {"name": "tests.slow_engine:build", **engine},
         "output": {"path": output},
     }
 
@@ -58,19 +61,24 @@ def ray_env(cluster: Nodes) -> dict[str, str]:
     return {name: value for name, value in cluster.env.items() if name.startswith(("RAY_", "AWS_"))}
 
 
-def test_two_nodes_and_an_object_store(cluster: Nodes, s3: S3Endpoint, undisturbed: Path, tmp_path: Path) -> None:
-    """`ray job submit` of a spec with s3:// in and out: actors on both nodes, the output of one machine; and pruning
-    again from there.
+def test_a_node_that_joins_late_and_an_object_store(
+    cluster: Nodes, s3: S3Endpoint, undisturbed: Path, tmp_path: Path
+) -> None:
+    """`ray job submit` of a spec with s3:// in and out: by default the pool grows onto a node that joins while the job
+    runs, and the output is that of one machine; and pruning again from there.
     """
     s3.put("in/data.jsonl", DEMO_DATA.read_bytes())
-    body = spec(s3.uri("in/data.jsonl"), s3.uri("out"), "2-2")
-    body["engine"]["name"] = "tests.slow_engine:build"  # until both actors have had a share
-    job_file = write_spec(tmp_path / "spec.json", body)
+    job_file = write_spec(tmp_path / "spec.json", spec(s3.uri("in/data.jsonl"), s3.uri("out")))
     command = [sys.executable, "-m", "qtune_service.cli", "run", str(job_file)]
     submit = [RAY, "job", "submit", "--address", cluster.dashboard, "--", *command]
-    done = subprocess.run(submit, env=cluster.env, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "score: 600/600 samples" in done.stdout + done.stderr
+    process = subprocess.Popen(
+        submit, env=cluster.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    wait_for(lambda: s3.keys("out/_qtune/scored/"), process)
+    cluster.join(CPUS, GPUS)
+    text, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, text
+    assert "score: 600/600 samples" in text
     s3.download("out", tmp_path / "out")
     assert manifest(tmp_path / "out")["performance"]["nodes"] == 2
     assert differences(undisturbed, tmp_path / "out", ACROSS_MACHINES, ignored=frozenset({"source"})) == []
@@ -91,10 +99,36 @@ def test_a_missing_token_is_told(cluster: Nodes, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_nodes_that_come_and_go(cluster: Nodes, undisturbed: Path, tmp_path: Path) -> None:
+    """A pool of 1-2 actors grows onto a second node. When that is lost the job goes on, and the shards that its actor
+    held, which fits nowhere else, do not wait for ever.
+    """
+    out = tmp_path / "out"
+    engine = {"num_actors": "1-2", "cpus_per_actor": ACTOR_CPUS, "gpus_per_actor": 0}
+    job_file = write_spec(tmp_path / "spec.json", spec(str(DEMO_DATA), str(out), **engine))
+    process = start("run", job_file, "--ray-address", cluster.address, env=ray_env(cluster))
+    wait_for(lambda: finished(out), process)
+    for node in cluster.nodes[1:]:
+        cluster.lose(node)
+    second = cluster.join(CPUS)
+    wait_for(lambda: len(actors(out)) == 2, process)
+    cluster.lose(second)
+    text, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, text
+    assert "a node left the cluster with shards in hand" in text
+    assert differences(undisturbed, out, ACROSS_MACHINES) == []
+
+
+def actors(out: Path) -> set[str]:
+    """The actors that scored what is finished."""
+    return {json.loads((out / "_qtune" / "scored" / name).read_text())["actor"] for name in finished(out)}
+
+
+@pytest.mark.slow
 def test_a_lost_head_node(cluster: Nodes, undisturbed: Path, tmp_path: Path) -> None:
     """The job ends with one message and not in silence; on a new cluster the same command completes it."""
     out = tmp_path / "out"
-    job_file = write_spec(tmp_path / "spec.json", spec(str(DEMO_DATA), str(out), "1-2"))
+    job_file = write_spec(tmp_path / "spec.json", spec(str(DEMO_DATA), str(out)))
     process = start("run", job_file, "--ray-address", cluster.address, env=ray_env(cluster))
     wait_for(lambda: len(finished(out)) >= 3, process)
     cluster.lose_all()
@@ -102,7 +136,7 @@ def test_a_lost_head_node(cluster: Nodes, undisturbed: Path, tmp_path: Path) -> 
     assert process.returncode == 4, text
     assert "run the same command again" in text
     marked = len(finished(out))
-    cluster.start_head(CPUS)
+    cluster.start_head(CPUS, GPUS)
     done = qtune("run", job_file, "--ray-address", cluster.address, env=ray_env(cluster))
     assert done.returncode == 0, done.stderr
     assert f"continuing: {marked} of" in done.stderr

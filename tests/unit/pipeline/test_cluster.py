@@ -14,15 +14,15 @@ from qtune_service.pipeline.cluster import Cluster, Pool, size_pool
     ("spec", "gpus", "pool"),
     [
         ({}, 0, (1, 1, 0.0)),
-        ({}, 4, (4, 4, 1.0)),
-        ({"tensor_parallel_size": 2}, 8, (4, 4, 2.0)),
+        ({}, 4, (4, None, 1.0)),
+        ({"tensor_parallel_size": 2}, 8, (4, None, 2.0)),
         ({"num_actors": "1-6"}, 8, (1, 6, 1.0)),
-        ({"gpus_per_actor": 0.5}, 2, (4, 4, 0.5)),
+        ({"gpus_per_actor": 0.5}, 2, (4, None, 0.5)),
         ({"gpus_per_actor": 0}, 8, (1, 1, 0.0)),
     ],
 )
-def test_pool_fits_the_cluster(spec: dict[str, object], gpus: int, pool: tuple[int, int, float]) -> None:
-    """By default one actor a GPU, or one; what is asked for wins."""
+def test_pool_fits_the_cluster(spec: dict[str, object], gpus: int, pool: tuple[int, int | None, float]) -> None:
+    """By default one actor a GPU, later ones too, or one on CPUs; what is asked for wins."""
     sized = size_pool(EngineSpec.model_validate(spec), Cluster({"CPU": 64.0, "GPU": float(gpus)}, is_local=False))
     assert (sized.min_actors, sized.max_actors, sized.gpus) == pool
 
