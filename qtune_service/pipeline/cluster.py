@@ -182,6 +182,13 @@ def is_lost() -> bool:
     return _lost.is_set()
 
 
+def node_id() -> str:
+    """The Ray node that this process runs on, shortened; `here` outside of Ray."""
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())[:12] if ray.is_initialized() else "here"
+
+
 def disconnect() -> None:
     """Leave the cluster; ends it if it was started here."""
     import ray
@@ -267,8 +274,7 @@ class _StageActor:
     def __init__(self, stage: Stage, guard: Guard | None) -> None:
         self._stage, self._guard = stage, guard
         try:
-            with guard.starting(stage.name) if guard else contextlib.nullcontext():
-                self._call = stage.target(*stage.arguments)
+            self._call = stage.target(*stage.arguments)
         except Exception as error:  # noqa: BLE001 - told to the driver by `_guarded`
             told = guard.give_up_or_retire(stage.name, error) if guard else error
             self._call, self._guard = functools.partial(_fail, told), None

@@ -91,7 +91,7 @@ class _Job:
     def _connect(self) -> Cluster:
         nodes = cluster.connect(self.ray_address)
         self.stop.install_again()
-        cluster.watch_head(self.stop.interrupt)
+        cluster.watch_head(self.stop.fail)
         return nodes
 
     def _start(self) -> tuple[JobContext, Encoder, Cluster]:

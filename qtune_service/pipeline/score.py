@@ -13,7 +13,6 @@ from qtune_service.pipeline.cluster import LIGHT_CPUS, Cluster, Pool, Stage, str
 from qtune_service.pipeline.progress import Tracker
 from qtune_service.pipeline.stages import JobContext, ScoreShard, commit_shard, encode_shard, reject_shard
 from qtune_service.pipeline.stopping import Stop
-from qtune_service.pipeline.stranded import StrandedError, watch_stranded
 from qtune_service.pipeline.supervision import Guard
 from qtune_service.scoring.environment import allocator_environment
 from qtune_service.torchless import import_transformers_without_torch
@@ -45,24 +44,9 @@ class Scoring:
 
         Raises EngineError, at the end or where nothing but failures comes, if more shards fail than `limits` allows.
         """
-        while True:
-            try:
-                self._stream([shard for shard in todo if shard not in self._markers and shard not in self._failed])
-                break
-            except StrandedError as error:
-                self.tracker.say(f"{error.message}: starting again on the nodes that are left")
-                self.guard.begin_again()
-        if len(self._failed) > self.spec.limits.max_failed_shards:
-            raise self._too_many(f"{len(self._failed)} of {len(todo)} shards")
-        return self._markers
-
-    def _stream(self, todo: list[int]) -> None:
         arrived: set[int] = set()
         failed_in_a_row = 0
-        with (
-            self.stop.saving(self.guard.stop, arrived, self.spec.limits.stop_grace_s),
-            watch_stranded(self.guard, self.stop.interrupt, self.tracker.say),
-        ):
+        with self.stop.saving(self.guard.stop, arrived, self.spec.limits.stop_grace_s):
             for arrival in stream([(index, b"") for index in todo], *self._stages(len(todo)), guard=self.guard):
                 arrived.add(arrival.shard)
                 if isinstance(arrival.problem, ShardFailedError):
@@ -71,6 +55,9 @@ class Scoring:
                 elif arrival.problem is None:
                     failed_in_a_row = 0
                     self._note_scored(arrival.shard, json.loads(arrival.payload))
+        if len(self._failed) > self.spec.limits.max_failed_shards:
+            raise self._too_many(f"{len(self._failed)} of {len(todo)} shards")
+        return self._markers
 
     def reject_failed(self) -> dict[int, Marker]:
         """Reject the records of failed shards; their markers."""

@@ -28,9 +28,10 @@ from qtune_service.data.chat import Encoder
 from qtune_service.data.reading import RecordProblem, ShardRecords, category_of, read_shard, sample_id
 from qtune_service.data.shards import Chunk, Plan, scan
 from qtune_service.errors import StorageError
+from qtune_service.pipeline.cluster import node_id
 from qtune_service.pipeline.model_info import ModelInfo, describe_model
 from qtune_service.pipeline.output import Output
-from qtune_service.pipeline.supervision import Guard, StoppedError, node_id
+from qtune_service.pipeline.supervision import Guard, StoppedError
 from qtune_service.pipeline.tables import (
     ENCODED_FIELDS,
     REJECTED_SCHEMA,

@@ -39,17 +39,16 @@ class Stop:
         if self._is_installed:
             self.install()
 
-    def interrupt(self, error: Exception) -> None:
-        """Raise an error in the main thread, wherever it waits. From any other thread; nothing where not installed."""
+    def fail(self, error: Exception) -> None:
+        """End the main thread with an error, wherever it waits. From any other thread."""
+        self._error = error
         if self._is_installed:
-            self._error = error
             os.kill(os.getpid(), signal.SIGTERM)
 
     def handle(self, _signal: int, _frame: FrameType | None) -> None:
-        """For `signal.signal`. Raises SystemExit where there is nothing to wait for, or the error of `interrupt`."""
+        """For `signal.signal`. Raises SystemExit where there is nothing to wait for, or the error given to `fail`."""
         if self._error is not None:
-            error, self._error = self._error, None
-            raise error
+            raise self._error
         if self._save is None or self._asked:
             raise SystemExit(EXIT_CODE)
         self._asked = True

@@ -2,8 +2,7 @@
 
 A worker that dies cannot report it, and Ray runs its task again without end. So before each try of a shard its stage
 asks the supervisor, a small actor beside the driver, which counts. The price is two short calls a stage and shard.
-Successes set the count back: a shard that must be made again because its node left is not blamed. It also notes on
-which node each try is at work; stranded.py asks that.
+Successes set the count back: a shard that must be made again because its node left is not blamed.
 
     an exception                tried again at once, with a pause that grows
     a StorageError              not tried again: storage.py has done so
@@ -13,13 +12,11 @@ which node each try is at work; stranded.py asks that.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,17 +49,13 @@ class Supervisor:
         self._attempts: Counter[tuple[str, int]] = Counter()
         self._problems: dict[tuple[str, int], str] = {}
         self._begun: dict[int, int] = {}
-        self._at_work: dict[tuple[str, int], str] = {}
-        self._nodes: set[str] = set()
-        self._active_s = time.monotonic()
         self._successes: Counter[str] = Counter()
         self._stopping = False
 
-    def begin(self, stage: str, shard: int, node: str, *, closing: bool) -> tuple[int, str]:
+    def begin(self, stage: str, shard: int, *, closing: bool) -> tuple[int, str]:
         """Note a try: its number, from 1, and what the last one failed with. STOPPING: do not begin."""
         if self._stopping and not closing:
             return STOPPING, ""
-        self.enter(stage, shard, node)
         self._attempts[stage, shard] += 1
         return self._attempts[stage, shard], self._problems.get((stage, shard), "")
 
@@ -73,12 +66,10 @@ class Supervisor:
 
     def fail(self, stage: str, shard: int, problem: str) -> None:
         """Note what a try failed with."""
-        self.leave(stage, shard)
         self._problems[stage, shard] = problem
 
     def succeed(self, stage: str, shard: int) -> None:
         """Note that a stage is through with a shard."""
-        self.leave(stage, shard)
         self._attempts.pop((stage, shard), None)
         self._problems.pop((stage, shard), None)
         self._successes[stage] += 1
@@ -86,29 +77,6 @@ class Supervisor:
     def has_succeeded(self, stage: str) -> bool:
         """Whether a stage ever got through with a shard."""
         return self._successes[stage] > 0
-
-    def enter(self, what: str, number: int, node: str) -> None:
-        """Note that a node is at work on something."""
-        self._at_work[what, number] = node
-        self._nodes.add(node)
-        self._active_s = time.monotonic()
-
-    def leave(self, what: str, number: int) -> None:
-        """Note that it is no longer at work on that."""
-        self._at_work.pop((what, number), None)
-        self._active_s = time.monotonic()
-
-    def idle(self, here: AbstractSet[str]) -> tuple[float, bool]:
-        """For how many seconds no node that is `here` has been at work, and whether one that worked has left."""
-        if any(node in here for node in self._at_work.values()):
-            return 0.0, False
-        return time.monotonic() - self._active_s, not self._nodes <= here
-
-    def begin_again(self) -> None:
-        """Forget who worked where: the job starts new workers."""
-        self._at_work.clear()
-        self._nodes.clear()
-        self._active_s = time.monotonic()
 
     def in_hand(self) -> dict[int, int]:
         """Shards whose scoring has begun, ended ones too, with their tokens so far."""
@@ -118,18 +86,6 @@ class Supervisor:
         """Let nothing new begin; gives `in_hand`."""
         self._stopping = True
         return self.in_hand()
-
-
-def node_id() -> str:
-    """The Ray node that this process runs on, shortened; `here` outside of Ray."""
-    import ray
-
-    return short(ray.get_runtime_context().get_node_id()) if ray.is_initialized() else "here"
-
-
-def short(node: str) -> str:
-    """A Ray node's id as we write it."""
-    return node[:12]
 
 
 def start_supervisor() -> Any:
@@ -155,7 +111,7 @@ class Guard:
         `closing` work goes on while the job stops. Raises StoppedError, ShardFailedError, or what ends the job.
         """
         while True:
-            attempt, problem = self._ask("begin", stage, shard, node_id(), closing=closing)
+            attempt, problem = self._ask("begin", stage, shard, closing=closing)
             if attempt == STOPPING:
                 raise StoppedError("the job is stopping")
             if attempt > self.max_attempts:
@@ -178,27 +134,6 @@ class Guard:
             self.supervisor.succeed.remote(stage, shard)
             return done
 
-    @contextlib.contextmanager
-    def starting(self, stage: str) -> Iterator[None]:
-        """Within the block an actor of the stage starts, which may take minutes."""
-        import ray
-
-        actor = int(ray.get_runtime_context().get_actor_id() or "0", 16)  # stays the same when Ray starts it again
-        self._ask("enter", f"start of {stage}", actor, node_id())
-        try:
-            yield
-        finally:
-            self._ask("leave", f"start of {stage}", actor)
-
-    def idle(self, here: AbstractSet[str]) -> tuple[float, bool]:
-        """See Supervisor."""
-        idle_s, has_lost = self._ask("idle", here)
-        return idle_s, has_lost
-
-    def begin_again(self) -> None:
-        """See Supervisor."""
-        self._ask("begin_again")
-
     def give_up_or_retire(self, stage: str, error: Exception) -> Exception:
         """An actor that could not be made: ends the job if none of its stage ever worked, else this process alone."""
         if self._ask("has_succeeded", stage):
@@ -216,7 +151,6 @@ class Guard:
         return Watch(self.supervisor, shard, every_s)
 
     def _failed(self, stage: str, shard: int, problem: str) -> ShardFailedError:
-        self._ask("leave", stage, shard)
         return ShardFailedError(f"shard {shard}, {stage}: {problem}")
 
     def _ask(self, method: str, *arguments: Any, **options: Any) -> Any:

@@ -85,7 +85,7 @@ def test_success_forgets_earlier_failures(guard: Guard) -> None:
 def test_a_worker_that_died_is_counted(guard: Guard) -> None:
     """Tries that never reported back count, and the reason says so."""
     for _ in range(3):
-        guard.supervisor.begin("score", 2, "n1", closing=False)
+        guard.supervisor.begin("score", 2, closing=False)
     with pytest.raises(ShardFailedError, match="its worker died"):
         guard.run("score", 2, lambda: b"")
 
@@ -147,27 +147,3 @@ def test_an_actor_that_cannot_be_made(guard: Guard, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(os, "_exit", leave)
     with pytest.raises(SystemExit):
         guard.give_up_or_retire("score", error)
-
-
-def test_idle_is_who_has_nobody_at_work_on_a_node_that_is_here(guard: Guard) -> None:
-    """A try, or an actor that starts, is work until it ends, unless its node has left."""
-    both = frozenset({"n1", "n2"})
-    assert guard.idle(both)[1] is False
-    guard.supervisor.begin("score", 1, "n1", closing=False)
-    guard.supervisor.enter("start of score", 77, "n2")
-    assert guard.idle(both) == (0.0, False)
-    guard.supervisor.leave("start of score", 77)
-    idle_s, has_lost = guard.idle(frozenset({"n2"}))
-    assert idle_s > 0
-    assert has_lost
-    guard.begin_again()
-    assert guard.idle(frozenset({"n2"}))[1] is False
-
-
-def test_a_try_that_ends_is_no_work_any_more(guard: Guard) -> None:
-    """Done, failed for good, or failed by storage: none of it keeps the job from being idle."""
-    guard.run("score", 0, lambda: b"")
-    for error in (RuntimeError("no"), StorageError("none")):
-        with pytest.raises(ShardFailedError):
-            guard.run("encode", 1, failing(99, error)[0])
-    assert guard.idle(frozenset({"here"}))[0] > 0
