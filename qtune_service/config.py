@@ -92,7 +92,8 @@ class EngineSpec(_Part):
     """`vllm`, `reference` (plain torch), or `auto`: vllm where it is installed and supports the model. Or
     `module:factory` of your own: called with (ModelSpec, EngineSpec) it gives a Scorer, see scoring/base.py."""
     num_actors: Annotated[tuple[int, int], BeforeValidator(_parse_actors)] | None = None
-    """Scoring actors: a number, or MIN-MAX for a pool that follows the cluster. Default: one a GPU, or one."""
+    """Scoring actors: a number, or MIN-MAX for a pool that follows the cluster. Default: one a GPU, later ones too,
+    or one on CPUs."""
     gpus_per_actor: Annotated[float, Field(ge=0)] | None = None
     """Default: tensor_parallel_size where the cluster has GPUs, else 0."""
     cpus_per_actor: Annotated[float, Field(gt=0)] = 1

@@ -39,17 +39,25 @@ def kill(process: subprocess.Popen[str]) -> None:
     assert not left, "workers outlived their driver"
 
 
-def test_a_killed_driver_resumes_to_the_same_output(undisturbed_vllm: Path, tmp_path: Path) -> None:
+UNDISTURBED = {"reference": "undisturbed", "vllm": "undisturbed_vllm"}
+"""Fixtures, by engine."""
+
+
+@pytest.mark.parametrize("engine", ["reference", pytest.param("vllm", marks=pytest.mark.slow)])
+def test_a_killed_driver_resumes_to_the_same_output(
+    engine: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     """kill -9 of the driver while scoring, run again: nothing twice, nothing lost, the same output."""
+    undisturbed: Path = request.getfixturevalue(UNDISTURBED[engine])
     out = tmp_path / "out"
-    process = start(*demo_job(out, "--engine", "vllm"))
+    process = start(*demo_job(out, "--engine", engine))
     wait_for(lambda: len(finished(out)) >= 5, process)
     kill(process)
     survived = {p: p.stat().st_mtime_ns for m in finished(out) if (p := part(out, "scores", m)).exists()}
     assert not (out / "manifest.json").exists()
-    assert f"continuing: {len(finished(out))} of" in complete(out, "--engine", "vllm")
+    assert f"continuing: {len(finished(out))} of" in complete(out, "--engine", engine)
     assert {p: p.stat().st_mtime_ns for p in survived} == survived, "a finished shard was scored again"
-    assert differences(undisturbed_vllm, out) == []
+    assert differences(undisturbed, out) == []
 
 
 def part(out: Path, folder: str, marker: str) -> Path:
