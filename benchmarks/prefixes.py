@@ -4,8 +4,10 @@ Three kinds of data, random tokens on a random model in float32, 60% of what is 
 
     system       50 conversations over one system prompt of 800 tokens
     turns        conversations of 8 turns, each turn a sample whose prompt is all before it
-    duplicates   every sample four times; without the cache each copy is a call of its own, for within a call the
-                 engine runs a sequence once in any case
+    duplicates   every sample four times
+
+Within a call the engine runs a sequence once, and what begins a longer one not at all, with a cache or without. So
+without it the turns of a conversation are in calls of their own, and so are the copies of a sample.
 
 Each setting runs in a process of its own, since a process holds one engine. The scores of both are compared.
 
@@ -40,7 +42,7 @@ REPEATS = 3
 
 
 def make_samples(kind: str, vocab: int) -> list[list[Sample]]:
-    """Samples in the calls that score them without a cache: one call, or one a copy."""
+    """Samples in the calls that score them without a cache: one call, or one a turn or copy."""
     rng = np.random.default_rng(7)
 
     def tokens(count: int) -> np.ndarray:
@@ -51,7 +53,7 @@ def make_samples(kind: str, vocab: int) -> list[list[Sample]]:
         return [[_sample(np.concatenate([system, tokens(OWN_TOKENS)]), OWN_TOKENS) for _ in range(NUM_CONVERSATIONS)]]
     if kind == "turns":
         dialogues = [tokens(TURNS * TURN_TOKENS) for _ in range(NUM_DIALOGUES)]
-        return [[_sample(d[: (t + 1) * TURN_TOKENS], TURN_TOKENS) for d in dialogues for t in range(TURNS)]]
+        return [[_sample(d[: (t + 1) * TURN_TOKENS], TURN_TOKENS) for d in dialogues] for t in range(TURNS)]
     return [[_sample(ids, OWN_TOKENS) for ids in [tokens(2 * OWN_TOKENS) for _ in range(NUM_CONVERSATIONS)]]] * COPIES
 
 

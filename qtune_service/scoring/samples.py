@@ -1,7 +1,8 @@
 """Samples as an engine needs them: checked, each distinct sequence once, and put back in the given order.
 
-A sequence that occurs several times, with equal or different loss masks, is run once for the union of its masks: NLL
-and entropy of a token depend on the tokens before it and on nothing else.
+A sequence that occurs several times, with equal or different loss masks, or as the beginning of a longer one, as the
+turns of a conversation do, is run once for the union of the masks: NLL and entropy of a token depend on the tokens
+before it and on nothing else.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ UNSCORED = -1.0
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A distinct token sequence with all positions that some sample scores."""
+    """A token sequence that begins no other one, with all positions that some sample scores."""
 
     input_ids: NDArray[np.int32]  # (T,)
     positions: NDArray[np.int64]  # (n,) ascending, all >= 1
@@ -58,20 +59,28 @@ def scored_positions(sample: Sample) -> NDArray[np.int64]:
 
 
 def distinct_prompts(samples: Sequence[Sample]) -> tuple[list[Prompt], list[int]]:
-    """Return the distinct sequences in lexicographic order, and for each sample the index of its own.
+    """Return the sequences to run in lexicographic order, and for each sample the index of the one that begins with it.
 
     The order puts shared prefixes next to each other and does not depend on the order of the samples.
     """
     keys = [sample.input_ids.astype(">i4").tobytes() for sample in samples]  # bytes compare as the tokens do
     members: dict[bytes, list[int]] = {}
-    for i, key in enumerate(keys):
-        members.setdefault(key, []).append(i)
-    rank = {key: i for i, key in enumerate(sorted(members))}
-    prompts = [_merge([samples[i] for i in members[key]]) for key in rank]
-    return prompts, [rank[key] for key in keys]
+    longest = b""
+    for key, i in sorted(zip(keys, range(len(keys)), strict=True), reverse=True):
+        if not members or not longest.startswith(key):  # what continues a sequence comes right after it
+            longest = key
+        members.setdefault(longest, []).append(i)
+    index = [0] * len(samples)
+    prompts = []
+    for rank, (_, some) in enumerate(sorted(members.items())):
+        prompts.append(_merge([samples[i] for i in some]))
+        for i in some:
+            index[i] = rank
+    return prompts, index
 
 
 def _merge(samples: Sequence[Sample]) -> Prompt:
+    """The longest comes first."""
     positions = [scored_positions(sample) for sample in samples]
     merged = positions[0] if len(positions) == 1 else np.unique(np.concatenate(positions))
     return Prompt(input_ids=samples[0].input_ids, positions=merged)

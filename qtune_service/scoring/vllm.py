@@ -26,6 +26,7 @@ from qtune_service.core.metrics import Sample, TokenScores
 from qtune_service.errors import EngineError, ModelError, QTuneError
 from qtune_service.scoring.base import EngineInfo, InterruptedScoring, Watch, never
 from qtune_service.scoring.checkpoint import Checkpoint, read_checkpoint, unsupported_architecture
+from qtune_service.scoring.dead_engine import wake_when_dead
 from qtune_service.scoring.environment import PLUGIN_NAME, apply_environment, plugin_is_allowed, quiet_libraries
 from qtune_service.scoring.plugin import adapted_name, causal_architectures, register
 from qtune_service.scoring.prefix import fill_from_predecessors, may_read_cache, shared_prefixes
@@ -99,6 +100,7 @@ class VllmScorer:
             register()
             check_architecture(checkpoint, version)
             self._llm: Any = _build(model, engine, checkpoint)
+        wake_when_dead(self._llm.llm_engine.engine_core)
         config = self._llm.llm_engine.vllm_config
         self._caching = bool(config.cache_config.enable_prefix_caching)
         self._block_size = int(config.cache_config.block_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, TypeVar
@@ -96,6 +97,11 @@ def registered_architectures() -> tuple[list[str], list[str], list[str]]:
 
     load_general_plugins()
     return sorted(_VLLM_MODELS), causal_architectures(), sorted(ModelRegistry.get_supported_archs())
+
+
+def process_id() -> int:
+    """Of the worker."""
+    return os.getpid()
 
 
 def heads() -> list[str]:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from qtune_service.config import EngineSpec, ModelSpec
 from qtune_service.core.metrics import Sample, TokenScores
 from qtune_service.scoring.base import InterruptedScoring, Scorer
-from tests.engine.engine_worker import EngineWorker, cached_tokens, heads
+from tests.engine.engine_worker import EngineWorker, cached_tokens
 from tests.engine.exactness import (
     MAX_MODEL_LEN,
     NAN_TOKEN,
@@ -128,27 +127,3 @@ def test_an_impossible_sample_is_refused_and_the_engine_lives(
     with pytest.raises(ValueError, match=reason):
         scorer.score([good[0], Sample(ids, np.ones(len(ids), np.int8)), good[1]])
     assert difference(scorer.score(good), before) == 0
-
-
-def test_tensor_parallel_scores_are_exact(
-    random_qwen2: Path, vllm_qwen2: EngineWorker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two tensor parallel workers reduce half of the vocabulary each, and are as near to the exact scores as one; so
-    they are where vLLM's engine has a process of its own.
-    """
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
-    worker = EngineWorker(
-        ModelSpec(name=str(random_qwen2)),
-        EngineSpec(tensor_parallel_size=2, max_num_batched_tokens=96, cpu_kv_cache_bytes=1 << 27),
-    )
-    try:
-        samples = all_cases(worker.info.vocab_size)
-        scores: Sequence[TokenScores] = worker.score(samples)
-        ways = worker.call(heads)
-    finally:
-        worker.close()
-    assert [way.partition(",")[0] for way in ways] == ["partial sums over 2 shards of the vocabulary"] * 2
-    exact = exact_all(str(random_qwen2), 1500)
-    error, error_of_one = difference(scores, exact), difference(vllm_qwen2.score(samples), exact)
-    assert error < EXACT
-    assert error < 1.5 * error_of_one

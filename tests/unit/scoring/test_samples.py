@@ -57,12 +57,16 @@ sample_lists = st.lists(
 
 @given(samples=sample_lists)
 def test_each_sample_gets_back_its_own_scores(samples: list[Sample]) -> None:
-    """Equal sequences are run once, in lexicographic order, and every sample finds the scores of its own mask."""
+    """Sequences that no other continues are run once, in lexicographic order, and every sample finds the scores of its
+    own mask.
+    """
     prompts, index = distinct_prompts(samples)
     sequences = [prompt.input_ids.tolist() for prompt in prompts]
-    assert sequences == [list(ids) for ids in sorted({tuple(s.input_ids.tolist()) for s in samples})]
+    given = sorted({tuple(s.input_ids.tolist()) for s in samples})
+    begun = {other[:n] for other in given for n in range(len(other))}
+    assert sequences == [list(ids) for ids in given if ids not in begun]
     for member, i in zip(samples, index, strict=True):
-        assert prompts[i].input_ids.tolist() == member.input_ids.tolist()
+        assert prompts[i].input_ids[: len(member.input_ids)].tolist() == member.input_ids.tolist()
         rows = np.stack((prompts[i].positions, -prompts[i].positions), 1).astype(np.float32)
         scores = scores_of(member, prompts[i], rows)
         assert scores.nll.tolist() == scored_positions(member).tolist()
