@@ -61,8 +61,6 @@ class Stage:
     """Tasks at a time; None leaves it to the cluster's CPUs."""
     setup: Callable[[], None] | None = None
     """Called in a worker process before its task; what is done once a process remembers that itself."""
-    niceness: int = 0
-    """Of its tasks, for the system's scheduler: what runs beside an engine on the same cores stands back."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that the processes of a pool start with."""
     is_closing: bool = False
@@ -119,8 +117,6 @@ def connect(address: str | None) -> Cluster:
         _check_reachable(address)
     import ray
 
-    if address is None:  # Ray's 15 would let each of its own processes push the engine aside
-        os.environ.setdefault("RAY_worker_niceness", "0")
     # One logical CPU more than there are cores: the engine's actor holds one, tokenisation gets the others.
     local = {} if address else {"num_cpus": (os.cpu_count() or 1) + 1, "include_dashboard": False}
     try:
@@ -292,8 +288,6 @@ def _fail(error: Exception, _index: int, _payload: bytes) -> bytes:
 
 
 def _run_task(batch: Any, stage: Stage, guard: Guard | None) -> Any:
-    if stage.niceness:
-        os.setpriority(os.PRIO_PROCESS, 0, stage.niceness)
     if stage.setup is not None:
         stage.setup()
     return _guarded(stage, guard, lambda index, payload: stage.target(index, payload, *stage.arguments), batch)

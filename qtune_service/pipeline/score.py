@@ -19,7 +19,6 @@ from qtune_service.torchless import import_transformers_without_torch
 
 HOPELESS = 3
 """The job ends at once if more shards than that fail one after the other, without a success between them."""
-LIGHT_NICENESS = 10
 
 Marker = dict[str, Any]
 """What a finished shard holds; see commit_shard."""
@@ -73,11 +72,7 @@ class Scoring:
         max_tasks = self.nodes.max_tasks(num_shards)
         if max_tasks is None and not pool.gpus:
             max_tasks = pool.max_actors  # Ray Data would grant unbounded tasks the CPUs that the pool is to grow into
-        light: dict[str, Any] = {
-            "num_cpus": LIGHT_CPUS,
-            "max_tasks": max_tasks,
-            "niceness": LIGHT_NICENESS if self.nodes.is_local else 0,
-        }
+        light: dict[str, Any] = {"num_cpus": LIGHT_CPUS, "max_tasks": max_tasks}
         # A tokenizer with code of its own may want torch.
         setup = None if self.spec.model.trust_remote_code else import_transformers_without_torch
         heavy: dict[str, Any] = {"num_cpus": pool.cpus, "num_gpus": pool.gpus, "pool": size}
