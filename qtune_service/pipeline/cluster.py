@@ -84,10 +84,10 @@ class Cluster:
     is_local: bool
     """Started here, for this job alone."""
 
-    def max_tasks(self, num_shards: int) -> int | None:
+    def max_tasks(self, num_shards: int, shards_per_task: int = SHARDS_PER_TASK) -> int | None:
         """Tasks of a stage at a time. On one machine few for a small job: starting a process costs seconds of CPU."""
         cores = os.cpu_count() or 1
-        return max(1, min(cores, num_shards // SHARDS_PER_TASK), cores // 2) if self.is_local else None
+        return max(1, min(cores, num_shards // shards_per_task), cores // 2) if self.is_local else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +117,8 @@ def connect(address: str | None) -> Cluster:
         _check_reachable(address)
     import ray
 
-    # One logical CPU more than there are cores: the engine's actor holds one, tokenisation gets the others.
-    local = {} if address else {"num_cpus": (os.cpu_count() or 1) + 1, "include_dashboard": False}
+    # Ray Data divides CPUs among stages. With so many all of `max_tasks` run beside an engine, and those bound them.
+    local = {} if address else {"num_cpus": 2 * (os.cpu_count() or 1) + 1, "include_dashboard": False}
     try:
         ray.init(
             address=address or "local",

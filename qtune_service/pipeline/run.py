@@ -53,13 +53,14 @@ def run_job(
         return _Job(spec, output, tracker, ray_address, stop or Stop()).run()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Job:
     spec: JobSpec
     output: Output
     tracker: Tracker
     ray_address: str | None
     stop: Stop
+    _nodes: Cluster | None = None
 
     def run(self) -> dict[str, Any]:
         """The story."""
@@ -86,13 +87,15 @@ class _Job:
         self.output.claim(self.spec, "")
         return adopt_scores(self.spec, self.output)
 
-    # --- score
-
     def _connect(self) -> Cluster:
-        nodes = cluster.connect(self.ray_address)
-        self.stop.install_again()
-        cluster.watch_head(self.stop.fail)
-        return nodes
+        """Join or start the cluster, once."""
+        if self._nodes is None:
+            self._nodes = cluster.connect(self.ray_address)
+            self.stop.install_again()
+            cluster.watch_head(self.stop.fail)
+        return self._nodes
+
+    # --- score
 
     def _start(self) -> tuple[JobContext, Encoder, Cluster]:
         """What takes seconds to start, side by side; what is quickly seen to be wrong, first."""
@@ -148,11 +151,11 @@ class _Job:
     def _find_thresholds(self, scored: Scored, prune: PruneSpec, rule: QuadrantRule | None) -> Verdict:
         """Thresholds of all samples, and each one's label."""
         self.tracker.stage("thresholds", scored.num_samples, unit="samples")
-        if self.spec.from_scores:
-            self._connect()
+        nodes = self._connect()
 
         def workers(items: Sequence[tuple[int, bytes]], ground: Ground) -> Iterator[tuple[int, bytes]]:
-            for arrival in stream(items, Stage("thresholds", work, (ground,))):
+            max_tasks = nodes.max_tasks(len(items), shards_per_task=1)
+            for arrival in stream(items, Stage("thresholds", work, (ground,), max_tasks=max_tasks)):
                 yield arrival.shard, arrival.payload
 
         return find_thresholds(
@@ -175,7 +178,9 @@ class _Job:
                     picks = verdict.picks.within(group.start + span.start, span.stop - span.start)
                     yield shard, pickle.dumps((verdict.placement(group, span), *picks))
 
-        stage = Stage("prune", prune_shard, (self.spec, scored.renamed, scored.category_column), num_cpus=LIGHT_CPUS)
+        arguments = (self.spec, scored.renamed, scored.category_column)
+        max_tasks = self._connect().max_tasks(len(scored.shards) - len(markers))
+        stage = Stage("prune", prune_shard, arguments, num_cpus=LIGHT_CPUS, max_tasks=max_tasks)
         for arrival in stream(items(), stage):
             markers[arrival.shard] = json.loads(arrival.payload)
             self.tracker.advance(1)
