@@ -32,6 +32,7 @@ from qtune_service.scoring.parallel_head import HeadSettings, choose_vllm_head
 from qtune_service.scoring.plugin import ARCHITECTURE_PREFIX
 from qtune_service.scoring.samples import UNSCORED
 from qtune_service.scoring.statistics import nll_and_entropy, statistics_for
+from qtune_service.scoring.vector_math import warm_up_vector_math
 
 TASK = "token_classify"  # the per-token task that both of vLLM's model runners accept
 SPANS_KEY = "qtune_spans"
@@ -199,6 +200,7 @@ def __getattr__(name: str) -> type[torch.nn.Module]:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from vllm.model_executor.models.registry import ModelRegistry
 
+    warm_up_vector_math()
     use_fused_layers()
     architecture = name.removeprefix(ARCHITECTURE_PREFIX).partition("@")[0]
     adapted = adapt(ModelRegistry.models[architecture].load_model_cls(), name.partition("@")[0])

@@ -36,6 +36,7 @@ from qtune_service.scoring.head import KERNEL_IS_OFF, BlockwiseHead, Choice, Mat
 from qtune_service.scoring.packing import enable_packing, pack, packed_batches
 from qtune_service.scoring.samples import Prompt, Scores, check_samples, distinct_prompts, scores_of
 from qtune_service.scoring.statistics import nll_and_entropy, statistics_for
+from qtune_service.scoring.vector_math import warm_up_vector_math
 
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 16384
 PROBE_TOKENS = 16
@@ -64,6 +65,7 @@ class ReferenceScorer:
         if checkpoint.max_model_len is None:
             raise ModelError(f"{model.name}: its config.json states no length limit.", "Set max_model_len.")
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        warm_up_vector_math()
         with quiet_libraries():
             self._model: Any = _load(model, checkpoint).to(self._device)
             with torch.inference_mode():

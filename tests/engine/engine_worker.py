@@ -99,6 +99,13 @@ def registered_architectures() -> tuple[list[str], list[str], list[str]]:
     return sorted(_VLLM_MODELS), causal_architectures(), sorted(ModelRegistry.get_supported_archs())
 
 
+def is_warm() -> bool:
+    """Whether the vector mathematics of this process, which holds the engine, was called before its model was built."""
+    from qtune_service.scoring.vector_math import warm_up_vector_math
+
+    return warm_up_vector_math.cache_info().currsize == 1
+
+
 def process_id() -> int:
     """Of the worker."""
     return os.getpid()

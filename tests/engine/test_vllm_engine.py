@@ -16,6 +16,7 @@ from tests.engine.engine_worker import (
     EngineWorker,
     fail_in_next_call,
     heads,
+    is_warm,
     load,
     registered_architectures,
     watch_heads,
@@ -38,6 +39,12 @@ def test_engine_info_describes_the_model(vllm_qwen2: EngineWorker) -> None:
     info = vllm_qwen2.info
     assert (info.name, info.architecture, info.dtype) == ("vllm", "Qwen2ForCausalLM", "float32")
     assert (info.max_model_len, info.vocab_size) == (512, 1500)
+
+
+def test_vector_mathematics_are_warm(vllm_qwen2: EngineWorker) -> None:
+    """Where the model was built, no threads could make the first call together."""
+    assert vllm_qwen2.info
+    assert vllm_qwen2.call(is_warm)
 
 
 def test_only_a_plain_head_is_taken_for_one(vllm_qwen2: EngineWorker) -> None:
