@@ -11,7 +11,7 @@ import functools
 
 import torch
 
-FUNCTIONS = [
+FUNCTIONS = (
     "acos",
     "asin",
     "atan",
@@ -35,7 +35,7 @@ FUNCTIONS = [
     "sqrt",
     "tan",
     "tanh",
-]
+)
 
 
 @functools.cache
