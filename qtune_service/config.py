@@ -18,6 +18,9 @@ from qtune_service.errors import SpecError
 
 FormatName = Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "tokenized"]
 EngineName = Annotated[str, Field(pattern=r"^(auto|vllm|reference|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$")]
+SampleStrategy = Literal["q_tuning", "random", "longest", "perplexity", "entropy", "infobatch"]
+StrategyOrder = Literal["highest", "lowest"]
+TokenStrategy = Literal["neighbor", "ppl", "random", "reversed", "none"]
 Ratio = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -128,10 +131,29 @@ class PruneSpec(_Part):
     """Stop the bisection early; by default it goes on until exact."""
     min_tokens_to_prune: Annotated[int, Field(ge=1)] = 1
     """Q2 samples with fewer trained tokens keep all of them."""
-    reverse_token_order: bool = False
-    """Ablation: keep the tokens with the highest scores."""
+    strategy: SampleStrategy = "q_tuning"
+    """How samples are chosen. The others are baselines from the same scores, for comparison; see docs/strategies.md.
+    Their tokens are pruned in every kept sample."""
+    strategy_order: StrategyOrder = "highest"
+    """Which end `longest`, `perplexity` and `entropy` keep."""
+    token_strategy: TokenStrategy = "neighbor"
+    """How tokens are chosen: `neighbor` is the method; `ppl` looks at each token alone (lambda 0); `random`, `reversed`
+    and `none` are for comparison."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the strategies that draw: `random` and `infobatch`, and random tokens."""
     quadrant_rule: str | None = None
     """`module:function` in place of the method's labels; see core/plane.py:QuadrantRule."""
+
+    @property
+    def smoothing(self) -> float:
+        """The weight of neighbours that the token strategy goes by."""
+        return 0.0 if self.token_strategy == "ppl" else self.neighbor_lambda
+
+    @model_validator(mode="after")
+    def _rule_needs_the_plane(self) -> Self:
+        if self.quadrant_rule is not None and self.strategy != "q_tuning":
+            raise ValueError(f"quadrant_rule goes with strategy 'q_tuning', not with {self.strategy!r}")
+        return self
 
 
 class OutputSpec(_Part):

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qtune_service.core.curve import EntryCounts
 from qtune_service.core.metrics import perplexity
-from qtune_service.core.plane import Quadrant
 from qtune_service.core.thresholds import select
 from qtune_service.report.contents import (
     Counts,
+    ExampleKind,
     ExampleSample,
     ExampleToken,
-    PlaneSample,
     QuadrantName,
     ReportData,
     TokenTotals,
 )
 from qtune_service.report.distributions import describe
-from qtune_service.report.examples import typical_samples
-from qtune_service.report.plane import MAX_POINTS
-from qtune_service.report.sample import pick_points
+from qtune_service.report.picking import borderline_samples, typical_samples
+from qtune_service.report.sample import EvenSample, even_sample
 
 Scores = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]  # mean_nll, mean_entropy, num_tokens: (N,)
 WORDS = (
@@ -49,10 +48,15 @@ def made_up_report(scores: Scores | None = None, keep_ratio: float = 0.5, **chan
     """A report over `scores`. `changes` replace fields of the result."""
     mean_nll, mean_entropy, lengths = scores or made_up_scores()
     outcome = select(mean_nll, mean_entropy, sample_keep_ratio=keep_ratio)
-    labels, picks = outcome.labels, pick_points(len(mean_nll), MAX_POINTS)
-    kept = np.isin(labels, (2, 4))
-    after = np.where(labels == 2, np.ceil(0.7 * lengths), lengths).astype(np.int64)
+    labels, kept = outcome.labels, outcome.is_kept
+    left = np.where(labels == 2, np.ceil(0.7 * lengths), lengths).astype(np.int64)
+    sample = even_sample(outcome.placed, labels=labels, kept=kept, num_tokens=lengths)
+    entries = EntryCounts.counted(
+        outcome.placed.nll_ranks, outcome.placed.entropy_ranks, outcome.entry, lengths, left, len(lengths)
+    )
     rejected = max(len(mean_nll) // 100, 1)
+    reasons = {"no_assistant_turn": rejected - rejected // 3, "too_long": rejected // 3}
+    tokens = np.stack([lengths, np.where(kept, left, 0)])
     data = ReportData(
         title="gsm8k_train.jsonl",
         spec={
@@ -65,56 +69,71 @@ def made_up_report(scores: Scores | None = None, keep_ratio: float = 0.5, **chan
         thresholds=outcome.thresholds,
         target=outcome.target,
         disjoint_capacity=outcome.disjoint_capacity,
-        counts=_counts(outcome.counts, rejected),
-        tokens=TokenTotals(int(lengths.sum()), int(lengths[kept].sum()), int(after[kept].sum())),
-        plane=PlaneSample(
-            perplexity(mean_nll[picks]), mean_entropy[picks], labels[picks],
-            tuple(f"gsm8k_train.jsonl:{i + 1}" for i in picks), len(mean_nll),
-        ),
+        counts=_counts(labels, kept, tokens, reasons),
+        tokens=TokenTotals(int(lengths.sum()), int(lengths[kept].sum()), int(tokens[1].sum())),
+        sample=sample,
+        point_ids=tuple(f"gsm8k_train.jsonl:{i + 1}" for i in sample.points().index),
         distributions=describe(mean_nll, mean_entropy, lengths, labels),
-        rejected_reasons={"no assistant turn": rejected},
-        by_source={"data/gsm8k_train.jsonl": _counts(outcome.counts, rejected)},
-        by_category=_by_category(labels),
+        by_source={"data/gsm8k_train.jsonl": _counts(labels, kept, tokens, reasons)},
+        by_category=_by_category(labels, kept, tokens),
         seconds={"plan": 0.4, "score": 412.0, "thresholds": 0.1, "prune": 6.3, "report": 2.2},
-        examples=tuple(
-            _example(f"gsm8k_train.jsonl:{i + 1}", i, f"Q{label}", mean_nll, mean_entropy)
-            for label, chosen in typical_samples(mean_nll, mean_entropy, labels).items() for i in chosen
-        ),
-    )  # fmt: skip
+        examples=tuple(_examples(sample, outcome.thresholds.alpha)),
+        curve=entries.curve([percent / 200 for percent in range(1, 201)]),
+        output="out/gsm8k",
+    )
     return replace(data, **changes)
 
 
 def example(text_tokens: tuple[str, ...], quadrant: QuadrantName = "Q2", sample_id: str = "s:1") -> ExampleSample:
     """A sample; of Q2, every third response token is removed."""
     tokens = tuple(
-        ExampleToken(text, "removed" if quadrant == "Q2" and i % 3 == 2 else "kept", nll=0.5 + i % 7, entropy=1.25)
+        ExampleToken(
+            text,
+            "removed" if quadrant == "Q2" and i % 3 == 2 else "kept",
+            nll=0.5 + i % 7,
+            entropy=1.25,
+            score=1.5 + i % 5,
+        )
         for i, text in enumerate(text_tokens)
     )
     return ExampleSample(sample_id, "s", 1, quadrant, 12.5, 1.5, (ExampleToken(PROMPT, "prompt"), *tokens))
 
 
-def _example(
-    sample_id: str, index: int, label: str, mean_nll: NDArray[np.float64], mean_entropy: NDArray[np.float64]
-) -> ExampleSample:
+def _examples(sample: EvenSample, alpha: float) -> Iterator[ExampleSample]:
+    kinds: tuple[tuple[ExampleKind, dict[int, NDArray[np.int64]]], ...] = (
+        ("typical", typical_samples(sample, 3)),
+        ("borderline", borderline_samples(sample, alpha, 3)),
+    )
+    for why, chosen in kinds:
+        for label, rows in chosen.items():
+            for row in rows.tolist():
+                yield _example(sample, row, QUADRANT_NAMES[f"Q{label}"], why)
+
+
+def _example(sample: EvenSample, row: int, label: QuadrantName, why: ExampleKind) -> ExampleSample:
+    index = int(sample.index[row])
     rng = np.random.default_rng(index)
-    texts = tuple(WORDS[i] for i in rng.integers(0, len(WORDS), 70))
-    made = example(texts, QUADRANT_NAMES[label], sample_id)
+    made = example(tuple(WORDS[i] for i in rng.integers(0, len(WORDS), 70)), label, f"gsm8k_train.jsonl:{index + 1}")
     return replace(
-        made, source="data/gsm8k_train.jsonl", line=index + 1,
-        perplexity=float(perplexity(mean_nll[index])), entropy=float(mean_entropy[index]),
+        made, source="data/gsm8k_train.jsonl", line=index + 1, kept=bool(sample.kept[row]), why=why,
+        perplexity=float(perplexity(sample.mean_nll[row])), entropy=float(sample.mean_entropy[row]),
+        error_rank=float(sample.error_rank[row]), entropy_rank=float(sample.entropy_rank[row]),
     )  # fmt: skip
 
 
 QUADRANT_NAMES: Mapping[str, QuadrantName] = {"Q1": "Q1", "Q2": "Q2", "Q3": "Q3", "Q4": "Q4"}
 
 
-def _counts(labels: Mapping[Quadrant, int], rejected: int) -> Counts:
-    return Counts(rejected, *(labels[Quadrant(q)] for q in (1, 2, 3, 4)))
+def _counts(
+    labels: NDArray[np.int8], kept: NDArray[np.bool_], tokens: NDArray[np.int64], reasons: Mapping[str, int]
+) -> Counts:
+    quadrants = [int(np.sum(labels == q)) for q in (1, 2, 3, 4)]
+    return Counts.of(reasons, [*quadrants, int(kept.sum()), *tokens.sum(axis=1).tolist()])
 
 
-def _by_category(labels: NDArray[np.int8]) -> dict[str, Counts]:
+def _by_category(labels: NDArray[np.int8], kept: NDArray[np.bool_], tokens: NDArray[np.int64]) -> dict[str, Counts]:
     groups = np.arange(len(labels)) % len(CATEGORIES)
     return {
-        name: Counts(0, *(int(np.sum(labels[groups == i] == q)) for q in (1, 2, 3, 4)))
+        name: _counts(labels[groups == i], kept[groups == i], tokens[:, groups == i], {})
         for i, name in enumerate(CATEGORIES)
     }

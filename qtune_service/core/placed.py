@@ -110,6 +110,12 @@ def count_labels(labels: NDArray[np.int8]) -> dict[Quadrant, int]:
     return {quadrant: int(np.count_nonzero(labels == quadrant)) for quadrant in Quadrant}
 
 
+def kept_labels(labels: NDArray[np.int8]) -> NDArray[np.bool_]:
+    """Which samples the method keeps, (n,)."""
+    kept: NDArray[np.bool_] = (labels == Quadrant.Q2) | (labels == Quadrant.Q4)
+    return kept
+
+
 def check_finite(start: int = 0, /, **columns: Column) -> None:
     """Raise DataError for a score that cannot be ranked. start: the first sample's place in the population."""
     for name, column in columns.items():

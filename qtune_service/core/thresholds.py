@@ -15,20 +15,19 @@ when asked for half.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qtune_service.core.metrics import share_of
-from qtune_service.core.placed import Column, Placed, check_finite, count_labels, count_within
-from qtune_service.core.plane import Quadrant, QuadrantRule, Thresholds, corner_entry
+from qtune_service.core.placed import Column, Placed, check_finite, count_labels, count_within, kept_labels
+from qtune_service.core.plane import Quadrant, QuadrantRule, Thresholds
 from qtune_service.core.ranks import DoubleRanks, double_midranks
 from qtune_service.core.search import smallest_bound, stopped_early
 from qtune_service.errors import DataError, SpecError
 
-__all__ = ["CurvePoint", "Selection", "Thresholds", "Totals", "check_target", "curve", "select"]
+__all__ = ["Selection", "Thresholds", "Totals", "check_target", "select"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +36,7 @@ class Totals:
 
     thresholds: Thresholds
     target: int  # ceil(sample_keep_ratio * N)
-    kept: int  # samples labelled Q2 or Q4; a user's rule decides freely
+    kept: int  # by the method, those labelled Q2 or Q4; a user's rule or another strategy decides freely
     disjoint_capacity: int  # the most that corners without overlap (alpha <= 1/2) hold
     num_samples: int
     counts: dict[Quadrant, int]
@@ -48,26 +47,17 @@ class Selection(Totals):
     """The outcome of stage 1, with that of each sample."""
 
     labels: NDArray[np.int8]  # (N,) Quadrant of each sample
-    nll_ranks: DoubleRanks  # (N,)
-    entropy_ranks: DoubleRanks  # (N,)
+    is_kept: NDArray[np.bool_]  # (N,)
+    entry: DoubleRanks  # (N,) the bound at which each sample lies in a corner
+    placed: Placed  # (N,) scores and ranks
 
     def p(self, span: slice) -> Column:
         """Mid-ranks of mean NLL in (0, 1) of some samples: how large their error is among all."""
-        return self.nll_ranks[span] / (2 * self.num_samples)
+        return self.placed.nll_ranks[span] / (2 * self.num_samples)
 
     def e(self, span: slice) -> Column:
         """Mid-ranks of mean entropy in (0, 1) of some samples: how large their uncertainty is among all."""
-        return self.entropy_ranks[span] / (2 * self.num_samples)
-
-
-@dataclass(frozen=True, slots=True)
-class CurvePoint:
-    """What a sample_keep_ratio would lead to."""
-
-    sample_keep_ratio: float
-    alpha: float
-    target: int
-    kept: int
+        return self.placed.entropy_ranks[span] / (2 * self.num_samples)
 
 
 def select(
@@ -77,11 +67,14 @@ def select(
     sample_keep_ratio: float,
     bisect_max_iter: int | None = None,
     rule: QuadrantRule | None = None,
+    priority: ArrayLike | None = None,
 ) -> Selection:
     """Thresholds and labels of a population of scored samples: two (N,) columns in nats, finite, N >= 1.
 
-    Without `bisect_max_iter` the bisection goes on until exact. Raises DataError for scores that cannot be ranked
-    and SpecError for arguments out of range or a rule that returns something else than labels.
+    Without `bisect_max_iter` the bisection goes on until exact. With `priority` (N,), keys of another strategy
+    (strategies.py), those with the smallest keys are kept, and labels only tell where a sample lies. Raises DataError
+    for scores that cannot be ranked and SpecError for arguments out of range or a rule that returns something else
+    than labels.
     """
     nll, entropy = _columns(mean_nll, mean_entropy)
     num_samples = len(nll)
@@ -93,31 +86,27 @@ def select(
     thresholds = placed.edges(bound).thresholds(bound, num_samples)
     labels = placed.labels(entry, bound, thresholds, rule)
     counts = count_labels(labels)
+    is_kept = kept_labels(labels) if priority is None else _first(np.asarray(priority, np.float64), target)
     return Selection(
         thresholds=thresholds,
         target=target,
-        kept=counts[Quadrant.Q2] + counts[Quadrant.Q4],
+        kept=int(np.count_nonzero(is_kept)),
         disjoint_capacity=count_within(entry, num_samples),
         num_samples=num_samples,
         counts=counts,
         labels=labels,
-        nll_ranks=placed.nll_ranks,
-        entropy_ranks=placed.entropy_ranks,
+        is_kept=is_kept,
+        entry=entry,
+        placed=placed,
     )
 
 
-def curve(mean_nll: ArrayLike, mean_entropy: ArrayLike, ratios: Sequence[float]) -> list[CurvePoint]:
-    """What each ratio would keep, exactly, for the price of one ranking."""
-    nll, entropy = _columns(mean_nll, mean_entropy)
-    entry = corner_entry(double_midranks(nll), double_midranks(entropy), len(nll))
-    entry.sort()
-    points = []
-    for ratio in ratios:
-        target = check_target(ratio, len(entry))
-        bound = entry[target - 1]
-        kept = int(np.searchsorted(entry, bound, side="right"))
-        points.append(CurvePoint(ratio, int(bound) / (2 * len(entry)), target, kept))
-    return points
+def _first(priority: Column, target: int) -> NDArray[np.bool_]:
+    """The samples (N,) with the smallest keys, as many as asked for, and those that tie with the last of them."""
+    check_finite(priority=priority)
+    entry = double_midranks(priority)
+    kept: NDArray[np.bool_] = entry <= smallest_bound(len(entry), target, lambda window: window.count(entry))
+    return kept
 
 
 def check_target(sample_keep_ratio: float, num_samples: int) -> int:

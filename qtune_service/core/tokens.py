@@ -11,7 +11,8 @@ samples, for some 24 bytes a scored Q2 token. A span needs no bookkeeping: posit
 on, so neighbours are just trained positions that differ by 1.
 
 Source: Wang et al., arXiv:2509.23873. Its project page writes the neighbours' sum without the half; the mean is
-right for lambda in [0, 1]. Its ablation with the reversed order is the worst, and is here for ablations only.
+right for lambda in [0, 1]. For comparison there are the paper's baselines: tokens by their own perplexity (lambda 0),
+at random, in the reversed order (its worst ablation), or none removed.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qtune_service.core.hashing import uniform
 from qtune_service.core.metrics import check_offsets, share_of
 from qtune_service.errors import DataError, SpecError
 
+TOKEN_STRATEGIES = ("neighbor", "ppl", "random", "reversed", "none")
 MAX_NLL_NATS = 50.0  # exp of more would drown its neighbours in rounding, and overflow at 709
 
 Mask = NDArray[np.int8]
@@ -33,34 +36,45 @@ def prune_token_masks(
     loss_mask_flat: Mask,
     row_offsets: NDArray[np.integer[Any]],
     nll_flat: NDArray[np.floating[Any]],
-    in_q2: NDArray[np.bool_],
+    prunable: NDArray[np.bool_],
     *,
     token_keep_ratio: float,
     neighbor_lambda: float,
     min_tokens_to_prune: int = 1,
-    reverse_token_order: bool = False,
+    token_strategy: str = "neighbor",
+    seed: int = 0,
+    row_index: NDArray[np.int64] | None = None,
 ) -> Mask:
     """The final masks (L,) of S samples: the loss mask without the tokens that stage 2 removes.
 
     Row s of `loss_mask_flat` (L,) is [row_offsets[s], row_offsets[s + 1]); `nll_flat` (M,) holds the scored tokens
-    of all rows in order, so M is the number of trained positions beyond each row's first. Rows with `in_q2` (S,)
-    false, or with fewer than `min_tokens_to_prune` scored tokens, keep every one.
+    of all rows in order, so M is the number of trained positions beyond each row's first. Rows with `prunable` (S,)
+    false, or with fewer than `min_tokens_to_prune` scored tokens, keep every one. The strategy `random` draws by
+    `seed`, `row_index` (S,) (a row's place in the population; by default its place here) and position.
     """
-    _check_arguments(token_keep_ratio, neighbor_lambda, min_tokens_to_prune)
+    _check_arguments(token_keep_ratio, neighbor_lambda, min_tokens_to_prune, token_strategy)
     bounds = check_offsets(row_offsets, len(loss_mask_flat), "loss_mask_flat")
     mask = trainable(loss_mask_flat, bounds)
     before = np.concatenate(([0], np.cumsum(mask, dtype=np.int64)))[bounds]  # scored tokens ahead of each row
     sizes = np.diff(before)
-    _check_lengths(before[-1], len(nll_flat), len(sizes), len(in_q2))
-    pruned_rows = np.asarray(in_q2, dtype=np.bool_) & (sizes >= max(1, min_tokens_to_prune))
+    _check_lengths(before[-1], len(nll_flat), len(sizes), len(prunable))
+    pruned_rows = np.asarray(prunable, dtype=np.bool_) & (sizes >= max(1, min_tokens_to_prune))
+    if token_strategy == "none" or not pruned_rows.any():
+        return mask
     chosen = np.repeat(pruned_rows, sizes)  # (M,)
     positions = np.flatnonzero(mask)[chosen]
-    nll = np.asarray(nll_flat)[chosen].astype(np.float64)
-    if not np.isfinite(nll).all():
-        raise DataError("a Q2 sample holds a non-finite token score", "Reject samples with non-finite scores first.")
-    scores = neighbor_scores(nll, positions, neighbor_lambda)
-    keep = lowest_of_each(-scores if reverse_token_order else scores, sizes[pruned_rows], token_keep_ratio)
-    mask[positions[~keep]] = 0
+    if token_strategy == "random":
+        rows = np.arange(len(sizes)) if row_index is None else row_index
+        within = positions - np.repeat(bounds[:-1], sizes)[chosen]
+        scores = uniform(seed, np.repeat(rows, sizes)[chosen], within)
+    else:
+        nll = np.asarray(nll_flat)[chosen].astype(np.float64)
+        if not np.isfinite(nll).all():
+            raise DataError("a sample to prune holds a non-finite token score", "Reject such samples first.")
+        scores = neighbor_scores(nll, positions, 0.0 if token_strategy == "ppl" else neighbor_lambda)
+        if token_strategy == "reversed":
+            scores = -scores
+    mask[positions[~lowest_of_each(scores, sizes[pruned_rows], token_keep_ratio)]] = 0
     return mask
 
 
@@ -97,7 +111,22 @@ def lowest_of_each(scores: NDArray[np.float64], sizes: NDArray[np.int64], keep_r
     return keep
 
 
-def _check_arguments(token_keep_ratio: float, neighbor_lambda: float, min_tokens_to_prune: int) -> None:
+def tokens_left(
+    num_tokens: NDArray[np.integer[Any]], *, token_keep_ratio: float, min_tokens_to_prune: int, token_strategy: str
+) -> NDArray[np.int64]:
+    """How many of its trained tokens (S,) each sample keeps if stage 2 prunes it, (S,)."""
+    if token_strategy == "none":
+        return num_tokens.astype(np.int64)
+    distinct, which = np.unique(num_tokens, return_inverse=True)
+    left = [share_of(token_keep_ratio, n) if n >= max(1, min_tokens_to_prune) else n for n in distinct.tolist()]
+    return np.array(left, np.int64)[which]
+
+
+def _check_arguments(
+    token_keep_ratio: float, neighbor_lambda: float, min_tokens_to_prune: int, token_strategy: str
+) -> None:
+    if token_strategy not in TOKEN_STRATEGIES:
+        raise SpecError(f"token_strategy is {token_strategy!r}", f"Choose one of {', '.join(TOKEN_STRATEGIES)}.")
     if not 0 < token_keep_ratio <= 1:
         raise SpecError(f"token_keep_ratio is {token_keep_ratio}", "Choose a number above 0 and at most 1.")
     if not 0 <= neighbor_lambda <= 1:
@@ -113,4 +142,4 @@ def _check_lengths(scored: int, num_nll: int, rows: int, num_flags: int) -> None
             "Pass one NLL for each position that the loss mask trains on, except each row's first.",
         )
     if num_flags != rows:
-        raise DataError(f"in_q2 has {num_flags} entries for {rows} rows", "Pass one flag a sample.")
+        raise DataError(f"prunable has {num_flags} entries for {rows} rows", "Pass one flag a sample.")

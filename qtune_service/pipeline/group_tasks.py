@@ -1,8 +1,9 @@
 """What is done to one group of samples, or to one range of scores, in each round of stage 1.
 
+    loss    a group: the sum of its losses, where a strategy needs their mean
     sort    a group: each column's distinct values, sorted (partition.py)       writes a run a column
     rank    a range of a column: merge what all runs have in it                 writes the ranks of each run's values
-    place   a group: hand the ranks to its samples                              writes both ranks a sample
+    place   a group: hand the ranks to its samples                              writes all ranks of a sample
     count   a group: corner entries by bin (search.py), a round each 16 bits
     edge    a group: the scores at the edges of the corners
     label   a group: quadrants, and what the report needs                       writes a label a sample
@@ -10,7 +11,7 @@
 What is small comes back to the driver (rounds.py) and merges; what is large goes through files, by ranges, so that
 a group and a range need not be on one machine and a lost task is just done again. Bytes a sample, if all scores
 differ: 24 in runs and 8 in ranks of ranges, both removed after `place`, then 9 (13 above 2^31 samples) until the job
-ends.
+ends. Another strategy than Q-Tuning has a third column, its keys: half as much again.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qtune_service.config import PruneSpec
+from qtune_service.core.curve import EntryCounts
 from qtune_service.core.partition import (
     RUN,
     Column,
@@ -32,16 +35,20 @@ from qtune_service.core.partition import (
     shown_values,
     sorted_run,
 )
-from qtune_service.core.placed import Edges, Placed, check_finite, count_labels, count_within
+from qtune_service.core.placed import Edges, Placed, check_finite, count_labels, count_within, kept_labels
 from qtune_service.core.plane import Quadrant, QuadrantRule, Thresholds, corner_entry
-from qtune_service.core.ranks import rank_type
+from qtune_service.core.ranks import DoubleRanks, rank_type
 from qtune_service.core.search import BinCounts, Window
+from qtune_service.core.strategies import Priority, WeightedSides, loss_sum
+from qtune_service.core.tokens import tokens_left
 from qtune_service.data import storage
 from qtune_service.pipeline.population import READ_THREADS, Group, Source
 from qtune_service.report.distributions import Lengths, OrderStatistics
 from qtune_service.report.sample import EvenSample, even_sample
 
 SCORES = ("mean_nll", "mean_entropy")
+PRIORITY = "priority"
+"""The column of another strategy's keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +59,21 @@ class Ground:
     folder: str
     """Where the rounds keep their files."""
     num_samples: int  # N
+    prune: PruneSpec
+    priority: Priority | None = None
+    """Another strategy than Q-Tuning."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What is ranked."""
+        return SCORES if self.priority is None else (*SCORES, PRIORITY)
+
+    def read_columns(self, group: Group) -> list[Column]:
+        """A group's values of each column, (n,) float64."""
+        if self.priority is None:
+            return self.source.read(group, *SCORES)
+        nll, entropy, num_tokens = self.source.read(group, *SCORES, "num_tokens")
+        return [nll, entropy, self.priority.keys(nll, entropy, num_tokens, group.start)]
 
     def file(self, kind: str, index: int) -> str:
         """URI of a file of a group or range."""
@@ -68,15 +90,31 @@ class Ground:
 
     def placed(self, group: Group) -> Placed:
         """A group with the ranks that `place` found."""
-        nll_ranks, entropy_ranks = self.ranks(group)
+        nll_ranks, entropy_ranks = self.ranks(group)[:2]
         nll, entropy = self.source.read(group, *SCORES)
         return Placed(nll, entropy, nll_ranks, entropy_ranks, self.num_samples)
 
-    def ranks(self, group: Group) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Both doubled mid-ranks of a group's samples, (n,) each."""
-        flat = self.read("ranks", group.index, rank_type(self.num_samples), slice(0, 2 * group.num_samples))
-        pairs = flat.reshape(-1, 2)
-        return np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1])
+    def ranks(self, group: Group) -> tuple[NDArray[Any], ...]:
+        """The doubled mid-ranks of a group's samples in each column, (n,) each."""
+        width = len(self.columns)
+        flat = self.read("ranks", group.index, rank_type(self.num_samples), slice(0, width * group.num_samples))
+        return tuple(np.ascontiguousarray(column) for column in flat.reshape(-1, width).T)
+
+
+# --- loss
+
+
+@dataclass(frozen=True, slots=True)
+class LossTask:
+    """A group."""
+
+    group: Group
+
+
+def sum_losses(ground: Ground, task: LossTask) -> int:
+    """A group's part in the mean loss."""
+    (nll,) = ground.source.read(task.group, "mean_nll")
+    return loss_sum(nll)
 
 
 # --- sort
@@ -99,9 +137,9 @@ class SortedColumn:
 
 
 def sort_group(ground: Ground, task: SortTask) -> tuple[SortedColumn, ...]:
-    """Write both runs of a group."""
+    """Write the runs of a group."""
     found = []
-    for name, values in zip(SCORES, ground.source.read(task.group, *SCORES), strict=True):
+    for name, values in zip(ground.columns, ground.read_columns(task.group), strict=True):
         check_finite(task.group.start, **{name: values})
         run = sorted_run(values)
         ground.write(name, task.group.index, run)
@@ -158,11 +196,11 @@ class PlaceTask:
 
 
 def place_group(ground: Ground, task: PlaceTask) -> None:
-    """Write the ranks of a group's samples, (n, 2), so that a shard's are in one place."""
+    """Write the ranks of a group's samples, (n, 2) or (n, 3), so that a shard's are in one place."""
     dtype = rank_type(ground.num_samples)
-    ranks = np.empty((task.group.num_samples, len(SCORES)), dtype)
-    columns = ground.source.read(task.group, *SCORES)
-    for column, (name, pieces) in enumerate(zip(SCORES, task.pieces, strict=True)):
+    ranks = np.empty((task.group.num_samples, len(ground.columns)), dtype)
+    columns = ground.read_columns(task.group)
+    for column, (name, pieces) in enumerate(zip(ground.columns, task.pieces, strict=True)):
 
         def read(item: tuple[int, slice], kind: str = f"{name}-ranked") -> NDArray[Any]:
             return ground.read(kind, item[0], dtype, item[1])
@@ -181,11 +219,15 @@ class CountTask:
 
     group: Group
     window: Window
+    by_priority: bool
+    """Of the strategy's keys, not of the corners."""
 
 
 def count_group(ground: Ground, task: CountTask) -> BinCounts:
     """Entries of a group's samples by bin of the window."""
-    return task.window.count(corner_entry(*ground.ranks(task.group), ground.num_samples))
+    ranks = ground.ranks(task.group)
+    entry = ranks[2] if task.by_priority else corner_entry(ranks[0], ranks[1], ground.num_samples)
+    return task.window.count(entry)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +251,8 @@ class LabelTask:
     bound: int
     thresholds: Thresholds
     rule: QuadrantRule | None
+    priority_bound: int | None
+    """Of the strategy's keys."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -216,22 +260,47 @@ class LabelledGroup:
     """A group's part in totals and report."""
 
     counts: dict[Quadrant, int]
+    kept: int
     within_half: int
     """Samples in corners that do not overlap."""
     lengths: Lengths
     sample: EvenSample
+    entries: EntryCounts
+    sides: WeightedSides | None
 
 
 def label_group(ground: Ground, task: LabelTask) -> LabelledGroup:
-    """Write a group's labels."""
-    group, placed = task.group, ground.placed(task.group)
+    """Write a group's labels, and whether each sample is kept."""
+    group, placed, num_samples = task.group, ground.placed(task.group), ground.num_samples
     entry = placed.entry()
     labels = placed.labels(entry, task.bound, task.thresholds, task.rule)
-    ground.write("labels", group.index, labels)
-    sample = even_sample(placed.mean_nll, placed.mean_entropy, labels, start=group.start, total=ground.num_samples)
+    kept = kept_labels(labels) if task.priority_bound is None else ground.ranks(group)[2] <= task.priority_bound
+    ground.write("labels", group.index, np.stack([labels, kept.astype(np.int8)], axis=1))
     (num_tokens,) = ground.source.read(group, "num_tokens")
-    lengths = Lengths.counted(num_tokens, labels)
-    return LabelledGroup(count_labels(labels), count_within(entry, ground.num_samples), lengths, sample)
+    return LabelledGroup(
+        counts=count_labels(labels),
+        kept=int(np.count_nonzero(kept)),
+        within_half=count_within(entry, num_samples),
+        lengths=Lengths.counted(num_tokens, labels),
+        sample=even_sample(
+            placed, labels=labels, kept=kept, num_tokens=num_tokens, start=group.start, total=num_samples
+        ),
+        entries=count_entries(placed, entry, num_tokens, ground.prune),
+        sides=None if ground.priority is None else ground.priority.sides(placed.mean_nll, kept),
+    )
+
+
+def count_entries(
+    placed: Placed, entry: DoubleRanks, num_tokens: NDArray[np.integer[Any]], prune: PruneSpec
+) -> EntryCounts:
+    """What samples (n,) add to the curve of keep ratios."""
+    left = tokens_left(
+        num_tokens,
+        token_keep_ratio=prune.token_keep_ratio,
+        min_tokens_to_prune=prune.min_tokens_to_prune,
+        token_strategy=prune.token_strategy,
+    )
+    return EntryCounts.counted(placed.nll_ranks, placed.entropy_ranks, entry, num_tokens, left, placed.num_samples)
 
 
 def _together(read: Callable[[tuple[int, slice]], NDArray[Any]], items: Sequence[tuple[int, slice]]) -> Iterator[Any]:

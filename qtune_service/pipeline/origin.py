@@ -10,7 +10,7 @@ from qtune_service.config import JobSpec
 from qtune_service.data import storage
 from qtune_service.data.chat import Encoder
 from qtune_service.errors import SpecError
-from qtune_service.pipeline.output import Output
+from qtune_service.outputs.folder import Output
 from qtune_service.pipeline.scored import Scored
 
 

@@ -8,8 +8,8 @@ from qtune_service.config import JobSpec
 from qtune_service.data import storage
 from qtune_service.data.shards import Chunk, ChunkScan, Plan, is_enough, make_plan, split
 from qtune_service.data.sources import discover
+from qtune_service.outputs.folder import Output
 from qtune_service.pipeline.cluster import LIGHT_CPUS, Cluster, Stage, run_here, stream
-from qtune_service.pipeline.output import Output
 from qtune_service.pipeline.progress import Tracker
 from qtune_service.pipeline.stages import scan_chunk
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtune_service.data import storage
-from qtune_service.pipeline.output import Output
+from qtune_service.outputs.folder import Output
 
 GROUP_SAMPLES = 1 << 22
 """Samples that one process holds at a time; a shard with more is a group of its own. About 100 bytes each."""

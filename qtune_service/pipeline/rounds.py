@@ -19,10 +19,12 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
+from qtune_service.core.curve import EntryCounts
 from qtune_service.core.partition import part_to_read, splitters
 from qtune_service.core.placed import Edges
 from qtune_service.core.plane import Quadrant, QuadrantRule, Thresholds
 from qtune_service.core.search import BinCounts, Window, smallest_bound, stopped_early
+from qtune_service.core.strategies import WeightedSides, mean_of
 from qtune_service.core.thresholds import Totals, check_target
 from qtune_service.data import storage
 from qtune_service.pipeline.group_tasks import (
@@ -32,6 +34,7 @@ from qtune_service.pipeline.group_tasks import (
     Ground,
     LabelledGroup,
     LabelTask,
+    LossTask,
     PlaceTask,
     RankedPieces,
     RankTask,
@@ -43,10 +46,11 @@ from qtune_service.pipeline.group_tasks import (
     place_group,
     rank_values,
     sort_group,
+    sum_losses,
 )
 from qtune_service.pipeline.population import Group
 from qtune_service.report.contents import Distributions
-from qtune_service.report.distributions import Lengths, OrderStatistics, describe_parts
+from qtune_service.report.distributions import Lengths, OrderStatistics, describe_parts, rank_correlation
 from qtune_service.report.sample import EvenSample
 
 OVERSAMPLING = 8
@@ -77,6 +81,8 @@ class Selected:
     totals: Totals
     distributions: Distributions
     sample: EvenSample
+    entries: EntryCounts
+    sides: WeightedSides | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,37 +107,50 @@ class Rounds:
         storage.remove_tree(self.ground.folder)  # what a driver that was killed left
         statistics = self.rank()
         smallest = smallest_bound(num_samples, target, self.count)
+        priority_bound = smallest_bound(num_samples, target, self.count_keys) if self.ground.priority else None
         bound = stopped_early(smallest, num_samples, bisect_max_iter)
         thresholds = self.edges(bound).thresholds(bound, num_samples)
         labelled: dict[int, LabelledGroup] = {}
-        for index, found in self.label(bound, thresholds, rule):
+        for index, found in self.label(bound, thresholds, rule, priority_bound):
             labelled[index] = found
             advance(self.groups[index].num_samples)
         return self._merged([labelled[group.index] for group in self.groups], thresholds, target, statistics)
 
     def rank(self) -> dict[str, OrderStatistics]:
         """Place every sample; returns what the sorted columns tell."""
-        step = self._step()
+        step, columns = self._step(), self.ground.columns
         sorts = [SortTask(group, step) for group in self.groups]
         runs = [run for _, run in sorted(self._carry_out(sort_group, sorts), key=operator.itemgetter(0))]
         tasks: list[RankTask] = []
-        for column, name in enumerate(SCORES):
+        for column, name in enumerate(columns):
             tasks += _ranges(name, [run[column] for run in runs], step)
         ranked = dict(self._carry_out(rank_values, tasks))
-        pieces = {name: [ranked[i] for i, task in enumerate(tasks) if task.name == name] for name in SCORES}
+        pieces = {name: [ranked[i] for i, task in enumerate(tasks) if task.name == name] for name in columns}
         places = {name: _places(of_ranges) for name, of_ranges in pieces.items()}
-        tasks_by_group = [PlaceTask(g, tuple(places[name][g.index] for name in SCORES)) for g in self.groups]
+        tasks_by_group = [PlaceTask(g, tuple(places[name][g.index] for name in columns)) for g in self.groups]
         for _ in self._carry_out(place_group, tasks_by_group):
             pass
-        for name in SCORES:
+        for name in columns:
             self._remove(name, len(self.groups))
             self._remove(f"{name}-ranked", len(pieces[name]))
         return {name: OrderStatistics.merged(p.statistics for p in of_ranges) for name, of_ranges in pieces.items()}
 
     def count(self, window: Window) -> BinCounts:
-        """Entries of all samples by bin."""
-        tasks = [CountTask(group, window) for group in self.groups]
+        """Corner entries of all samples by bin."""
+        return self._count(window, by_priority=False)
+
+    def count_keys(self, window: Window) -> BinCounts:
+        """The same of another strategy's keys."""
+        return self._count(window, by_priority=True)
+
+    def _count(self, window: Window, *, by_priority: bool) -> BinCounts:
+        tasks = [CountTask(group, window, by_priority) for group in self.groups]
         return functools.reduce(operator.iadd, (counts for _, counts in self._carry_out(count_group, tasks)))
+
+    def mean_loss(self) -> float:
+        """Nats, of the population."""
+        total = sum(part for _, part in self._carry_out(sum_losses, [LossTask(group) for group in self.groups]))
+        return mean_of(total, self.ground.num_samples)
 
     def edges(self, bound: int) -> Edges:
         """Scores at the corners' edges."""
@@ -139,10 +158,10 @@ class Rounds:
         return Edges.merged(edges for _, edges in self._carry_out(edge_group, tasks))
 
     def label(
-        self, bound: int, thresholds: Thresholds, rule: QuadrantRule | None
+        self, bound: int, thresholds: Thresholds, rule: QuadrantRule | None, priority_bound: int | None
     ) -> Iterator[tuple[int, LabelledGroup]]:
         """Label every sample; with a rule, here."""
-        tasks = [LabelTask(group, bound, thresholds, rule) for group in self.groups]
+        tasks = [LabelTask(group, bound, thresholds, rule, priority_bound) for group in self.groups]
         if rule is None:
             return self._carry_out(label_group, tasks)
         return ((task.group.index, label_group(self.ground, task)) for task in tasks)
@@ -158,7 +177,7 @@ class Rounds:
         totals = Totals(
             thresholds=thresholds,
             target=target,
-            kept=counts[Quadrant.Q2] + counts[Quadrant.Q4],
+            kept=sum(group.kept for group in labelled),
             disjoint_capacity=sum(group.within_half for group in labelled),
             num_samples=self.ground.num_samples,
             counts=counts,
@@ -166,7 +185,11 @@ class Rounds:
         lengths = functools.reduce(Lengths.plus, (group.lengths for group in labelled))
         sample = EvenSample.joined([group.sample for group in labelled])
         nll, entropy = (statistics[name] for name in SCORES)
-        return Selected(totals, describe_parts(nll, entropy, lengths, sample), sample)
+        correlation = rank_correlation(sample.mean_nll, sample.mean_entropy)
+        distributions = describe_parts(nll, entropy, lengths, correlation)
+        entries = functools.reduce(EntryCounts.plus, (group.entries for group in labelled))
+        sides = [group.sides for group in labelled if group.sides is not None]
+        return Selected(totals, distributions, sample, entries, WeightedSides.merged(sides) if sides else None)
 
     def _step(self) -> int:
         """Of how many distinct values each is shown; there are as many ranges as groups."""

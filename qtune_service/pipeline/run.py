@@ -18,17 +18,18 @@ from qtune_service.core.plane import QuadrantRule
 from qtune_service.data.chat import Encoder
 from qtune_service.data.sources import discover
 from qtune_service.errors import DataError
+from qtune_service.outputs.folder import Output
 from qtune_service.pipeline import cluster
 from qtune_service.pipeline.cluster import LIGHT_CPUS, Cluster, Stage, stream
-from qtune_service.pipeline.finish import Pruned, finish_pruned, finish_scored
+from qtune_service.pipeline.finish import finish_pruned, finish_scored
 from qtune_service.pipeline.group_tasks import Ground
 from qtune_service.pipeline.model_info import describe_model, local_folder
 from qtune_service.pipeline.origin import adopt_scores, save_tokenizer
-from qtune_service.pipeline.output import Output
 from qtune_service.pipeline.planning import plan_shards
 from qtune_service.pipeline.population import Population, ScoreShards
 from qtune_service.pipeline.portable import portable
 from qtune_service.pipeline.progress import FileSink, Sink, Tracker
+from qtune_service.pipeline.report_data import Pruned
 from qtune_service.pipeline.rounds import work
 from qtune_service.pipeline.rules import load_rule
 from qtune_service.pipeline.score import Scoring
@@ -128,6 +129,7 @@ class _Job:
         return summarise(
             {**markers, **fresh, **scoring.reject_failed()},
             template=encoder.template_description,
+            own_columns={name: own for own, name in own_names(plan).items()},
             renamed=pruned_names(plan),
             category_column=own_names(plan)[category] if category else None,
             performance=measure(list(fresh.values())),
@@ -175,8 +177,7 @@ class _Job:
         def items() -> Any:
             for shard, (group, span) in verdict.shards().items():
                 if shard not in markers:
-                    picks = verdict.picks.within(group.start + span.start, span.stop - span.start)
-                    yield shard, pickle.dumps((verdict.placement(group, span), *picks))
+                    yield shard, pickle.dumps(verdict.of_shard(group, span))
 
         arguments = (self.spec, scored.renamed, scored.category_column)
         max_tasks = self._connect().max_tasks(len(scored.shards) - len(markers))

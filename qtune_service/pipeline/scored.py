@@ -23,8 +23,9 @@ class Scored:
     read: int
     rejected: int
     reasons: Counts
-    rejected_by_source: Counts
-    rejected_by_category: Counts
+    rejected_by_source: dict[str, Counts]
+    """Source -> reason -> records."""
+    rejected_by_category: dict[str, Counts]
     truncated: int
     tokens: int
     """All tokens that went through the model."""
@@ -33,6 +34,8 @@ class Scored:
     """EngineInfo of the actors; empty where nothing was scored."""
     template: str
     """How conversations were rendered."""
+    own_columns: dict[str, str] = field(default_factory=dict)
+    """The records' own columns: name in scores/ -> name in the records."""
     renamed: dict[str, str] = field(default_factory=dict)
     """Column in scores/ -> column in pruned/, where these differ."""
     category_column: str | None = None
@@ -65,6 +68,7 @@ def summarise(
     markers: Mapping[int, Mapping[str, Any]],
     *,
     template: str,
+    own_columns: dict[str, str],
     renamed: dict[str, str],
     category_column: str | None,
     performance: dict[str, float],
@@ -82,13 +86,14 @@ def summarise(
         read=sum(m["read"] for m in ordered),
         rejected=sum(m["rejected"] for m in ordered),
         reasons=add_counts(m["reasons"] for m in ordered),
-        rejected_by_source=add_counts(m["rejected_by_source"] for m in ordered),
-        rejected_by_category=add_counts(m["rejected_by_category"] for m in ordered),
+        rejected_by_source=add_tables(m["rejected_by_source"] for m in ordered),
+        rejected_by_category=add_tables(m["rejected_by_category"] for m in ordered),
         truncated=sum(m["truncated"] for m in ordered),
         tokens=sum(m["tokens"] for m in ordered),
         trained_tokens=sum(m["trained_tokens"] for m in ordered),
         engine=next(iter(engines.values()), {}),
         template=template,
+        own_columns=own_columns,
         renamed=renamed,
         category_column=category_column,
         performance=performance,
@@ -133,3 +138,12 @@ def add_counts(counts: Iterable[Mapping[str, int]]) -> Counts:
     for c in counts:
         total.update(c)
     return dict(total)
+
+
+def add_tables(tables: Iterable[Mapping[str, Mapping[str, int]]]) -> dict[str, Counts]:
+    """Sum counts by name within each name."""
+    total: dict[str, Counter[str]] = {}
+    for table in tables:
+        for name, counts in table.items():
+            total.setdefault(name, Counter()).update(counts)
+    return {name: dict(counts) for name, counts in total.items()}

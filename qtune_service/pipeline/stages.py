@@ -22,32 +22,30 @@ from numpy.typing import NDArray
 
 from qtune_service.config import JobSpec
 from qtune_service.core.metrics import Sample, TokenScores
-from qtune_service.core.plane import Quadrant
 from qtune_service.data import storage
 from qtune_service.data.chat import Encoder
 from qtune_service.data.reading import RecordProblem, ShardRecords, category_of, read_shard, sample_id
 from qtune_service.data.shards import Chunk, Plan, scan
 from qtune_service.errors import StorageError
+from qtune_service.outputs.columns import final_masks, ragged, row_sums
+from qtune_service.outputs.folder import Output
 from qtune_service.pipeline.cluster import node_id
 from qtune_service.pipeline.model_info import ModelInfo, describe_model
-from qtune_service.pipeline.output import Output
+from qtune_service.pipeline.places import Places, ShardVerdict
 from qtune_service.pipeline.supervision import Guard, StoppedError
 from qtune_service.pipeline.tables import (
     ENCODED_FIELDS,
     REJECTED_SCHEMA,
     encoded_rows,
     example_rows,
-    final_masks,
     own_names,
     partial_bytes,
     partial_scores,
     pruned_rows,
     quadrant_rows,
-    ragged,
     samples_of,
     with_scores,
 )
-from qtune_service.pipeline.thresholds import Places
 
 EXCERPT_CHARS = 2_000
 """How much of a rejected record is kept to look at."""
@@ -176,8 +174,8 @@ def commit_shard(index: int, payload: bytes, context: JobContext) -> bytes:
         "scored": rows.num_rows,
         "rejected": rejected.num_rows,
         "reasons": _counts(rejected["reason"]),
-        "rejected_by_source": _counts(rejected["source"]),
-        "rejected_by_category": _counts(rejected["category"]) if context.spec.input.category_field else {},
+        "rejected_by_source": _reasons(rejected, "source"),
+        "rejected_by_category": _reasons(rejected, "category") if context.spec.input.category_field else {},
         "truncated": int(np.count_nonzero(rows["truncated"].to_numpy())),
         "tokens": len(ragged(rows["input_ids"]).flat),
         "trained_tokens": int(rows["num_tokens"].to_numpy().sum()),
@@ -212,32 +210,27 @@ def reject_shard(index: int, payload: bytes, context: JobContext) -> bytes:
 
 def prune_shard(index: int, payload: bytes, spec: JobSpec, renamed: dict[str, str], category: str | None) -> bytes:
     """Write a shard's quadrants and its pruned rows, count them, and pick out what the report shows."""
-    placement, points, examples = pickle.loads(payload)  # noqa: S301 - from this job's driver
-    places: Places = placement.read()
-    labels = places.labels
+    verdict: ShardVerdict = pickle.loads(payload)  # noqa: S301 - from this job's driver
+    places = verdict.placement.read()
     assert spec.prune is not None
     output = Output(spec.output.path)
     scores = storage.read_table(output.part("scores", index))
-    masks = final_masks(scores, labels, spec.prune)
-    kept = (labels == Quadrant.Q2) | (labels == Quadrant.Q4)
-    pruned = pruned_rows(scores, masks, labels, kept, renamed)
-    files = [
-        *_write(output, "quadrants", index, quadrant_rows(scores, labels, places.error_rank, places.entropy_rank)),
-        *_write(output, "pruned", index, pruned),
-    ]
-    counts: Any = pruned["qtune"].combine_chunks()
-    after, removed = (
-        int(counts.field(name).to_numpy(zero_copy_only=False).sum()) for name in ("tokens_kept", "tokens_removed")
-    )
+    population = verdict.start + np.arange(scores.num_rows)
+    masks = final_masks(scores, places.labels, places.kept, population, spec.prune)
+    quadrants = quadrant_rows(scores, places)
+    pruned = pruned_rows(scores, masks, places, renamed, verdict.weighing)
+    before = scores["num_tokens"].to_numpy().astype(np.int64)
+    after = np.where(places.kept, row_sums(masks), 0)
+    tokens = [int(before[places.kept].sum()), int(after.sum())]
     marker = {
         "kept": pruned.num_rows,
-        "tokens_before": after + removed,
-        "tokens_after": after,
-        "by_source": _tally(scores["source"], labels),
-        "by_category": _tally(scores[category], labels) if category else {},
-        "points": scores["sample_id"].take(pa.array(points, pa.int64())).to_pylist(),
-        "examples": example_rows(scores, labels, masks, examples),
-        "files": files,
+        "tokens_before": tokens[0],
+        "tokens_after": tokens[1],
+        "by_source": _tally(scores["source"], places, before, after),
+        "by_category": _tally(scores[category], places, before, after) if category else {},
+        "points": scores["sample_id"].take(pa.array(verdict.points, pa.int64())).to_pylist(),
+        "examples": example_rows(scores, quadrants, masks, verdict.examples, spec.prune),
+        "files": [*_write(output, "quadrants", index, quadrants), *_write(output, "pruned", index, pruned)],
     }
     output.mark("pruned", index, marker)
     return json.dumps(marker).encode()
@@ -333,10 +326,23 @@ def _counts(column: Any) -> dict[str, int]:
     return dict(zip(names, np.bincount(codes, minlength=len(names)).tolist(), strict=True))
 
 
-def _tally(column: Any, labels: NDArray[np.int8]) -> dict[str, list[int]]:
-    """Samples in Q1, Q2, Q3, Q4 of each value of a column."""
+def _reasons(rejected: pa.Table, column: str) -> dict[str, dict[str, int]]:
+    """How often each reason occurs for each value of a column; null is (none)."""
+    counts: dict[str, dict[str, int]] = {}
+    pairs: Any = zip(rejected[column].to_pylist(), rejected["reason"].to_pylist(), strict=True)
+    for name, reason in pairs:
+        of_name = counts.setdefault("(none)" if name is None else name, {})
+        of_name[reason] = of_name.get(reason, 0) + 1
+    return counts
+
+
+def _tally(column: Any, places: Places, before: NDArray[np.int64], after: NDArray[np.int64]) -> dict[str, list[int]]:
+    """For each value of a column: samples in Q1, Q2, Q3, Q4, kept samples, trained tokens before and after."""
     codes, names = _coded(column)
-    counts = np.bincount(codes * 4 + labels - 1, minlength=4 * len(names)).reshape(-1, 4)
+    size = len(names)
+    quadrants = np.bincount(codes * 4 + places.labels - 1, minlength=4 * size).reshape(-1, 4)
+    sums = [np.bincount(codes, weights=weight, minlength=size) for weight in (places.kept, before, after)]
+    counts = np.column_stack([quadrants, *(total.astype(np.int64) for total in sums)])
     return dict(zip(names, counts.tolist(), strict=True))
 
 

@@ -6,31 +6,31 @@ Token columns are ragged lists over one flat buffer with offsets, so numpy sees 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from qtune_service.config import PruneSpec
 from qtune_service.core.metrics import Sample, TokenScores, sample_means
-from qtune_service.core.plane import Quadrant
-from qtune_service.core.tokens import prune_token_masks
+from qtune_service.core.strategies import Weighing
+from qtune_service.core.tokens import neighbor_scores, trainable
 from qtune_service.data.batches import EncodedBatch
 from qtune_service.data.plan import Plan
 from qtune_service.data.reading import ShardRecords
 from qtune_service.data.schema import output_names
-
-IGNORE_INDEX = -100
-"""The label that trainers leave out of the loss."""
-
-SCORES_RESERVED = frozenset(
-    {"sample_id", "source", "line", "truncated", "mean_nll", "perplexity", "mean_entropy", "num_tokens"}
-    | {"input_ids", "loss_mask", "nll", "entropy", "quadrant"}
+from qtune_service.outputs.columns import (
+    IGNORE_INDEX,
+    PRUNED_RESERVED,
+    SCORES_RESERVED,
+    Ragged,
+    list_column,
+    quadrant_names,
+    ragged,
+    row_sums,
 )
-PRUNED_RESERVED = frozenset({"input_ids", "attention_mask", "labels", "loss_mask", "assistant_masks", "qtune"})
+from qtune_service.pipeline.places import Places
+
 TOKENIZED_COLUMNS = frozenset({"input_ids", "attention_mask", "labels", "loss_mask"})
 ENCODED_FIELDS: list[pa.Field[Any]] = [
     pa.field("sample_id", pa.string()),
@@ -51,31 +51,6 @@ REJECTED_FIELDS: list[pa.Field[Any]] = [
 ]
 ENCODED_NAMES = frozenset(field.name for field in ENCODED_FIELDS)
 REJECTED_SCHEMA = pa.schema(REJECTED_FIELDS)
-
-
-@dataclass(frozen=True, slots=True)
-class Ragged:
-    """Lists of different lengths over one buffer: row i is `flat[offsets[i]:offsets[i + 1]]`."""
-
-    flat: NDArray[np.generic]  # (L,)
-    offsets: NDArray[np.int64]  # (S + 1,)
-
-    def rows(self) -> list[NDArray[np.generic]]:
-        """Views, one a row."""
-        return [self.flat[low:high] for low, high in pairwise(self.offsets.tolist())]
-
-
-def ragged(column: Any) -> Ragged:
-    """View a list column (a chunked array) as numpy."""
-    array = column.combine_chunks()
-    offsets = array.offsets.to_numpy().astype(np.int64)
-    flat = array.values.to_numpy(zero_copy_only=False)[offsets[0] : offsets[-1]]
-    return Ragged(flat, offsets - offsets[0])
-
-
-def list_column(flat: NDArray[np.generic], offsets: NDArray[np.int64], value_type: pa.DataType) -> Any:
-    """A list column of a flat array and its offsets."""
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(flat, value_type))
 
 
 def own_names(plan: Plan) -> dict[str, str]:
@@ -170,50 +145,37 @@ def partial_scores(data: bytes, engine: str) -> dict[int, TokenScores]:
     return {i: TokenScores(n, e) for i, (n, e) in zip(indices, rows, strict=True)}  # type: ignore[arg-type]
 
 
-def final_masks(scores: pa.Table, labels: NDArray[np.int8], spec: PruneSpec) -> Ragged:
-    """Stage 2 for a score shard: each row's final loss mask. labels: (S,) quadrant codes."""
-    masks, nll = ragged(scores["loss_mask"]), ragged(scores["nll"])
-    final = prune_token_masks(
-        masks.flat.astype(np.int8),
-        masks.offsets,
-        nll.flat.astype(np.float32),
-        labels == Quadrant.Q2,
-        token_keep_ratio=spec.token_keep_ratio,
-        neighbor_lambda=spec.neighbor_lambda,
-        min_tokens_to_prune=spec.min_tokens_to_prune,
-        reverse_token_order=spec.reverse_token_order,
-    )
-    return Ragged(final, masks.offsets)
-
-
 def pruned_rows(
-    scores: pa.Table, masks: Ragged, labels: NDArray[np.int8], kept: NDArray[np.bool_], renamed: dict[str, str]
+    scores: pa.Table, masks: Ragged, places: Places, renamed: dict[str, str], weighing: Weighing | None
 ) -> pa.Table:
     """The kept rows of a score shard with their final masks: the columns of pruned/.
 
-    labels, kept: (S,). `renamed` gives own columns that had to change their name in scores/ another one here.
+    `renamed` gives own columns that had to change their name in scores/ another one here.
     """
-    rows, quadrants = scores.filter(pa.array(kept)), labels[kept]
+    kept = places.kept
+    rows, quadrants = scores.filter(pa.array(kept)), places.labels[kept]
     ids = ragged(rows["input_ids"])
     final = masks.flat[np.repeat(kept, np.diff(masks.offsets))]
     before = rows["num_tokens"].to_numpy().astype(np.int64)
-    after = np.diff(np.concatenate([[0], np.cumsum(final, dtype=np.int64)])[ids.offsets])
+    after = row_sums(Ragged(final, ids.offsets))
     mask_column = list_column(final, ids.offsets, pa.int8())
+    about: dict[str, Any] = {
+        "sample_id": rows["sample_id"].combine_chunks(),
+        "perplexity": rows["perplexity"].combine_chunks(),
+        "entropy": rows["mean_entropy"].combine_chunks(),
+        "quadrant": quadrant_names(quadrants),
+        "tokens_kept": pa.array(after, pa.int32()),
+        "tokens_removed": pa.array(before - after, pa.int32()),
+    }
+    if weighing is not None:
+        about["loss_weight"] = pa.array(weighing.of(rows["mean_nll"].to_numpy()), pa.float64())
     ours: dict[str, Any] = {
         "input_ids": rows["input_ids"],
         "attention_mask": list_column(np.ones(len(final), np.int8), ids.offsets, pa.int8()),
         "labels": list_column(np.where(final == 1, ids.flat, IGNORE_INDEX), ids.offsets, pa.int32()),
         "loss_mask": mask_column,
         "assistant_masks": mask_column,
-        "qtune": pa.StructArray.from_arrays(
-            [
-                *(rows[name].combine_chunks() for name in ("sample_id", "perplexity", "mean_entropy")),
-                quadrant_names(quadrants),
-                pa.array(after, pa.int32()),
-                pa.array(before - after, pa.int32()),
-            ],
-            names=["sample_id", "perplexity", "entropy", "quadrant", "tokens_kept", "tokens_removed"],
-        ),
+        "qtune": pa.StructArray.from_arrays(list(about.values()), names=list(about)),
     }
     own = [rows.schema.field(name) for name in rows.column_names if name not in SCORES_RESERVED]
     fields = [field.with_name(renamed.get(field.name, field.name)) for field in own]
@@ -221,30 +183,31 @@ def pruned_rows(
     return pa.table([*(rows[field.name] for field in own), *ours.values()], schema=schema)
 
 
-def example_rows(scores: pa.Table, labels: NDArray[np.int8], masks: Ragged, rows: list[int]) -> list[dict[str, Any]]:
-    """Whole samples for the report, as plain data."""
+def example_rows(
+    scores: pa.Table, quadrants: pa.Table, masks: Ragged, why: Mapping[int, str], prune: PruneSpec
+) -> list[dict[str, Any]]:
+    """Whole samples for the report, as plain data. why: row -> the kind of example."""
+    at = np.array(list(why), np.int64)
     names = ["sample_id", "source", "line", "perplexity", "mean_entropy", "input_ids", "loss_mask", "nll", "entropy"]
-    found = scores.select(names).take(pa.array(rows, pa.int64())).to_pylist()
+    found = scores.select(names).take(at).to_pylist()
+    places = quadrants.drop_columns("sample_id").take(at).to_pylist()
     finals = masks.rows()
-    for row, i in zip(found, rows, strict=True):
-        row["quadrant"], row["final_mask"] = Quadrant(labels[i]).name, finals[i].tolist()
-    return found
+    for row, (i, kind) in zip(found, why.items(), strict=True):
+        mask = np.array(row["loss_mask"], np.int8)
+        positions = np.flatnonzero(trainable(mask, np.array([0, len(mask)])))
+        smoothed = neighbor_scores(np.array(row["nll"], np.float64), positions, prune.smoothing)
+        row |= {"final_mask": finals[i].tolist(), "smoothed": smoothed.tolist(), "why": kind}
+    return [row | place for row, place in zip(found, places, strict=True)]
 
 
-def quadrant_names(labels: NDArray[np.int8]) -> Any:
-    """Q1 to Q4 as text, (S,)."""
-    return pa.array(np.array([q.name for q in Quadrant])[labels.astype(np.int64) - 1], pa.string())
-
-
-def quadrant_rows(
-    scores: pa.Table, labels: NDArray[np.int8], error_rank: NDArray[np.float64], entropy_rank: NDArray[np.float64]
-) -> pa.Table:
+def quadrant_rows(scores: pa.Table, places: Places) -> pa.Table:
     """Why each sample was kept or dropped: its place on the plane. The columns of quadrants/."""
     return pa.table(
         {
             "sample_id": scores["sample_id"],
-            "quadrant": quadrant_names(labels),
-            "error_rank": pa.array(error_rank, pa.float64()),
-            "entropy_rank": pa.array(entropy_rank, pa.float64()),
+            "quadrant": quadrant_names(places.labels),
+            "error_rank": pa.array(places.error_rank, pa.float64()),
+            "entropy_rank": pa.array(places.entropy_rank, pa.float64()),
+            "kept": pa.array(places.kept, pa.bool_()),
         }
     )

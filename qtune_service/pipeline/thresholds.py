@@ -8,89 +8,54 @@ picks. Only a user's rule sees the difference: it is called at once, or group by
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qtune_service.config import PruneSpec
+from qtune_service.core.curve import CurvePoint, EntryCounts
 from qtune_service.core.plane import QuadrantRule
-from qtune_service.core.ranks import rank_type
+from qtune_service.core.strategies import Priority, Weighing, WeightedSides, loss_sum, mean_of
 from qtune_service.core.thresholds import Totals, select
-from qtune_service.pipeline.group_tasks import SCORES, Ground
+from qtune_service.pipeline.group_tasks import SCORES, Ground, count_entries
+from qtune_service.pipeline.places import FiledPlaces, Placement, Places, ShardVerdict
 from qtune_service.pipeline.population import Group, Population
 from qtune_service.pipeline.rounds import Rounds, Workers
-from qtune_service.report.contents import Distributions
+from qtune_service.report.contents import Distributions, ExampleKind
 from qtune_service.report.distributions import describe
-from qtune_service.report.examples import typical_samples
-from qtune_service.report.plane import MAX_POINTS
-from qtune_service.report.sample import EvenSample, even_sample, pick_points
+from qtune_service.report.picking import borderline_samples, typical_samples
+from qtune_service.report.sample import EvenSample, even_sample
 
-EXAMPLES_PER_QUADRANT = 4
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Places:
-    """Some samples' places on the plane."""
-
-    labels: NDArray[np.int8]  # (n,) Quadrant
-    error_rank: NDArray[np.float64]  # (n,) mid-rank of mean NLL in (0, 1)
-    entropy_rank: NDArray[np.float64]  # (n,)
-
-    def read(self) -> Places:
-        """They are here."""
-        return self
-
-
-@dataclass(frozen=True, slots=True)
-class FiledPlaces:
-    """The same, in the files of the rounds."""
-
-    ground: Ground
-    group: int
-    span: slice
-
-    def read(self) -> Places:
-        """Read them."""
-        num_samples, span = self.ground.num_samples, self.span
-        pairs = slice(2 * span.start, 2 * span.stop)
-        ranks = self.ground.read("ranks", self.group, rank_type(num_samples), pairs) / (2 * num_samples)
-        return Places(
-            self.ground.read("labels", self.group, np.dtype(np.int8), span),
-            np.ascontiguousarray(ranks[0::2]),
-            np.ascontiguousarray(ranks[1::2]),
-        )
-
-
-class Placement(Protocol):
-    """What a shard's pruning task is sent."""
-
-    def read(self) -> Places:
-        """Labels and ranks of the shard's samples."""
-        ...
+EXAMPLES_PER_KIND = 4
+"""Samples of each quadrant that the report shows as typical, and as borderline."""
+CURVE_RATIOS = tuple(percent / 200 for percent in range(1, 201))
+"""Keep ratios of the report's what-if curve."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picks:
     """Samples that the report shows: points of the plane, and examples with their tokens."""
 
-    points: EvenSample
-    examples: NDArray[np.int64]  # (E,) places in the population, ascending
+    points: NDArray[np.int64]  # (P,) places in the population, ascending
+    examples: Mapping[int, ExampleKind]
+    """Place in the population, ascending -> why it is shown."""
 
     @classmethod
-    def of(cls, sample: EvenSample) -> Picks:
+    def of(cls, sample: EvenSample, alpha: float) -> Picks:
         """The same picks every time for the same scores."""
-        at = pick_points(len(sample.index), MAX_POINTS)
-        typical = typical_samples(sample.mean_nll, sample.mean_entropy, sample.quadrant, EXAMPLES_PER_QUADRANT)
-        examples = sorted(int(sample.index[i]) for group in typical.values() for i in group)
-        points = EvenSample(sample.index[at], sample.mean_nll[at], sample.mean_entropy[at], sample.quadrant[at])
-        return cls(points, np.array(examples, np.int64))
+        kinds: dict[int, ExampleKind] = {}
+        for rows in borderline_samples(sample, alpha, EXAMPLES_PER_KIND).values():
+            kinds |= dict.fromkeys(sample.index[rows].tolist(), "borderline")
+        for rows in typical_samples(sample, EXAMPLES_PER_KIND).values():
+            kinds |= dict.fromkeys(sample.index[rows].tolist(), "typical")
+        return cls(sample.points().index, dict(sorted(kinds.items())))
 
-    def within(self, start: int, rows: int) -> list[list[int]]:
+    def within(self, start: int, rows: int) -> tuple[list[int], dict[int, ExampleKind]]:
         """Rows of a shard that are points, and that are examples."""
-        picks = (self.points.index, self.examples)
-        return [(p[(p >= start) & (p < start + rows)] - start).tolist() for p in picks]
+        stop = start + rows
+        points = self.points[slice(*np.searchsorted(self.points, [start, stop]))] - start
+        return points.tolist(), {at - start: why for at, why in self.examples.items() if start <= at < stop}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,10 +64,21 @@ class Verdict:
 
     totals: Totals
     distributions: Distributions
+    sample: EvenSample
     picks: Picks
+    curve: tuple[CurvePoint, ...]
+    """What other ratios would keep; empty where another strategy, or a rule, chose."""
+    weighing: Weighing | None
+    """Of a strategy that weighs its samples."""
     groups: tuple[Group, ...]
     placement: Callable[[Group, slice], Placement]
     """Of samples of a group."""
+
+    def of_shard(self, group: Group, span: slice) -> ShardVerdict:
+        """What a shard's pruning task is sent."""
+        start = group.start + span.start
+        points, examples = self.picks.within(start, span.stop - span.start)
+        return ShardVerdict(self.placement(group, span), start, self.weighing, points, examples)
 
     def shards(self) -> Mapping[int, tuple[Group, slice]]:
         """Where each shard's samples are."""
@@ -123,7 +99,7 @@ def find_thresholds(
     advance: called with a number of samples when these have their labels.
     """
     if len(population.groups) > 1:
-        ground = Ground(population.source, folder, population.num_samples)
+        ground = Ground(population.source, folder, population.num_samples, prune)
         return _by_rounds(Rounds(population.groups, workers, ground), prune, rule, advance)
     verdict = _at_once(population, prune, rule)
     advance(population.num_samples)
@@ -134,26 +110,70 @@ def _at_once(population: Population, prune: PruneSpec, rule: QuadrantRule | None
     """In memory: about 100 bytes a sample, of one group."""
     (group,) = population.groups
     nll, entropy, num_tokens = population.source.read(group, *SCORES, "num_tokens")
+    priority = _priority(prune, lambda: mean_of(loss_sum(nll), len(nll)))
     selection = select(
-        nll, entropy, sample_keep_ratio=prune.sample_keep_ratio, bisect_max_iter=prune.bisect_max_iter, rule=rule
+        nll,
+        entropy,
+        sample_keep_ratio=prune.sample_keep_ratio,
+        bisect_max_iter=prune.bisect_max_iter,
+        rule=rule,
+        priority=None if priority is None else priority.keys(nll, entropy, num_tokens, 0),
     )
-    distributions = describe(nll, entropy, num_tokens, selection.labels)
-    picks = Picks.of(even_sample(nll, entropy, selection.labels))
+    labels, kept = selection.labels, selection.is_kept
 
     def placement(_group: Group, span: slice) -> Placement:
-        return Places(selection.labels[span], selection.p(span), selection.e(span))
+        return Places(labels[span], kept[span], selection.p(span), selection.e(span))
 
-    return Verdict(selection, distributions, picks, population.groups, placement)
+    sample = even_sample(selection.placed, labels=labels, kept=kept, num_tokens=num_tokens)
+    entries = count_entries(selection.placed, selection.entry, num_tokens, prune)
+    return Verdict(
+        totals=selection,
+        distributions=describe(nll, entropy, num_tokens, labels),
+        sample=sample,
+        picks=Picks.of(sample, selection.thresholds.alpha),
+        curve=_curve(entries, prune),
+        weighing=_weighing(priority, None if priority is None else priority.sides(nll, kept)),
+        groups=population.groups,
+        placement=placement,
+    )
 
 
 def _by_rounds(rounds: Rounds, prune: PruneSpec, rule: QuadrantRule | None, advance: Callable[[int], None]) -> Verdict:
     """Where the samples are; see rounds.py."""
-    ground = rounds.ground
-    found = rounds.select(
+    priority = _priority(prune, rounds.mean_loss)
+    ground = replace(rounds.ground, priority=priority)
+    found = replace(rounds, ground=ground).select(
         sample_keep_ratio=prune.sample_keep_ratio, bisect_max_iter=prune.bisect_max_iter, rule=rule, advance=advance
     )
 
     def placement(group: Group, span: slice) -> Placement:
         return FiledPlaces(ground, group.index, span)
 
-    return Verdict(found.totals, found.distributions, Picks.of(found.sample), rounds.groups, placement)
+    return Verdict(
+        totals=found.totals,
+        distributions=found.distributions,
+        sample=found.sample,
+        picks=Picks.of(found.sample, found.totals.thresholds.alpha),
+        curve=_curve(found.entries, prune),
+        weighing=_weighing(priority, found.sides),
+        groups=rounds.groups,
+        placement=placement,
+    )
+
+
+def _priority(prune: PruneSpec, mean_loss: Callable[[], float]) -> Priority | None:
+    if prune.strategy == "q_tuning":
+        return None
+    mean = mean_loss() if prune.strategy == "infobatch" else 0.0
+    return Priority(prune.strategy, prune.strategy_order, prune.seed, mean)
+
+
+def _curve(entries: EntryCounts, prune: PruneSpec) -> tuple[CurvePoint, ...]:
+    if prune.strategy != "q_tuning" or prune.quadrant_rule is not None:
+        return ()
+    ratios = sorted({*CURVE_RATIOS, prune.sample_keep_ratio})
+    return entries.curve(ratios)
+
+
+def _weighing(priority: Priority | None, sides: WeightedSides | None) -> Weighing | None:
+    return None if priority is None or sides is None else Weighing(priority.mean_loss, sides)

@@ -1,22 +1,22 @@
 """What a report is made of: plain values that the pipeline fills in, free of files and engines.
 
-The counts hold only what is independent (the quadrants and the rejected); read, scored, kept and pruned are derived
+The counts hold only what is independent (the quadrants, the kept and the rejected); read, scored and pruned are derived
 from them, so kept + pruned + rejected = read holds by construction, in the total and in every row of every table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
+from qtune_service.core.curve import CurvePoint
 from qtune_service.core.plane import Thresholds
+from qtune_service.report.sample import EvenSample
 
 QuadrantName = Literal["Q1", "Q2", "Q3", "Q4"]
 TokenState = Literal["prompt", "kept", "removed"]
+ExampleKind = Literal["typical", "borderline"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +42,27 @@ QUADRANTS: tuple[QuadrantMeaning, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Samples of a job, a source or a category."""
+    """Samples of a job, a source or a category, and their trained tokens."""
 
     rejected: int = 0
     q1: int = 0
     q2: int = 0
     q3: int = 0
     q4: int = 0
+    kept: int = 0
+    """Samples in the product: Q2 and Q4, unless another strategy than Q-Tuning chose."""
+    tokens_before: int = 0
+    """Trained tokens of all scored samples."""
+    tokens_after: int = 0
+    """Of these, the ones that are still trained on."""
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    """Of the rejected."""
+
+    @classmethod
+    def of(cls, reasons: Mapping[str, int], counts: Sequence[int]) -> Counts:
+        """From the rejected, and: Q1, Q2, Q3, Q4, kept, tokens before, tokens after."""
+        q1, q2, q3, q4, kept, before, after = counts
+        return cls(sum(reasons.values()), q1, q2, q3, q4, kept, before, after, reasons)
 
     @property
     def scored(self) -> int:
@@ -61,14 +75,9 @@ class Counts:
         return self.scored + self.rejected
 
     @property
-    def kept(self) -> int:
-        """Samples in the product."""
-        return self.q2 + self.q4
-
-    @property
     def pruned(self) -> int:
         """Samples scored and left out."""
-        return self.q1 + self.q3
+        return self.scored - self.kept
 
     def as_dict(self) -> dict[str, int]:
         """The nine counts by the names of manifest.json."""
@@ -86,17 +95,6 @@ class TokenTotals:
 
 
 @dataclass(frozen=True, slots=True)
-class PlaneSample:
-    """The points of the picture, drawn from `total` scored samples; see sample.py:pick_points."""
-
-    perplexity: NDArray[np.float64]  # (S,)
-    entropy: NDArray[np.float64]  # (S,) nats
-    quadrant: NDArray[np.integer[Any]]  # (S,) 1..4
-    sample_id: tuple[str, ...]  # (S,)
-    total: int
-
-
-@dataclass(frozen=True, slots=True)
 class ExampleToken:
     """One token as shown. Prompt tokens have no scores."""
 
@@ -104,11 +102,13 @@ class ExampleToken:
     state: TokenState
     nll: float | None = None  # nats
     entropy: float | None = None  # nats
+    score: float | None = None
+    """What stage 2 orders by: its perplexity smoothed with its neighbours' (core/tokens.py:neighbor_scores)."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExampleSample:
-    """A sample shown with its tokens. In Q1 and Q3 the trained tokens are dropped with it, whatever their state."""
+    """A sample shown with its tokens. Of a dropped one all trained tokens go, whatever their state."""
 
     sample_id: str
     source: str
@@ -117,6 +117,10 @@ class ExampleSample:
     perplexity: float
     entropy: float  # nats
     tokens: tuple[ExampleToken, ...]
+    kept: bool = True
+    error_rank: float | None = None  # mid-ranks in (0, 1)
+    entropy_rank: float | None = None
+    why: ExampleKind = "typical"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,11 +148,17 @@ class ReportData:
     disjoint_capacity: int  # most samples that corners without overlap hold
     counts: Counts
     tokens: TokenTotals
-    plane: PlaneSample
+    sample: EvenSample
+    """An even sample of the population, for pictures."""
+    point_ids: tuple[str, ...]
+    """Ids of `sample.points()`, in their order."""
     distributions: Distributions
-    rejected_reasons: Mapping[str, int] = field(default_factory=dict)
     by_source: Mapping[str, Counts] = field(default_factory=dict)
     by_category: Mapping[str, Counts] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)  # stage -> wall-clock
     warnings: tuple[str, ...] = ()  # the pipeline's own; findings.py adds what the numbers say
     examples: tuple[ExampleSample, ...] = ()  # a few a quadrant; at most examples.MAX_PER_QUADRANT are shown
+    curve: tuple[CurvePoint, ...] = ()
+    """What other ratios would keep, ascending; empty where another strategy than Q-Tuning, or a rule, chose."""
+    output: str = ""
+    """Where the job's output is, for commands to copy."""

@@ -21,7 +21,7 @@ from qtune_service.core.partition import sorted_run
 from qtune_service.core.plane import Quadrant
 from qtune_service.core.ranks import double_midranks
 from qtune_service.report.contents import Distributions
-from qtune_service.report.sample import EvenSample, even_sample
+from qtune_service.report.sample import SAMPLE_LIMIT, pick_points
 
 QUANTILES = {
     "min": 0.0, "p01": 0.01, "p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99, "max": 1.0,
@@ -90,7 +90,7 @@ class Lengths:
 
 
 def describe_parts(
-    nll: OrderStatistics, entropy: OrderStatistics, lengths: Lengths, sample: EvenSample
+    nll: OrderStatistics, entropy: OrderStatistics, lengths: Lengths, correlation: float | None
 ) -> Distributions:
     """Describe a population by what its parts told."""
     return Distributions(
@@ -98,7 +98,7 @@ def describe_parts(
         entropy=dict(entropy.quantiles),
         num_tokens=lengths.quantiles(),
         median_q2_tokens=lengths.q2_median(),
-        rank_correlation=rank_correlation(sample.mean_nll, sample.mean_entropy),
+        rank_correlation=correlation,
         largest_tie=nll.largest_tie,
     )
 
@@ -114,8 +114,9 @@ def describe(
         OrderStatistics.of_range(run["value"], run["end"], 0, len(mean_nll))
         for run in (sorted_run(column) for column in (mean_nll, mean_entropy))
     )
-    sample = even_sample(mean_nll, mean_entropy, quadrant)
-    return describe_parts(nll, entropy, Lengths.counted(num_tokens, quadrant), sample)
+    picks = pick_points(len(mean_nll), SAMPLE_LIMIT)
+    correlation = rank_correlation(mean_nll[picks], mean_entropy[picks])
+    return describe_parts(nll, entropy, Lengths.counted(num_tokens, quadrant), correlation)
 
 
 def rank_correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> float | None:

@@ -1,7 +1,6 @@
 """Example samples: which to show, and how much of each, so that a page stays small whatever the data hold.
 
-Shown are the most typical samples of a quadrant: those nearest to its median in (log perplexity, entropy), each divided
-by its spread. Bounds: a number of samples a quadrant, of trained tokens a page, and of characters a prompt or token.
+Bounds: a number of samples a quadrant, of trained tokens a page, and of characters a prompt or token.
 A prompt is one run of text, of which the middle is left out; what is left out is said.
 """
 
@@ -10,11 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 from markupsafe import Markup, escape
-from numpy.typing import NDArray
 
 from qtune_service.report.contents import ExampleSample, ExampleToken
 from qtune_service.report.tokens import visible_text
@@ -46,29 +43,6 @@ class ShownExample:
     runs: tuple[Run, ...]
     num_trained: int
     num_removed: int
-
-
-def typical_samples(
-    mean_nll: NDArray[np.float64],  # (N,) nats
-    mean_entropy: NDArray[np.float64],  # (N,) nats
-    quadrant: NDArray[np.integer[Any]],  # (N,) 1..4
-    per_quadrant: int = 3,
-) -> dict[int, list[int]]:
-    """Indices of each quadrant's most typical samples, nearest first; equals in order of position."""
-    chosen: dict[int, list[int]] = {}
-    for label in (1, 2, 3, 4):
-        members = np.flatnonzero(quadrant == label)
-        distance = _spread_from_median(mean_nll[members]) + _spread_from_median(mean_entropy[members])
-        chosen[label] = members[np.argsort(distance, kind="stable")[:per_quadrant]].tolist()
-    return chosen
-
-
-def _spread_from_median(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    if len(values) == 0:
-        return values
-    distance = np.abs(values - np.median(values))
-    spread = float(distance.mean())
-    return distance / spread if spread > 0 else distance
 
 
 def shown_examples(samples: Sequence[ExampleSample]) -> dict[str, list[ShownExample]]:

@@ -86,7 +86,7 @@ def _many_rejected(data: ReportData) -> str | None:
     c = data.counts
     if c.scored == 0 or c.rejected <= HIGH_REJECTED_SHARE * c.read:
         return None
-    reason, most = max(data.rejected_reasons.items(), key=lambda item: item[1], default=("", 0))
+    reason, most = max(data.counts.reasons.items(), key=lambda item: item[1], default=("", 0))
     why = f"; the most common reason is {reason!r} ({count(most)})" if reason else ""
     share = f"{percent(c.rejected, c.read)} of the records read were rejected"
     return f"{share} ({count(c.rejected)} of {count(c.read)}){why}."

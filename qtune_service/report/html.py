@@ -22,7 +22,7 @@ from qtune_service.report import wording
 from qtune_service.report.contents import QUADRANTS, Counts, ReportData
 from qtune_service.report.examples import shown_examples
 from qtune_service.report.findings import find_warnings
-from qtune_service.report.plane import PAGE, plane_chart
+from qtune_service.report.plane import PAGE, Points, plane_chart
 
 MAX_TABLE_ROWS = 100
 MAX_NAME_CHARS = 120
@@ -55,7 +55,7 @@ def render_report(data: ReportData) -> str:
             warnings=[wording.shorten(text, MAX_WARNING_CHARS) for text in find_warnings(data)[:MAX_WARNINGS]],
             quadrants=QUADRANTS,
             groups=[table for table in _group_tables(data) if table.rows],
-            reasons=_largest(data.rejected_reasons)[:MAX_TABLE_ROWS],
+            reasons=_largest(data.counts.reasons)[:MAX_TABLE_ROWS],
             examples=shown_examples(data.examples),
             spec_text=wording.shorten(json.dumps(data.spec, indent=2, ensure_ascii=False, default=str), MAX_SPEC_CHARS),
             plane=_chart(data),
@@ -71,7 +71,7 @@ def render_report(data: ReportData) -> str:
 def _chart(data: ReportData) -> Markup | None:
     if data.thresholds is None:
         return None
-    return _json_for_script(plane_chart(data.plane, data.thresholds, PAGE))
+    return _json_for_script(plane_chart(Points.of(data.sample, data.point_ids), data.thresholds, PAGE))
 
 
 def _json_for_script(value: Any) -> Markup:

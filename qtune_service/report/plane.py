@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from qtune_service.core.metrics import perplexity
 from qtune_service.core.plane import Thresholds
-from qtune_service.report.contents import PlaneSample
+from qtune_service.report.sample import EvenSample
 from qtune_service.report.wording import number, shorten
 
-MAX_POINTS = 4_000
 MAX_ID_CHARS = 40
 MAX_DRAWN = 1e300  # Vega's log scale needs finite perplexities
 
@@ -34,6 +35,22 @@ class Palette:
     surface: str
 
 
+@dataclass(frozen=True, slots=True)
+class Points:
+    """What is drawn one by one."""
+
+    perplexity: NDArray[np.float64]  # (S,)
+    entropy: NDArray[np.float64]  # (S,) nats
+    quadrant: NDArray[np.int8]  # (S,) 1..4
+    sample_id: tuple[str, ...]  # (S,)
+
+    @classmethod
+    def of(cls, sample: EvenSample, ids: tuple[str, ...]) -> Points:
+        """Those of a sample, with their ids."""
+        points = sample.points()
+        return cls(perplexity(points.mean_nll), points.mean_entropy, points.quadrant, ids)
+
+
 # Told apart with any colour vision: at least 20 apart in CIELAB under simulated protanopia, deuteranopia, tritanopia.
 LIGHT = Palette(("#c8500a", "#0b5fa5", "#9c86b4", "#1a9e77"), "#1f2328", "#5d6570", "#e4e2dc", "#fffefb")
 DARK = Palette(("#f0873c", "#4f94f0", "#b48fbe", "#4be8a4"), "#e8e5de", "#a3a8b0", "#30353c", "#1b1e23")
@@ -42,7 +59,7 @@ PAGE = Palette(
 )
 
 
-def plane_chart(plane: PlaneSample, thresholds: Thresholds, palette: Palette = LIGHT) -> dict[str, Any]:
+def plane_chart(plane: Points, thresholds: Thresholds, palette: Palette = LIGHT) -> dict[str, Any]:
     """Vega-Lite specification of the plane."""
     import altair as alt
 
@@ -72,7 +89,7 @@ def plane_chart(plane: PlaneSample, thresholds: Thresholds, palette: Palette = L
     return spec | {"config": _config(palette)}
 
 
-def _rows(plane: PlaneSample) -> list[dict[str, Any]]:
+def _rows(plane: Points) -> list[dict[str, Any]]:
     drawn = np.minimum(plane.perplexity, MAX_DRAWN)
     return [
         {"p": float(f"{p:.5g}"), "e": float(f"{e:.5g}"), "q": f"Q{q}", "id": shorten(name, MAX_ID_CHARS)}
@@ -80,7 +97,7 @@ def _rows(plane: PlaneSample) -> list[dict[str, Any]]:
     ]
 
 
-def _domains(plane: PlaneSample, t: Thresholds) -> tuple[list[float], list[float]]:
+def _domains(plane: Points, t: Thresholds) -> tuple[list[float], list[float]]:
     """Axis ranges that hold every point and every finite threshold, with a margin of 3%."""
     entropy = [v for v in (*plane.entropy.tolist(), t.ent_low, t.ent_high) if math.isfinite(v)] or [0.0, 1.0]
     drawn = np.minimum(plane.perplexity, MAX_DRAWN).tolist()

@@ -26,7 +26,7 @@ def summary_statistics(data: ReportData) -> dict[str, Any]:
         "distributions": _distributions(data),
         "by_source": _tables(data.by_source),
         "by_category": _tables(data.by_category),
-        "rejected": dict(sorted(data.rejected_reasons.items(), key=lambda item: (-item[1], item[0]))),
+        "rejected": dict(sorted(data.counts.reasons.items(), key=lambda item: (-item[1], item[0]))),
         "seconds": {stage: round(seconds, 3) for stage, seconds in data.seconds.items()},
         "warnings": list(find_warnings(data)),
     }

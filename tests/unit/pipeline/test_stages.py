@@ -16,8 +16,8 @@ from qtune_service.core.metrics import Sample, TokenScores
 from qtune_service.data import storage
 from qtune_service.data.shards import make_plan, scan, split
 from qtune_service.data.sources import discover
+from qtune_service.outputs.folder import Output
 from qtune_service.pipeline.model_info import ModelInfo
-from qtune_service.pipeline.output import Output
 from qtune_service.pipeline.stages import JobContext, ScoreShard, ShardTables, commit_shard, encode_shard
 from qtune_service.scoring import choose
 from qtune_service.scoring.base import EngineInfo, Watch, never

@@ -8,7 +8,7 @@ import pytest
 
 from qtune_service.data import storage
 from qtune_service.errors import StorageError
-from qtune_service.pipeline.output import Output
+from qtune_service.outputs.folder import Output
 from tests.s3 import serve_s3
 
 

@@ -31,7 +31,7 @@ from qtune_service import __version__
 from qtune_service.config import JobSpec
 from qtune_service.data import storage
 from qtune_service.errors import OutputConflictError
-from qtune_service.pipeline.lease import leased
+from qtune_service.outputs.lease import leased
 
 FOLDERS = ("scores", "quadrants", "pruned", "rejected", "tokenizer", "_qtune")
 FILES = ("manifest.json", "summary_statistics.json", "report.html")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from qtune_service.config import JobSpec, parse_spec
+from qtune_service.config import JobSpec, SampleStrategy, StrategyOrder, TokenStrategy, parse_spec
 from qtune_service.errors import SpecError
 
 
@@ -157,9 +157,18 @@ MinTokensOpt = Annotated[
     int,
     typer.Option("--min-tokens-to-prune", min=1, help="Q2 samples with fewer tokens keep all.", rich_help_panel=METHOD),
 ]
-ReverseOpt = Annotated[
-    bool, typer.Option("--reverse-token-order", help="Ablation: keep the worst tokens.", rich_help_panel=METHOD)
+StrategyOpt = Annotated[
+    SampleStrategy,
+    typer.Option("--strategy", help="How samples are chosen; the others are for comparison.", rich_help_panel=METHOD),
 ]
+OrderOpt = Annotated[
+    StrategyOrder,
+    typer.Option("--strategy-order", help="Which end longest, perplexity, entropy keep.", rich_help_panel=METHOD),
+]
+TokenStrategyOpt = Annotated[
+    TokenStrategy, typer.Option("--token-strategy", help="How tokens are chosen.", rich_help_panel=METHOD)
+]
+SeedOpt = Annotated[int, typer.Option("--seed", min=0, help="Of strategies that draw.", rich_help_panel=METHOD)]
 RuleOpt = Annotated[
     str | None,
     typer.Option("--quadrant-rule", metavar="MODULE:FUNCTION", help="Your own labels.", rich_help_panel=METHOD),

@@ -1,0 +1,44 @@
+"""The `qtune` command: a module for each kind of command, and one for what they share.
+
+Heavy libraries are imported by the commands that need them, so that `qtune --help` answers at once.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from qtune_service import __version__
+from qtune_service.cli import jobs, looking
+
+app = typer.Typer(
+    name="qtune",
+    help="Prune fine-tuning data with Q-Tuning: exact perplexity and entropy by vLLM, under Ray Data.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (jobs.prune, jobs.score, jobs.run, looking.inspect, looking.doctor):
+    app.command()(command)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"qtune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app(prog_name="qtune")

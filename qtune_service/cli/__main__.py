@@ -1,0 +1,5 @@
+"""`python -m qtune_service.cli`."""
+
+from qtune_service.cli import main
+
+main()

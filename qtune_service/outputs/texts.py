@@ -1,0 +1,22 @@
+"""Tokens of an output as text, by the tokenizer that made them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from qtune_service.data import storage
+from qtune_service.outputs.folder import Output
+
+Decode = Callable[[list[int]], str]
+
+
+def read_decoder(output: Output) -> Decode:
+    """A function from ids to text, special tokens included."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(storage.read_bytes(output.at("tokenizer", "tokenizer.json")).decode())
+
+    def decode(ids: list[int]) -> str:
+        return str(tokenizer.decode(ids, skip_special_tokens=False))
+
+    return decode
