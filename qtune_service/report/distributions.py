@@ -21,7 +21,7 @@ from qtune_service.core.partition import sorted_run
 from qtune_service.core.plane import Quadrant
 from qtune_service.core.ranks import double_midranks
 from qtune_service.report.contents import Distributions
-from qtune_service.report.sample import SAMPLE_LIMIT, pick_points
+from qtune_service.report.sample import even_picks
 
 QUANTILES = {
     "min": 0.0, "p01": 0.01, "p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99, "max": 1.0,
@@ -114,7 +114,7 @@ def describe(
         OrderStatistics.of_range(run["value"], run["end"], 0, len(mean_nll))
         for run in (sorted_run(column) for column in (mean_nll, mean_entropy))
     )
-    picks = pick_points(len(mean_nll), SAMPLE_LIMIT)
+    picks = even_picks(len(mean_nll))
     correlation = rank_correlation(mean_nll[picks], mean_entropy[picks])
     return describe_parts(nll, entropy, Lengths.counted(num_tokens, quadrant), correlation)
 

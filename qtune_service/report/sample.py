@@ -66,7 +66,7 @@ def even_sample(
 ) -> EvenSample:
     """The part of an even sample that lies in n consecutive samples, from `start` on, of `total`; by default, all."""
     total = len(labels) if total is None else total
-    picks = pick_points(total, SAMPLE_LIMIT)
+    picks = even_picks(total)
     index = picks[slice(*np.searchsorted(picks, [start, start + len(labels)]))]
     at = index - start
     return EvenSample(
@@ -80,6 +80,11 @@ def even_sample(
         kept[at],
         total,
     )
+
+
+def even_picks(total: int) -> NDArray[np.int64]:
+    """Places of an even sample in a population."""
+    return pick_points(total, SAMPLE_LIMIT)
 
 
 def pick_points(total: int, limit: int) -> NDArray[np.int64]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from qtune_service.core.metrics import perplexity
 from qtune_service.core.plane import Quadrant, corner_entry
 from qtune_service.core.ranks import double_midranks
-from qtune_service.core.thresholds import Selection, curve, select
+from qtune_service.core.thresholds import Selection, select
 from qtune_service.errors import DataError, SpecError
 
 Pairs = list[tuple[float, float]]
@@ -218,15 +218,6 @@ def test_ratio_one_keeps_every_sample(pairs: Pairs) -> None:
     assert set(names(got)) <= {"Q2", "Q4"}
 
 
-@given(PAIRS, st.lists(RATIOS, max_size=6))
-def test_the_curve_is_what_selections_would_give(pairs: Pairs, ratios: list[float]) -> None:
-    """One ranking answers for every ratio."""
-    for ratio, point in zip(ratios, curve(*columns(pairs), ratios), strict=True):
-        got = run(pairs, ratio)
-        assert (point.sample_keep_ratio, point.alpha) == (ratio, got.thresholds.alpha)
-        assert (point.target, point.kept) == (got.target, got.kept)
-
-
 def test_one_sample_is_kept() -> None:
     """P = e = 1/2 lies in both corners, and p >= e makes it Q2."""
     got = run([(1.3, 0.7)], 0.01)
@@ -305,8 +296,6 @@ def test_ratios_out_of_range_are_refused(ratio: float) -> None:
     """0 keeps nothing and above 1 there is nothing to keep."""
     with pytest.raises(SpecError, match="sample_keep_ratio"):
         run([(1.0, 1.0)], ratio)
-    with pytest.raises(SpecError, match="sample_keep_ratio"):
-        curve([1.0], [1.0], [ratio])
 
 
 def test_zero_iterations_are_refused() -> None:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from qtune_service.core.tokens import prune_token_masks
+from qtune_service.core.tokens import prune_token_masks, tokens_left
 from qtune_service.errors import DataError, SpecError
 
 
@@ -61,7 +61,7 @@ def prune(
         token_keep_ratio=ratio,
         neighbor_lambda=neighbor_lambda,
         min_tokens_to_prune=min_tokens,
-        reverse_token_order=reverse,
+        token_strategy="reversed" if reverse else "neighbor",
     )
     assert final.dtype == np.int8
     return [final[lo:hi].tolist() for lo, hi in pairwise(offsets)]
@@ -247,7 +247,7 @@ def test_arrays_that_do_not_belong_together_are_refused() -> None:
     mask, offsets, flags = np.array([1, 1, 1], dtype=np.int8), np.array([0, 3]), np.array([True])
     with pytest.raises(DataError, match="3 token scores for 2 scored positions"):
         prune_token_masks(mask, offsets, np.ones(3), flags, **good)
-    with pytest.raises(DataError, match="in_q2 has 2 entries for 1 rows"):
+    with pytest.raises(DataError, match="prunable has 2 entries for 1 rows"):
         prune_token_masks(mask, offsets, np.ones(2), np.array([True, False]), **good)
     with pytest.raises(DataError, match="offsets of loss_mask_flat"):
         prune_token_masks(mask, np.array([0, 2]), np.ones(2), flags, **good)
@@ -268,3 +268,65 @@ def test_arguments_out_of_range_are_refused(arguments: dict[str, float], message
     good: dict[str, Any] = {"token_keep_ratio": 0.5, "neighbor_lambda": 0.5, **arguments}
     with pytest.raises(SpecError, match=message):
         prune_token_masks(np.ones(2, dtype=np.int8), np.array([0, 2]), np.ones(1), np.array([True]), **good)
+
+
+def test_ppl_is_the_method_with_lambda_0() -> None:
+    """Each token by itself, whatever lambda says."""
+    mask, nll = np.ones(9, np.int8), np.array([3.0, 0.1, 2.0, 0.2, 4.0, 0.3, 1.0, 5.0])
+    arguments = (mask, np.array([0, 9]), nll, np.array([True]))
+    by_ppl = prune_token_masks(*arguments, token_keep_ratio=0.5, neighbor_lambda=0.9, token_strategy="ppl")
+    alone = prune_token_masks(*arguments, token_keep_ratio=0.5, neighbor_lambda=0.0)
+    assert by_ppl.tolist() == alone.tolist() == [0, 0, 1, 0, 1, 0, 1, 1, 0]
+
+
+def test_none_keeps_every_token() -> None:
+    """Only samples are pruned."""
+    final = prune_token_masks(
+        np.ones(4, np.int8), np.array([0, 4]), np.arange(3.0), np.array([True]),
+        token_keep_ratio=0.1, neighbor_lambda=0.5, token_strategy="none",
+    )  # fmt: skip
+    assert final.tolist() == [0, 1, 1, 1]
+
+
+def test_random_tokens_meet_the_budget_whatever_lies_around_a_sample() -> None:
+    """A draw depends on the seed, the sample's place in the population and the position, not on the shard."""
+    mask, offsets = np.ones(60, np.int8), np.array([0, 20, 40, 60])
+
+    def drawn(rows: list[int], seed: int = 0) -> list[list[int]]:
+        bounds = offsets[: len(rows) + 1]
+        final = prune_token_masks(
+            mask[: bounds[-1]], bounds, np.zeros(19 * len(rows)), np.ones(len(rows), np.bool_),
+            token_keep_ratio=0.5, neighbor_lambda=0.5, token_strategy="random", seed=seed,
+            row_index=np.array(rows, np.int64),
+        )  # fmt: skip
+        return [final[lo:hi].tolist() for lo, hi in pairwise(bounds)]
+
+    together = drawn([5, 6, 7])
+    assert together == drawn([5]) + drawn([6, 7])
+    assert together != drawn([5, 6, 7], seed=1)
+    assert [sum(row) for row in together] == [10, 10, 10]
+    assert len({tuple(row) for row in together}) == 3
+
+
+def test_unknown_token_strategies_are_refused() -> None:
+    """With the names that there are."""
+    with pytest.raises(SpecError, match="token_strategy is 'worst'"):
+        prune_token_masks(
+            np.ones(2, np.int8), np.array([0, 2]), np.ones(1), np.array([True]),
+            token_keep_ratio=0.5, neighbor_lambda=0.5, token_strategy="worst",
+        )  # fmt: skip
+
+
+@given(st.lists(st.integers(1, 50), max_size=20), RATIOS, st.integers(1, 20))
+def test_tokens_left_are_those_that_pruning_leaves(sizes: list[int], ratio: float, min_tokens: int) -> None:
+    """Counted without looking at scores."""
+    numbers = np.array(sizes, np.int64)
+    offsets = np.concatenate([[0], np.cumsum(numbers + 1)])
+    final = prune_token_masks(
+        np.ones(offsets[-1], np.int8), offsets, np.arange(float(numbers.sum())) % 7, np.ones(len(sizes), np.bool_),
+        token_keep_ratio=ratio, neighbor_lambda=0.5, min_tokens_to_prune=min_tokens,
+    )  # fmt: skip
+    left = tokens_left(numbers, token_keep_ratio=ratio, min_tokens_to_prune=min_tokens, token_strategy="neighbor")
+    assert left.tolist() == [int(final[lo:hi].sum()) for lo, hi in pairwise(offsets)]
+    whole = tokens_left(numbers, token_keep_ratio=ratio, min_tokens_to_prune=min_tokens, token_strategy="none")
+    assert whole.tolist() == sizes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,25 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from qtune_service.config import PruneSpec
+from qtune_service.config import PruneSpec, SampleStrategy
 from qtune_service.core.plane import PlaneView, Quadrant, QuadrantRule
+from qtune_service.core.strategies import NAMES
 from qtune_service.core.thresholds import select
 from qtune_service.data import storage
 from qtune_service.errors import DataError, SpecError
 from qtune_service.pipeline import population
 from qtune_service.pipeline.group_tasks import Ground
+from qtune_service.pipeline.places import Places
 from qtune_service.pipeline.population import Group, Population, ScoreShards
 from qtune_service.pipeline.rounds import work
-from qtune_service.pipeline.thresholds import Places, Verdict, find_thresholds
+from qtune_service.pipeline.thresholds import Verdict, find_thresholds
 from qtune_service.report import sample
+from qtune_service.report.sample import EvenSample
 
 TIED = st.sampled_from([0.5, 1.0, 1.0, 1.0, 2.0])
 SCORES = TIED | st.floats(0, 12)
 PAIRS = st.lists(st.tuples(SCORES, SCORES), min_size=2, max_size=60)
+PLACES = ("labels", "kept", "error_rank", "entropy_rank")
 RATIOS = st.floats(0.001, 1) | st.sampled_from([0.125, 0.5, 1.0])
 
 
@@ -74,7 +78,7 @@ def find(
 def places(verdict: Verdict) -> Places:
     """Of all samples, read shard by shard as pruning does."""
     parts = [verdict.placement(group, span).read() for group, span in verdict.shards().values()]
-    return Places(*(np.concatenate([getattr(p, n) for p in parts]) for n in ("labels", "error_rank", "entropy_rank")))
+    return Places(*(np.concatenate([getattr(p, n) for p in parts]) for n in PLACES))
 
 
 def check_same(by_rounds: Verdict, at_once: Verdict) -> None:
@@ -82,12 +86,15 @@ def check_same(by_rounds: Verdict, at_once: Verdict) -> None:
     for name in ("thresholds", "target", "kept", "disjoint_capacity", "num_samples", "counts"):
         assert getattr(by_rounds.totals, name) == getattr(at_once.totals, name), name
     assert by_rounds.distributions == at_once.distributions
-    for name in ("labels", "error_rank", "entropy_rank"):
+    for name in PLACES:
         np.testing.assert_array_equal(getattr(places(by_rounds), name), getattr(places(at_once), name))
-    np.testing.assert_array_equal(by_rounds.picks.examples, at_once.picks.examples)
-    for name in ("index", "mean_nll", "mean_entropy", "quadrant"):
-        got, want = (getattr(v.picks.points, name) for v in (by_rounds, at_once))
+    assert by_rounds.picks.examples == at_once.picks.examples
+    np.testing.assert_array_equal(by_rounds.picks.points, at_once.picks.points)
+    for column in fields(EvenSample):
+        got, want = (getattr(v.sample, column.name) for v in (by_rounds, at_once))
         np.testing.assert_array_equal(got, want)
+    assert by_rounds.curve == at_once.curve
+    assert by_rounds.weighing == at_once.weighing
 
 
 def cut(total: int, sizes: list[int]) -> list[int]:
@@ -123,6 +130,29 @@ def test_rounds_give_what_one_selection_gives(
     np.testing.assert_array_equal(found.error_rank, selection.p(everything))
     np.testing.assert_array_equal(found.entropy_rank, selection.e(everything))
     assert by_rounds.totals.thresholds == selection.thresholds
+
+
+@pytest.mark.parametrize("strategy", NAMES)
+@pytest.mark.parametrize("ratio", [0.1, 0.6])
+def test_other_strategies_choose_the_same_by_rounds(
+    strategy: SampleStrategy, ratio: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is kept, by how much it weighs, and where it lies on the method's plane."""
+    rng = np.random.default_rng(4)
+    nll, entropy = rng.lognormal(size=(2, 2_000)).round(2)
+    source, shards = held(nll, entropy), cut(2_000, [90, 30])
+    prune = PruneSpec(sample_keep_ratio=ratio, strategy=strategy, seed=3)
+    at_once = find(source, shards, tmp_path, prune)
+    monkeypatch.setattr(population, "GROUP_SAMPLES", 300)
+    by_rounds = find(source, shards, tmp_path, prune)
+    check_same(by_rounds, at_once)
+    assert int(places(by_rounds).kept.sum()) == by_rounds.totals.kept >= by_rounds.totals.target == 2_000 * ratio
+    assert (by_rounds.weighing is None) == (strategy != "infobatch")
+    assert (
+        by_rounds.totals.thresholds
+        == find(source, shards, tmp_path, PruneSpec(sample_keep_ratio=ratio)).totals.thresholds
+    )
+    assert by_rounds.curve == ()
 
 
 @pytest.mark.parametrize("kind", ["distinct", "tenths", "half equal", "all equal", "sorted"])
