@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qtune_service.config import PruneSpec
 from qtune_service.core.thresholds import Totals, select
 from qtune_service.pipeline import rounds
 from qtune_service.pipeline.group_tasks import Ground
@@ -175,7 +176,7 @@ def _by_rounds(setting: Setting) -> dict[str, Any]:
         )
     with tempfile.TemporaryDirectory(dir=setting.folder) as folder:
         workers = Processes(setting.workers)
-        ground = Ground(Clocked(MadeUp(setting.tied)), f"{folder}/ranks", setting.size)
+        ground = Ground(Clocked(MadeUp(setting.tied)), f"{folder}/ranks", setting.size, PruneSpec())
         start_s, cpu_start_s = time.perf_counter(), cpu_s()
         found = Rounds(groups_of(setting.size, setting.group_samples), workers, ground).select(
             sample_keep_ratio=setting.ratio, bisect_max_iter=None, rule=None, advance=lambda _samples: None

@@ -73,6 +73,11 @@ class EntryCounts:
                 bins[:, column] += found.astype(np.int64)
         return cls(num_samples, bins)
 
+    @classmethod
+    def nothing(cls, num_samples: int) -> EntryCounts:
+        """Of no samples."""
+        return cls(num_samples, np.zeros((BINS, len(NAMES)), np.int64))
+
     def plus(self, other: EntryCounts) -> EntryCounts:
         """Of both."""
         return EntryCounts(self.num_samples, self.bins + other.bins)

@@ -265,11 +265,10 @@ class LabelledGroup:
     """Samples in corners that do not overlap."""
     lengths: Lengths
     sample: EvenSample
-    entries: EntryCounts
     sides: WeightedSides | None
 
 
-def label_group(ground: Ground, task: LabelTask) -> LabelledGroup:
+def label_group(ground: Ground, task: LabelTask) -> tuple[LabelledGroup, EntryCounts]:
     """Write a group's labels, and whether each sample is kept."""
     group, placed, num_samples = task.group, ground.placed(task.group), ground.num_samples
     entry = placed.entry()
@@ -277,7 +276,7 @@ def label_group(ground: Ground, task: LabelTask) -> LabelledGroup:
     kept = kept_labels(labels) if task.priority_bound is None else ground.ranks(group)[2] <= task.priority_bound
     ground.write("labels", group.index, np.stack([labels, kept.astype(np.int8)], axis=1))
     (num_tokens,) = ground.source.read(group, "num_tokens")
-    return LabelledGroup(
+    labelled = LabelledGroup(
         counts=count_labels(labels),
         kept=int(np.count_nonzero(kept)),
         within_half=count_within(entry, num_samples),
@@ -285,9 +284,9 @@ def label_group(ground: Ground, task: LabelTask) -> LabelledGroup:
         sample=even_sample(
             placed, labels=labels, kept=kept, num_tokens=num_tokens, start=group.start, total=num_samples
         ),
-        entries=count_entries(placed, entry, num_tokens, ground.prune),
         sides=None if ground.priority is None else ground.priority.sides(placed.mean_nll, kept),
     )
+    return labelled, count_entries(placed, entry, num_tokens, ground.prune)
 
 
 def count_entries(

@@ -3,7 +3,7 @@
 The rounds are those of group_tasks.py. Each group or range is a task, tasks of a round may run anywhere in any order,
 and their results merge: counts add up, edges and ranges of order statistics join. At 1e9 samples in 239 groups the
 driver holds shown values and the places of pieces (some 10 MB), 2^16 counters, and an even sample of a million
-samples (25 MB). A user's rule runs in this process, where it was loaded, one group at a time.
+samples (46 MB). A user's rule runs in this process, where it was loaded, one group at a time.
 """
 
 from __future__ import annotations
@@ -111,10 +111,12 @@ class Rounds:
         bound = stopped_early(smallest, num_samples, bisect_max_iter)
         thresholds = self.edges(bound).thresholds(bound, num_samples)
         labelled: dict[int, LabelledGroup] = {}
-        for index, found in self.label(bound, thresholds, rule, priority_bound):
+        entries = EntryCounts.nothing(num_samples)
+        for index, (found, counted) in self.label(bound, thresholds, rule, priority_bound):
             labelled[index] = found
+            entries = entries.plus(counted)  # 3 MB a group, so not kept
             advance(self.groups[index].num_samples)
-        return self._merged([labelled[group.index] for group in self.groups], thresholds, target, statistics)
+        return self._merged([labelled[group.index] for group in self.groups], entries, thresholds, target, statistics)
 
     def rank(self) -> dict[str, OrderStatistics]:
         """Place every sample; returns what the sorted columns tell."""
@@ -159,7 +161,7 @@ class Rounds:
 
     def label(
         self, bound: int, thresholds: Thresholds, rule: QuadrantRule | None, priority_bound: int | None
-    ) -> Iterator[tuple[int, LabelledGroup]]:
+    ) -> Iterator[tuple[int, tuple[LabelledGroup, EntryCounts]]]:
         """Label every sample; with a rule, here."""
         tasks = [LabelTask(group, bound, thresholds, rule, priority_bound) for group in self.groups]
         if rule is None:
@@ -169,6 +171,7 @@ class Rounds:
     def _merged(
         self,
         labelled: Sequence[LabelledGroup],
+        entries: EntryCounts,
         thresholds: Thresholds,
         target: int,
         statistics: dict[str, OrderStatistics],
@@ -187,7 +190,6 @@ class Rounds:
         nll, entropy = (statistics[name] for name in SCORES)
         correlation = rank_correlation(sample.mean_nll, sample.mean_entropy)
         distributions = describe_parts(nll, entropy, lengths, correlation)
-        entries = functools.reduce(EntryCounts.plus, (group.entries for group in labelled))
         sides = [group.sides for group in labelled if group.sides is not None]
         return Selected(totals, distributions, sample, entries, WeightedSides.merged(sides) if sides else None)
 
