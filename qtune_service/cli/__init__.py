@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from qtune_service import __version__
-from qtune_service.cli import jobs, looking
+from qtune_service.cli import comparing, jobs, looking
 
 app = typer.Typer(
     name="qtune",
@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 for command in (jobs.prune, jobs.score, jobs.run, looking.inspect, looking.doctor):
     app.command()(command)
+app.command("compare", cls=comparing.ListsOfValues)(comparing.compare_outputs)
 
 
 def _version(value: bool) -> None:

@@ -71,6 +71,11 @@ class Output:
         """Note a shard as finished in a stage, with what it holds."""
         storage.write_bytes(self.at("_qtune", stage, f"{shard:05}.json"), json.dumps(record).encode())
 
+    def marker(self, stage: str, shard: int) -> dict[str, Any] | None:
+        """A shard's marker; None while it is not finished in a stage."""
+        uri = self.at("_qtune", stage, f"{shard:05}.json")
+        return storage.read_json(uri) if storage.stat(uri) else None
+
     def finished(self, stage: str) -> dict[int, dict[str, Any]]:
         """The markers of a stage, by shard."""
         found = self._numbered(stage, "json")

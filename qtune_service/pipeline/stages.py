@@ -127,6 +127,8 @@ class ScoreShard:
 
     def __call__(self, index: int, payload: bytes) -> bytes:
         """Score a shard; a sample that cannot be scored is set aside and costs the others nothing."""
+        if self._context.output.marker("scored", index) is not None:
+            return payload  # done, and asked for again: see commit_shard
         tables: ShardTables = pickle.loads(payload)  # noqa: S301 - written by `encode_shard` of this job
         started_at_s, started = time.time(), time.perf_counter()
         outcomes = self._score(index, samples_of(tables.rows))
@@ -165,7 +167,12 @@ class ScoreShard:
 
 
 def commit_shard(index: int, payload: bytes, context: JobContext) -> bytes:
-    """Write a scored shard: rejected rows, scores, and last the marker that makes it count."""
+    """Write a scored shard: rejected rows, scores, and last the marker that makes it count.
+
+    Ray does a task again whose result was lost with its worker; a shard that was finished by then stays as it is.
+    """
+    if (finished := context.output.marker("scored", index)) is not None:
+        return json.dumps(finished).encode()
     tables: ShardTables = pickle.loads(payload)  # noqa: S301 - written by `ScoreShard` of this job
     rows, rejected, output = tables.rows, tables.rejected, context.output
     files = [*_write(output, "rejected", index, rejected), *_write(output, "scores", index, rows)]
@@ -210,10 +217,12 @@ def reject_shard(index: int, payload: bytes, context: JobContext) -> bytes:
 
 def prune_shard(index: int, payload: bytes, spec: JobSpec, renamed: dict[str, str], category: str | None) -> bytes:
     """Write a shard's quadrants and its pruned rows, count them, and pick out what the report shows."""
+    output = Output(spec.output.path)
+    if (finished := output.marker("pruned", index)) is not None:
+        return json.dumps(finished).encode()
     verdict: ShardVerdict = pickle.loads(payload)  # noqa: S301 - from this job's driver
     places = verdict.placement.read()
     assert spec.prune is not None
-    output = Output(spec.output.path)
     scores = storage.read_table(output.part("scores", index))
     population = verdict.start + np.arange(scores.num_rows)
     masks = final_masks(scores, places.labels, places.kept, population, spec.prune)

@@ -95,6 +95,25 @@ def test_a_shard_without_usable_rows_writes_no_empty_file(tmp_path: Path, monkey
     assert not (tmp_path / "o" / "scores").exists()
 
 
+def test_a_finished_shard_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a worker dies between marking a shard and telling so, the task is done again: neither scored nor written."""
+    scorer = FragileScorer()
+    monkeypatch.setattr(choose, "build_scorer", lambda _model, _engine: scorer)
+    context = job(tmp_path, [4, 5])
+    encoded = encode_shard(0, b"", context)
+    marker = commit_shard(0, ScoreShard(context)(0, encoded), context)
+    part = tmp_path / "o" / "scores" / "part-00000.parquet"
+    before = part.stat()
+
+    def fail(_samples: Sequence[Sample], _watch: Watch = never) -> list[TokenScores]:
+        raise AssertionError("scored again")
+
+    monkeypatch.setattr(scorer, "score", fail)
+    again = commit_shard(0, ScoreShard(context)(0, encoded), context)
+    assert json.loads(again) == json.loads(marker)
+    assert (part.stat().st_ino, part.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
 def test_out_of_vocabulary_tokens_never_reach_the_engine(tmp_path: Path) -> None:
     """A token id that the model does not have is the record's fault and is told at encoding."""
     context = job(tmp_path, [4, 5000])
