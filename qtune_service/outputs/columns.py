@@ -84,3 +84,12 @@ def final_masks(
 def quadrant_names(labels: NDArray[np.int8]) -> Any:
     """Q1 to Q4 as text, (S,)."""
     return pa.array(np.array([q.name for q in Quadrant])[labels.astype(np.int64) - 1], pa.string())
+
+
+def coded(column: Any) -> tuple[NDArray[np.int64], list[str]]:
+    """Each row's place (S,) among the texts of the distinct values, which come in order of appearance."""
+    array = column.combine_chunks()
+    if not pa.types.is_string(array.type):
+        array = pa.array([None if value is None else str(value) for value in array.to_pylist()], pa.string())
+    encoded = array.fill_null("(none)").dictionary_encode()
+    return encoded.indices.to_numpy().astype(np.int64), encoded.dictionary.to_pylist()

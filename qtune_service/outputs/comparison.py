@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from qtune_service.config import PruneSpec
@@ -21,11 +21,11 @@ from qtune_service.core.strategies import Priority, loss_sum, mean_of
 from qtune_service.core.thresholds import Selection, select
 from qtune_service.core.tokens import tokens_left
 from qtune_service.errors import DataError, SpecError
+from qtune_service.outputs.columns import coded
 from qtune_service.outputs.finished import FinishedOutput
 
 MAX_SAMPLES = 50_000_000
 MAX_GROUPS = 1_000
-NO_GROUP = "(none)"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,9 +84,9 @@ def read_columns(finished: FinishedOutput, by: str | None) -> ScoredColumns:
     table = pa.concat_tables([finished.scores(shard, names) for shard in finished.shards])
     if not table.num_rows:
         raise DataError(f"{finished.root} has no scored sample", "Look at its rejected/.")
-    codes, groups = _coded(table[name]) if name else (np.zeros(table.num_rows, np.int32), ())
-    columns = (table[n].to_numpy() for n in names[:3])
-    return ScoredColumns(*columns, codes, groups)
+    codes, groups = _groups(table[name]) if name else (np.zeros(table.num_rows, np.int32), ())
+    nll, entropy, num_tokens = (table[n].to_numpy() for n in names[:3])
+    return ScoredColumns(nll, entropy, num_tokens, codes, groups)
 
 
 def compare(columns: ScoredColumns, candidates: Sequence[Candidate], ratios: Sequence[float]) -> list[Comparison]:
@@ -148,7 +148,8 @@ def _tokens(columns: ScoredColumns, selection: Selection, prune: PruneSpec) -> i
 
 
 def _share(of: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
-    return float(np.count_nonzero(of & other) / max(np.count_nonzero(of), 1))
+    size = int(np.count_nonzero(of))
+    return int(np.count_nonzero(of & other)) / size if size else 0.0
 
 
 def _column(finished: FinishedOutput, by: str | None) -> str | None:
@@ -161,11 +162,9 @@ def _column(finished: FinishedOutput, by: str | None) -> str | None:
     return names[by]
 
 
-def _coded(column: pa.ChunkedArray) -> tuple[NDArray[np.int32], tuple[str, ...]]:
+def _groups(column: Any) -> tuple[NDArray[np.int32], tuple[str, ...]]:
     """Each row's group, and the groups' names, the most frequent first."""
-    texts = pa.chunked_array([pa.array([None if v is None else str(v) for v in c.to_pylist()]) for c in column.chunks])
-    encoded = pc.fill_null(texts.cast(pa.string()), NO_GROUP).combine_chunks().dictionary_encode()
-    names, codes = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
+    codes, names = coded(column)
     if len(names) > MAX_GROUPS:
         raise SpecError(
             f"the column to group by has {len(names):,} different values", f"Choose one with at most {MAX_GROUPS:,}."

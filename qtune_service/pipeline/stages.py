@@ -27,7 +27,7 @@ from qtune_service.data.chat import Encoder
 from qtune_service.data.reading import RecordProblem, ShardRecords, category_of, read_shard, sample_id
 from qtune_service.data.shards import Chunk, Plan, scan
 from qtune_service.errors import StorageError
-from qtune_service.outputs.columns import final_masks, ragged, row_sums
+from qtune_service.outputs.columns import coded, final_masks, ragged, row_sums
 from qtune_service.outputs.folder import Output
 from qtune_service.pipeline.cluster import node_id
 from qtune_service.pipeline.model_info import ModelInfo, describe_model
@@ -331,7 +331,7 @@ def _write(output: Output, folder: str, index: int, table: pa.Table) -> list[dic
 
 def _counts(column: Any) -> dict[str, int]:
     """How often each value occurs; null is (none)."""
-    codes, names = _coded(column)
+    codes, names = coded(column)
     return dict(zip(names, np.bincount(codes, minlength=len(names)).tolist(), strict=True))
 
 
@@ -347,18 +347,9 @@ def _reasons(rejected: pa.Table, column: str) -> dict[str, dict[str, int]]:
 
 def _tally(column: Any, places: Places, before: NDArray[np.int64], after: NDArray[np.int64]) -> dict[str, list[int]]:
     """For each value of a column: samples in Q1, Q2, Q3, Q4, kept samples, trained tokens before and after."""
-    codes, names = _coded(column)
+    codes, names = coded(column)
     size = len(names)
     quadrants = np.bincount(codes * 4 + places.labels - 1, minlength=4 * size).reshape(-1, 4)
     sums = [np.bincount(codes, weights=weight, minlength=size) for weight in (places.kept, before, after)]
     counts = np.column_stack([quadrants, *(total.astype(np.int64) for total in sums)])
     return dict(zip(names, counts.tolist(), strict=True))
-
-
-def _coded(column: Any) -> tuple[NDArray[np.int64], list[str]]:
-    """Each row's place (S,) among the texts of the distinct values, which come in order of appearance."""
-    array = column.combine_chunks()
-    if not pa.types.is_string(array.type):
-        array = pa.array([None if value is None else str(value) for value in array.to_pylist()], pa.string())
-    encoded = array.fill_null("(none)").dictionary_encode()
-    return encoded.indices.to_numpy().astype(np.int64), encoded.dictionary.to_pylist()

@@ -96,7 +96,7 @@ def test_a_shard_without_usable_rows_writes_no_empty_file(tmp_path: Path, monkey
 
 
 def test_a_finished_shard_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a worker dies between marking a shard and telling so, the task is done again: neither scored nor written."""
+    """A worker dies between marking a shard and telling so, and its task is done again: without scoring or writing."""
     scorer = FragileScorer()
     monkeypatch.setattr(choose, "build_scorer", lambda _model, _engine: scorer)
     context = job(tmp_path, [4, 5])
