@@ -19,6 +19,7 @@ import os
 import pickle
 import re
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -190,7 +191,9 @@ def node_id() -> str:
 
 
 def disconnect() -> None:
-    """Leave the cluster; ends it if it was started here."""
+    """Leave the cluster, if one was joined; ends it if it was started here."""
+    if "ray" not in sys.modules:
+        return
     import ray
 
     _left.set()

@@ -52,6 +52,7 @@ def finish_pruned(spec: JobSpec, output: Output, scored: Scored, pruned: Pruned,
                 "kept": totals.kept,
                 "disjoint_capacity": totals.disjoint_capacity,
             },
+            **_weighing(pruned),
             "warnings": list(find_warnings(data)),
             "files": [*scored.files, *(f for m in pruned.markers.values() for f in m["files"])],
         },
@@ -77,6 +78,14 @@ def _commit(spec: JobSpec, output: Output, scored: Scored, tracker: Tracker, bod
     storage.write_json(output.at("manifest.json"), manifest)
     output.drop_working_files()
     return manifest
+
+
+def _weighing(pruned: Pruned) -> dict[str, Any]:
+    """How `qtune.loss_weight` came about; nothing where samples count alike."""
+    if (weighing := pruned.verdict.weighing) is None:
+        return {}
+    below, above = weighing.sides.weights
+    return {"loss_weights": {"mean_loss": weighing.mean_loss, "below_mean": below, "at_or_above_mean": above}}
 
 
 def _versions() -> dict[str, str]:

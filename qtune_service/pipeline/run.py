@@ -20,7 +20,7 @@ from qtune_service.data.sources import discover
 from qtune_service.errors import DataError
 from qtune_service.outputs.folder import Output
 from qtune_service.pipeline import cluster
-from qtune_service.pipeline.cluster import LIGHT_CPUS, Cluster, Stage, stream
+from qtune_service.pipeline.cluster import LIGHT_CPUS, Cluster, Stage, run_here, stream
 from qtune_service.pipeline.finish import finish_pruned, finish_scored
 from qtune_service.pipeline.group_tasks import Ground
 from qtune_service.pipeline.model_info import describe_model, local_folder
@@ -39,6 +39,9 @@ from qtune_service.pipeline.stopping import Stop
 from qtune_service.pipeline.supervision import Guard, start_supervisor
 from qtune_service.pipeline.tables import own_names, pruned_names
 from qtune_service.pipeline.thresholds import Verdict, find_thresholds
+
+SMALL_TOKENS = 1 << 23
+"""Tokens that are pruned without starting a cluster: some seconds of one core."""
 
 
 def run_job(
@@ -153,10 +156,9 @@ class _Job:
     def _find_thresholds(self, scored: Scored, prune: PruneSpec, rule: QuadrantRule | None) -> Verdict:
         """Thresholds of all samples, and each one's label."""
         self.tracker.stage("thresholds", scored.num_samples, unit="samples")
-        nodes = self._connect()
 
         def workers(items: Sequence[tuple[int, bytes]], ground: Ground) -> Iterator[tuple[int, bytes]]:
-            max_tasks = nodes.max_tasks(len(items), shards_per_task=1)
+            max_tasks = self._connect().max_tasks(len(items), shards_per_task=1)
             for arrival in stream(items, Stage("thresholds", work, (ground,), max_tasks=max_tasks)):
                 yield arrival.shard, arrival.payload
 
@@ -180,9 +182,17 @@ class _Job:
                     yield shard, pickle.dumps(verdict.of_shard(group, span))
 
         arguments = (self.spec, scored.renamed, scored.category_column)
-        max_tasks = self._connect().max_tasks(len(scored.shards) - len(markers))
-        stage = Stage("prune", prune_shard, arguments, num_cpus=LIGHT_CPUS, max_tasks=max_tasks)
-        for arrival in stream(items(), stage):
+        stage = Stage("prune", prune_shard, arguments, num_cpus=LIGHT_CPUS)
+        if self._is_small(scored):
+            arrivals = run_here(items(), stage)
+        else:
+            max_tasks = self._connect().max_tasks(len(scored.shards) - len(markers))
+            arrivals = stream(items(), replace(stage, max_tasks=max_tasks))
+        for arrival in arrivals:
             markers[arrival.shard] = json.loads(arrival.payload)
             self.tracker.advance(1)
         return {index: markers[index] for index in sorted(markers)}
+
+    def _is_small(self, scored: Scored) -> bool:
+        """Whether pruning takes less time than a cluster to start, and none was."""
+        return self._nodes is None and self.ray_address is None and scored.tokens <= SMALL_TOKENS

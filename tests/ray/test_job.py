@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,25 @@ def test_pruning_again_needs_no_model(finished: Path, corpus: Path, tmp_path: Pa
     assert c["rejected"] == manifest(finished)["counts"]["rejected"]
     assert check_output(shared_dir, again).endswith("0 checks failed\n")
     assert table(again / "scores").equals(table(finished / "scores"))
+
+
+def test_another_strategy_from_the_same_scores(finished: Path, tmp_path: Path) -> None:
+    """The target is met by other samples, tokens of every kept one are pruned, and weights stand beside them."""
+    out = tmp_path / "infobatch"
+    flags = ("--strategy", "infobatch", "--token-strategy", "random", "--sample-keep-ratio", 0.6, "--seed", 3)
+    done = qtune("prune", "--from-scores", finished, "--output", out, *flags)
+    assert done.returncode == 0, done.stderr
+    body, kept = manifest(out), rows(out / "pruned")
+    assert len(kept) == body["counts"]["kept"] == body["selection"]["target"]
+    assert {row["qtune"]["quadrant"] for row in kept} > {"Q2", "Q4"}
+    mean = body["loss_weights"]["mean_loss"]
+    for row in kept:
+        is_easy = math.log(row["qtune"]["perplexity"]) < mean
+        assert row["qtune"]["loss_weight"] == body["loss_weights"]["below_mean" if is_easy else "at_or_above_mean"]
+        trained = row["qtune"]["tokens_kept"] + row["qtune"]["tokens_removed"]
+        assert row["qtune"]["tokens_kept"] == sum(row["loss_mask"]) == math.ceil(round(0.7 * trained, 9))
+    chosen = {row["sample_id"] for row in rows(out / "quadrants") if row["kept"]}
+    assert chosen == {row["qtune"]["sample_id"] for row in kept}
 
 
 def test_score_then_prune(tmp_path: Path) -> None:
