@@ -38,6 +38,7 @@ class InputSpec(_Part):
     prompt_column: str | None = None
     """With `completion_column`: the columns of a prompt/completion dataset, such as question and answer."""
     completion_column: str | None = None
+    """With `prompt_column`: the column of the answers."""
     category_field: str | None = None
     """Column that names a sample's category; used by `take` and by the report."""
     take: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
@@ -68,12 +69,15 @@ class ModelSpec(_Part):
     name: str = Field(min_length=1)
     """A local folder or a model hub id."""
     revision: str | None = None
+    """Of a hub model: a branch, tag or commit."""
     tokenizer: str | None = None
     """Folder or hub id of the tokenizer, where it is not the model's own."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type that the model is run in; by default the checkpoint's own."""
     max_model_len: Annotated[int, Field(ge=2)] | None = None
     """Length limit in tokens; by default the model's own."""
     trust_remote_code: bool = False
+    """Run code that comes with the model or its tokenizer."""
 
 
 def _parse_actors(value: Any) -> Any:
@@ -102,6 +106,7 @@ class EngineSpec(_Part):
     cpus_per_actor: Annotated[float, Field(gt=0)] = 1
     """CPUs that an actor reserves; its CPU threads on a cluster. On one machine the actors share all cores."""
     tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
+    """GPUs that share one model; a scoring actor takes so many."""
     max_num_batched_tokens: Annotated[int, Field(ge=16)] | None = None
     """Tokens in one forward pass. Longer samples are prefilled in chunks."""
     enable_prefix_caching: bool = True
@@ -111,6 +116,7 @@ class EngineSpec(_Part):
     head_kernel: bool = True
     """On a GPU, let a fused kernel take the output head where it is exact and measured to be faster."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Share of a GPU's memory that the engine may take."""
     cpu_kv_cache_bytes: Annotated[int, Field(ge=1 << 26)] = 1 << 30
     """Attention cache of a CPU engine."""
 
@@ -125,8 +131,11 @@ class PruneSpec(_Part):
     """The method's arguments; see docs/method.md."""
 
     sample_keep_ratio: Ratio = 0.5
+    """Share of the scored samples to keep."""
     token_keep_ratio: Ratio = 0.7
+    """Share of its trained tokens that a pruned sample keeps."""
     neighbor_lambda: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Weight of its neighbours' perplexity in a token's score."""
     bisect_max_iter: Annotated[int, Field(ge=1)] | None = None
     """Stop the bisection early; by default it goes on until exact."""
     min_tokens_to_prune: Annotated[int, Field(ge=1)] = 1
@@ -160,6 +169,7 @@ class OutputSpec(_Part):
     """Where the result goes."""
 
     path: str = Field(min_length=1)
+    """A folder or URI; the same one continues a stopped job."""
 
 
 class LimitsSpec(_Part):

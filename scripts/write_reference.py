@@ -1,15 +1,18 @@
-"""Write docs/reference.md: every field of a job file with its default and meaning, from the code itself."""
+"""Write docs/reference.md and docs/commands.md: every field of a job file and every flag, from the code itself."""
 
 from __future__ import annotations
 
 import ast
 import inspect
+from enum import Enum
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
+import typer
 from pydantic import BaseModel
 
-from qtune_service import config
+from qtune_service import cli, config
 
 PARTS = ("input", "model", "engine", "prune", "output", "limits")
 HEAD = """# Reference of job files
@@ -60,5 +63,60 @@ def render() -> str:
     return HEAD + "".join(section(name, models[name]) for name in PARTS) + top
 
 
+COMMANDS_HEAD = """# Commands
+
+Written by `make docs` from `qtune_service/cli/`. `qtune COMMAND --help` says the same. Exit codes: 0 done, 2 wrong
+flags, spec or output, 3 data, 4 runtime, 130 stopped by Ctrl-C, 143 by SIGTERM. `QTUNE_LOG=FILE` keeps what libraries
+say.
+"""
+
+
+def values(annotation: Any) -> str:
+    """What a flag takes: its choices, or its type."""
+    kinds = [kind for kind in (get_args(annotation) or (annotation,)) if kind is not type(None)]
+    if get_origin(annotation) is Literal or all(isinstance(kind, str) for kind in kinds):
+        return " \\| ".join(kinds)
+    (kind,) = kinds if get_origin(annotation) is not list else get_args(annotation)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return " \\| ".join(member.value for member in kind)
+    if kind is bool:
+        return ""
+    return f"{values(get_args(kind)[0])}, several" if get_origin(kind) is list else str(kind.__name__).lower()
+
+
+def row(name: str, parameter: inspect.Parameter) -> str:
+    """One row of a table of flags."""
+    annotation, info = get_args(parameter.annotation)
+    is_flag = isinstance(info, typer.models.OptionInfo)
+    first = [info.default] if isinstance(info.default, str) else []  # where Annotated puts the first name
+    declared = [*first, *(info.param_decls or ())] or [f"--{name.replace('_', '-')}"]
+    names = declared if is_flag else [name.upper()]
+    is_required = parameter.default is inspect.Parameter.empty
+    is_shown = not any(parameter.default is nothing for nothing in (None, False, inspect.Parameter.empty))
+    default = f"`{getattr(parameter.default, 'value', parameter.default)}`" if is_shown else ""
+    kind = info.metavar.replace("|", "\\|") if info.metavar else values(annotation)
+    cells = (", ".join(f"`{n}`" for n in names), kind, "required" if is_required else default, info.help or "")
+    return f"| {' | '.join(cells)} |"
+
+
+def command_section(name: str, callback: Any) -> str:
+    """A command with its flags."""
+    head = [
+        f"\n## qtune {name}\n{inspect.getdoc(callback)}\n",
+        "| flag | values | default | meaning |",
+        "|---|---|---|---|",
+    ]
+    parameters = inspect.signature(callback, eval_str=True).parameters
+    return "\n".join([*head, *(row(*item) for item in parameters.items())]) + "\n"
+
+
+def render_commands() -> str:
+    """The whole page."""
+    commands = {c.name or str(getattr(c.callback, "__name__", "")): c.callback for c in cli.app.registered_commands}
+    return COMMANDS_HEAD + "".join(command_section(name, callback) for name, callback in commands.items())
+
+
 if __name__ == "__main__":
-    (Path(__file__).resolve().parent.parent / "docs" / "reference.md").write_text(render(), encoding="utf-8")
+    docs = Path(__file__).resolve().parent.parent / "docs"
+    (docs / "reference.md").write_text(render(), encoding="utf-8")
+    (docs / "commands.md").write_text(render_commands(), encoding="utf-8")
