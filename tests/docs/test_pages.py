@@ -1,0 +1,74 @@
+"""The documentation does what it says: every command on its pages runs, every link and picture is there."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.jobs import REPO, environment
+
+DOCS = REPO / "docs"
+PAGES = sorted(path.name for path in DOCS.glob("*.md"))
+BLOCK = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)")
+
+
+def commands(page: str) -> list[str]:
+    """The blocks of a page that are to be typed."""
+    return BLOCK.findall((DOCS / page).read_text(encoding="utf-8"))
+
+
+def type_along(page: str, folder: Path) -> None:
+    """Run a page's blocks from its first to its last."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for block in commands(page):
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", block],
+            cwd=folder,
+            env=environment({"PATH": path}),
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, f"{page}:\n{block}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout in which somebody has followed the tutorial; the other pages go on from there."""
+    folder = tmp_path_factory.mktemp("checkout")
+    (folder / "examples").symlink_to(REPO / "examples")
+    type_along("tutorial.md", folder)
+    return folder
+
+
+def test_the_tutorial_leaves_what_it_promises(checkout: Path) -> None:
+    """A report, a pruned dataset, another ratio, exports."""
+    for path in ("demo/report.html", "demo/pruned", "quarter/manifest.json", "half-tokens/manifest.json", "trl", "hub"):
+        assert (checkout / "out" / path).exists(), path
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "tutorial.md" and commands(page)])
+def test_commands_run(page: str, checkout: Path) -> None:
+    """In the order in which they stand."""
+    type_along(page, checkout)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_pictures_are_there(page: str) -> None:
+    """Nobody ends at a missing page."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    missing = [target for target in LINK.findall(text) if not (DOCS / target).exists()]
+    assert missing == []
+
+
+def test_the_index_names_every_page() -> None:
+    """A page that nobody finds is none."""
+    index = (DOCS / "README.md").read_text(encoding="utf-8")
+    assert [page for page in PAGES if page != "README.md" and f"]({page})" not in index] == []
