@@ -60,3 +60,37 @@ class OutputConflictError(QTuneError, RuntimeError):
     """The output holds another job, or another driver is writing to it."""
 
     exit_code = 2
+
+
+class SettingsError(QTuneError, ValueError):
+    """A setting of the service is missing, wrong or unsafe."""
+
+    exit_code = 2
+
+
+class DatabaseError(QTuneError, RuntimeError):
+    """The service's database cannot be reached, or has another schema than this version needs."""
+
+
+class NotFoundError(QTuneError, KeyError):
+    """There is no such job, sample, dataset, file or token."""
+
+    exit_code = 2
+
+    __str__ = QTuneError.__str__  # not KeyError's, which shows the repr
+
+
+class IllegalMoveError(QTuneError, RuntimeError):
+    """A job cannot go from its status to the one asked for."""
+
+    exit_code = 2
+
+
+class IdempotencyConflictError(QTuneError, ValueError):
+    """An Idempotency-Key was used before, for another request."""
+
+    exit_code = 2
+
+
+class LaunchError(QTuneError, RuntimeError):
+    """A job could not be started, stopped or asked about."""

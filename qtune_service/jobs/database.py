@@ -1,0 +1,122 @@
+"""The database of the service: SQLite by default, PostgreSQL by its URL. One place for how each is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
+
+from qtune_service.errors import DatabaseError, SettingsError
+
+BUSY_S = 30
+"""How long a writer of SQLite waits for another one."""
+
+
+def open_database(url: str) -> Engine:
+    """An engine for `sqlite:///PATH` or `postgresql://...`. Raises SettingsError for other URLs."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise SettingsError("QTUNE_DATABASE_URL is not a database URL", _hint()) from None
+    if parsed.get_backend_name() == "sqlite":
+        return _open_sqlite(url, parsed.database)
+    if parsed.get_backend_name() == "postgresql":
+        return create_engine(
+            parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=10, max_overflow=20
+        )
+    raise SettingsError(f"QTUNE_DATABASE_URL names a {parsed.get_backend_name()} database", _hint())
+
+
+def _hint() -> str:
+    return "Use sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME."
+
+
+def _open_sqlite(url: str, path: str | None) -> Engine:
+    if path in (None, "", ":memory:"):
+        raise SettingsError("QTUNE_DATABASE_URL names no file", "A database in memory forgets every job; give a path.")
+    Path(str(path)).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url, connect_args={"timeout": BUSY_S})
+
+    @event.listens_for(engine, "connect")
+    def _prepare(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # transactions begin where we say, see below
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", f"busy_timeout={BUSY_S * 1000}"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        # A reader that turns writer half-way can fail at once; who is going to write says so first, and waits.
+        is_reader = connection.get_execution_options().get("reads_only", False)
+        connection.exec_driver_sql("BEGIN" if is_reader else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """A transaction that only reads. Raises DatabaseError where the database does not answer."""
+    with _translated(engine), engine.connect().execution_options(reads_only=True) as connection:
+        yield connection
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """A transaction that writes; it is rolled back where the block raises."""
+    with _translated(engine), engine.begin() as connection:
+        yield connection
+
+
+@contextmanager
+def _translated(engine: Engine) -> Iterator[None]:
+    try:
+        yield
+    except IntegrityError:
+        raise  # the caller's to understand
+    except DBAPIError as error:
+        where = engine.url.render_as_string(hide_password=True)
+        raise DatabaseError(
+            f"the database {where} failed: {_first_line(error.orig)}", "Is it there, and is its disk full?"
+        ) from error
+
+
+def _first_line(error: BaseException | None) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+# --- schema
+
+
+def upgrade(engine: Engine) -> None:
+    """Bring the schema to this version's. Safe to call from several servers at once."""
+    config = _alembic()
+    with writing(engine) as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(716283)"))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def check_schema(engine: Engine) -> None:
+    """Raise DatabaseError where the schema is not this version's."""
+    head = ScriptDirectory.from_config(_alembic()).get_current_head()
+    with reading(engine) as connection:
+        found = MigrationContext.configure(connection).get_current_revision()
+    if found != head:
+        raise DatabaseError(
+            f"the database has schema {found or 'none'}, this version needs {head}", "Run `qtune serve --migrate`."
+        )
+
+
+def _alembic() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return config

@@ -1,0 +1,291 @@
+"""The store of jobs: every change is one short transaction, so servers may share a database.
+
+A change of status is checked against the legal moves in the transaction that makes it. Claiming the next queued job
+holds the queue's one row, so that two servers neither take the same job nor start more than the limit together.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Row, func, or_, select
+from sqlalchemy.exc import IntegrityError
+
+from qtune_service.errors import IdempotencyConflictError, IllegalMoveError, NotFoundError, SpecError
+from qtune_service.jobs.database import reading, writing
+from qtune_service.jobs.ids import new_id
+from qtune_service.jobs.models import Job, JobError, JobStatus, Progress, check_move
+from qtune_service.jobs.tables import jobs, queue_lock
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """What a submission says."""
+
+    name: str
+    spec: Mapping[str, Any]
+    output: str
+    owner: str
+    launcher: str
+    idempotency_key: str | None = None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what a repeated submission must repeat."""
+        return hashlib.sha256(json.dumps([self.name, self.spec], sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some jobs, the newest first, and where the next ones begin."""
+
+    jobs: tuple[Job, ...]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class JobStore:
+    """Jobs in a database."""
+
+    engine: Engine
+
+    def create(self, new: NewJob) -> tuple[Job, bool]:
+        """Queue a job; or find the one that the same key and request made: (job, whether it is new).
+
+        Raises IdempotencyConflictError where the key was used for another request.
+        """
+        try:
+            with writing(self.engine) as connection:
+                if (known := self._known(connection, new)) is not None:
+                    return known, False
+                row = _new_row(new)
+                connection.execute(jobs.insert().values(row))
+                return _job(connection.execute(select(jobs).where(jobs.c.id == row["id"])).one()), True
+        except IntegrityError:  # another server was faster with the same key
+            with reading(self.engine) as connection:
+                if (known := self._known(connection, new)) is None:
+                    raise
+                return known, False
+
+    def _known(self, connection: Connection, new: NewJob) -> Job | None:
+        if new.idempotency_key is None:
+            return None
+        same = (jobs.c.owner == new.owner) & (jobs.c.idempotency_key == new.idempotency_key)
+        row = connection.execute(select(jobs).where(same)).one_or_none()
+        if row is not None and row.request_digest != new.digest:
+            raise IdempotencyConflictError(
+                f"Idempotency-Key {new.idempotency_key!r} was used for another request, job {row.id}",
+                "Use a new key for a new request.",
+            )
+        return None if row is None else _job(row)
+
+    def get(self, job_id: str) -> Job:
+        """Raises NotFoundError."""
+        with reading(self.engine) as connection:
+            return _job(_row(connection, job_id))
+
+    def find(
+        self,
+        *,
+        statuses: Sequence[JobStatus] = (),
+        query: str = "",
+        owner: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> Page:
+        """Jobs by status, by a part of their name or id, by owner; the newest first."""
+        wanted = select(jobs).order_by(jobs.c.id.desc()).limit(limit + 1)
+        if statuses:
+            wanted = wanted.where(jobs.c.status.in_([str(s) for s in statuses]))
+        if query:
+            wanted = wanted.where(
+                or_(jobs.c.name.icontains(query, autoescape=True), jobs.c.id.startswith(query, autoescape=True))
+            )
+        if owner is not None:
+            wanted = wanted.where(jobs.c.owner == owner)
+        if cursor is not None:
+            wanted = wanted.where(jobs.c.id < _id_of(cursor))
+        with reading(self.engine) as connection:
+            found = [_job(row) for row in connection.execute(wanted)]
+        more = len(found) > limit
+        return Page(tuple(found[:limit]), _cursor_of(found[limit - 1].id) if more else None)
+
+    def running(self) -> list[Job]:
+        """All running jobs, the oldest first."""
+        with reading(self.engine) as connection:
+            rows = connection.execute(select(jobs).where(jobs.c.status == "running").order_by(jobs.c.id))
+            return [_job(row) for row in rows]
+
+    def count(self) -> dict[str, int]:
+        """Jobs by status."""
+        with reading(self.engine) as connection:
+            rows = connection.execute(select(jobs.c.status, func.count().label("number")).group_by(jobs.c.status)).all()
+        return {str(status): 0 for status in JobStatus} | {row.status: row.number for row in rows}
+
+    # --- changes
+
+    def claim(self, max_running: int) -> Job | None:
+        """Take the next job to start, if there is one and room for it: it is running from here on.
+
+        The owner with the fewest running jobs comes first, then the oldest job.
+        """
+        with writing(self.engine) as connection:
+            connection.execute(queue_lock.update().values(holder=new_id()))
+            if _count_running(connection) >= max_running:
+                return None
+            busy = (
+                select(jobs.c.owner, func.count().label("running"))
+                .where(jobs.c.status == "running")
+                .group_by(jobs.c.owner)
+                .subquery()
+            )
+            queued = (
+                select(jobs)
+                .outerjoin(busy, busy.c.owner == jobs.c.owner)
+                .where(jobs.c.status == "queued")
+                .order_by(func.coalesce(busy.c.running, 0), jobs.c.id)
+                .limit(1)
+            )
+            row = connection.execute(queued).one_or_none()
+            return None if row is None else _move(connection, row, JobStatus.running)
+
+    def move(self, job_id: str, status: JobStatus, *, error: JobError | None = None, **seen: Any) -> Job:
+        """Change a job's status. Raises IllegalMoveError and NotFoundError."""
+        with writing(self.engine) as connection:
+            return _move(connection, _row(connection, job_id, lock=True), status, error=error, **seen)
+
+    def note(self, job_id: str, **seen: Any) -> Job:
+        """Write down what is seen of a job, such as its stage and progress; where nothing is new there is no event."""
+        with writing(self.engine) as connection:
+            row = _row(connection, job_id, lock=True)
+            values = _values(seen)
+            if all(getattr(row, name) == value for name, value in values.items()):
+                return _job(row)
+            return _changed(connection, row, values)
+
+    def request_cancel(self, job_id: str) -> Job:
+        """Cancel a queued job at once, and ask for the end of a running one. Raises IllegalMoveError for others."""
+        with writing(self.engine) as connection:
+            row = _row(connection, job_id, lock=True)
+            status = JobStatus(row.status)
+            check_move(job_id, status, JobStatus.cancelled)
+            if status is JobStatus.queued:
+                return _move(connection, row, JobStatus.cancelled)
+            return _changed(connection, row, {"cancel_requested": True})
+
+    def delete(self, job_id: str) -> Job:
+        """Forget a job that is neither queued nor running. Raises IllegalMoveError."""
+        with writing(self.engine) as connection:
+            row = _row(connection, job_id, lock=True)
+            if not JobStatus(row.status).is_final:
+                raise IllegalMoveError(f"job {job_id} is {row.status}", "Cancel it before it is deleted.")
+            connection.execute(jobs.delete().where(jobs.c.id == job_id))
+            return _job(row)
+
+
+def _count_running(connection: Connection) -> int:
+    return connection.execute(select(func.count()).where(jobs.c.status == "running")).scalar_one()
+
+
+def _move(
+    connection: Connection, row: Row[Any], status: JobStatus, *, error: JobError | None = None, **seen: Any
+) -> Job:
+    check_move(row.id, JobStatus(row.status), status)
+    now = now_us()
+    values = {**_values(seen), "status": str(status), "error": None if error is None else asdict(error)}
+    if status is JobStatus.running:
+        values |= {"started_at": now, "finished_at": None, "attempts": row.attempts + 1}
+    elif status is JobStatus.queued:
+        values |= {"started_at": None, "finished_at": None, "stage": "", "reference": {}, "cancel_requested": False}
+    else:
+        values |= {"finished_at": now}
+    return _changed(connection, row, values)
+
+
+def _changed(connection: Connection, row: Row[Any], values: Mapping[str, Any]) -> Job:
+    stamp = {"version": row.version + 1, "updated_at": now_us()}
+    connection.execute(jobs.update().where(jobs.c.id == row.id).values({**values, **stamp}))
+    return _job(_row(connection, row.id))
+
+
+def _row(connection: Connection, job_id: str, *, lock: bool = False) -> Row[Any]:
+    wanted = select(jobs).where(jobs.c.id == job_id)
+    row = connection.execute(wanted.with_for_update() if lock else wanted).one_or_none()
+    if row is None:
+        raise NotFoundError(f"there is no job {job_id}", "`qtune jobs list` shows those that there are.")
+    return row
+
+
+def _values(seen: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: asdict(value) if isinstance(value, Progress) else value for name, value in seen.items()}
+
+
+def _new_row(new: NewJob) -> dict[str, Any]:
+    now = now_us()
+    return {
+        "id": new_id(),
+        "name": new.name,
+        "status": "queued",
+        "spec": dict(new.spec),
+        "output": new.output,
+        "owner": new.owner,
+        "created_at": now,
+        "updated_at": now,
+        "version": 1,
+        "stage": "",
+        "progress": asdict(Progress()),
+        "counts": {},
+        "thresholds": {},
+        "error": None,
+        "launcher": new.launcher,
+        "reference": {},
+        "attempts": 0,
+        "cancel_requested": False,
+        "idempotency_key": new.idempotency_key,
+        "request_digest": new.digest,
+    }
+
+
+def _job(row: Row[Any]) -> Job:
+    times: Any = {name: _time(getattr(row, name)) for name in ("created_at", "updated_at", "started_at", "finished_at")}
+    same = ("id", "name", "spec", "output", "owner", "version", "stage", "counts", "thresholds", "launcher")
+    return Job(
+        **{name: getattr(row, name) for name in same},
+        **times,
+        status=JobStatus(row.status),
+        progress=Progress(**row.progress),
+        error=None if row.error is None else JobError(**row.error),
+        reference=row.reference,
+        attempts=row.attempts,
+        cancel_requested=row.cancel_requested,
+    )
+
+
+def now_us() -> int:
+    """Microseconds since 1970."""
+    return time.time_ns() // 1000
+
+
+def _time(value: int | None) -> datetime | None:
+    return None if value is None else datetime.fromtimestamp(value / 1e6, UTC)
+
+
+def _cursor_of(job_id: str) -> str:
+    return base64.urlsafe_b64encode(job_id.encode()).decode().rstrip("=")
+
+
+def _id_of(cursor: str) -> str:
+    try:
+        return base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii")
+    except (binascii.Error, UnicodeError, ValueError):
+        raise SpecError(
+            "the cursor is none of this server's", "Take it from `next_cursor` of the page before."
+        ) from None
