@@ -1,0 +1,46 @@
+"""How a job's driver is started, watched and stopped: one protocol, a launcher for each kind of place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from typing import Any, Protocol
+
+from qtune_service.jobs.models import Job
+
+Reference = Mapping[str, Any]
+"""What a launcher knows a driver by. JSON."""
+
+
+class DriverState(StrEnum):
+    """What a launcher knows of a driver."""
+
+    alive = "alive"
+    ended = "ended"
+    elsewhere = "elsewhere"
+    """Another server's: only what it writes beside its output can be seen."""
+
+
+class Launcher(Protocol):
+    """A place where drivers run."""
+
+    name: str
+
+    def start(self, job: Job) -> Reference:
+        """Start `qtune run` for a job; or find the driver that an earlier call started for the same attempt.
+
+        Raises LaunchError.
+        """
+        ...
+
+    def state(self, reference: Reference) -> DriverState:
+        """Whether a driver is there. Raises LaunchError where that cannot be known now."""
+        ...
+
+    def stop(self, reference: Reference, *, at_once: bool) -> None:
+        """Ask a driver to end and save what it has in hand; or end it at once. Nothing where it is gone."""
+        ...
+
+    def log(self, job: Job) -> Iterator[bytes]:
+        """What the driver printed, from its beginning."""
+        ...

@@ -1,0 +1,123 @@
+"""Drivers as child processes of this machine, with a Ray of their own.
+
+A child has its own session, so it outlives its server. It carries the job's id and attempt in its environment: a server
+that was killed between starting a driver and writing that down finds it again by these.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from qtune_service.errors import LaunchError
+from qtune_service.jobs.launch import DriverState, Reference
+from qtune_service.jobs.models import Job
+
+JOB_VARIABLE = "QTUNE_JOB"
+BLOCK_BYTES = 1 << 16
+SAME_START_S = 1.0
+"""A process is the one that was started if their starts differ by less; a number may be given to another process."""
+
+
+class LocalLauncher:
+    """Starts `qtune run` in child processes; their logs and specs are kept in a folder."""
+
+    name = "local"
+
+    def __init__(self, folder: Path, python: str = sys.executable) -> None:
+        self._folder, self._python = folder, python
+        self._children: dict[int, subprocess.Popen[bytes]] = {}
+
+    def start(self, job: Job) -> Reference:
+        """Start the driver, or find it."""
+        mark = f"{job.id}:{job.attempts}"
+        if (found := _find(mark)) is not None:
+            return _reference(found)
+        spec = self._folder / f"{job.id}.json"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            spec.write_text(json.dumps(dict(job.spec)), encoding="utf-8")
+            with self._log_path(job).open("ab") as log:
+                child = subprocess.Popen(
+                    [self._python, "-m", "qtune_service.cli", "run", str(spec)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, JOB_VARIABLE: mark, "COLUMNS": "120"},
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise LaunchError(
+                f"the driver of job {job.id} could not be started: {error}", "Is the disk full?"
+            ) from error
+        self._children[child.pid] = child
+        return _reference(psutil.Process(child.pid))
+
+    def state(self, reference: Reference) -> DriverState:
+        """By number and time of start."""
+        if reference.get("host") != socket.gethostname():
+            return DriverState.elsewhere
+        self._reap()
+        return DriverState.alive if _process(reference) is not None else DriverState.ended
+
+    def stop(self, reference: Reference, *, at_once: bool) -> None:
+        """SIGTERM to the driver, which saves and ends; or SIGKILL to it and all its children."""
+        if (process := _process(reference)) is None:
+            return
+        doomed = [process, *(process.children(recursive=True) if at_once else ())]
+        for one in doomed:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.send_signal(signal.SIGKILL if at_once else signal.SIGTERM)
+
+    def log(self, job: Job) -> Iterator[bytes]:
+        """The log of all attempts."""
+        path = self._log_path(job)
+        if not path.exists():
+            return
+        with path.open("rb") as file:
+            while block := file.read(BLOCK_BYTES):
+                yield block
+
+    def forget(self, job: Job) -> None:
+        """Remove a job's log and spec."""
+        for path in (self._log_path(job), self._folder / f"{job.id}.json"):
+            path.unlink(missing_ok=True)
+
+    def _log_path(self, job: Job) -> Path:
+        return self._folder / f"{job.id}.log"
+
+    def _reap(self) -> None:
+        self._children = {pid: child for pid, child in self._children.items() if child.poll() is None}
+
+
+def _reference(process: psutil.Process) -> Reference:
+    return {"host": socket.gethostname(), "pid": process.pid, "started_s": process.create_time()}
+
+
+def _process(reference: Reference) -> psutil.Process | None:
+    """The driver, if it is still there."""
+    with contextlib.suppress(psutil.NoSuchProcess, KeyError):
+        process = psutil.Process(reference["pid"])
+        is_same = abs(process.create_time() - reference["started_s"]) < SAME_START_S
+        if is_same and process.status() != psutil.STATUS_ZOMBIE:
+            return process
+    return None
+
+
+def _find(mark: str) -> psutil.Process | None:
+    """The driver of a job's attempt, by its environment: the oldest of the processes that carry the mark."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(JOB_VARIABLE) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append((process.create_time(), process.pid, process))
+    return min(found)[2] if found else None

@@ -1,0 +1,129 @@
+"""The service's work: take submissions, start what is queued, follow what runs, and find out the truth after an absence.
+
+`tick` does one round of it and is called every second. It holds nothing in memory that matters: what it decides on is in the
+store, beside the outputs, and with the launchers, so a server that is killed at any point is replaced by the next one,
+and several servers on one database do each job once.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from qtune_service.errors import IllegalMoveError, LaunchError, NotFoundError, QTuneError
+from qtune_service.jobs.driver_word import DriverWord, read_word
+from qtune_service.jobs.launch import DriverState, Launcher
+from qtune_service.jobs.models import Job, JobError, JobStatus
+from qtune_service.jobs.store import JobStore, NewJob
+
+SILENCE_S = 30.0
+"""A driver that cannot be asked about and has written nothing for so long is gone."""
+GRACE_S = 60.0
+"""How long a driver that was asked to stop may take before it is ended."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class JobService:
+    """Jobs in a store, and the places where they run."""
+
+    store: JobStore
+    launchers: Mapping[str, Launcher]
+    max_running: int = 1
+
+    def submit(self, new: NewJob) -> tuple[Job, bool]:
+        """Queue a job; (job, whether it is new)."""
+        return self.store.create(new)
+
+    def cancel(self, job_id: str) -> Job:
+        """Cancel a job: at once where it is queued, else as soon as its driver has saved what it has in hand."""
+        return self.store.request_cancel(job_id)
+
+    def resume(self, job_id: str) -> Job:
+        """Queue a failed or cancelled job again; it goes on where it was."""
+        return self.store.move(job_id, JobStatus.queued)
+
+    def tick(self) -> None:
+        """Follow all running jobs, and start queued ones while there is room. An error of one job concerns no other."""
+        for job in self.store.running():
+            try:
+                self._follow(job)
+            except (LaunchError, OSError) as error:
+                _log.warning("job %s could not be followed: %s", job.id, error)
+            except (IllegalMoveError, NotFoundError):
+                continue  # another server was faster
+        while (claimed := self.store.claim(self.max_running)) is not None:
+            self._start(claimed)
+
+    # --- start
+
+    def _start(self, job: Job) -> None:
+        try:
+            reference = self.launchers[job.launcher].start(job)
+        except QTuneError as error:
+            self._end(job, JobStatus.failed, JobError("launch_failed", error.message, error.hint))
+        except KeyError:
+            known = ", ".join(self.launchers)
+            self._end(
+                job,
+                JobStatus.failed,
+                JobError("launch_failed", f"no launcher {job.launcher!r}", f"There are: {known}."),
+            )
+        else:
+            self.store.note(job.id, reference=dict(reference))
+
+    # --- follow
+
+    def _follow(self, job: Job) -> None:
+        if not job.reference:
+            self._adopt(job)
+            return
+        launcher = self.launchers[job.launcher]
+        # The launcher first: what a driver writes last is then there to be read.
+        state = launcher.state(job.reference)
+        word = read_word(job.output, before=job.progress)
+        self.store.note(job.id, stage=word.stage or job.stage, progress=word.progress)
+        if state is DriverState.ended or (state is DriverState.elsewhere and self._is_silent(job, word)):
+            self._conclude(job, word)
+        elif job.cancel_requested:
+            self._stop(job, launcher)
+
+    def _adopt(self, job: Job) -> None:
+        """A server claimed the job and was lost before it wrote down the driver; or it is at it right now."""
+        if job.started_at is None or time.time() - job.started_at.timestamp() > SILENCE_S / 2:
+            self._start(job)
+
+    def _conclude(self, job: Job, word: DriverWord) -> None:
+        """The driver is gone; what it left says how it ended."""
+        if word.manifest is not None:
+            counts, thresholds = (word.manifest.get(name) or {} for name in ("counts", "thresholds"))
+            self.store.move(job.id, JobStatus.succeeded, stage="done", counts=counts, thresholds=thresholds)
+        elif job.cancel_requested:
+            self._end(job, JobStatus.cancelled, None)
+        elif word.error is not None and word.updated_at_s >= _started_s(job):
+            self._end(job, JobStatus.failed, word.error)
+        else:
+            hint = "Its log may say why. Resume the job: it goes on where it was."
+            self._end(job, JobStatus.failed, JobError("driver_vanished", "the job's driver ended without a word", hint))
+
+    def _end(self, job: Job, status: JobStatus, error: JobError | None) -> None:
+        self.store.move(job.id, status, error=error)
+
+    def _stop(self, job: Job, launcher: Launcher) -> None:
+        """Ask once; insist after the time of grace."""
+        asked_s = job.reference.get("stop_asked_s")
+        if asked_s is None:
+            launcher.stop(job.reference, at_once=False)
+            self.store.note(job.id, reference={**job.reference, "stop_asked_s": time.time()})
+        elif time.time() - asked_s > GRACE_S:
+            launcher.stop(job.reference, at_once=True)
+
+    def _is_silent(self, job: Job, word: DriverWord) -> bool:
+        return time.time() - max(word.updated_at_s, _started_s(job)) > SILENCE_S
+
+
+def _started_s(job: Job) -> float:
+    return job.started_at.timestamp() if job.started_at is not None else 0.0
