@@ -7,6 +7,8 @@ type, so `except ValueError` keeps working, and hold only their arguments, so th
 
 from __future__ import annotations
 
+import re
+
 
 class QTuneError(Exception):
     """Root of the package's errors. `hint` tells the user what to do."""
@@ -20,6 +22,11 @@ class QTuneError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+    @property
+    def code(self) -> str:
+        """A stable name for programs: `output_conflict` of OutputConflictError."""
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__.removesuffix("Error")).lower()
 
 
 class SpecError(QTuneError, ValueError):

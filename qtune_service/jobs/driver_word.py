@@ -7,7 +7,7 @@ work rewrites progress.json every few seconds, and one that failed leaves its er
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from qtune_service.data import storage
@@ -20,7 +20,7 @@ class DriverWord:
     """The last that was heard."""
 
     stage: str = ""
-    progress: Progress = Progress()
+    progress: Progress = field(default_factory=Progress)
     updated_at_s: float = 0.0
     error: JobError | None = None
     manifest: Mapping[str, Any] | None = None

@@ -87,7 +87,7 @@ class Job:
     version: int
     """Grows with every change; the id of its event."""
     stage: str = ""
-    progress: Progress = Progress()
+    progress: Progress = field(default_factory=Progress)
     counts: Mapping[str, int] = field(default_factory=dict)
     thresholds: Mapping[str, Any] = field(default_factory=dict)
     error: JobError | None = None

@@ -1,8 +1,8 @@
-"""The service's work: take submissions, start what is queued, follow what runs, and find out the truth after an absence.
+"""The service's work: take submissions, start what is queued, follow what runs, find out the truth after an absence.
 
-`tick` does one round of it and is called every second. It holds nothing in memory that matters: what it decides on is in the
-store, beside the outputs, and with the launchers, so a server that is killed at any point is replaced by the next one,
-and several servers on one database do each job once.
+`tick` does one round of it and is called every second. It holds nothing in memory that matters: what it decides on is
+in the store, beside the outputs, and with the launchers, so a server that is killed at any point is replaced by the
+next one, and several servers on one database do each job once.
 """
 
 from __future__ import annotations

@@ -7,12 +7,14 @@ does now; the ETA is by samples, since tokens are not known before encoding.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
@@ -196,22 +198,49 @@ class PlainSink:
 
 
 class FileSink:
-    """`progress.json`, rewritten at most every `every_s` seconds and at each change of stage."""
+    """`progress.json`, rewritten at most every `every_s` seconds and at each change of stage.
 
-    def __init__(self, write: Callable[[bytes], None], every_s: float = 2.0) -> None:
+    Also without progress it is rewritten every `beat_s` seconds, so that who follows the job can tell a slow driver
+    from one that is gone. What a driver leaves at its end says how that was.
+    """
+
+    def __init__(self, write: Callable[[bytes], None], every_s: float = 2.0, beat_s: float = 5.0) -> None:
         self._write, self._every_s = write, every_s
-        self._next_s, self._stage = 0.0, ""
+        self._next_s = 0.0
+        self._snapshot = Snapshot()
+        self._lock, self._ended = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._beat, args=(beat_s,), daemon=True)
+        self._thread.start()
 
     def show(self, snapshot: Snapshot) -> None:
         """Rewrite the file, if it is time."""
         now = time.monotonic()
-        if snapshot.stage == self._stage and now < self._next_s and snapshot.done < snapshot.total:
-            return
-        self._stage, self._next_s = snapshot.stage, now + self._every_s
-        self._write(json.dumps({**asdict(snapshot), "updated_at_s": time.time()}).encode())
+        is_news = snapshot.stage != self._snapshot.stage or snapshot.done >= snapshot.total
+        self._snapshot = snapshot
+        if is_news or now >= self._next_s:
+            self._next_s = now + self._every_s
+            self._rewrite()
 
     def say(self, text: str) -> None:
         """Text is for people."""
 
     def close(self) -> None:
-        """Nothing is held."""
+        """No more beats."""
+        self._ended.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def fail(self, code: str, message: str, hint: str) -> None:
+        """Leave why the job ended."""
+        self.close()
+        self._rewrite({"error": {"code": code, "message": message, "hint": hint}})
+
+    def _beat(self, beat_s: float) -> None:
+        while not self._ended.wait(beat_s):
+            with contextlib.suppress(OSError):  # the job itself will meet a storage that fails
+                self._rewrite()
+
+    def _rewrite(self, more: Mapping[str, Any] | None = None) -> None:
+        body = {**asdict(self._snapshot), "updated_at_s": time.time(), **(more or {})}
+        with self._lock:
+            self._write(json.dumps(body).encode())

@@ -17,7 +17,7 @@ from qtune_service.config import JobSpec, PruneSpec
 from qtune_service.core.plane import QuadrantRule
 from qtune_service.data.chat import Encoder
 from qtune_service.data.sources import discover
-from qtune_service.errors import DataError
+from qtune_service.errors import DataError, QTuneError
 from qtune_service.outputs.folder import Output
 from qtune_service.pipeline import cluster
 from qtune_service.pipeline.cluster import LIGHT_CPUS, Cluster, Stage, run_here, stream
@@ -53,8 +53,14 @@ def run_job(
     with output.locked(sink.say):
         if overwrite:
             output.clear()
-        tracker = Tracker(sink, FileSink(output.note_progress))
-        return _Job(spec, output, tracker, ray_address, stop or Stop()).run()
+        file = FileSink(output.note_progress)
+        try:
+            return _Job(spec, output, Tracker(sink, file), ray_address, stop or Stop()).run()
+        except QTuneError as error:
+            file.fail(error.code, error.message, error.hint)
+            raise
+        finally:
+            file.close()
 
 
 @dataclass(slots=True)

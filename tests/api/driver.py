@@ -1,0 +1,46 @@
+#!/usr/bin/env python3
+"""A driver for tests of the service: it does what its spec's `name` of the model says, without a model.
+
+Called as the launcher calls Python: `driver.py -m qtune_service.cli run SPEC`.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+spec = json.loads(Path(sys.argv[-1]).read_text())
+out = Path(spec["output"]["path"])
+(out / "_qtune").mkdir(parents=True, exist_ok=True)
+act, _, argument = spec["model"]["name"].partition(" ")
+
+
+def tell(**more: object) -> None:
+    """Write progress.json."""
+    body = {"stage": "score", "done": 3, "total": 8, "tokens_done": 90, "tokens_per_s": 12.34, "eta_s": 4.56}
+    (out / "_qtune" / "progress.json").write_text(json.dumps({**body, "updated_at_s": time.time(), **more}))
+
+
+def stopped(_signal: int, _frame: object) -> None:
+    """Save and end."""
+    (out / "saved").touch()
+    sys.exit(143)
+
+
+signal.signal(signal.SIGTERM, signal.SIG_IGN if act == "stubborn" else stopped)
+sys.stdout.write(f"attempt {os.environ['QTUNE_JOB'].partition(':')[2]}\n")
+sys.stdout.flush()
+(out / "starts").open("a").write("x")
+tell()
+if act == "succeed":
+    manifest = {"counts": {"read": 8, "kept": 4}, "thresholds": {"alpha": 0.5}}
+    (out / "manifest.json").write_text(json.dumps(manifest))
+elif act == "fail":
+    tell(error={"code": "data", "message": "none of 8 records could be scored", "hint": "look"})
+    sys.exit(3)
+elif act == "vanish":
+    os.kill(os.getpid(), signal.SIGKILL)
+else:
+    time.sleep(float(argument or 60))

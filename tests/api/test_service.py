@@ -1,0 +1,220 @@
+"""jobs/service.py and jobs/local.py: jobs are started once, followed, and come to their true end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from qtune_service.jobs import service as service_module
+from qtune_service.jobs.launch import DriverState
+from qtune_service.jobs.local import LocalLauncher
+from qtune_service.jobs.models import Job, JobStatus
+from qtune_service.jobs.service import JobService
+from qtune_service.jobs.store import JobStore, NewJob
+
+DRIVER = str(Path(__file__).parent / "driver.py")
+
+
+@pytest.fixture
+def launcher(tmp_path: Path) -> LocalLauncher:
+    """Drivers without a model."""
+    return LocalLauncher(tmp_path / "jobs", python=DRIVER)
+
+
+@pytest.fixture
+def service(store: JobStore, launcher: LocalLauncher) -> Iterator[JobService]:
+    """One that starts two jobs at a time; what still runs at the end is ended."""
+    made = JobService(store, {"local": launcher}, max_running=2)
+    yield made
+    for job in store.running():
+        launcher.stop(job.reference, at_once=True)
+
+
+def submit(service: JobService, tmp_path: Path, act: str) -> Job:
+    """Queue a job that does as told."""
+    name = f"{act} {time.monotonic_ns()}"
+    out = str(tmp_path / name.replace(" ", "-"))
+    spec = {"input": {"paths": ["a.jsonl"]}, "model": {"name": act}, "output": {"path": out}}
+    return service.submit(NewJob(name, spec, out, "ann", "local"))[0]
+
+
+def until(service: JobService, job: Job, reached: Callable[[Job], object], seconds: float = 20) -> Job:
+    """Tick until a job is as wanted."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        service.tick()
+        if reached(now := service.store.get(job.id)):
+            return now
+        time.sleep(0.05)
+    pytest.fail(f"still {service.store.get(job.id)}")
+
+
+def ended(job: Job) -> bool:
+    """Whether nothing more happens to it."""
+    return job.status.is_final
+
+
+def starts(job: Job) -> int:
+    """How many drivers a job had."""
+    path = Path(job.output) / "starts"
+    return len(path.read_text()) if path.exists() else 0
+
+
+def test_a_job_runs_to_its_end(service: JobService, tmp_path: Path) -> None:
+    """Its counts and thresholds are the manifest's; its log is there."""
+    job = until(service, submit(service, tmp_path, "succeed"), ended)
+    assert (job.status, job.stage, job.attempts) == (JobStatus.succeeded, "done", 1)
+    assert (job.counts, job.thresholds) == ({"read": 8, "kept": 4}, {"alpha": 0.5})
+    assert b"".join(service.launchers["local"].log(job)) == b"attempt 1\n"
+
+
+def test_progress_is_the_drivers(service: JobService, tmp_path: Path) -> None:
+    """Samples, tokens, speed and what is left."""
+    job = until(service, submit(service, tmp_path, "sleep"), lambda j: j.progress.samples_done)
+    assert (job.status, job.stage) == (JobStatus.running, "score")
+    p = job.progress
+    assert (p.samples_done, p.samples_total, p.tokens_done, p.tokens_per_s, p.eta_s) == (3, 8, 90, 12.3, 4.6)
+
+
+def test_a_drivers_error_is_the_jobs(service: JobService, tmp_path: Path) -> None:
+    """Code, message and hint."""
+    job = until(service, submit(service, tmp_path, "fail"), ended)
+    assert job.status is JobStatus.failed
+    assert job.error is not None
+    assert (job.error.code, job.error.message, job.error.hint) == ("data", "none of 8 records could be scored", "look")
+
+
+def test_a_vanished_driver_is_a_failure_that_can_be_resumed(service: JobService, tmp_path: Path) -> None:
+    """Without a word, and also where an earlier attempt left one."""
+    job = until(service, submit(service, tmp_path, "vanish"), ended)
+    assert job.error is not None
+    assert job.error.code == "driver_vanished"
+    service.resume(job.id)
+    again = until(service, job, ended)
+    assert (again.attempts, starts(job)) == (2, 2)
+    assert b"".join(service.launchers["local"].log(job)) == b"attempt 1\nattempt 2\n"
+
+
+def test_an_error_of_an_earlier_attempt_is_not_told_again(service: JobService, tmp_path: Path) -> None:
+    """What stands in progress.json may be older than the driver that died."""
+    job = until(service, submit(service, tmp_path, "sleep"), lambda j: j.reference)
+    path = Path(job.output) / "_qtune" / "progress.json"
+    wait_for(path.exists)
+    old = '{"stage": "plan", "updated_at_s": 1.0, "error": {"code": "data", "message": "old", "hint": ""}}'
+    path.write_text(old)
+    os.kill(job.reference["pid"], signal.SIGKILL)
+    failed = until(service, job, ended)
+    assert failed.error is not None
+    assert failed.error.code == "driver_vanished"
+
+
+def test_cancelling_lets_a_driver_save(service: JobService, tmp_path: Path) -> None:
+    """It gets SIGTERM, and is cancelled when it is gone."""
+    job = until(service, submit(service, tmp_path, "sleep"), starts)
+    wait_for((Path(job.output) / "_qtune" / "progress.json").exists)
+    service.cancel(job.id)
+    cancelled = until(service, job, ended)
+    assert cancelled.status is JobStatus.cancelled
+    assert (Path(job.output) / "saved").exists()
+
+
+def test_a_driver_that_does_not_stop_is_ended(
+    service: JobService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the time of grace."""
+    monkeypatch.setattr(service_module, "GRACE_S", 0.5)
+    job = until(service, submit(service, tmp_path, "stubborn"), starts)
+    wait_for((Path(job.output) / "_qtune" / "progress.json").exists)
+    service.cancel(job.id)
+    assert until(service, job, ended).status is JobStatus.cancelled
+
+
+def test_no_more_than_the_limit_run(service: JobService, tmp_path: Path) -> None:
+    """The third waits for the first."""
+    made = [submit(service, tmp_path, "sleep") for _ in range(3)]
+    service.tick()
+    assert [service.store.get(j.id).status for j in made] == ["running", "running", "queued"]
+    service.cancel(made[0].id)
+    until(service, made[2], lambda j: j.status is JobStatus.running)
+
+
+def test_a_server_that_died_after_starting_a_driver_finds_it(
+    service: JobService, store: JobStore, launcher: LocalLauncher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver is known by its environment; there is never a second one."""
+    job = submit(service, tmp_path, "sleep")
+    claimed = store.claim(1)
+    assert claimed is not None
+    launcher.start(claimed)  # and here the server is killed
+    monkeypatch.setattr(service_module, "SILENCE_S", 0.0)
+    fresh = JobService(store, {"local": LocalLauncher(tmp_path / "jobs", python=DRIVER)})
+    found = until(fresh, job, lambda j: j.reference)
+    assert psutil.pid_exists(found.reference["pid"])
+    wait_for(lambda: starts(job) == 1)
+    fresh.cancel(job.id)
+    assert until(fresh, job, ended).status is JobStatus.cancelled
+    assert starts(job) == 1
+
+
+def test_a_job_that_ended_while_no_server_was_there(service: JobService, store: JobStore, tmp_path: Path) -> None:
+    """The next server reads how."""
+    job = submit(service, tmp_path, "succeed")
+    service.tick()
+    wait_for((tmp_path / job.name.replace(" ", "-") / "manifest.json").exists)
+    fresh = JobService(store, {"local": LocalLauncher(tmp_path / "jobs", python=DRIVER)})
+    assert until(fresh, job, ended).status is JobStatus.succeeded
+
+
+def test_another_hosts_driver_is_judged_by_what_it_writes(service: JobService, store: JobStore, tmp_path: Path) -> None:
+    """As long as it writes, it is alive; after silence it is gone."""
+    job = submit(service, tmp_path, "sleep")
+    store.claim(1)
+    store.note(job.id, reference={"host": "another", "pid": 1, "started_s": 0.0})
+    out = Path(job.output) / "_qtune"
+    out.mkdir(parents=True)
+    (out / "progress.json").write_text('{"stage": "score", "done": 1, "total": 2, "tokens_done": 1, "tokens_per_s": 1, '
+                                       f'"eta_s": 1, "updated_at_s": {time.time()}}}')  # fmt: skip
+    service.tick()
+    assert store.get(job.id).status is JobStatus.running
+    later = time.time() + service_module.SILENCE_S + 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "time", lambda: later)
+        service.tick()
+    assert store.get(job.id).status is JobStatus.failed
+
+
+def test_a_number_that_another_process_got_is_not_the_driver(launcher: LocalLauncher) -> None:
+    """It was started at another time."""
+    me = psutil.Process()
+    reference = {"host": os.uname().nodename, "pid": me.pid, "started_s": me.create_time() - 100}
+    assert launcher.state(reference) is DriverState.ended
+    launcher.stop(reference, at_once=True)  # and nothing happens to this test
+
+
+def test_what_cannot_be_started_fails_with_the_reason(store: JobStore, tmp_path: Path) -> None:
+    """An unknown launcher, and a folder that cannot be written."""
+    (tmp_path / "file").touch()
+    broken = JobService(store, {"local": LocalLauncher(tmp_path / "file" / "jobs", python=DRIVER)})
+    job = until(broken, submit(broken, tmp_path, "succeed"), ended)
+    assert job.error is not None
+    assert job.error.code == "launch_failed"
+    nowhere = JobService(store, {})
+    job = until(nowhere, submit(nowhere, tmp_path, "succeed"), ended)
+    assert job.error is not None
+    assert "no launcher 'local'" in job.error.message
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 20) -> None:
+    """Until something is so."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not by {datetime.now(UTC)}"
+        time.sleep(0.02)
