@@ -102,8 +102,8 @@ class _View:
         return (self._plain(sample, _scores(sample)) for sample in self.samples(wanted))
 
     def removed(self) -> Iterator[bytes]:
-        """`{"Q1": [...], "Q3": [...]}`: these two, and whatever else was dropped."""
-        dropped = {Quadrant.Q1, Quadrant.Q3}
+        """`{"Q1": [...], "Q3": [...]}`; of another strategy, every quadrant that it dropped samples of."""
+        dropped = {Quadrant.Q1, Quadrant.Q3} if self.finished.prune.strategy == "q_tuning" else set()
         for shard in self.finished.shards:
             labels, kept = self.finished.labels(shard)
             dropped |= {Quadrant(label) for label in np.unique(labels[~kept]).tolist()}

@@ -27,7 +27,7 @@ ANALYSIS = Trainer(
 FORMATS = {ANALYSIS.name: ANALYSIS} | TRAINERS
 OURS = re.compile(
     r"(data/)?train-\d{5}(-of-\d{5})?(\.idx)?\.(parquet|jsonl)|data-\d{5}\.arrow|README\.md"
-    r"|(state|dataset_info|packing_metadata|summary_statistics|stage[12]_\w+)\.json|token_pruning_visualization\.html"
+    r"|(state|dataset_info|_packing_metadata|summary_statistics|stage[12]_\w+)\.json|token_pruning_visualization\.html"
 )
 
 

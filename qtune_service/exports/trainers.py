@@ -65,7 +65,7 @@ def _packed(export: Export) -> Iterator[WrittenFile]:
     packer = Packer(_pack_length(export))
     yield from export.write(write_packed, packed_tables(export.finished, packer))
     about = packer.metadata()
-    yield storage.write_json(storage.join(export.folder, "packing_metadata.json"), about)
+    yield storage.write_json(storage.join(export.folder, "_packing_metadata.json"), about)
     filled = f"{about[0]['packing_efficiency']}% filled"
     export.notes.append(f"{packer.samples:,} samples in {packer.rows:,} rows of {packer.length:,} tokens, {filled}")
 

@@ -72,7 +72,7 @@ def turn_tables(finished: FinishedOutput, turn_flags: TurnFlags) -> Iterator[pa.
 
 
 def surviving_runs(before: Ragged, after: Ragged) -> Ragged:
-    """For each run of 1 in a row of `before`: whether `after` has a 1 in it. (R,) of all rows, with offsets (S + 1,)."""
+    """For each run of 1 in a row of `before`: whether `after` has a 1 in it. (R,) of all, with offsets (S + 1,)."""
     mask = trainable(before.flat.astype(np.int8), before.offsets)
     previous: NDArray[np.int8] = np.concatenate([[0], mask[:-1]])
     starts = np.flatnonzero((mask == 1) & (previous == 0))  # position 0 of a row is 0, so no run crosses rows
