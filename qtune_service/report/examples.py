@@ -144,3 +144,8 @@ def _title(token: ExampleToken) -> str:
     if token.score is not None:
         parts.append(f"smoothed {number(token.score)}")
     return " · ".join(parts)
+
+
+def token_runs(sample: ExampleSample, max_tokens: int) -> tuple[Run, ...]:
+    """The runs of a kept sample, with so many of its trained tokens at most: for pages with bounds of their own."""
+    return tuple(_runs(sample.tokens, max_tokens, dropped=False))
