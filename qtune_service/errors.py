@@ -60,3 +60,9 @@ class OutputConflictError(QTuneError, RuntimeError):
     """The output holds another job, or another driver is writing to it."""
 
     exit_code = 2
+
+
+class QueryError(QTuneError, ValueError):
+    """A question about an output that cannot be answered: a wrong condition, an unknown column or sample."""
+
+    exit_code = 2
