@@ -19,7 +19,7 @@ from qtune_service.report.wording import count, number
 
 MAX_PER_QUADRANT = 8
 MAX_PAGE_TOKENS = 3_000
-MAX_TOKEN_CHARS = 64
+MAX_TOKEN_CHARS = 40
 PROMPT_HEAD_CHARS, PROMPT_TAIL_CHARS = 400, 1_000
 
 RunState = Literal["prompt", "kept", "removed", "dropped", "omitted"]

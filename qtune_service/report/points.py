@@ -15,7 +15,7 @@ from qtune_service.report.contents import ExampleSample, ReportData
 from qtune_service.report.examples import shown_samples, trained_tokens
 from qtune_service.report.wording import shorten
 
-MAX_ID_BYTES = 500_000
+MAX_ID_BYTES = 350_000
 """Of all points' identifiers together."""
 
 Row = dict[str, Any]

@@ -9,8 +9,8 @@ from qtune_service.report.choice import fates
 from qtune_service.report.contents import QUADRANTS, Counts, QuadrantMeaning, ReportData
 from qtune_service.report.wording import count, percent
 
-MAX_ROWS = 200
-MAX_REASONS = 12
+MAX_ROWS = 100
+MAX_REASONS = 6
 TALL = 15
 """Rows beyond which a table scrolls inside itself."""
 
