@@ -101,3 +101,9 @@ class IdempotencyConflictError(QTuneError, ValueError):
 
 class LaunchError(QTuneError, RuntimeError):
     """A job could not be started, stopped or asked about."""
+
+
+class QueryError(QTuneError, ValueError):
+    """A question about an output that cannot be answered: a wrong condition, an unknown column or sample."""
+
+    exit_code = 2

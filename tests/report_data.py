@@ -49,10 +49,11 @@ def made_up_report(scores: Scores | None = None, keep_ratio: float = 0.5, **chan
     mean_nll, mean_entropy, lengths = scores or made_up_scores()
     outcome = select(mean_nll, mean_entropy, sample_keep_ratio=keep_ratio)
     labels, kept = outcome.labels, outcome.is_kept
-    left = np.where(labels == 2, np.ceil(0.7 * lengths), lengths).astype(np.int64)
+    as_q2 = np.ceil(0.7 * lengths).astype(np.int64)
+    left = np.where(labels == 2, as_q2, lengths)
     sample = even_sample(outcome.placed, labels=labels, kept=kept, num_tokens=lengths)
     entries = EntryCounts.counted(
-        outcome.placed.nll_ranks, outcome.placed.entropy_ranks, outcome.entry, lengths, left, len(lengths)
+        outcome.placed.nll_ranks, outcome.placed.entropy_ranks, outcome.entry, lengths, as_q2, len(lengths)
     )
     rejected = max(len(mean_nll) // 100, 1)
     reasons = {"no_assistant_turn": rejected - rejected // 3, "too_long": rejected // 3}
@@ -82,6 +83,20 @@ def made_up_report(scores: Scores | None = None, keep_ratio: float = 0.5, **chan
         output="out/gsm8k",
     )
     return replace(data, **changes)
+
+
+def nothing_scored() -> ReportData:
+    """A report of a job that rejected all of its five records."""
+    none = np.empty(0)
+    places = none.astype(np.int64)
+    labels = none.astype(np.int8)
+    counts = Counts(rejected=5, reasons={"bad_json": 5})
+    return made_up_report(
+        counts=counts, tokens=TokenTotals(0, 0, 0), thresholds=None, target=0, disjoint_capacity=0, curve=(),
+        sample=EvenSample(places, none, none, none, none, none.astype(np.int32), labels, none.astype(np.bool_), 0),
+        point_ids=(), by_source={"data/gsm8k_train.jsonl": counts}, by_category={}, seconds={},
+        examples=(), distributions=describe(none, none, places, labels),
+    )  # fmt: skip
 
 
 def example(text_tokens: tuple[str, ...], quadrant: QuadrantName = "Q2", sample_id: str = "s:1") -> ExampleSample:

@@ -2,7 +2,7 @@
 
 Writes are atomic and idempotent. Locally a hidden temporary file in the same folder is synced and renamed; an
 object store shows an object only once its upload is complete; HDFS writes aside and moves. The price: a file is in
-memory once before it is written, which bounded shards afford.
+memory once before it is written, which bounded shards afford. What is not bounded goes through `write_chunks`.
 
 Reads go by ranges, so that a retry repeats one block and not a file.
 """
@@ -18,7 +18,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -34,7 +35,7 @@ __all__ = [
     "Entry", "WrittenFile", "display", "exists", "glob", "is_folder", "is_glob", "iter_blocks", "join", "link_or_copy",
     "list_files",
     "open_parquet", "read_bytes", "read_json", "read_range", "read_table", "relative", "remove_file", "remove_tree",
-    "resolve", "retrying", "stat", "write_bytes", "write_json", "write_table",
+    "resolve", "retrying", "stat", "write_bytes", "write_chunks", "write_json", "write_table",
 ]  # fmt: skip
 
 BLOCK_BYTES = 4 << 20
@@ -220,6 +221,29 @@ def write_bytes(uri: str, data: bytes | memoryview | pa.Buffer) -> WrittenFile:
     return WrittenFile(uri, body.nbytes, hashlib.sha256(body).hexdigest())
 
 
+def write_chunks(uri: str, chunks: Iterable[bytes]) -> WrittenFile:
+    """Write a file piece by piece, never whole in memory: it is there complete, or, where `chunks` raises, not at all.
+
+    For an object store it is first gathered in a temporary file of this machine, so that an upload can be repeated.
+    """
+    at = resolve(uri)
+    if at.is_local:
+        written: list[WrittenFile] = []
+        try:
+            _replace(Path(at.path), lambda temporary: written.append(_write_chunks(uri, temporary, chunks)))
+        except StorageError:
+            raise
+        except OSError as error:
+            raise explain(error, uri, "write") from error
+        return written[0]
+    with tempfile.TemporaryDirectory(prefix="qtune-") as folder:
+        gathered = write_chunks(str(Path(folder) / "chunks"), chunks)
+        if not gathered.size_bytes:
+            return write_bytes(uri, b"")
+        with pa.memory_map(gathered.uri) as file:
+            return write_bytes(uri, file.read_buffer())
+
+
 def write_json(uri: str, value: Any) -> WrittenFile:
     """Write JSON at once. Non-finite numbers are a ValueError: they are not JSON."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1)
@@ -250,6 +274,17 @@ def _write_synced(path: Path, body: memoryview) -> None:
         file.write(body)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _write_chunks(uri: str, path: Path, chunks: Iterable[bytes]) -> WrittenFile:
+    size, digest = 0, hashlib.sha256()
+    with path.open("xb") as file:
+        for chunk in chunks:
+            size += file.write(chunk)
+            digest.update(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    return WrittenFile(uri, size, digest.hexdigest())
 
 
 def _sync_folder(folder: Path) -> None:

@@ -255,7 +255,9 @@ def _new_row(new: NewJob) -> dict[str, Any]:
 
 
 def _job(row: Row[Any]) -> Job:
-    times: Any = {name: _time(getattr(row, name)) for name in ("created_at", "updated_at", "started_at", "finished_at")}
+    times: Any = {
+        name: time_of(getattr(row, name)) for name in ("created_at", "updated_at", "started_at", "finished_at")
+    }
     same = ("id", "name", "spec", "output", "owner", "version", "stage", "counts", "thresholds", "launcher")
     return Job(
         **{name: getattr(row, name) for name in same},
@@ -274,7 +276,8 @@ def now_us() -> int:
     return time.time_ns() // 1000
 
 
-def _time(value: int | None) -> datetime | None:
+def time_of(value: int | None) -> datetime | None:
+    """The time that so many microseconds stand for, in UTC."""
     return None if value is None else datetime.fromtimestamp(value / 1e6, UTC)
 
 

@@ -19,7 +19,7 @@ from qtune_service.report.wording import count, number
 
 MAX_PER_QUADRANT = 8
 MAX_PAGE_TOKENS = 3_000
-MAX_TOKEN_CHARS = 64
+MAX_TOKEN_CHARS = 40
 PROMPT_HEAD_CHARS, PROMPT_TAIL_CHARS = 400, 1_000
 
 RunState = Literal["prompt", "kept", "removed", "dropped", "omitted"]
@@ -40,20 +40,31 @@ class ShownExample:
     """A sample with its runs, cut to the page's bounds."""
 
     sample: ExampleSample
+    at: int
+    """Its place among the page's examples."""
     runs: tuple[Run, ...]
     num_trained: int
     num_removed: int
 
 
-def shown_examples(samples: Sequence[ExampleSample]) -> dict[str, list[ShownExample]]:
-    """The examples of a page by quadrant, in the order given."""
+def shown_samples(samples: Sequence[ExampleSample]) -> list[ExampleSample]:
+    """The examples of a page: by quadrant, the typical ones first, else in the order given."""
     chosen: dict[str, list[ExampleSample]] = {}
     for sample in samples:
         group = chosen.setdefault(sample.quadrant, [])
         if len(group) < MAX_PER_QUADRANT:
             group.append(sample)
-    budget = _token_budget([len(_trained(sample)) for group in chosen.values() for sample in group])
-    return {label: [_show(sample, budget) for sample in group] for label, group in sorted(chosen.items())}
+    return [sample for _, group in sorted(chosen.items()) for sample in sorted(group, key=lambda s: s.why != "typical")]
+
+
+def shown_examples(samples: Sequence[ExampleSample]) -> dict[str, list[ShownExample]]:
+    """The examples of a page by quadrant."""
+    chosen = shown_samples(samples)
+    budget = _token_budget([len(trained_tokens(sample)) for sample in chosen])
+    shown: dict[str, list[ShownExample]] = {}
+    for at, sample in enumerate(chosen):
+        shown.setdefault(sample.quadrant, []).append(_show(sample, at, budget))
+    return shown
 
 
 def _token_budget(lengths: Sequence[int]) -> int:
@@ -67,15 +78,16 @@ def _token_budget(lengths: Sequence[int]) -> int:
     return MAX_PAGE_TOKENS
 
 
-def _trained(sample: ExampleSample) -> list[ExampleToken]:
+def trained_tokens(sample: ExampleSample) -> list[ExampleToken]:
+    """Its tokens that are trained on, or would be if it were kept whole."""
     return [token for token in sample.tokens if token.state != "prompt"]
 
 
-def _show(sample: ExampleSample, budget: int) -> ShownExample:
-    trained = _trained(sample)
-    dropped = sample.quadrant in ("Q1", "Q3")
-    removed = 0 if dropped else sum(token.state == "removed" for token in trained)
-    return ShownExample(sample, tuple(_runs(sample.tokens, budget, dropped=dropped)), len(trained), removed)
+def _show(sample: ExampleSample, at: int, budget: int) -> ShownExample:
+    trained = trained_tokens(sample)
+    removed = sum(token.state == "removed" for token in trained) if sample.kept else 0
+    runs = tuple(_runs(sample.tokens, budget, dropped=not sample.kept))
+    return ShownExample(sample, at, runs, len(trained), removed)
 
 
 def _runs(tokens: Iterable[ExampleToken], budget: int, *, dropped: bool) -> Iterable[Run]:
@@ -129,4 +141,11 @@ def _title(token: ExampleToken) -> str:
         parts = [f"NLL {number(token.nll)}", f"PPL {number(math.exp(min(token.nll, 700.0)))}"]
     if token.entropy is not None:
         parts.append(f"entropy {number(token.entropy)}")
+    if token.score is not None:
+        parts.append(f"smoothed {number(token.score)}")
     return " · ".join(parts)
+
+
+def token_runs(sample: ExampleSample, max_tokens: int) -> tuple[Run, ...]:
+    """The runs of a kept sample, with so many of its trained tokens at most: for pages with bounds of their own."""
+    return tuple(_runs(sample.tokens, max_tokens, dropped=False))

@@ -5,9 +5,9 @@ Each check is a function that yields at most one sentence; none of them changes 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
+from qtune_service.report.choice import other_strategy, prune_spec, quadrant_rule
 from qtune_service.report.contents import ReportData
 from qtune_service.report.wording import count, number, percent
 
@@ -29,20 +29,31 @@ def _nothing_scored(data: ReportData) -> str | None:
     return "No sample was scored: every record was rejected." if data.counts.scored == 0 else None
 
 
+def _another_strategy(data: ReportData) -> str | None:
+    strategy = other_strategy(data)
+    if strategy is None:
+        return None
+    return (
+        f"The samples were chosen by another strategy than Q-Tuning: {strategy}. Quadrants and corners only tell where "
+        "samples lie, not what becomes of them."
+    )
+
+
 def _overlapping_corners(data: ReportData) -> str | None:
-    if data.thresholds is None or data.thresholds.alpha <= 0.5:
+    if data.thresholds is None or data.thresholds.alpha <= 0.5 or other_strategy(data) is not None:
         return None
     target, capacity, scored = data.target, data.disjoint_capacity, data.counts.scored
     alpha = _alpha(data.thresholds.alpha)
+    nearer = "" if quadrant_rule(data) else " Samples in both corners are labelled by the nearer one."
     return (
         f"The target of {count(target)} samples ({percent(target, scored)}) needs alpha {alpha}, "
         f"where the two kept corners overlap; {percent(capacity, scored)} ({count(capacity)} samples) is the most that "
-        "disjoint corners hold. Samples in both corners are labelled by the nearer one."
+        f"disjoint corners hold.{nearer}"
     )
 
 
 def _kept_is_not_target(data: ReportData) -> str | None:
-    kept, target, prune = data.counts.kept, data.target, _prune(data)
+    kept, target, prune = data.counts.kept, data.target, prune_spec(data)
     over = kept - target
     if over == 0:
         return None
@@ -50,21 +61,23 @@ def _kept_is_not_target(data: ReportData) -> str | None:
     where = f"{count(kept)} samples are kept where {count(target)} were asked for ({side})"
     if prune.get("quadrant_rule"):
         return f"{where}: the quadrant rule {prune['quadrant_rule']!r} decides."
-    if prune.get("bisect_max_iter"):
+    if prune.get("bisect_max_iter") and other_strategy(data) is None:
         return f"{where}: the search for alpha was told to stop after {prune['bisect_max_iter']} steps."
     if over > TIES_WITHOUT_REPEATS:
         return f"{where}: samples with equal scores lie on the threshold, and all of them were taken."
     return None
 
 
-def _short_q2_responses(data: ReportData) -> str | None:
-    median = data.distributions.median_q2_tokens
-    shortest = _prune(data).get("min_tokens_to_prune", 1)
+def _short_responses(data: ReportData) -> str | None:
+    is_other = other_strategy(data) is not None  # then tokens are removed from every kept sample, else from Q2's
+    d = data.distributions
+    median, which = (d.num_tokens.get("p50"), "") if is_other else (d.median_q2_tokens, "Q2 ")
+    shortest = prune_spec(data).get("min_tokens_to_prune", 1)
     if median is None or median >= SHORT_RESPONSE or data.tokens.after >= data.tokens.before or median < shortest:
         return None
     return (
-        f"The median Q2 response has {number(median)} trained tokens. In answers this short the token with the highest "
-        "perplexity is often the very thing to be learned; min_tokens_to_prune "
+        f"The median {which}response has {number(median)} trained tokens. In answers this short the token with the "
+        "highest perplexity is often the very thing to be learned; min_tokens_to_prune "
         f"({SHORT_RESPONSE}, for example) keeps them whole."
     )
 
@@ -119,16 +132,12 @@ def _alpha(alpha: float) -> str:
     return f"{alpha:.2f}" if alpha >= 0.505 else f"{alpha:.4g}"  # never '0.50' for what is over a half
 
 
-def _prune(data: ReportData) -> Mapping[str, Any]:
-    part: Mapping[str, Any] = data.spec.get("prune", {})
-    return part
-
-
 CHECKS: tuple[Callable[[ReportData], str | None], ...] = (
     _nothing_scored,
+    _another_strategy,
     _overlapping_corners,
     _kept_is_not_target,
-    _short_q2_responses,
+    _short_responses,
     _vanished_categories,
     _many_rejected,
     _ties,

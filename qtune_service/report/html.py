@@ -3,6 +3,7 @@
 The chart library comes out of an installed package (vl-convert) and is inlined, 0.9 MB; the rest is hand-written. The
 page carries a content security policy that allows its own two scripts by their hash, no evaluation of strings, and no
 connection at all: whatever the data hold, nothing in them can run or call home, even if an escape were forgotten.
+Bounds on everything that the data decide (rows, names, tokens, points) keep it under 3 MB for any number of samples.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -18,49 +18,57 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from qtune_service.report import wording
-from qtune_service.report.contents import QUADRANTS, Counts, ReportData
+from qtune_service.report import tables, wording
+from qtune_service.report.axes import entropy_axis, perplexity_axis
+from qtune_service.report.choice import fates, other_strategy, quadrant_rule
+from qtune_service.report.commands import prune_command
+from qtune_service.report.contents import QUADRANTS, ReportData
 from qtune_service.report.examples import shown_examples
 from qtune_service.report.findings import find_warnings
-from qtune_service.report.plane import PAGE, Points, plane_chart
+from qtune_service.report.page_data import page_data
+from qtune_service.report.what_if import what_if, why_no_curve
 
-MAX_TABLE_ROWS = 100
 MAX_NAME_CHARS = 120
+SHORT_NAME_CHARS = 60
 MAX_WARNINGS = 40
 MAX_WARNING_CHARS = 1_200
 MAX_SPEC_CHARS = 12_000
+STYLES = ("page", "figures", "tables", "samples", "media")
+SCRIPTS = ("numbers", "copy", "charts", "picking", "what_if", "tokens", "sorting", "start")
+"""Each concern has a file; together they are one script, in this order."""
 
 
 @dataclass(frozen=True, slots=True)
-class GroupTable:
-    """A table of counts by source or category: its largest rows, and how many there are in all."""
+class Flow:
+    """A part of the bar that shows where the records went."""
 
-    title: str
-    heading: str
-    rows: tuple[tuple[str, Counts], ...]
-    total: int
+    css: str
+    name: str
+    size: int
 
 
 def render_report(data: ReportData) -> str:
     """The page. Deterministic: the same data give the same bytes."""
-    script = _resource("report.js")
     bundle = _chart_library() if data.thresholds is not None else ""
+    script = _script()
     page = (
         _environment()
         .get_template("report.html.j2")
         .render(
+            **_texts(data),
             data=data,
-            model=data.spec.get("model", {}).get("name", ""),
-            prune=data.spec.get("prune", {}),
-            warnings=[wording.shorten(text, MAX_WARNING_CHARS) for text in find_warnings(data)[:MAX_WARNINGS]],
             quadrants=QUADRANTS,
-            groups=[table for table in _group_tables(data) if table.rows],
-            reasons=_largest(data.counts.reasons)[:MAX_TABLE_ROWS],
+            cards=tables.quadrant_cards(data),
+            fates=fates(data),
+            flow=_flow(data),
+            groups=tables.group_tables(data),
+            reasons=tables.largest(data.counts.reasons, tables.MAX_ROWS),
             examples=shown_examples(data.examples),
-            spec_text=wording.shorten(json.dumps(data.spec, indent=2, ensure_ascii=False, default=str), MAX_SPEC_CHARS),
-            plane=_chart(data),
-            css=Markup(_resource("report.css")),  # noqa: S704 - our own file
-            script=Markup(script),  # noqa: S704 - our own file
+            what_if=what_if(data),
+            num_beyond=_num_beyond(data),
+            page_data=_json_for_script(page_data(data)) if data.thresholds is not None else "",
+            css=Markup("\n".join(_resource(f"css/{name}.css") for name in STYLES)),  # noqa: S704 - our own files
+            script=Markup(script),  # noqa: S704 - our own files
             bundle=Markup(bundle),  # noqa: S704 - an installed package's
             policy=_policy([bundle, script]),
         )
@@ -68,10 +76,46 @@ def render_report(data: ReportData) -> str:
     return page.encode("utf-8", "backslashreplace").decode("utf-8")  # JSON data can hold half a surrogate pair
 
 
-def _chart(data: ReportData) -> Markup | None:
-    if data.thresholds is None:
-        return None
-    return _json_for_script(plane_chart(Points.of(data.sample, data.point_ids), data.thresholds, PAGE))
+def _texts(data: ReportData) -> dict[str, Any]:
+    spec = json.dumps(data.spec, indent=2, ensure_ascii=False, default=str)
+    point = what_if(data)
+    return {
+        "facts": _facts(data),
+        "strategy": other_strategy(data),
+        "rule": quadrant_rule(data),
+        "warnings": [wording.shorten(text, MAX_WARNING_CHARS) for text in find_warnings(data)[:MAX_WARNINGS]],
+        "spec_text": wording.shorten(spec, MAX_SPEC_CHARS),
+        "why_no_curve": why_no_curve(data),
+        "prune_command": prune_command(data, point.now.sample_keep_ratio) if point else "",
+    }
+
+
+def _facts(data: ReportData) -> list[tuple[str, str]]:
+    """Model, engine and time; all that an engine says of itself stands below."""
+    engine = data.engine
+    made = data.created_at.replace("T", " ").replace("+00:00", " UTC")
+    found = [("Model", data.spec.get("model", {}).get("name", ""))]
+    found += [(name.capitalize(), str(engine[key])) for key, name in _ENGINE_FACTS.items() if engine.get(key)]
+    return [(key, value) for key, value in [*found, ("Made", made)] if value]
+
+
+_ENGINE_FACTS = {"engine": "engine", "name": "engine", "version": "version", "device": "device", "dtype": "precision"}
+
+
+def _flow(data: ReportData) -> list[Flow]:
+    c, told = data.counts, fates(data)
+    if told:
+        sizes = (("Q2", c.q2), ("Q4", c.q4), ("Q1", c.q1), ("Q3", c.q3))
+        parts = [Flow(label, f"{label} {told[label]}", size) for label, size in sizes]  # type: ignore[index]
+    else:
+        parts = [Flow("chosen", "kept", c.kept), Flow("left-out", "dropped", c.pruned)]
+    parts.append(Flow("rejected", "rejected before scoring", c.rejected))
+    return [part for part in parts if part.size]
+
+
+def _num_beyond(data: ReportData) -> int:
+    axes = (perplexity_axis(data.sample, data.thresholds), entropy_axis(data.sample, data.thresholds))
+    return sum(axis.num_beyond for axis in axes)
 
 
 def _json_for_script(value: Any) -> Markup:
@@ -87,32 +131,35 @@ def _policy(scripts: list[str]) -> str:
     return f"default-src 'none'; script-src {sources}; {rest}"
 
 
-def _group_tables(data: ReportData) -> list[GroupTable]:
-    sides = (("By source", "Source", data.by_source), ("By category", "Category", data.by_category))
-    return [
-        GroupTable(title, heading, tuple(sorted(groups.items(), key=_by_size)[:MAX_TABLE_ROWS]), len(groups))
-        for title, heading, groups in sides
-    ]
-
-
-def _by_size(item: tuple[str, Counts]) -> tuple[int, str]:
-    return -item[1].read, item[0]
-
-
-def _largest(values: Mapping[str, int]) -> list[tuple[str, int]]:
-    return sorted(values.items(), key=lambda item: (-item[1], item[0]))
-
-
 @cache
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("qtune_service.report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters.update(count=wording.count, number=wording.number, duration=wording.duration)
+    environment.filters.update(count=wording.count, number=wording.number, duration=wording.duration, rank=wording.rank)
     environment.filters["name"] = lambda text: wording.shorten(str(text), MAX_NAME_CHARS)
-    environment.globals["percent"] = wording.percent
+    environment.filters["short_name"] = lambda text: wording.shorten(str(text), SHORT_NAME_CHARS)
+    environment.filters["file_name"] = lambda text: wording.shorten(wording.file_name(text), SHORT_NAME_CHARS)
+    environment.filters["words"] = _words
+    environment.globals.update(
+        percent=wording.percent,
+        largest=tables.largest,
+        told_reasons=tables.told_reasons,
+        max_reasons=tables.MAX_REASONS,
+    )
     return environment
+
+
+def _words(command: str) -> Markup:
+    """Each word is an element, so that a line ends between words and not at the hyphens of a flag."""
+    return Markup(" ").join(Markup("<span>{}</span>").format(word) for word in command.split(" "))
+
+
+@cache
+def _script() -> str:
+    body = "\n".join(_resource(f"js/{name}.js") for name in SCRIPTS)
+    return f'"use strict";\n(async () => {{\n{body}\n}})();'
 
 
 @cache

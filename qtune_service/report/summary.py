@@ -69,7 +69,12 @@ def _distributions(data: ReportData) -> dict[str, Any]:
 
 
 def _tables(groups: Mapping[str, Counts]) -> dict[str, dict[str, Any]]:
-    return {name: {**c.as_dict(), "keep_ratio": _ratio(c.kept, c.scored)} for name, c in groups.items()}
+    return {name: _row(c) for name, c in groups.items()}
+
+
+def _row(c: Counts) -> dict[str, Any]:
+    tokens = {"tokens_before": c.tokens_before, "tokens_after": c.tokens_after}
+    return {**c.as_dict(), "keep_ratio": _ratio(c.kept, c.scored), **tokens, "rejected_reasons": dict(c.reasons)}
 
 
 def _thresholds(t: Thresholds | None) -> dict[str, float | None] | None:

@@ -9,6 +9,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from qtune_service.report.bars import bar
+
+BAR_WIDTH = 10
 QUADRANTS = {
     "Q1": ("harmful noise", "dropped"),
     "Q2": ("valuable misconception", "kept, worst tokens masked"),
@@ -33,13 +36,15 @@ def _parts(m: dict[str, Any]) -> Iterator[RenderableType]:
 
 
 def _quadrants(counts: dict[str, int]) -> Table:
-    table = Table(title="Samples by quadrant", title_justify="left", title_style="bold")
-    for name, justify in (("quadrant", "left"), ("samples", "right"), ("share", "right"), ("", "left")):
+    table = Table(title="Samples by quadrant", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for name, justify in (("quadrant", "left"), ("samples", "right"), ("share", "right"), ("", "left"), ("", "left")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    most = max(*(counts[name] for name in QUADRANTS), 1)
     for name, (meaning, fate) in QUADRANTS.items():
         share = counts[name] / max(counts["scored"], 1)
         style = "green" if name in ("Q2", "Q4") else "dim"
-        table.add_row(f"{name} {meaning}", f"{counts[name]:,}", f"{share:.1%}", fate, style=style)
+        length = bar(counts[name] / most, BAR_WIDTH)
+        table.add_row(f"{name} {meaning}", f"{counts[name]:,}", f"{share:.1%}", length, fate, style=style)
     return table
 
 
@@ -79,7 +84,7 @@ def _rows(m: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _rejected(reasons: dict[str, int], read: int) -> Table:
-    table = Table(title="Rejected", title_justify="left", title_style="bold")
+    table = Table(title="Rejected", title_justify="left", title_style="bold", box=None, pad_edge=False)
     table.add_column("reason")
     table.add_column("records", justify="right")
     table.add_column("share of read", justify="right")

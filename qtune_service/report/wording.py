@@ -19,6 +19,11 @@ def shorten(text: str, limit: int) -> str:
     return f"{text[:head]}…{text[len(text) - (limit - head - 1) :]}"
 
 
+def file_name(path: str) -> str:
+    """The last part of a path or URI."""
+    return path.rstrip("/").rpartition("/")[2] or path
+
+
 def count(value: float) -> str:
     """12345 -> '12,345'."""
     return f"{value:,.0f}"
@@ -45,6 +50,11 @@ def number(value: float | None) -> str:
     if 1e4 <= abs(value) < 1e6:
         return f"{value:,.0f}"
     return f"{value:.4g}".replace("-", MINUS)
+
+
+def rank(value: float) -> str:
+    """A rank in (0, 1): three digits, '0.507'."""
+    return f"{value:.3f}"
 
 
 def duration(seconds: float) -> str:

@@ -48,6 +48,27 @@ def test_what_is_written_is_read_back_everywhere(root: str) -> None:
     assert storage.read_table(storage.join(root, "t.parquet")).equals(table)
 
 
+def test_a_stream_becomes_one_file(root: str) -> None:
+    """Chunks are written one behind the other; where they break off, the file is as it was."""
+    uri = storage.join(root, "folder", "stream")
+    chunks = [b"one\n", b"", b"x" * 3_000_000, b"end"]
+    written = storage.write_chunks(uri, iter(chunks))
+    body = b"".join(chunks)
+    assert storage.read_bytes(uri) == body
+    assert (written.size_bytes, written.sha256) == (len(body), hashlib.sha256(body).hexdigest())
+
+    def broken() -> Iterator[bytes]:
+        yield b"half"
+        raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more"):
+        storage.write_chunks(uri, broken())
+    assert storage.read_bytes(uri) == body
+    assert storage.write_chunks(uri, iter(())).size_bytes == 0
+    assert storage.read_bytes(uri) == b""
+    assert len(storage.list_files(storage.join(root, "folder"))) == 1, "nothing half-written is left"
+
+
 def test_writing_again_replaces(root: str) -> None:
     """A second write of a name wins, and its version differs from the first."""
     uri = storage.join(root, "twice")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import replace
 
 from qtune_service.report.contents import ExampleSample, ExampleToken
 from qtune_service.report.examples import (
@@ -11,32 +11,49 @@ from qtune_service.report.examples import (
     PROMPT_HEAD_CHARS,
     PROMPT_TAIL_CHARS,
     shown_examples,
-    typical_samples,
+    shown_samples,
 )
 from tests.report_data import example
-
-
-def test_typical_samples_lie_nearest_to_their_quadrants_median() -> None:
-    """Nearest first; a quadrant with fewer samples gives what it has."""
-    nll = np.array([1.0, 2.0, 3.0, 9.0, 5.0])
-    labels = np.array([2, 2, 2, 2, 4], dtype=np.int8)
-    chosen = typical_samples(nll, np.ones(5), labels, per_quadrant=2)
-    assert chosen == {1: [], 2: [1, 2], 3: [], 4: [4]}
 
 
 def test_tokens_keep_their_state_and_scores() -> None:
     """The prompt is one run; kept and removed tokens are runs of their own with NLL, PPL and entropy."""
     (shown,) = shown_examples([example(("a", "b", "c"))])["Q2"]
     assert [run.css for run in shown.runs] == ["p", "k", "k", "r"]
-    assert shown.runs[1].title == "NLL 0.5 · PPL 1.649 · entropy 1.25"
+    assert shown.runs[1].title == "NLL 0.5 · PPL 1.649 · entropy 1.25 · smoothed 1.5"
     assert (shown.num_trained, shown.num_removed) == (3, 1)
 
 
 def test_tokens_of_dropped_samples_are_neither_kept_nor_removed() -> None:
-    """Q1 and Q3 go whole, so green would be a lie."""
-    for label in ("Q1", "Q3"):
-        sample = ExampleSample("s", "s", None, "Q1" if label == "Q1" else "Q3", 2, 1, (ExampleToken("a", "kept", 1.0),))
-        assert [run.css for run in shown_examples([sample])[label][0].runs] == ["d"]
+    """They go whole, so green would be a lie; whatever the quadrant, for another strategy drops any."""
+    for label in ("Q1", "Q2", "Q3", "Q4"):
+        sample = replace(example(("a", "b", "c"), "Q2"), quadrant=label, kept=False)
+        (shown,) = shown_examples([sample])[label]
+        assert [run.css for run in shown.runs[1:]] == ["d", "d", "d"]
+        assert shown.num_removed == 0
+
+
+def test_samples_that_another_strategy_keeps_show_their_tokens() -> None:
+    """A kept sample of Q1 has kept and removed tokens."""
+    (shown,) = shown_examples([replace(example(("a", "b", "c"), "Q2"), quadrant="Q1")])["Q1"]
+    assert [run.css for run in shown.runs[1:]] == ["k", "k", "r"]
+    assert shown.num_removed == 1
+
+
+def test_typical_samples_stand_before_borderline_ones() -> None:
+    """By quadrant, and numbered as they stand on the page."""
+    samples = [
+        replace(example(("a",), "Q4", "s:1"), why="borderline"),
+        example(("a",), "Q4", "s:2"),
+        example(("a",), "Q1", "s:3"),
+    ]
+    assert [sample.sample_id for sample in shown_samples(samples)] == ["s:3", "s:2", "s:1"]
+    shown = shown_examples(samples)
+    assert [(e.at, e.sample.sample_id) for group in shown.values() for e in group] == [
+        (0, "s:3"),
+        (1, "s:2"),
+        (2, "s:1"),
+    ]
 
 
 def test_long_samples_share_the_page_and_say_what_is_missing() -> None:

@@ -74,7 +74,7 @@ def test_vanished_categories_are_named_largest_first() -> None:
     """Also those that were rejected whole; of many, eight are named and the rest counted."""
     data = _quiet()
     gone = {f"c{i}": Counts(rejected=1, q1=i) for i in range(11)}
-    (warning,) = find_warnings(replace(data, by_category={"kept": Counts(q2=1), **gone}))
+    (warning,) = find_warnings(replace(data, by_category={"kept": Counts(q2=1, kept=1), **gone}))
     assert warning.startswith("11 categories have no kept sample: 'c10' (11 read, 1 rejected), 'c9'")
     assert warning.endswith(", and 3 more.")
 
@@ -82,10 +82,10 @@ def test_vanished_categories_are_named_largest_first() -> None:
 def test_many_rejected_are_told_with_the_most_common_reason() -> None:
     """Over 5% of the records read."""
     data = _quiet()
-    counts = replace(data.counts, rejected=data.counts.scored)
-    (warning,) = find_warnings(replace(data, counts=counts, rejected_reasons={"bad JSON": 1, "empty response": 9}))
+    counts = replace(data.counts, rejected=data.counts.scored, reasons={"bad_json": 1, "empty_response": 9})
+    (warning,) = find_warnings(replace(data, counts=counts))
     assert "50% of the records read were rejected" in warning
-    assert "'empty response' (9)" in warning
+    assert "'empty_response' (9)" in warning
 
 
 def test_equal_scores_are_told() -> None:
@@ -104,6 +104,31 @@ def test_a_model_that_finds_all_trivial_or_all_hard_is_told() -> None:
     nll, entropy, lengths = made_up_scores(correlation=0.0)
     assert "trivial" in find_warnings(made_up_report((nll / 1000, entropy, lengths), keep_ratio=0.25))[0]
     assert "hard" in find_warnings(made_up_report((nll + 6, entropy, lengths), keep_ratio=0.25))[0]
+
+
+def test_another_strategy_is_told_and_quadrants_are_not_blamed() -> None:
+    """Which one chose; the corners' overlap is then nobody's concern."""
+    data = _with_prune(made_up_report(made_up_scores(correlation=0.93)), strategy="longest")
+    (warning,) = find_warnings(data)
+    assert "chosen by another strategy than Q-Tuning: the longest first" in warning
+    assert "the shortest first" in find_warnings(_with_prune(data, strategy_order="lowest"))[0]
+    assert find_warnings(_with_prune(data, strategy="q_tuning"))[0].startswith("The target of")
+
+
+def test_short_responses_of_another_strategy_are_those_of_all() -> None:
+    """Its tokens are pruned in every kept sample, so the median of all counts, not Q2's."""
+    data = _with_prune(_quiet(), strategy="random")
+    short = replace(data.distributions, num_tokens={"p50": 7.0}, median_q2_tokens=200.0)
+    assert find_warnings(replace(data, distributions=short))[1].startswith("The median response has 7 trained tokens.")
+    only_q2 = replace(data.distributions, median_q2_tokens=7.0)
+    assert len(find_warnings(replace(data, distributions=only_q2))) == 1
+
+
+def test_a_rule_labels_the_overlap_itself() -> None:
+    """The sentence about the nearer corner is the method's."""
+    data = made_up_report(made_up_scores(correlation=0.93))
+    assert "nearer one" in find_warnings(data)[0]
+    assert "nearer one" not in find_warnings(_with_prune(data, quadrant_rule="m:f"))[0]
 
 
 def test_the_pipelines_own_warnings_come_first_and_nothing_twice() -> None:

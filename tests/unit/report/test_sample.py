@@ -7,8 +7,11 @@ import itertools
 import numpy as np
 import pytest
 
+from qtune_service.core.placed import Placed
+from qtune_service.core.thresholds import select
 from qtune_service.report import sample
-from qtune_service.report.sample import EvenSample, even_sample, pick_points
+from qtune_service.report.sample import COLUMNS, EvenSample, even_sample, pick_points
+from tests.report_data import made_up_scores
 
 LIMIT = 4_000
 
@@ -40,12 +43,37 @@ def test_picks_do_not_beat_with_periodic_data() -> None:
 def test_parts_of_a_population_give_the_sample_of_the_whole(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     """However the population is cut, also into empty parts, the joined picks are those of all at once."""
     monkeypatch.setattr(sample, "SAMPLE_LIMIT", limit)
-    rng = np.random.default_rng(1)
-    nll, entropy, labels = rng.normal(size=400), rng.normal(size=400), rng.integers(1, 5, 400)
+    nll, entropy, lengths = made_up_scores(400)
+    found = select(nll, entropy, sample_keep_ratio=0.4)
     cuts = [0, 1, 130, 130, 399, 400]
-    parts = [even_sample(nll[a:b], entropy[a:b], labels[a:b], start=a, total=400) for a, b in itertools.pairwise(cuts)]
-    whole, joined = even_sample(nll, entropy, labels), EvenSample.joined(parts)
+    parts = [
+        even_sample(
+            _part(found.placed, a, b), labels=found.labels[a:b], kept=found.is_kept[a:b], num_tokens=lengths[a:b],
+            start=a, total=400,
+        )
+        for a, b in itertools.pairwise(cuts)
+    ]  # fmt: skip
+    whole = even_sample(found.placed, labels=found.labels, kept=found.is_kept, num_tokens=lengths)
+    joined = EvenSample.joined(parts)
     assert len(whole.index) == min(limit, 400)
-    for name in ("index", "mean_nll", "mean_entropy", "quadrant"):
+    assert joined.total == whole.total == 400
+    for name in COLUMNS:
         np.testing.assert_array_equal(getattr(joined, name), getattr(whole, name))
     np.testing.assert_array_equal(whole.mean_nll, nll[whole.index])
+    np.testing.assert_array_equal(whole.num_tokens, lengths[whole.index])
+
+
+def test_ranks_are_those_among_the_whole_population(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mid-ranks in (0, 1), also where only some samples are picked."""
+    monkeypatch.setattr(sample, "SAMPLE_LIMIT", 30)
+    nll, entropy, lengths = made_up_scores(100)
+    found = select(nll, entropy, sample_keep_ratio=0.4)
+    picked = even_sample(found.placed, labels=found.labels, kept=found.is_kept, num_tokens=lengths)
+    below = np.array([np.sum(nll < value) for value in picked.mean_nll])
+    np.testing.assert_allclose(picked.error_rank, (below + 0.5) / 100)
+
+
+def _part(placed: Placed, start: int, stop: int) -> Placed:
+    span = slice(start, stop)
+    scores = placed.mean_nll[span], placed.mean_entropy[span]
+    return Placed(*scores, placed.nll_ranks[span], placed.entropy_ranks[span], placed.num_samples)

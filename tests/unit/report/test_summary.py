@@ -14,7 +14,7 @@ from tests.report_data import made_up_report
 
 def test_the_names_other_tools_use_hold_the_right_numbers() -> None:
     """Stage 1 counts quadrants over scored samples; stage 2 counts trained tokens of kept samples."""
-    data = made_up_report(counts=Counts(10, 40, 20, 30, 10), tokens=TokenTotals(1000, 400, 300))
+    data = made_up_report(counts=Counts(10, 40, 20, 30, 10, 30), tokens=TokenTotals(1000, 400, 300))
     summary = summary_statistics(data)
     stage1, stage2 = summary["stage1"], summary["stage2"]
     assert [stage1[f"Q{i}_count"] for i in (1, 2, 3, 4)] == [40, 20, 30, 10]
@@ -32,6 +32,14 @@ def test_counts_add_up_in_every_row() -> None:
     for row in rows:
         assert row["kept"] + row["pruned"] + row["rejected"] == row["read"] > 0
         assert row["kept"] == row["Q2"] + row["Q4"]
+
+
+def test_groups_tell_their_tokens_and_rejected() -> None:
+    """Tokens of a group's scored samples before and after, and why records were rejected."""
+    counts = Counts.of({"too_long": 2}, [1, 2, 3, 4, 6, 900, 500])
+    row = summary_statistics(made_up_report(by_category={"a": counts}))["by_category"]["a"]
+    assert (row["tokens_before"], row["tokens_after"], row["keep_ratio"]) == (900, 500, 0.6)
+    assert (row["rejected"], row["rejected_reasons"]) == (2, {"too_long": 2})
 
 
 def test_it_is_strict_json_also_at_infinity() -> None:

@@ -1,20 +1,6 @@
-"use strict";
-(() => {
-  const chart = document.getElementById("plane-chart");
-  if (chart) {
-    const spec = JSON.parse(document.getElementById("plane-spec").textContent);
-    // `ast` makes Vega walk expressions instead of compiling them: the page's policy forbids evaluating strings.
-    const options = { mode: "vega-lite", renderer: "svg", actions: false, ast: true, tooltip: { theme: "custom" } };
-    window.vegaEmbed(chart, spec, options).then(
-      () => { chart.dataset.state = "drawn"; },
-      (error) => {
-        chart.dataset.state = "failed";
-        chart.textContent = `The picture could not be drawn: ${error.message}`;
-      },
-    );
-  }
+// Tokens: hover, tap, or focus a sample and walk with the arrow keys; the line below tells the scores.
 
-  // Tokens: hover, tap, or focus a sample and walk with the arrow keys; the line below tells the scores.
+const connectTokens = () => {
   const names = { k: "kept", r: "removed from the loss", d: "dropped with its sample" };
   for (const box of document.querySelectorAll(".tokens")) {
     const tokens = [...box.querySelectorAll(".k, .r, .d")];
@@ -42,14 +28,4 @@
       tokens[here].scrollIntoView({ block: "nearest" });
     });
   }
-
-  // On paper every sample is open.
-  let closed = [];
-  window.addEventListener("beforeprint", () => {
-    closed = [...document.querySelectorAll("details:not([open])")];
-    for (const part of closed) part.open = true;
-  });
-  window.addEventListener("afterprint", () => {
-    for (const part of closed) part.open = false;
-  });
-})();
+};

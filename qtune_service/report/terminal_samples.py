@@ -1,0 +1,186 @@
+"""Samples, groups and rejected records in the terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Group as Lines
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from qtune_service.outputs.finished import FinishedOutput
+from qtune_service.outputs.query import Field, Group, Records
+from qtune_service.report.bars import bar
+from qtune_service.report.shown import FIELDS, ShownSample, plain
+from qtune_service.report.terminal import BAR_WIDTH, QUADRANTS
+from qtune_service.report.terminal_plane import draw_plane
+from qtune_service.report.terminal_tokens import Cut, token_text
+from qtune_service.report.tokens import visible_text
+from qtune_service.report.wording import NOTHING, count, number, percent, shorten
+
+BRIEF = Cut(prompt_chars=200, trained_tokens=150)
+VALUE_CHARS, CELL_CHARS, NAME_CHARS = 600, 48, 40
+
+
+def sample_card(sample: ShownSample, *, signs: bool) -> Lines:
+    """A sample in a list: what it is, where it is from, its text, cut."""
+    more = [f"{name} {_short(value)}" for name, value in sample.fields.items() if name not in FIELDS]
+    head = Text(f"{sample.fields['sample_id']}  ", style="bold").append("  ".join([*_facts(sample), *more]), "not bold")
+    place = Text(_place(sample.fields), style="dim")
+    return Lines(head, place, token_text(sample.tokens, signs=signs, cut=BRIEF), Text())
+
+
+def sample_page(sample: ShownSample, finished: FinishedOutput, *, signs: bool) -> Lines:
+    """All that is known of one sample."""
+    head = Text(f"{sample.fields['sample_id']}  ", style="bold").append("  ".join(_facts(sample)), "not bold")
+    return Lines(
+        head,
+        Text(f"{_place(sample.fields)}\n", style="dim"),
+        *_plane(sample, finished),
+        _pairs({name: _line(value, VALUE_CHARS) for name, value in sample.own.items()}),
+        Text(),
+        token_text(sample.tokens, signs=signs, cut=Cut()),
+        Text(),
+        *_hardest(sample),
+    )
+
+
+def _facts(sample: ShownSample) -> Iterator[str]:
+    """Quadrant, fate and scores in words."""
+    fields = sample.fields
+    if "quadrant" in fields:
+        yield f"{fields['quadrant']} {'kept' if fields['kept'] else 'dropped'}"
+    yield f"perplexity {number(fields['perplexity'])}"
+    yield f"entropy {number(fields['mean_entropy'])}"
+    removed = sample.tokens_removed
+    cut = f", {count(removed)} removed" if removed and fields.get("kept") else ""
+    yield f"{count(fields['num_tokens'])} tokens{cut}"
+    if fields["truncated"]:
+        yield "truncated"
+
+
+def _place(fields: Mapping[str, Any]) -> str:
+    line = "" if fields["line"] is None else f":{fields['line']}"
+    return visible_text(f"{fields['source']}{line}")
+
+
+def _plane(sample: ShownSample, finished: FinishedOutput) -> Iterator[RenderableType]:
+    """Where it lies, and what that means for its fate."""
+    if "quadrant" not in sample.fields:
+        return
+    p, e = sample.fields["error_rank"], sample.fields["entropy_rank"]
+    alpha = finished.manifest["thresholds"]["alpha"]
+    yield draw_plane(p, e, alpha)
+    label = sample.fields["quadrant"]
+    yield Text(f"By perplexity it stands at {p:.1%} of all samples, by entropy at {e:.1%}.")
+    prune, entry = finished.prune, min(max(1 - p, e), max(p, 1 - e))
+    if prune.strategy != "q_tuning":
+        fate = f"The strategy {prune.strategy} chose; on the plane it lies in {label}, {QUADRANTS[label][0]}."
+    elif prune.quadrant_rule is not None:
+        fate = f"The rule {prune.quadrant_rule} made it {label}, {QUADRANTS[label][0]}."
+    else:
+        fate = f"{label}, {QUADRANTS[label][0]}: {QUADRANTS[label][1]}. "
+        fate += f"It is kept from alpha {entry:.4f} on; the job's is {alpha:.4f}."
+    yield Text(fate + "\n")
+
+
+def _hardest(sample: ShownSample) -> Iterator[RenderableType]:
+    """The trained tokens with the highest perplexity."""
+    trained = [token for token in sample.tokens if token.nll is not None]
+    worst = sorted(trained, key=lambda token: -(token.nll or 0.0))[:5]
+    numbers = [("NLL", "right"), ("entropy", "right"), ("score", "right")]
+    table = _table("Hardest tokens", [("token", "left"), *numbers, ("", "left"), ("", "left")])
+    top = max((token.nll or 0.0 for token in worst), default=0.0) or 1.0
+    for token in worst:
+        values = (number(value) for value in (token.nll, token.entropy, token.score))
+        table.add_row(_cell(repr(token.text)), *values, bar((token.nll or 0.0) / top, BAR_WIDTH), token.state)
+    yield table
+
+
+def rows_table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Table:
+    """Chosen columns, a row a sample."""
+    table = _table("", [(name, "left") for name in names])
+    for row in rows:
+        table.add_row(*(_cell(_short(row[name])) for name in names))
+    return table
+
+
+def groups_table(name: str, groups: Sequence[Group]) -> Table:
+    """How each value of a field fared."""
+    places = [*QUADRANTS, "kept"] if any(group.quadrants for group in groups) else []
+    columns = [(name, "left"), ("samples", "right"), *((place, "right") for place in places)]
+    columns += [("", "left")] if places else []
+    table = _table("", [*columns, ("perplexity", "right"), ("entropy", "right")], gap=1)
+    for group in groups:
+        value = Text(shorten(visible_text(group.value).replace("\n", "⏎"), NAME_CHARS))
+        scores = number(group.perplexity), number(group.entropy)
+        table.add_row(value, count(group.num_samples), *_shares(group), *scores)
+    return table
+
+
+def _shares(group: Group) -> Iterator[str]:
+    for samples in group.quadrants.values():
+        yield percent(samples, group.num_samples)
+    if group.kept is not None:
+        yield percent(group.kept, group.num_samples)
+        yield bar(group.kept / group.num_samples, BAR_WIDTH // 2)
+
+
+def rejected_card(row: Mapping[str, Any]) -> Lines:
+    """A rejected record: where it was, why, and how it begins."""
+    head = Text(_place(row), style="bold").append(f"  {row['reason']}", "yellow not bold")
+    lines = [head, Text(f"  {_line(row['detail'] or '', VALUE_CHARS)}")]
+    if row["record"]:
+        lines.append(Text(f"  {_line(row['record'], VALUE_CHARS // 2)}", style="dim"))
+    return Lines(*lines, Text())
+
+
+def fields_table(records: Records) -> Table:
+    """What conditions, orders and columns can name."""
+    table = _table("", [("column", "left"), ("type", "left"), ("", "left")])
+    for field in records.fields.values():
+        table.add_row(Text(field.name), Text(shorten(str(field.type), NAME_CHARS)), _about(field), style=None)
+    return table
+
+
+def _about(field: Field) -> Text:
+    renamed = field.is_own and field.name != field.column
+    return Text(f"the records' own {field.column}" if renamed else "the records' own" if field.is_own else field.about)
+
+
+# --- values
+
+
+def _table(title: str, columns: Sequence[tuple[str, str]], gap: int = 2) -> Table:
+    table = Table(title=title or None, title_justify="left", title_style="bold", box=None, padding=(0, gap, 0, 0))
+    for name, justify in columns:
+        table.add_column(Text(name), justify=justify, no_wrap=justify == "right")  # type: ignore[arg-type]
+    return table
+
+
+def _pairs(values: Mapping[str, str]) -> Table:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for name, value in values.items():
+        table.add_row(Text(name), Text(value))
+    return table
+
+
+def _line(value: Any, limit: int) -> str:
+    """A value on one line; nested ones as JSON."""
+    text = value if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False)
+    return shorten(visible_text(text).replace("\n", "⏎").replace("\t", "⇥"), limit)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return number(value)
+    return NOTHING if value is None else _line(value, CELL_CHARS)
+
+
+def _cell(text: str) -> Text:
+    return Text(text, overflow="fold")

@@ -1,0 +1,56 @@
+"""Draw the pictures of docs/ from a finished run of the demo: pieces of its report, as a browser shows them.
+
+    make demo && python scripts/draw_pictures.py out/demo
+
+The picture of tokens is of the same run, pruned again without --min-tokens-to-prune. Needs Chromium.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from playwright.sync_api import Page, sync_playwright
+
+IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+PIECES = {"plane": "plane", "ranks": "ranks", "what-if": "what_if"}
+"""Picture -> chart of the report."""
+
+
+def qtune(*arguments: str) -> None:
+    """Run a command."""
+    subprocess.run([sys.executable, "-m", "qtune_service.cli", *arguments], check=True)
+
+
+def open_report(page: Page, output: Path) -> None:
+    """Its page, drawn."""
+    page.goto((output / "report.html").resolve().as_uri())
+    page.wait_for_selector("[data-chart=plane] :is(svg, canvas)")
+
+
+def draw(output: Path) -> None:
+    """All pictures."""
+    IMAGES.mkdir(exist_ok=True)
+    with sync_playwright() as driver, tempfile.TemporaryDirectory() as folder:
+        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1100, "height": 900}, device_scale_factor=1.5)
+        open_report(page, output)
+        for name, chart in PIECES.items():
+            page.locator(f".chart:has([data-chart={chart}])").screenshot(path=IMAGES / f"{name}.png")
+        pruned = Path(folder) / "tokens"
+        qtune("prune", "--from-scores", str(output), "--output", str(pruned))
+        open_report(page, pruned)
+        samples = page.locator("details.sample", has=page.locator(".r"))  # with removed tokens
+        samples.first.evaluate("(box) => (box.open = true)")
+        samples.first.screenshot(path=IMAGES / "tokens.png")
+        browser.close()
+    plot = str(IMAGES / "strategies.png")
+    qtune("compare", str(output), "--ratios", "0.25", "0.5", "--by", "planted", "--plot", plot)
+
+
+if __name__ == "__main__":
+    draw(Path(sys.argv[1]))

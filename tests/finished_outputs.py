@@ -1,0 +1,163 @@
+"""Small finished outputs, made by the real stages without Ray: scored, and then pruned.
+
+Records, tokenizer, masks, thresholds and files are real; scores are drawn, by an engine of one's own, so that no model
+is loaded. Equal texts have equal scores, so there are ties.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qtune_service.config import EngineSpec, InputSpec, JobSpec, ModelSpec, OutputSpec, PruneSpec
+from qtune_service.core.metrics import Sample, TokenScores
+from qtune_service.data import storage
+from qtune_service.data.plan import Plan
+from qtune_service.data.shards import make_plan, scan, split
+from qtune_service.data.sources import discover
+from qtune_service.outputs.finished import FinishedOutput
+from qtune_service.outputs.folder import Output
+from qtune_service.pipeline.finish import finish_pruned, finish_scored
+from qtune_service.pipeline.group_tasks import Ground
+from qtune_service.pipeline.origin import adopt_scores, save_tokenizer
+from qtune_service.pipeline.population import Population, ScoreShards
+from qtune_service.pipeline.progress import Tracker
+from qtune_service.pipeline.report_data import Pruned
+from qtune_service.pipeline.rounds import work
+from qtune_service.pipeline.scored import Scored, summarise
+from qtune_service.pipeline.stages import ScoreShard, commit_shard, encode_shard, prepare, prune_shard
+from qtune_service.pipeline.tables import own_names, pruned_names
+from qtune_service.pipeline.thresholds import find_thresholds
+from qtune_service.scoring.base import EngineInfo
+from tests.jobs import DEMO_DATA, DEMO_MODEL, write_jsonl
+
+NUM_SAMPLES = 120
+SHARD_BYTES = 8192
+
+
+class DrawnScorer:
+    """Scores that depend on the tokens of a sample only."""
+
+    info = EngineInfo("drawn", "1", "cpu", "float32", "Qwen2ForCausalLM", 512, 1024)
+
+    def __init__(self, _model: ModelSpec, _engine: EngineSpec) -> None: ...
+
+    def score(self, samples: Sequence[Sample]) -> list[TokenScores]:
+        """In order; a few tokens of a sample are hard."""
+        return [self._one(sample) for sample in samples]
+
+    def _one(self, sample: Sample) -> TokenScores:
+        size = int(sample.loss_mask[1:].sum())
+        rng = np.random.default_rng(int(sample.input_ids.astype(np.int64) @ np.arange(1, len(sample.input_ids) + 1)))
+        return TokenScores(*rng.gamma(0.5, 1.0 + rng.random((2, 1)), (2, size)).astype(np.float32))
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedOutputs:
+    """The same samples, scored only, and pruned."""
+
+    scored: FinishedOutput
+    pruned: FinishedOutput
+
+
+def make_outputs(folder: Path) -> FinishedOutputs:
+    """Both outputs, in a folder, from NUM_SAMPLES samples in several shards and three bad records."""
+    data = write_jsonl(folder / "data.jsonl", demo_records())
+    with data.open("a") as file:
+        file.write('{"id": "broken"\n')
+    scored = score(_spec(data, folder / "scored"))
+    return FinishedOutputs(scored, prune(scored, folder / "pruned", PruneSpec(sample_keep_ratio=0.4)))
+
+
+def demo_records() -> list[dict[str, Any]]:
+    """Demo records with columns that are hard to name and to hold, and two that cannot be used."""
+    lines = DEMO_DATA.read_text().splitlines()[:NUM_SAMPLES]
+    records: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    for i, record in enumerate(records):
+        record["Entropy"] = i % 7  # by another case a column of ours
+        record["meta"] = {"a": i} if i % 2 else "none"  # two kinds: JSON text in scores/
+    silent = {"id": "silent", "messages": [{"role": "user", "content": "Hello?"}], "category": "small_talk"}
+    empty = {"id": "empty", "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": ""}]}
+    return [*records, silent, empty]
+
+
+def _spec(data: Path, out: Path) -> JobSpec:
+    return JobSpec(
+        input=InputSpec(paths=(str(data),), category_field="category", shard_bytes=SHARD_BYTES),
+        model=ModelSpec(name=DEMO_MODEL, dtype="float32"),
+        engine=EngineSpec(name="tests.finished_outputs:DrawnScorer"),
+        prune=None,
+        output=OutputSpec(path=str(out)),
+    )
+
+
+def score(spec: JobSpec) -> FinishedOutput:
+    """Run a job that only scores."""
+    output = Output(spec.output.path)
+    context, encoder = prepare(spec)
+    output.claim(spec, context.model.fingerprint)
+    save_tokenizer(encoder, output)
+    plan = _plan(spec, output)
+    engine = ScoreShard(context)
+    markers = {
+        i: json.loads(commit_shard(i, engine(i, encode_shard(i, b"", context)), context))
+        for i in range(len(plan.shards))
+    }
+    scored = summarise(
+        markers,
+        template=encoder.template_description,
+        own_columns={name: own for own, name in own_names(plan).items()},
+        renamed=pruned_names(plan),
+        category_column=own_names(plan)["category"],
+        performance={},
+    )
+    finish_scored(spec, output, scored, Tracker())
+    return FinishedOutput(output.root)
+
+
+def _plan(spec: JobSpec, output: Output) -> Plan:
+    files = discover(spec.input.paths)
+    chunks = split(files, spec.input)
+    plan = make_plan(
+        files, chunks, [scan(chunk, spec.input, work=output.at("_qtune", "input")) for chunk in chunks], spec.input
+    )
+    storage.write_bytes(output.at("_qtune", "plan.json"), plan.to_json().encode())
+    return plan
+
+
+def prune(scored: FinishedOutput, out: Path, how: PruneSpec) -> FinishedOutput:
+    """Run a job from the scores of another."""
+    spec = scored.spec.model_copy(
+        update={"prune": how, "output": OutputSpec(path=str(out)), "from_scores": scored.root}
+    )
+    output = Output(spec.output.path)
+    output.claim(spec, "")
+    taken: Scored = adopt_scores(spec, output)
+    verdict = find_thresholds(
+        Population.of(ScoreShards(output.root), taken.shards),
+        how,
+        rule=None,
+        workers=_here,
+        folder=output.at("_qtune", "ranks"),
+        advance=lambda _: None,
+    )
+    markers = {}
+    for shard, (group, span) in verdict.shards().items():
+        payload = pickle.dumps(verdict.of_shard(group, span))
+        markers[shard] = json.loads(prune_shard(shard, payload, spec, taken.renamed, taken.category_column))
+    finish_pruned(spec, output, taken, Pruned(verdict, markers), Tracker())
+    return FinishedOutput(output.root)
+
+
+def _here(items: Sequence[tuple[int, bytes]], ground: Ground) -> Iterator[tuple[int, bytes]]:
+    for index, payload in items:
+        yield index, work(index, payload, ground)
