@@ -29,7 +29,7 @@ VALUE_CHARS, CELL_CHARS, NAME_CHARS = 600, 48, 40
 def sample_card(sample: ShownSample, *, signs: bool) -> Lines:
     """A sample in a list: what it is, where it is from, its text, cut."""
     more = [
-        f"{name} {_short(value)}"
+        f"{_line(name, NAME_CHARS)} {_short(value)}"
         for name, value in sample.named.items()
         if name not in SHOWN_ANYWAY and not isinstance(value, list | dict)
     ]

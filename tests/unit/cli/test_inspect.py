@@ -162,4 +162,4 @@ def test_every_flag_is_documented() -> None:
     flags = {f"--{name.replace('_', '-')}" for name in python_inspect.signature(looking.inspect).parameters}
     flags = flags - {"--output", "--as-json"} | {"--json", "--dropped"}
     assert set(re.findall(r"qtune inspect.*?(?=\n)", HELP.read_text())), "there are examples"
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", HELP.read_text())) - {"--from-scores", "--output"} == flags
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", HELP.read_text())) - {"--samples"} == flags
