@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format types contracts check bench bench-thresholds bench-scoring bench-gpu bench-chaos bench-scale docs lock doctor clean
+.PHONY: help install demo test test-slow lint format types contracts check bench bench-thresholds bench-scoring bench-gpu bench-chaos bench-scale bench-exports docs lock doctor clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -50,7 +50,10 @@ bench-chaos: install ## Random kills of every part of a job, compared with an un
 bench-scale: install ## Ten million records through a whole job (half an hour)
 	$(BIN)/python benchmarks/scale.py --sizes 1e5 1e6 1e7
 
-bench: bench-thresholds bench-scoring bench-chaos bench-scale ## All benchmarks that need no GPU
+bench-exports: install ## Rows/s and memory of every export, at a million rows
+	$(BIN)/python benchmarks/exports.py
+
+bench: bench-thresholds bench-scoring bench-chaos bench-scale bench-exports ## All benchmarks that need no GPU
 
 docs: install ## Write the option tables of docs/ from the code
 	$(BIN)/python scripts/write_reference.py

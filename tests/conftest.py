@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from qtune_service.outputs.finished import FinishedOutput
     from tests.finished_outputs import FinishedOutputs
 
 REPO = Path(__file__).resolve().parent.parent
@@ -28,3 +29,27 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> FinishedOutputs:
     from tests.finished_outputs import make_outputs
 
     return make_outputs(tmp_path_factory.mktemp("outputs"))
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedOutput:
+    """An output of 120 conversations in a dozen shards: half of them kept, tokens of Q2 pruned. Not to be changed."""
+    from tests.finished_outputs import chats, finished_output
+
+    method = {"sample_keep_ratio": 0.5, "token_keep_ratio": 0.6}
+    return finished_output(tmp_path_factory.mktemp("finished"), chats(120), prune_by=method)
+
+
+@pytest.fixture(scope="session")
+def weighed(tmp_path_factory: pytest.TempPathFactory) -> FinishedOutput:
+    """The same by InfoBatch: samples of any quadrant are kept, tokens of all of them pruned, and losses weighed."""
+    from tests.finished_outputs import chats, finished_output
+
+    method = {"sample_keep_ratio": 0.5, "strategy": "infobatch"}
+    return finished_output(tmp_path_factory.mktemp("weighed"), chats(120), prune_by=method)
+
+
+@pytest.fixture
+def out(finished: FinishedOutput) -> Path:
+    """The folder of the first."""
+    return Path(finished.root)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,56 @@ def _spec(data: Path, out: Path) -> JobSpec:
     )
 
 
+def chats(number: int) -> list[dict[str, Any]]:
+    """Conversations of one to three rounds, with fields of their own; their texts are hard to show."""
+    words = (
+        "gardens",
+        "naïve café",
+        "你好世界",
+        "🙂 fine",
+        "مرحبا بالعالم",
+        "<b>bold</b>",
+        "a\tb",
+        "two\nlines",
+        "x" * 40,
+    )
+    return [
+        {
+            "id": f"chat-{i:04}",
+            "messages": [
+                turn for k in range(1 + i % 3) for turn in _round(f"{i}.{k}", words[(i + k) % len(words)], i % 5)
+            ],
+            "topic": ("north", "south")[i % 2],
+            "score": i / 7,
+        }
+        for i in range(number)
+    ]
+
+
+def _round(name: str, word: str, more: int) -> list[dict[str, str]]:
+    return [
+        {"role": "user", "content": f"Question {name}: where can I find a dalox?"},
+        {"role": "assistant", "content": f"Answer {word} {'and so on ' * more}{name}."},
+    ]
+
+
+def finished_output(
+    folder: Path, records: Sequence[dict[str, Any]], *, prune_by: Mapping[str, Any] | None
+) -> FinishedOutput:
+    """Any records, scored in many small shards and, unless `prune_by` is None, pruned: the output FOLDER/out."""
+    data = write_jsonl(folder / "data.jsonl", list(records))
+    is_pruned = prune_by is not None
+    spec = JobSpec(
+        input=InputSpec(paths=(str(data),), shard_bytes=4096),
+        model=ModelSpec(name=DEMO_MODEL),
+        engine=EngineSpec(name="tests.finished_outputs:DrawnScorer"),
+        prune=None,
+        output=OutputSpec(path=str(folder / ("scored" if is_pruned else "out"))),
+    )
+    scored = score(spec)
+    return prune(scored, folder / "out", PruneSpec.model_validate(prune_by)) if is_pruned else scored
+
+
 def score(spec: JobSpec) -> FinishedOutput:
     """Run a job that only scores."""
     output = Output(spec.output.path)
@@ -117,7 +167,7 @@ def score(spec: JobSpec) -> FinishedOutput:
         template=encoder.template_description,
         own_columns={name: own for own, name in own_names(plan).items()},
         renamed=pruned_names(plan),
-        category_column=own_names(plan)["category"],
+        category_column=own_names(plan).get(spec.input.category_field or ""),
         performance={},
     )
     finish_scored(spec, output, scored, Tracker())

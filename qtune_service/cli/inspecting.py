@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ from qtune_service.outputs.query import (
     samples_of,
 )
 from qtune_service.report import terminal_samples as views
-from qtune_service.report.shown import PAGE, plain, shown_samples
+from qtune_service.report.shown import ROWS_PAGE, plain, shown_samples
 from qtune_service.report.terminal_tokens import legend
 from qtune_service.report.wording import count
 
@@ -57,7 +57,7 @@ class Request:
     def given(self) -> list[str]:
         """Flags that ask for something."""
         values = {name.replace("_", "-"): value for name, value in asdict(self).items() if name != "as_json"}
-        return [f"--{name}" for name, value in values.items() if value is not None and (value or name == "kept")]
+        return [f"--{n}" for n, value in values.items() if value is not None and (value is not False or n == "kept")]
 
     @property
     def is_of_manifest(self) -> bool:
@@ -80,7 +80,7 @@ class Request:
     def selection(self, default_limit: int) -> Selection:
         """As the query takes it."""
         limit = default_limit if self.limit is None else self.limit or None
-        return Selection(self.quadrant, self.kept, self.where or "", self.sort or "", limit)
+        return Selection(self.quadrant, self.kept, self.where, self.sort or "", limit)
 
 
 def answer(output: str, request: Request) -> None:
@@ -129,7 +129,7 @@ class _View:
         if self.request.as_json:
             self.lines([shown.to_json()])
         else:
-            self.show(views.sample_page(shown, self.finished, signs=self.signs), legend(signs=self.signs))
+            self.show(views.sample_page(shown, self.finished, signs=self.signs))
 
     def _find_sample(self, sample_id: str) -> int:
         try:
@@ -158,8 +158,7 @@ class _View:
         """Chosen columns."""
         chosen = [self.records.field(name.strip()).name for name in names.split(",")]
         found = find(self.records, self.request.selection(MAX_ROWS))
-        pages = (found.index[start : start + PAGE] for start in range(0, len(found.index), PAGE))
-        rows = (row for page in pages for row in read_rows(self.records, page, chosen))
+        rows = self._rows(found, chosen)
         if self.request.as_json:
             self.lines(rows)
         else:
@@ -169,14 +168,17 @@ class _View:
         """Rejected records."""
         found = find(self.records, self.request.selection(MAX_ROWS))
         names = [name for name in self.records.fields if name != "index"]
-        pages = (found.index[start : start + PAGE] for start in range(0, len(found.index), PAGE))
-        rows = (row for page in pages for row in read_rows(self.records, page, names))
+        rows = self._rows(found, names)
         if self.request.as_json:
             self.lines(rows)
             return
         self.show(self._heading(found))
         for row in rows:
             self.show(views.rejected_card(row))
+
+    def _rows(self, found: Found, names: list[str]) -> Iterator[dict[str, Any]]:
+        for start in range(0, len(found.index), ROWS_PAGE):
+            yield from read_rows(self.records, found.index[start : start + ROWS_PAGE], names)
 
     def samples(self) -> None:
         """Samples with their tokens."""

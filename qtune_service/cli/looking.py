@@ -63,7 +63,17 @@ def inspect(
         from qtune_service.outputs.folder import Output
 
         request = Request(
-            sample, quadrant, kept, where, sort, limit, rejected, columns, by, list_columns, as_json=as_json
+            sample=sample,
+            quadrant=quadrant,
+            kept=kept,
+            where=where,
+            rejected=rejected,
+            sort=sort,
+            limit=limit,
+            columns=columns,
+            by=by,
+            list_columns=list_columns,
+            as_json=as_json,
         )
         request.check()
         manifest = Output(output).require_manifest()

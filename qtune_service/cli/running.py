@@ -54,9 +54,12 @@ def _leave_at_once_if_lost(exit_code: int) -> None:
 
 
 def _plain(text: str) -> str:
+    """No markup, and no control codes: messages may quote data."""
     from rich.markup import escape
 
-    return escape(text)
+    from qtune_service.report.tokens import visible_text
+
+    return escape(visible_text(text))
 
 
 def show(manifest: dict[str, Any], output: str) -> None:

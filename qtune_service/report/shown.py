@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,8 @@ FIELDS = (
     "index", "sample_id", "source", "line", "truncated", "quadrant", "kept", "perplexity", "mean_nll", "mean_entropy",
     "num_tokens", "error_rank", "entropy_rank",
 )  # fmt: skip
-PAGE = 500
-"""Samples that are in memory at a time."""
+PAGE, ROWS_PAGE = 500, 20_000
+"""Samples that are in memory at a time: whole, and some columns of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,8 @@ class ShownSample:
     own: Mapping[str, Any]
     """The record's own columns, by the names they have there."""
     tokens: tuple[ExampleToken, ...]
+    named: Mapping[str, Any] = field(default_factory=dict)
+    """What the question named: fields and own columns, by the names that conditions know."""
 
     @property
     def tokens_removed(self) -> int:
@@ -45,19 +47,23 @@ class ShownSample:
 
 
 def shown_samples(
-    finished: FinishedOutput, records: Records, index: NDArray[np.int64], more: Iterable[str] = ()
+    finished: FinishedOutput, records: Records, index: NDArray[np.int64], named: Sequence[str] = ()
 ) -> Iterator[ShownSample]:
-    """Some samples (k,) in the order asked for, with more fields than FIELDS."""
+    """Some samples (k,) in the order asked for, with the fields that the question named besides FIELDS."""
     decode = finished.decoder()
     ours = [name for name in FIELDS if name in records.fields]
-    own = {field.name: finished.own_columns[field.column] for field in records.fields.values() if field.is_own}
-    ours += [name for name in more if name not in ours and name not in own]
+    own = {name: finished.own_columns[of.column] for name, of in records.fields.items() if of.is_own}
+    ours += [name for name in named if name not in ours and name not in own]
     for start in range(0, len(index), PAGE):
         page = index[start : start + PAGE]
         rows = read_rows(records, page, [*ours, *own])
         for row, tokens in zip(rows, read_tokens(finished, records, page), strict=True):
-            fields = {name: row[name] for name in ours}
-            yield ShownSample(fields, {own[name]: row[name] for name in own}, tuple(_tokens(decode, tokens)))
+            yield ShownSample(
+                fields={name: row[name] for name in ours},
+                own={own[name]: row[name] for name in own},
+                tokens=tuple(_tokens(decode, tokens)),
+                named={name: row[name] for name in named},
+            )
 
 
 def _tokens(decode: Decode, tokens: SampleTokens) -> Iterator[ExampleToken]:

@@ -17,17 +17,22 @@ from qtune_service.report.bars import bar
 from qtune_service.report.shown import FIELDS, ShownSample, plain
 from qtune_service.report.terminal import BAR_WIDTH, QUADRANTS
 from qtune_service.report.terminal_plane import draw_plane
-from qtune_service.report.terminal_tokens import Cut, token_text
+from qtune_service.report.terminal_tokens import Cut, legend, token_text
 from qtune_service.report.tokens import visible_text
 from qtune_service.report.wording import NOTHING, count, number, percent, shorten
 
 BRIEF = Cut(prompt_chars=200, trained_tokens=150)
+SHOWN_ANYWAY = frozenset({*FIELDS, "entropy", "length"})
 VALUE_CHARS, CELL_CHARS, NAME_CHARS = 600, 48, 40
 
 
 def sample_card(sample: ShownSample, *, signs: bool) -> Lines:
     """A sample in a list: what it is, where it is from, its text, cut."""
-    more = [f"{name} {_short(value)}" for name, value in sample.fields.items() if name not in FIELDS]
+    more = [
+        f"{_line(name, NAME_CHARS)} {_short(value)}"
+        for name, value in sample.named.items()
+        if name not in SHOWN_ANYWAY and not isinstance(value, list | dict)
+    ]
     head = Text(f"{sample.fields['sample_id']}  ", style="bold").append("  ".join([*_facts(sample), *more]), "not bold")
     place = Text(_place(sample.fields), style="dim")
     return Lines(head, place, token_text(sample.tokens, signs=signs, cut=BRIEF), Text())
@@ -43,7 +48,7 @@ def sample_page(sample: ShownSample, finished: FinishedOutput, *, signs: bool) -
         _pairs({name: _line(value, VALUE_CHARS) for name, value in sample.own.items()}),
         Text(),
         token_text(sample.tokens, signs=signs, cut=Cut()),
-        Text(),
+        Text("\n").join([Text(), legend(signs=signs), Text()]),
         *_hardest(sample),
     )
 
@@ -142,13 +147,14 @@ def fields_table(records: Records) -> Table:
     """What conditions, orders and columns can name."""
     table = _table("", [("column", "left"), ("type", "left"), ("", "left")])
     for field in records.fields.values():
-        table.add_row(Text(field.name), Text(shorten(str(field.type), NAME_CHARS)), _about(field), style=None)
+        table.add_row(Text(visible_text(field.name)), Text(shorten(str(field.type), NAME_CHARS)), _about(field))
     return table
 
 
 def _about(field: Field) -> Text:
     renamed = field.is_own and field.name != field.column
-    return Text(f"the records' own {field.column}" if renamed else "the records' own" if field.is_own else field.about)
+    own = f"the records' own {visible_text(field.column)}" if renamed else "the records' own"
+    return Text(own if field.is_own else field.about)
 
 
 # --- values
@@ -157,7 +163,7 @@ def _about(field: Field) -> Text:
 def _table(title: str, columns: Sequence[tuple[str, str]], gap: int = 2) -> Table:
     table = Table(title=title or None, title_justify="left", title_style="bold", box=None, padding=(0, gap, 0, 0))
     for name, justify in columns:
-        table.add_column(Text(name), justify=justify, no_wrap=justify == "right")  # type: ignore[arg-type]
+        table.add_column(_cell(visible_text(name)), justify=justify, no_wrap=justify == "right")  # type: ignore[arg-type]
     return table
 
 
@@ -166,7 +172,7 @@ def _pairs(values: Mapping[str, str]) -> Table:
     table.add_column(style="bold")
     table.add_column()
     for name, value in values.items():
-        table.add_row(Text(name), Text(value))
+        table.add_row(Text(visible_text(name)), Text(value))
     return table
 
 

@@ -74,6 +74,8 @@ def parse_condition(text: str, records: Records, sandbox: Sandbox) -> Condition:
     """Check a condition. Raises QueryError that says what is wrong, and which columns there are."""
     if len(text) > MAX_CHARS:
         raise QueryError(f"the condition has {len(text):,} characters, more than {MAX_CHARS:,}")
+    if not text.strip():
+        raise QueryError("the condition is empty", records.hint())
     query = f"SELECT 1 FROM records WHERE (\n{text}\n)"  # noqa: S608 - parsed only
     try:
         parsed = sandbox.table(f"SELECT json_serialize_sql({quoted(query)}) AS parsed", {})

@@ -26,7 +26,8 @@ def derived_sql(records: Records, names: Iterable[str]) -> str:
     """The derived ones of some fields, as more columns of a SELECT over the fields that they need."""
     derived = {name: records.fields[name].sql for name in names}
     if "typical" in derived:
-        derived["typical"] = _typical_sql(records)
+        derived["typical"] = records.found_sql.get("typical") or _typical_sql(records)
+        records.found_sql["typical"] = derived["typical"]
     return "".join(f', {sql} AS "{name}"' for name, sql in derived.items() if sql)
 
 

@@ -8,7 +8,7 @@ taken is called `original_NAME` here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
 
@@ -79,6 +79,8 @@ class Records:
     """Shard -> rows."""
     folders: tuple[str, ...]
     fields: Mapping[str, Field]
+    found_sql: dict[str, str] = field(default_factory=dict, compare=False)
+    """SQL of derived fields that was found from the data, to be found once."""
 
     @cached_property
     def starts(self) -> Mapping[int, int]:

@@ -67,7 +67,8 @@ def _split_sql(value: str, has_places: bool, source: str) -> str:
 
 
 def _merge_sql(names: list[str]) -> str:
-    return f"SELECT value, {', '.join(f'sum({name}) AS {name}' for name in names)} FROM groups GROUP BY value"  # noqa: S608 - ours
+    sums = ", ".join(f"sum({name}) AS {name}" for name in names)
+    return f"SELECT value, {sums} FROM groups GROUP BY value"  # noqa: S608 - ours
 
 
 def _group(row: Mapping[str, Any]) -> Group:

@@ -34,7 +34,7 @@ class Selection:
 
     quadrant: Literal["Q1", "Q2", "Q3", "Q4"] | None = None
     kept: bool | None = None
-    where: str = ""
+    where: str | None = None
     """SQL over the fields."""
     sort: str = ""
     """A field; with `-` before it, the highest first. Empty: in order of index."""
@@ -46,7 +46,7 @@ class Selection:
     @property
     def is_all(self) -> bool:
         """Whether every record matches."""
-        return self.quadrant is None and self.kept is None and not self.where
+        return self.quadrant is None and self.kept is None and self.where is None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,11 +92,11 @@ class Filtered:
         used = {records.field(name).name for name in names}
         if selection.quadrant is not None:
             used.add(records.field("quadrant").name)
-            terms.append(f"quadrant = '{selection.quadrant}'")
+            terms.append(f"quadrant = {quoted(selection.quadrant)}")
         if selection.kept is not None:
             used.add(records.field("kept").name)
             terms.append("kept" if selection.kept else "NOT kept")
-        if selection.where:
+        if selection.where is not None:
             condition = parse_condition(selection.where, records, sandbox)
             used |= condition.fields
             terms.append(f"(\n{condition.sql}\n)")

@@ -9,13 +9,13 @@ from typer.testing import CliRunner
 
 from qtune_service.cli import app
 from qtune_service.outputs.finished import FinishedOutput
-from tests.outputs import chats, finished_output
+from tests.finished_outputs import chats, finished_output
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> FinishedOutput:
     """A few conversations."""
-    return finished_output(tmp_path_factory.mktemp("small"), list(chats(12)), prune={"sample_keep_ratio": 0.5})
+    return finished_output(tmp_path_factory.mktemp("small"), chats(12), prune_by={"sample_keep_ratio": 0.5})
 
 
 def test_it_says_what_was_written_and_how_to_load_it(small: FinishedOutput, tmp_path: Path) -> None:

@@ -8,8 +8,7 @@ import re
 from typing import Any
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from qtune_service.cli import app, looking
 from tests.finished_outputs import NUM_SAMPLES, FinishedOutputs
@@ -130,6 +129,7 @@ def test_colour_or_signs(env: dict[str, str], is_coloured: bool, outputs: Finish
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (("--where", ""), "the condition is empty"),
         (("--where", "perplexty > 1"), "did you mean perplexity?"),
         (("--where", "1=1) union select 1 from (select 1"), "must be one expression"),
         (("--where", "exists(from read_csv('/etc/passwd'))"), "a subquery cannot be used"),
@@ -162,4 +162,4 @@ def test_every_flag_is_documented() -> None:
     flags = {f"--{name.replace('_', '-')}" for name in python_inspect.signature(looking.inspect).parameters}
     flags = flags - {"--output", "--as-json"} | {"--json", "--dropped"}
     assert set(re.findall(r"qtune inspect.*?(?=\n)", HELP.read_text())), "there are examples"
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", HELP.read_text())) - {"--from-scores", "--output"} == flags
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", HELP.read_text())) - {"--samples"} == flags

@@ -16,8 +16,8 @@ from qtune_service.errors import SpecError
 from qtune_service.exports.export import Options
 from qtune_service.exports.run import export
 from qtune_service.outputs.finished import FinishedOutput
+from tests.finished_outputs import chats, finished_output
 from tests.jobs import rows
-from tests.outputs import chats, finished_output
 
 Sample = dict[str, Any]
 JQ = '.[] | select(.metadata.quadrant == "Q2") | {id, ppl: .metadata.ppl, removed: .metadata.tokens_removed}'
@@ -169,7 +169,7 @@ def test_ids_and_fields_that_collide_are_sorted_out(tmp_path: Path) -> None:
         | ({"id": i} if i % 2 else {})
         for i in range(12)
     ]
-    done = finished_output(tmp_path, records, prune={"sample_keep_ratio": 1.0})
+    done = finished_output(tmp_path, records, prune_by={"sample_keep_ratio": 1.0})
     export(done.root, "analysis", str(tmp_path / "x"), Options())
     for i, sample in enumerate(strict(tmp_path / "x" / "stage2_final.json")):
         assert sample["id"] == (i if i % 2 else f"0000-{i + 1:08}")

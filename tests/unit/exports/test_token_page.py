@@ -14,8 +14,8 @@ from qtune_service.exports.export import Options
 from qtune_service.exports.run import export
 from qtune_service.outputs.finished import FinishedOutput
 from qtune_service.outputs.samples import read_samples
+from tests.finished_outputs import finished_output
 from tests.jobs import rows
-from tests.outputs import finished_output
 
 NASTY = (
     '<script>alert("x")</script>', "</div><img src=x onerror=alert(1)>", "naïve 你好 🙂", "مرحبا بالعالم",
@@ -73,7 +73,7 @@ def nasty(tmp_path_factory: pytest.TempPathFactory) -> FinishedOutput:
         for i in range(4)
         for text in NASTY
     ]
-    return finished_output(folder, records, prune={"sample_keep_ratio": 1.0, "token_keep_ratio": 0.5})
+    return finished_output(folder, records, prune_by={"sample_keep_ratio": 1.0, "token_keep_ratio": 0.5})
 
 
 def test_tokens_of_q2_are_green_or_red_with_their_perplexity(finished: FinishedOutput, tmp_path: Path) -> None:

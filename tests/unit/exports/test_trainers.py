@@ -16,8 +16,8 @@ from qtune_service.errors import DataError, OutputConflictError, SpecError
 from qtune_service.exports.export import Options
 from qtune_service.exports.run import FORMATS, export
 from qtune_service.outputs.finished import FinishedOutput
+from tests.finished_outputs import chats, finished_output
 from tests.jobs import rows, table
-from tests.outputs import chats, finished_output
 
 Row = dict[str, Any]
 ALL = [name for name in FORMATS if name != "analysis"]
@@ -180,7 +180,7 @@ def test_options_that_make_no_sense_are_refused(
 
 def test_outputs_without_a_product_are_refused(tmp_path: Path) -> None:
     """Scores alone, and folders that hold no output, say what to do first."""
-    scored = finished_output(tmp_path, list(chats(5)), prune=None)
+    scored = finished_output(tmp_path, chats(5), prune_by=None)
     for name in FORMATS:
         with pytest.raises(OutputConflictError, match="scores only") as refusal:
             export(scored.root, name, str(tmp_path / "x"), Options())

@@ -15,8 +15,8 @@ from qtune_service.exports.export import Options
 from qtune_service.exports.run import export
 from qtune_service.exports.turns import TurnFlags, surviving_runs
 from qtune_service.outputs.columns import ragged
+from tests.finished_outputs import chats, finished_output
 from tests.jobs import rows
-from tests.outputs import chats, finished_output
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -40,8 +40,8 @@ def test_conversations_come_out_as_they_went_in_with_flags(out: Path, tmp_path: 
 
 def test_a_turn_that_lost_all_its_tokens_is_not_trained(tmp_path: Path) -> None:
     """Computed anew from the masks: the k-th run of the mask before stage 2 is the k-th turn."""
-    prune = {"sample_keep_ratio": 0.9, "token_keep_ratio": 0.05}
-    finished = finished_output(tmp_path, list(chats(40)), prune=prune)
+    rare = {"sample_keep_ratio": 0.9, "token_keep_ratio": 0.05}
+    finished = finished_output(tmp_path, chats(40), prune_by=rare)
     export(finished.root, "ms-swift", str(tmp_path / "x"), Options())
     before = {row["sample_id"]: row["loss_mask"] for row in rows(tmp_path / "out" / "scores")}
     flags = [[m["loss"] for m in row["messages"] if "loss" in m] for row in lines(tmp_path / "x")]
@@ -60,10 +60,10 @@ def test_a_turn_that_lost_all_its_tokens_is_not_trained(tmp_path: Path) -> None:
 
 def test_turns_that_the_record_left_out_stay_out(tmp_path: Path) -> None:
     """A record's own flag is kept, and its turn takes no part in the count of runs."""
-    records = list(chats(40))
+    records = chats(40)
     for record in records:
         record["messages"][1]["train"] = len(record["messages"]) == 2  # the first answer counts only where it is alone
-    done = finished_output(tmp_path, records, prune={"sample_keep_ratio": 0.9})
+    done = finished_output(tmp_path, records, prune_by={"sample_keep_ratio": 0.9})
     export(done.root, "ms-swift", str(tmp_path / "x"), Options())
     for row in lines(tmp_path / "x"):
         answers = [m for m in row["messages"] if m["role"] == "assistant"]
@@ -74,7 +74,7 @@ def test_tools_come_along(tmp_path: Path) -> None:
     """Templates need them, and ms-swift reads the column of that name."""
     tool = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}
     records = [chat | {"tools": [tool]} if i % 2 else chat for i, chat in enumerate(chats(20))]
-    done = finished_output(tmp_path, records, prune={"sample_keep_ratio": 1.0})
+    done = finished_output(tmp_path, records, prune_by={"sample_keep_ratio": 1.0})
     export(done.root, "ms-swift", str(tmp_path / "x"), Options())
     assert [row.get("tools") for row in lines(tmp_path / "x")] == [r.get("tools") for r in records]
 
@@ -82,7 +82,7 @@ def test_tools_come_along(tmp_path: Path) -> None:
 def test_records_without_messages_are_refused(tmp_path: Path) -> None:
     """With the names of what they have instead."""
     records = [{"instruction": f"Say {i}.", "output": f"It is {i}, and so on."} for i in range(12)]
-    done = finished_output(tmp_path, records, prune={"sample_keep_ratio": 0.5})
+    done = finished_output(tmp_path, records, prune_by={"sample_keep_ratio": 0.5})
     with pytest.raises(DataError, match="these have instruction, output"):
         export(done.root, "ms-swift", str(tmp_path / "x"), Options())
 

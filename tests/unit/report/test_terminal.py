@@ -75,14 +75,15 @@ def test_data_cannot_steer_the_terminal() -> None:
     evil = "\x1b[2J\x07\u202e"
     sample = ShownSample(
         {"sample_id": "0", "source": f"d{evil}", "line": 1, "perplexity": 1.0, "mean_entropy": 1.0, "num_tokens": 1}
-        | {"truncated": False, "note": evil},
+        | {"truncated": False},
         {"own": evil},
         (ExampleToken(evil, "prompt"), ExampleToken(evil, "kept", 1.0, 1.0)),
+        {"note": evil},
     )
     group = Group(evil, 1, {}, None, 1, 1.0, 1.0)
     rejected = {"source": evil, "line": None, "reason": "bad_json", "detail": evil, "record": evil}
-    parts = [sample_card(sample, signs=True), groups_table("c", [group]), rejected_card(rejected)]
-    parts += [rows_table([{"a": evil}], ["a"])]
+    parts: list[RenderableType] = [sample_card(sample, signs=True), groups_table("c", [group]), rejected_card(rejected)]
+    parts += [rows_table([{evil: evil}], [evil])]
     for part in parts:
         shown = printed(part)
         assert not {"\x1b", "\x07", "\u202e"} & set(shown)
