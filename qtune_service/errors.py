@@ -107,3 +107,19 @@ class QueryError(QTuneError, ValueError):
     """A question about an output that cannot be answered: a wrong condition, an unknown column or sample."""
 
     exit_code = 2
+
+
+class NotAllowedError(QTuneError, PermissionError):
+    """The server's owner does not allow what was asked for."""
+
+    exit_code = 2
+
+    __str__ = QTuneError.__str__  # not OSError's
+
+
+class NotSignedInError(QTuneError, PermissionError):
+    """There is no valid token."""
+
+    exit_code = 2
+
+    __str__ = QTuneError.__str__  # not OSError's

@@ -80,6 +80,11 @@ class Settings(BaseSettings):
         except ValueError:
             return False
 
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether every request needs an API token."""
+        return not self.is_local and not self.insecure
+
 
 def load_settings(**changes: Any) -> Settings:
     """From the environment; `changes` (flags) come first. Raises SettingsError that names each variable."""

@@ -16,3 +16,8 @@ def new_id() -> str:
     """A new identifier."""
     value = (time.time_ns() // 1_000_000 << 80) | secrets.randbits(80)
     return "".join(ALPHABET[value >> shift & 31] for shift in range(5 * (LENGTH - 1), -1, -5))
+
+
+def is_id(text: str) -> bool:
+    """Whether a text has the form of one."""
+    return len(text) == LENGTH and set(text) <= set(ALPHABET)

@@ -46,6 +46,10 @@ class JobService:
         """Queue a failed or cancelled job again; it goes on where it was."""
         return self.store.move(job_id, JobStatus.queued)
 
+    def delete(self, job_id: str) -> Job:
+        """Forget a job that has ended. Its output stays."""
+        return self.store.delete(job_id)
+
     def tick(self) -> None:
         """Follow all running jobs, and start queued ones while there is room. An error of one job concerns no other."""
         for job in self.store.running():

@@ -21,9 +21,11 @@ from sqlalchemy.exc import IntegrityError
 
 from qtune_service.errors import IdempotencyConflictError, IllegalMoveError, NotFoundError, SpecError
 from qtune_service.jobs.database import reading, writing
-from qtune_service.jobs.ids import new_id
+from qtune_service.jobs.ids import is_id, new_id
 from qtune_service.jobs.models import Job, JobError, JobStatus, Progress, check_move
 from qtune_service.jobs.tables import jobs, queue_lock
+
+TIMES = ("created_at", "updated_at", "started_at", "finished_at")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +38,14 @@ class NewJob:
     owner: str
     launcher: str
     idempotency_key: str | None = None
+    asked: Mapping[str, Any] | None = None
+    """The spec as it was asked for, without what the server chose; by default all of it."""
 
     @property
     def digest(self) -> str:
         """SHA-256 of what a repeated submission must repeat."""
-        return hashlib.sha256(json.dumps([self.name, self.spec], sort_keys=True).encode()).hexdigest()
+        asked = self.spec if self.asked is None else self.asked
+        return hashlib.sha256(json.dumps([self.name, asked], sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,8 +292,9 @@ def _cursor_of(job_id: str) -> str:
 
 def _id_of(cursor: str) -> str:
     try:
-        return base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii")
-    except (binascii.Error, UnicodeError, ValueError):
-        raise SpecError(
-            "the cursor is none of this server's", "Take it from `next_cursor` of the page before."
-        ) from None
+        job_id = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii")
+    except (binascii.Error, ValueError):
+        job_id = ""
+    if not is_id(job_id):
+        raise SpecError("the cursor is none of this server's", "Take it from `next_cursor` of the page before.")
+    return job_id

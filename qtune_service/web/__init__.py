@@ -1,0 +1,1 @@
+"""The service over HTTP: REST, web page, metrics. No torch, ray or vllm."""

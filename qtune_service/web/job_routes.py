@@ -1,0 +1,159 @@
+"""Jobs: submit, list, look, cancel, resume, delete, prune again, and follow as events."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from sse_starlette.sse import EventSourceResponse
+from starlette.concurrency import run_in_threadpool
+
+from qtune_service.config import JobSpec
+from qtune_service.data import storage
+from qtune_service.errors import OutputConflictError
+from qtune_service.jobs.ids import new_id
+from qtune_service.jobs.models import JobStatus
+from qtune_service.jobs.store import NewJob
+from qtune_service.outputs.folder import Output
+from qtune_service.web.deps import Caller, Reader, Server, Submitter, TheServer
+from qtune_service.web.problems import Problem
+from qtune_service.web.schemas import JobPage, JobRequest, JobView, RepruneRequest
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+EVENT_EVERY_S = 0.5
+FAILURES: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "content": {"application/problem+json": {}}} for status in (401, 403, 404, 409, 422, 503)
+}
+Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)]
+
+
+@router.post("", status_code=201, responses=FAILURES)
+def submit(
+    body: JobRequest, server: TheServer, who: Submitter, response: Response, idempotency_key: Key = None
+) -> JobView:
+    """Queue a job. With an Idempotency-Key the same request makes one job, however often it is sent."""
+    place = f"{server.settings.data_root}/outputs/{new_id()}"
+    return _queue(
+        server, who, body.name, body.to_spec(place), idempotency_key, response, chose_place=body.output is None
+    )
+
+
+def _queue(
+    server: Server, who: Caller, name: str, spec: JobSpec, key: str | None, response: Response, *, chose_place: bool
+) -> JobView:
+    server.policy.check(spec)
+    plain = spec.model_dump(mode="json")
+    asked = {**plain, "output": None} if chose_place else plain
+    new = NewJob(name, plain, spec.output.path, who.name, server.settings.launcher, key, asked)
+    job, is_new = server.jobs.submit(new)
+    response.status_code = 201 if is_new else 200
+    response.headers["Location"] = f"/api/v1/jobs/{job.id}"
+    return JobView.of(job)
+
+
+@router.get("", responses=FAILURES)
+def find(
+    server: TheServer,
+    _who: Reader,
+    status: Annotated[list[JobStatus], Query()] = [],  # noqa: B006 - FastAPI copies it
+    q: Annotated[str, Query(max_length=200, description="A part of the name, or the beginning of the id.")] = "",
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(max_length=100)] = None,
+) -> JobPage:
+    """Jobs, the newest first."""
+    page = server.jobs.store.find(statuses=status, query=q, limit=limit, cursor=cursor)
+    return JobPage(jobs=[JobView.of(job) for job in page.jobs], next_cursor=page.next_cursor)
+
+
+@router.get("/{job_id}", responses=FAILURES)
+def get(job_id: str, server: TheServer, _who: Reader) -> JobView:
+    """One job."""
+    return JobView.of(server.jobs.store.get(job_id))
+
+
+@router.post("/{job_id}/cancel", status_code=202, responses=FAILURES)
+def cancel(job_id: str, server: TheServer, _who: Submitter) -> JobView:
+    """Stop a job. One that runs saves what it has in hand first; `resume` goes on from there."""
+    return JobView.of(server.jobs.cancel(job_id))
+
+
+@router.post("/{job_id}/resume", status_code=202, responses=FAILURES)
+def resume(job_id: str, server: TheServer, _who: Submitter) -> JobView:
+    """Queue a failed or cancelled job again. It goes on where it was."""
+    return JobView.of(server.jobs.resume(job_id))
+
+
+@router.delete("/{job_id}", status_code=204, responses=FAILURES)
+def delete(job_id: str, server: TheServer, _who: Submitter, keep_output: bool = False) -> None:
+    """Forget a job that has ended, and remove its output unless it is to be kept."""
+    job = server.jobs.delete(job_id)
+    if not keep_output and storage.is_folder(job.output):
+        Output(job.output).clear()
+
+
+@router.post("/{job_id}/reprune", status_code=201, responses=FAILURES)
+def reprune(
+    job_id: str,
+    body: RepruneRequest,
+    server: TheServer,
+    who: Submitter,
+    response: Response,
+    idempotency_key: Key = None,
+) -> JobView:
+    """A new job from the scores of a finished one: other ratios or strategies, without the model, in seconds."""
+    job = server.jobs.store.get(job_id)
+    if job.status is not JobStatus.succeeded:
+        raise OutputConflictError(
+            f"job {job_id} is {job.status}: it has no finished scores", "Wait until it succeeded."
+        )
+    place = f"{server.settings.data_root}/outputs/{new_id()}"
+    changes = {"prune": body.prune.model_dump(), "output": {"path": place}, "from_scores": job.output}
+    spec = JobSpec.model_validate({**job.spec, **changes})
+    name = body.name or f"{job.name}, again"[:200]
+    return _queue(server, who, name, spec, idempotency_key, response, chose_place=True)
+
+
+@router.get("/{job_id}/events", responses=FAILURES)
+async def events(
+    job_id: str,
+    request: Request,
+    server: TheServer,
+    _who: Reader,
+    last_event_id: Annotated[int | None, Header(alias="Last-Event-ID")] = None,
+) -> EventSourceResponse:
+    """Server-sent events: the job at every change, until it ends. With Last-Event-ID only what is newer."""
+    first = await run_in_threadpool(server.jobs.store.get, job_id)
+
+    async def changes() -> AsyncIterator[dict[str, Any]]:
+        seen, job = last_event_id or 0, first
+        while True:
+            if job.version > seen:
+                seen = job.version
+                yield {"id": str(job.version), "event": "job", "data": JobView.of(job).model_dump_json()}
+            if job.status.is_final or await request.is_disconnected():
+                return
+            await asyncio.sleep(EVENT_EVERY_S)
+            job = await run_in_threadpool(server.jobs.store.get, job_id)
+
+    return EventSourceResponse(changes(), ping=15)
+
+
+@router.get("/{job_id}/logs", responses=FAILURES, response_class=StreamingResponse)
+def logs(
+    job_id: str, server: TheServer, _who: Reader, tail: Annotated[int | None, Query(ge=1, le=100_000)] = None
+) -> StreamingResponse:
+    """What the job's driver printed, or its last lines."""
+    job = server.jobs.store.get(job_id)
+    blocks = server.jobs.launchers[job.launcher].log(job)
+    return StreamingResponse(_tail(blocks, tail) if tail else blocks, media_type="text/plain; charset=utf-8")
+
+
+def _tail(blocks: Iterator[bytes], lines: int) -> Iterator[bytes]:
+    """The last lines, holding no more than these."""
+    kept = b""
+    for block in blocks:
+        kept = b"".join((kept + block).splitlines(keepends=True)[-lines:])
+    yield kept

@@ -1,0 +1,109 @@
+"""Errors as RFC 9457 problem+json: a stable code, what was wrong, what to do, and for 422 which field.
+
+Each of the package's errors has its status here, so routes just raise. What is not expected becomes a 500 that says
+nothing of the server's inside; the log has it.
+"""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from qtune_service.errors import (
+    DatabaseError,
+    DataError,
+    IdempotencyConflictError,
+    IllegalMoveError,
+    NotAllowedError,
+    NotFoundError,
+    NotSignedInError,
+    OutputConflictError,
+    QTuneError,
+    QueryError,
+    SpecError,
+    StorageError,
+)
+
+MEDIA_TYPE = "application/problem+json"
+STATUSES: dict[type[QTuneError], int] = {
+    NotFoundError: 404,
+    NotSignedInError: 401,
+    NotAllowedError: 403,
+    IllegalMoveError: 409,
+    IdempotencyConflictError: 409,
+    OutputConflictError: 409,
+    QueryError: 422,
+    SpecError: 422,
+    DataError: 422,
+    StorageError: 503,
+    DatabaseError: 503,
+}
+_log = logging.getLogger(__name__)
+
+
+class FieldProblem(BaseModel):
+    """A field that is wrong."""
+
+    field: str
+    message: str
+
+
+class Problem(BaseModel):
+    """What a failed request answers, as application/problem+json (RFC 9457)."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    code: str = Field(description="Stable, for programs.")
+    detail: str = ""
+    hint: str = Field(default="", description="What to do.")
+    errors: list[FieldProblem] = Field(default=[], description="Fields that are wrong.")
+
+
+def answer(
+    status: int, code: str, detail: str, hint: str = "", errors: list[FieldProblem] | None = None
+) -> JSONResponse:
+    """A problem as a response."""
+    title = HTTPStatus(status).phrase
+    body = Problem(title=title, status=status, code=code, detail=detail, hint=hint, errors=errors or [])
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+    return JSONResponse(body.model_dump(), status_code=status, media_type=MEDIA_TYPE, headers=headers)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error as a problem."""
+
+    @app.exception_handler(QTuneError)
+    def _known(_request: Request, error: QTuneError) -> JSONResponse:
+        status = next((STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES), 500)
+        if status >= 500:
+            _log.error("%s", error)
+        return answer(status, error.code, error.message, error.hint)
+
+    @app.exception_handler(RequestValidationError)
+    def _invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
+        fields = [FieldProblem(field=_field(e["loc"]), message=e["msg"]) for e in error.errors()]
+        return answer(422, "invalid_request", f"{len(fields)} field(s) are wrong", errors=fields)
+
+    @app.exception_handler(HTTPException)
+    def _http(_request: Request, error: HTTPException) -> JSONResponse:
+        response = answer(error.status_code, HTTPStatus(error.status_code).name.lower(), str(error.detail))
+        response.headers.update(error.headers or {})
+        return response
+
+    @app.exception_handler(Exception)
+    def _unexpected(request: Request, error: Exception) -> JSONResponse:
+        _log.error("%s %s", request.method, request.url.path, exc_info=error)
+        return answer(500, "internal", "something went wrong in the server; its log says what")
+
+
+def _field(place: Any) -> str:
+    """`spec.prune.sample_keep_ratio` of ("body", "spec", "prune", "sample_keep_ratio")."""
+    return ".".join(str(part) for part in place[1:] or place)
