@@ -1,7 +1,7 @@
 """Identifiers that sort by the time of their making: 48 bits of milliseconds and 80 of chance.
 
-The form is that of ULIDs (Crockford's base 32, which has no I, L, O, U), in lower case. In a process each is larger than
-the one before, also within a millisecond.
+The form is that of ULIDs (Crockford's base 32, which has no I, L, O, U), in lower case. In a process each is larger
+than the one before, also within a millisecond.
 """
 
 from __future__ import annotations
