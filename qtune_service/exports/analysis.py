@@ -53,7 +53,7 @@ def check_size(export: Export) -> None:
 def write_analysis(export: Export) -> Iterator[WrittenFile]:
     """Write the six files."""
     finished = export.finished
-    view = _View(finished, output_names(finished.own_columns.values(), ("metadata", "tokens")))
+    view = _View(finished)
     export.num_rows = finished.num_samples
 
     def put(name: str, chunks: Iterator[bytes]) -> WrittenFile:
@@ -81,8 +81,6 @@ class _View:
     """Samples of an output as plain data."""
 
     finished: FinishedOutput
-    names: dict[str, str]
-    """Field of the records -> its name here: `original_NAME` where ours takes its place."""
 
     def samples(self, wanted: Wanted) -> Iterator[ScoredSample]:
         for shard in self.finished.shards:
@@ -99,7 +97,7 @@ class _View:
     # --- files
 
     def stage1(self, wanted: Wanted) -> Iterator[dict[str, Any]]:
-        return (self._plain(sample, _scores(sample)) for sample in self.samples(wanted))
+        return (self._plain(sample, metadata=_scores(sample)) for sample in self.samples(wanted))
 
     def removed(self) -> Iterator[bytes]:
         """`{"Q1": [...], "Q3": [...]}`; of another strategy, every quadrant that it dropped samples of."""
@@ -107,22 +105,21 @@ class _View:
         for shard in self.finished.shards:
             labels, kept = self.finished.labels(shard)
             dropped |= {Quadrant(label) for label in np.unique(labels[~kept]).tolist()}
-        mark = b"{"
-        for quadrant in sorted(dropped):
-            yield mark + f'\n"{quadrant.name}": '.encode()
+        yield b"{"
+        for number, quadrant in enumerate(sorted(dropped)):
+            yield f'{"," if number else ""}\n"{quadrant.name}": '.encode()
             yield from json_text.array(self.stage1(_dropped_from(quadrant)))
-            mark = b","
         yield b"\n}\n"
 
     def stage2(self) -> Iterator[dict[str, Any]]:
-        return (self._plain(sample, _scores(sample) | self._masks(sample)) for sample in self.samples(_kept))
+        return (self._plain(s, metadata=_scores(s) | self._masks(s)) for s in self.samples(_kept))
 
     def with_tokens(self) -> Iterator[dict[str, Any]]:
         decode = self.finished.decoder()
         for sample in self.pruned():
             texts = token_texts(decode, sample.input_ids.tolist())
-            body = self._plain(sample, _scores(sample) | self._masks(sample))
-            yield body | {"tokens": [_token(sample, i, text) for i, text in enumerate(texts)]}
+            tokens = [_token(sample, i, text) for i, text in enumerate(texts)]
+            yield self._plain(sample, metadata=_scores(sample) | self._masks(sample), tokens=tokens)
 
     def page(self) -> str:
         decode = self.finished.decoder()
@@ -130,11 +127,13 @@ class _View:
 
     # --- samples
 
-    def _plain(self, sample: ScoredSample, metadata: dict[str, Any]) -> dict[str, Any]:
-        own = {self.names[name]: value for name, value in sample.own.items()}
+    def _plain(self, sample: ScoredSample, **ours: Any) -> dict[str, Any]:
+        """The sample's own fields, one whose name we need as `original_NAME`, and then ours."""
+        names = output_names(sample.own, ours)
+        own = {names[name]: value for name, value in sample.own.items()}
         if own.get("id") is None:
             own = {"id": sample.sample_id} | {name: value for name, value in own.items() if name != "id"}
-        return own | {"metadata": metadata}
+        return own | ours
 
     def _masks(self, sample: ScoredSample) -> dict[str, Any]:
         if self.finished.prune.strategy == "q_tuning" and sample.quadrant != "Q2":

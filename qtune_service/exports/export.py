@@ -12,8 +12,6 @@ from qtune_service.exports.tables import resized
 from qtune_service.exports.writers import Writer
 from qtune_service.outputs.finished import FinishedOutput
 
-DEFAULT_MAX_SAMPLES = 10_000
-
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -25,7 +23,7 @@ class Options:
     """Tokens of a packed row."""
     license: str | None = None
     """Of the dataset, by the hub's names."""
-    max_samples: int = DEFAULT_MAX_SAMPLES
+    max_samples: int = 10_000
     """Scored samples that analysis files are made of at most: they are for looking, and large."""
 
 

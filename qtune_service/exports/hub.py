@@ -20,22 +20,31 @@ from qtune_service.exports.features import named_features
 from qtune_service.exports.tables import pruned_tables
 
 
+def check_repository(export: Export) -> None:
+    """Raises DataError where a column is of a type that `datasets` does not have."""
+    named_features(_schema(export))
+
+
+def _schema(export: Export) -> pa.Schema:
+    finished = export.finished
+    with storage.open_parquet(finished.folder.part("pruned", next(iter(finished.pruned_shards)))) as file:
+        return file.schema_arrow
+
+
 def write_repository(export: Export) -> Iterator[WrittenFile]:
     """data/train-00000-of-0000N.parquet, ..., README.md."""
     names = _names(export)
-    schemas: list[pa.Schema] = []
     size = 0
 
     def write(folder: str, tables: Iterable[pa.Table]) -> Iterator[WrittenFile]:
         for name, table in zip(names, tables, strict=True):
-            schemas.append(table.schema)
             yield storage.write_table(storage.join(folder, "data", name), table)
 
     for file in export.write(write, pruned_tables(export.finished)):
         size += file.size_bytes
         yield file
     about: dict[str, Any] = {
-        "features": named_features(schemas[0]),
+        "features": named_features(_schema(export)),
         "splits": [{"name": "train", "num_bytes": export.num_bytes, "num_examples": export.num_rows}],
         "download_size": size,
         "dataset_size": export.num_bytes,

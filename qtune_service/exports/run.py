@@ -7,6 +7,7 @@ is refused where anything else lies there, so a mistyped folder loses nothing.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from qtune_service.data import storage
@@ -59,7 +60,7 @@ def export(output: str, form: str, folder: str, options: Options, *, overwrite: 
     if chosen.check is not None:
         chosen.check(job)
     _make_room(folder, overwrite=overwrite)
-    files = tuple(chosen.write(job))
+    files = _all_or_none(chosen.write(job))
     if strategy == "infobatch" and not chosen.has_weights:
         job.notes.append(
             f"{form} has no place for the loss weights of InfoBatch (qtune.loss_weight in pruned/); without them the "
@@ -96,6 +97,18 @@ def _make_room(folder: str, *, overwrite: bool) -> None:
         )
     for uri in found.values():
         storage.remove_file(uri)
+
+
+def _all_or_none(writing: Iterator[WrittenFile]) -> tuple[WrittenFile, ...]:
+    """All files; where one cannot be written, or the user stops, none stays: half a dataset looks like a whole one."""
+    files: list[WrittenFile] = []
+    try:
+        files.extend(writing)
+    except BaseException:
+        for file in files:
+            storage.remove_file(file.uri)
+        raise
+    return tuple(files)
 
 
 def _visible(folder: str, *, recursive: bool) -> dict[str, str]:

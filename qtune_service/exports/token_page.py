@@ -41,9 +41,8 @@ def show(sample: ScoredSample, decode: Decode) -> Shown:
     """Turn a sample's tokens into text."""
     tokens = tuple(_tokens(sample, token_texts(decode, sample.input_ids.tolist())))
     quadrant: Any = sample.quadrant
-    example = ExampleSample(
-        sample.sample_id, sample.source, sample.line, quadrant, sample.perplexity, sample.mean_entropy, tokens
-    )
+    name = sample.sample_id if sample.own.get("id") is None else str(sample.own["id"])
+    example = ExampleSample(name, sample.source, sample.line, quadrant, sample.perplexity, sample.mean_entropy, tokens)
     return Shown(example, token_runs(example, MAX_TOKENS), int(sample.loss_mask.sum()), sample.tokens_removed)
 
 

@@ -16,7 +16,7 @@ from qtune_service.data.storage import WrittenFile
 from qtune_service.errors import SpecError
 from qtune_service.exports import columns
 from qtune_service.exports.export import Export
-from qtune_service.exports.hub import write_repository
+from qtune_service.exports.hub import check_repository, write_repository
 from qtune_service.exports.packing import Packer, check_lengths, packed_tables, write_packed
 from qtune_service.exports.tables import pruned_tables
 from qtune_service.exports.turns import TurnFlags, check_messages, turn_tables
@@ -109,7 +109,8 @@ TRAINERS = {
             "verl",
             _rows(write_parquet, "input_ids", "attention_mask", "loss_mask", make=columns.verl),
             "data.train_files=[{folder}/train-00000.parquet,...]\n"
-            "data.custom_cls.path=pruned_dataset.py data.custom_cls.name=PrunedDataset  # in docs/exports.md",
+            "data.pad_mode=no_padding data.custom_cls.path=examples/trainers/verl_dataset.py "
+            "data.custom_cls.name=PrunedDataset",
         ),
         Trainer(
             "skyrl",
@@ -153,6 +154,7 @@ TRAINERS = {
             "hub",
             write_repository,
             'hf upload USER/NAME {folder} . --repo-type dataset\ndata = load_dataset("USER/NAME", split="train")',
+            check=check_repository,
             has_weights=True,
         ),
     )

@@ -20,6 +20,7 @@ from qtune_service.data.schema import restore
 from qtune_service.data.turns import parse_turns
 from qtune_service.errors import DataError
 from qtune_service.exports import json_text
+from qtune_service.exports.tables import pruned_tables
 from qtune_service.outputs.columns import Ragged, ragged
 from qtune_service.outputs.finished import FinishedOutput
 
@@ -44,13 +45,16 @@ class TurnFlags:
 
 
 def check_messages(finished: FinishedOutput) -> None:
-    """Raises DataError where the records have no turns to flag."""
+    """Raises DataError where kept records have no turns to flag."""
     own = list(finished.own_columns.values())
+    advice = "Turn the records into chat messages before scoring, or export for a trainer that reads tokens."
     if "messages" not in own:
         raise DataError(
-            f"ms-swift trains by turn and needs records with `messages`; these have {', '.join(own) or 'none'}",
-            "Turn the records into chat messages before scoring, or export for a trainer that reads tokens.",
+            f"ms-swift trains by turn and needs records with `messages`; these have {', '.join(own) or 'none'}", advice
         )
+    missing = sum(table["messages"].null_count for table in pruned_tables(finished, ["messages"]))
+    if missing:
+        raise DataError(f"ms-swift trains by turn, and {missing:,} kept records have no `messages`", advice)
 
 
 def turn_tables(finished: FinishedOutput, turn_flags: TurnFlags) -> Iterator[pa.Table]:

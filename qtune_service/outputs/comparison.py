@@ -100,7 +100,7 @@ def compare(columns: ScoredColumns, candidates: Sequence[Candidate], ratios: Seq
 
 
 def _choose(columns: ScoredColumns, candidate: Candidate, ratio: float) -> Choice:
-    prune = replace_ratio(candidate.prune, ratio)
+    prune = candidate.prune
     selection = select(
         columns.mean_nll,
         columns.mean_entropy,
@@ -118,11 +118,6 @@ def _choose(columns: ScoredColumns, candidate: Candidate, ratio: float) -> Choic
         tokens=_tokens(columns, selection, prune),
         kept_by_group=np.bincount(columns.group[kept], minlength=len(columns.groups)),
     )
-
-
-def replace_ratio(prune: PruneSpec, ratio: float) -> PruneSpec:
-    """The same method at another ratio, checked."""
-    return PruneSpec.model_validate({**prune.model_dump(), "sample_keep_ratio": ratio})
 
 
 def _keys(columns: ScoredColumns, prune: PruneSpec) -> NDArray[np.float64] | None:

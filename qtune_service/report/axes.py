@@ -29,6 +29,7 @@ OUTERMOST = 0.001
 MAX_SHARE_OF_OUTERMOST = 1 / 3
 MARGIN = 0.03
 SQUEEZED = 0.05
+FEW_INTEGERS = 10
 
 _WARP: Mapping[Scale, Callable[[Column], Column]] = {"linear": np.asarray, "sqrt": np.sqrt, "log": np.log}
 _UNWARP: Mapping[Scale, Callable[[Column], Column]] = {"linear": np.asarray, "sqrt": np.square, "log": np.exp}
@@ -71,6 +72,8 @@ class Axis:
     def ticks(self) -> list[float]:
         """Round values; nothing where Vega's own ticks do better."""
         low, high = self.domain
+        if self.is_whole and high - low < FEW_INTEGERS:
+            return [float(tick) for tick in range(math.ceil(low), math.floor(high) + 1)]
         return _log_ticks(low, high) if self.scale == "log" else _root_ticks(high) if self.scale == "sqrt" else []
 
     def encoding(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from qtune_service.report.choice import other_strategy, prune_spec, quadrant_rule
 from qtune_service.report.contents import ReportData
-from qtune_service.report.wording import count, number, percent
+from qtune_service.report.wording import count, number, percent, shorten
 
 SHORT_RESPONSE = 16  # trained tokens; below, the token with the highest perplexity is often the very thing to learn
 HIGH_REJECTED_SHARE = 0.05
@@ -17,6 +17,7 @@ TIES_WITHOUT_REPEATS = 3  # the corners' edges move together, so this many sampl
 TRIVIAL_PERPLEXITY = 1.05
 HARD_PERPLEXITY = 100.0
 NAMES_SHOWN = 8
+NAME_CHARS = 40
 
 
 def find_warnings(data: ReportData) -> tuple[str, ...]:
@@ -88,7 +89,8 @@ def _vanished_categories(data: ReportData) -> str | None:
         return None
     largest = sorted(gone.items(), key=lambda item: (-item[1].read, item[0]))
     named = ", ".join(
-        f"{name!r} ({count(c.read)} read, {count(c.rejected)} rejected)" for name, c in largest[:NAMES_SHOWN]
+        f"{shorten(name, NAME_CHARS)!r} ({count(c.read)} read, {count(c.rejected)} rejected)"
+        for name, c in largest[:NAMES_SHOWN]
     )
     more = f", and {count(len(gone) - NAMES_SHOWN)} more" if len(gone) > NAMES_SHOWN else ""
     subject = "1 category has" if len(gone) == 1 else f"{count(len(gone))} categories have"

@@ -13,6 +13,9 @@ from typing import Any
 from qtune_service.report.contents import QUADRANTS, QuadrantName
 from qtune_service.report.palette import QUADRANT_LABELS, Palette
 
+FEW = 400
+"""Points up to which they are drawn larger."""
+
 _PLACES = {"Q1": ("right", "top"), "Q2": ("left", "top"), "Q3": ("left", "bottom"), "Q4": ("right", "bottom")}
 
 
@@ -25,10 +28,10 @@ class Fields:
 
 
 def point_layers(
-    alt: Any, x: Any, y: Any, palette: Palette, *, over_density: bool, fields: Fields = Fields()
+    alt: Any, x: Any, y: Any, palette: Palette, *, num_points: int, over_density: bool, fields: Fields = Fields()
 ) -> list[Any]:
     """Points, rings of examples, and the ring of what a reader picks (dataset `picked`, empty at first)."""
-    size, opacity = (9, 0.5) if over_density else (17, 0.65)
+    size, opacity = (9, 0.5) if over_density else (17, 0.65) if num_points > FEW else (34, 0.75)
     color = {"legend": None, "scale": quadrant_scale(alt, palette)}
     fill = alt.Fill(f"{fields.quadrant}:N", **color)
     is_filled = {"condition": {"test": f"datum.{fields.kept} == 1", "value": 1}, "value": 0}

@@ -59,7 +59,7 @@ def plane_chart(data: ReportData, palette: Palette = LIGHT, width: int | str = 7
         *_corners(scene),
         *([density_layer(alt, "plane_cells", cells, palette)] if cells else []),
         _border(scene, sample),
-        *point_layers(alt, x, y, palette, over_density=bool(cells)),
+        *point_layers(alt, x, y, palette, num_points=len(points), over_density=bool(cells)),
         *_perplexity_rules(scene),
         *_entropy_rules(scene),
         *name_layers(alt, palette, fates(data)),

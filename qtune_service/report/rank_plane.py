@@ -38,7 +38,7 @@ def rank_plane_chart(data: ReportData, palette: Palette = LIGHT, width: int | st
         alt.Y("u:Q", **_channel("Perplexity rank p")),
     )
     density = density_layer(alt, "rank_cells", cells, palette, "now") if cells else None
-    points = point_layers(alt, x, y, palette, over_density=bool(cells), fields=fields)
+    points = point_layers(alt, x, y, palette, num_points=len(data.point_ids), over_density=bool(cells), fields=fields)
     layers = [
         *_corners(alt, palette),
         *([_relabelled(density, alpha)] if density else []),

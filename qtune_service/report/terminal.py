@@ -27,7 +27,7 @@ def describe_job(manifest: dict[str, Any]) -> Group:
 
 def _parts(m: dict[str, Any]) -> Iterator[RenderableType]:
     if m.get("thresholds"):
-        yield _quadrants(m["counts"])
+        yield _quadrants(m["counts"], m["spec"]["prune"]["strategy"])
     yield _facts(m)
     if m["rejected_reasons"]:
         yield _rejected(m["rejected_reasons"], m["counts"]["read"])
@@ -35,16 +35,19 @@ def _parts(m: dict[str, Any]) -> Iterator[RenderableType]:
         yield Text(f"! {warning}", style="yellow")
 
 
-def _quadrants(counts: dict[str, int]) -> Table:
+def _quadrants(counts: dict[str, int], strategy: str) -> Table:
+    """Under another strategy than the method's, quadrants only tell where samples lie."""
+    decides = strategy == "q_tuning"
     table = Table(title="Samples by quadrant", title_justify="left", title_style="bold", box=None, pad_edge=False)
     for name, justify in (("quadrant", "left"), ("samples", "right"), ("share", "right"), ("", "left"), ("", "left")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     most = max(*(counts[name] for name in QUADRANTS), 1)
     for name, (meaning, fate) in QUADRANTS.items():
         share = counts[name] / max(counts["scored"], 1)
-        style = "green" if name in ("Q2", "Q4") else "dim"
+        style = "" if not decides else "green" if name in ("Q2", "Q4") else "dim"
         length = bar(counts[name] / most, BAR_WIDTH)
-        table.add_row(f"{name} {meaning}", f"{counts[name]:,}", f"{share:.1%}", length, fate, style=style)
+        end = fate if decides else ""
+        table.add_row(f"{name} {meaning}", f"{counts[name]:,}", f"{share:.1%}", length, end, style=style)
     return table
 
 
@@ -64,6 +67,8 @@ def _rows(m: dict[str, Any]) -> Iterator[tuple[str, str]]:
         t, selection = m["thresholds"], m["selection"]
         ratio = m["spec"]["prune"]["sample_keep_ratio"]
         target = f"target {selection['target']:,}, {ratio:.2%}"
+        if (strategy := m["spec"]["prune"]["strategy"]) != "q_tuning":
+            yield "chosen by", strategy
         yield "kept", f"{c['kept']:,} of {c['scored']:,} ({c['kept'] / c['scored']:.2%}; {target})"
         disjoint = selection["disjoint_capacity"] / c["scored"]
         yield "alpha", f"{t['alpha']:.4f} (disjoint corners hold at most {disjoint:.1%})"

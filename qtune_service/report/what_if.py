@@ -48,13 +48,17 @@ class WhatIf:
 
 
 def what_if(data: ReportData) -> WhatIf | None:
-    """None where there is no curve."""
-    if not data.curve:
+    """None where there is no curve. The job's own point is what the job gave; the curve's may be a few samples over."""
+    if not data.curve or data.thresholds is None:
         return None
     asked = prune_spec(data).get("sample_keep_ratio", data.target / max(data.counts.scored, 1))
     distances = [abs(point.sample_keep_ratio - asked) for point in data.curve]
-    overlap = next((i for i, point in enumerate(data.curve) if point.alpha > 0.5), None)
-    return WhatIf(data.curve, distances.index(min(distances)), overlap)
+    here, points, c = distances.index(min(distances)), list(data.curve), data.counts
+    points[here] = CurvePoint(
+        points[here].sample_keep_ratio, data.thresholds.alpha, data.target, c.q1, c.q2, c.q3, c.q4, data.tokens.after
+    )
+    overlap = next((i for i, point in enumerate(points) if point.alpha > 0.5), None)
+    return WhatIf(tuple(points), here, overlap)
 
 
 def why_no_curve(data: ReportData) -> str:

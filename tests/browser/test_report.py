@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from qtune_service.core.thresholds import select
-from qtune_service.report.contents import ReportData
+from qtune_service.report.contents import Counts, ReportData
 from qtune_service.report.html import render_report
 from tests.report_data import example, made_up_report, made_up_scores, nothing_scored
 
@@ -88,6 +88,18 @@ def _open(browser: Any, report: Path, **settings: Any) -> tuple[Any, Seen]:
     page.goto(report.as_uri())
     page.wait_for_selector("html[data-state=ready]", timeout=60_000)
     return page, seen
+
+
+def _long_names() -> ReportData:
+    """A report with names of 300 letters without a break wherever a name can stand."""
+    long = "x" * 300
+    groups = {f"{i}{long}": Counts.of({long: 5}, [9] * 7) for i in range(20)}
+    return made_up_report(
+        made_up_scores(30), title=long, by_source=groups, by_category=groups, warnings=(long,), output=long,
+        point_ids=(long,) * 30, engine={long: long, "name": long}, seconds={long: 1.0},
+        spec={"model": {"name": long}, "prune": {"sample_keep_ratio": 0.5}, long: long},
+        examples=(replace(example((long,), sample_id=long), source=long, error_rank=0.5, entropy_rank=0.5),),
+    )  # fmt: skip
 
 
 def _slide(page: Any, at: int) -> None:
@@ -371,18 +383,19 @@ def test_a_large_job_is_drawn_as_a_density_and_points(browser: Any, write: Calla
     assert seen.complaints == []
 
 
-@pytest.mark.parametrize("kind", ["nothing", "one", "tied", "other"])
+@pytest.mark.parametrize("kind", ["nothing", "one", "tied", "other", "long"])
 def test_unusual_jobs_have_quiet_pages(browser: Any, write: Callable[[ReportData], Path], kind: str) -> None:
-    """Nothing scored, one sample, all alike, another strategy: no complaint, no sideways scrolling on a phone."""
+    """Nothing scored, one sample, all alike, another strategy, endless names: no complaint, no sideways scrolling."""
     same = np.full(300, 1.25)
     made = {
         "nothing": nothing_scored(),
         "one": made_up_report((same[:1], same[:1], np.array([9]))),
         "tied": made_up_report((same, same, np.full(300, 9))),
+        "long": _long_names(),
         "other": made_up_report(made_up_scores(300), curve=(), spec={"prune": {"strategy": "random"}}),
     }
     page, seen = _open(browser, write(made[kind]), viewport=PHONE)
     assert page.evaluate("document.documentElement.scrollWidth") == 390
-    assert page.locator("#ratio").count() == (kind in ("one", "tied"))
+    assert page.locator("#ratio").count() == (kind in ("one", "tied", "long"))
     assert page.locator("[data-chart]").count() == {"nothing": 0, "other": 5}.get(kind, 6)
     assert seen.complaints == []

@@ -163,7 +163,7 @@ def test_other_strategies_go_by_what_was_kept(weighed: FinishedOutput, tmp_path:
 
 
 def test_ids_and_fields_that_collide_are_sorted_out(tmp_path: Path) -> None:
-    """A record without an id gets ours; its own `metadata` and `tokens` become `original_metadata`, ..."""
+    """A record without an id gets ours; fields that the file needs itself become `original_metadata`, ..."""
     records = [
         {"prompt": f"Say {i}!", "completion": f"{i}, of course.", "metadata": {"a": i}, "tokens": i}
         | ({"id": i} if i % 2 else {})
@@ -173,9 +173,19 @@ def test_ids_and_fields_that_collide_are_sorted_out(tmp_path: Path) -> None:
     export(done.root, "analysis", str(tmp_path / "x"), Options())
     for i, sample in enumerate(strict(tmp_path / "x" / "stage2_final.json")):
         assert sample["id"] == (i if i % 2 else f"0000-{i + 1:08}")
-        assert sample["original_metadata"] == {"a": i}
-        assert sample["original_tokens"] == i
+        assert (sample["original_metadata"], sample["tokens"]) == ({"a": i}, i)
         assert sample["metadata"]["quadrant"].startswith("Q")
+    for sample in strict(tmp_path / "x" / "stage2_pruned_tokens_visualization.json"):
+        assert sample["tokens"][0]["state"] == "prompt"
+        assert isinstance(sample["original_tokens"], int)
+
+
+def test_nothing_removed_is_an_empty_object(tmp_path: Path) -> None:
+    """Where another strategy keeps all, no quadrant lost a sample."""
+    done = finished_output(tmp_path, chats(5), prune_by={"strategy": "random", "sample_keep_ratio": 1.0})
+    export(done.root, "analysis", str(tmp_path / "x"), Options())
+    assert strict(tmp_path / "x" / "stage1_removed.json") == {}
+    assert len(strict(tmp_path / "x" / "stage1_kept.json")) == 5
 
 
 def test_large_outputs_are_refused_unless_told_otherwise(finished: FinishedOutput, tmp_path: Path) -> None:

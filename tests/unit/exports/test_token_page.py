@@ -82,6 +82,7 @@ def test_tokens_of_q2_are_green_or_red_with_their_perplexity(finished: FinishedO
     page = read(tmp_path / "token_pruning_visualization.html")
     q2 = [row for row in rows(Path(finished.root) / "pruned") if row["qtune"]["quadrant"] == "Q2"]
     assert len(page.articles) == min(len(q2), 50)
+    assert f"<b>{q2[0]['id']}</b>" in (tmp_path / "token_pruning_visualization.html").read_text(), "its own id"
     for article, row in zip(page.articles, q2, strict=False):
         colours = [css.removesuffix(" c") for css, _, _ in article if css[0] in "kr"]
         kept = colours.count("k")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
@@ -11,8 +12,10 @@ import pyarrow.dataset as ds
 import pytest
 from datasets import load_from_disk
 
+from qtune_service.cli import exporting
 from qtune_service.cli.exporting import To
-from qtune_service.errors import DataError, OutputConflictError, SpecError
+from qtune_service.data import storage
+from qtune_service.errors import DataError, OutputConflictError, SpecError, StorageError
 from qtune_service.exports.export import Options
 from qtune_service.exports.run import FORMATS, export
 from qtune_service.outputs.finished import FinishedOutput
@@ -97,8 +100,9 @@ def test_by_default_there_is_a_file_a_shard(finished: FinishedOutput, tmp_path: 
 
 
 def test_the_command_knows_every_format() -> None:
-    """`--to` offers what the table holds."""
+    """`--to` offers what the table holds, and the bound on analysis files is the same in both places."""
     assert {to.value for to in To} == set(FORMATS)
+    assert inspect.signature(exporting.export).parameters["max_samples"].default == Options().max_samples
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -187,6 +191,26 @@ def test_outputs_without_a_product_are_refused(tmp_path: Path) -> None:
         assert "--from-scores" in refusal.value.hint
     with pytest.raises(OutputConflictError, match="no output of qtune"):
         export(str(tmp_path), "trl", str(tmp_path / "x"), Options())
+
+
+@pytest.mark.parametrize("how", [KeyboardInterrupt, StorageError])
+def test_an_export_is_whole_or_not_there(
+    how: type[BaseException], out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped, or out of space, after some files: none is left that would pass for the data, and a second try works."""
+    write, written = storage.write_table, iter(range(3))
+
+    def fail_at_last(uri: str, table: Any, **more: Any) -> storage.WrittenFile:
+        if next(written, None) is None:
+            raise how("enough")
+        return write(uri, table, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "write_table", fail_at_last)
+        with pytest.raises(how):
+            export(str(out), "trl", str(tmp_path), Options())
+    assert list(tmp_path.iterdir()) == []
+    export(str(out), "trl", str(tmp_path), Options())
 
 
 def test_an_output_that_kept_nothing_is_refused(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

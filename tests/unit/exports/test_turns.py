@@ -16,7 +16,7 @@ from qtune_service.exports.run import export
 from qtune_service.exports.turns import TurnFlags, surviving_runs
 from qtune_service.outputs.columns import ragged
 from tests.finished_outputs import chats, finished_output
-from tests.jobs import rows
+from tests.jobs import rows, write_jsonl
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -85,6 +85,17 @@ def test_records_without_messages_are_refused(tmp_path: Path) -> None:
     done = finished_output(tmp_path, records, prune_by={"sample_keep_ratio": 0.5})
     with pytest.raises(DataError, match="these have instruction, output"):
         export(done.root, "ms-swift", str(tmp_path / "x"), Options())
+
+
+def test_records_of_two_kinds_are_refused_with_a_count(tmp_path: Path) -> None:
+    """Some with messages, some without: before anything is written."""
+    others = [{"prompt": f"Say {i}.", "completion": f"It is {i}, and so on."} for i in range(6)]
+    (tmp_path / "b").mkdir()
+    write_jsonl(tmp_path / "b" / "others.jsonl", others)
+    done = finished_output(tmp_path, chats(6), prune_by={"sample_keep_ratio": 1.0}, more=(tmp_path / "b",))
+    with pytest.raises(DataError, match="6 kept records have no `messages`"):
+        export(done.root, "ms-swift", str(tmp_path / "x"), Options())
+    assert not (tmp_path / "x").exists()
 
 
 def test_turns_that_cannot_be_told_apart_keep_their_loss_and_are_counted() -> None:

@@ -61,6 +61,8 @@ def test_lengths_have_bins_between_integers() -> None:
     counts = np.bincount(axis.bins(np.linspace(1, 30, 30), 40), minlength=len(edges) - 1)
     assert counts.min() >= 1
     assert counts.sum() == 30
+    assert axis.ticks() == [1, 3, 10, 30]
+    assert length_axis(_sample(np.linspace(1, 2, 4))).ticks() == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("scale", ["linear", "sqrt", "log"])

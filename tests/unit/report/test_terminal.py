@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console, RenderableType
 
+from qtune_service.outputs.finished import FinishedOutput
 from qtune_service.outputs.query import Group, Selection, find, samples_of
 from qtune_service.report.bars import bar
 from qtune_service.report.contents import ExampleToken
@@ -158,6 +159,14 @@ def test_job(outputs: FinishedOutputs) -> None:
     assert all(len(line) <= 80 for line in shown.splitlines() if line[:2] in counts)
     assert "no_assistant_turn" in shown
     assert "Samples by quadrant" not in printed(describe_job(dict(outputs.scored.manifest)), 80)
+
+
+def test_job_of_another_strategy(weighed: FinishedOutput) -> None:
+    """It says who chose; quadrants then have no fate."""
+    text = printed(describe_job(dict(weighed.manifest)), 100)
+    assert "chosen by" in text
+    assert "infobatch" in text
+    assert "kept whole" not in text
 
 
 def test_tables(outputs: FinishedOutputs) -> None:
