@@ -110,9 +110,17 @@ def command_section(name: str, callback: Any) -> str:
     return "\n".join([*head, *(row(*item) for item in parameters.items())]) + "\n"
 
 
+def named_commands(app: typer.Typer) -> dict[str, Any]:
+    """The commands of an app by name."""
+    return {c.name or str(getattr(c.callback, "__name__", "")): c.callback for c in app.registered_commands}
+
+
 def render_commands() -> str:
     """The whole page."""
-    commands = {c.name or str(getattr(c.callback, "__name__", "")): c.callback for c in cli.app.registered_commands}
+    commands = named_commands(cli.app)
+    for group in cli.app.registered_groups:
+        assert group.typer_instance is not None
+        commands |= {f"{group.name} {name}": of for name, of in named_commands(group.typer_instance).items()}
     return COMMANDS_HEAD + "".join(command_section(name, callback) for name, callback in commands.items())
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from qtune_service import __version__
-from qtune_service.cli import comparing, exporting, jobs, looking
+from qtune_service.cli import comparing, exporting, jobs, looking, serving
 
 app = typer.Typer(
     name="qtune",
@@ -23,6 +23,8 @@ app = typer.Typer(
 for command in (jobs.prune, jobs.score, jobs.run, looking.inspect, exporting.export, looking.doctor):
     app.command()(command)
 app.command("compare", cls=comparing.ListsOfValues)(comparing.compare_outputs)
+app.command()(serving.serve)
+app.add_typer(serving.token_app, name="token")
 
 
 def _version(value: bool) -> None:

@@ -20,7 +20,7 @@ from qtune_service.jobs.policy import Policy
 from qtune_service.jobs.service import JobService
 from qtune_service.jobs.store import JobStore
 from qtune_service.settings import Settings
-from qtune_service.web import job_routes, problems
+from qtune_service.web import job_routes, output_routes, problems
 from qtune_service.web.deps import Server, TheServer
 
 ROUND_EVERY_S = 0.5
@@ -42,6 +42,7 @@ def create_app(settings: Settings, launchers: Mapping[str, Launcher] | None = No
     problems.install(app)
     api = APIRouter(prefix="/api/v1")
     api.include_router(job_routes.router)
+    api.include_router(output_routes.router)
     app.include_router(api)
     app.include_router(_operations())
     return app

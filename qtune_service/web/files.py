@@ -1,0 +1,134 @@
+"""Files of an output over HTTP, from any storage: ranges, strong ETags, and an archive without a temporary file.
+
+A file's ETag is its SHA-256 where the manifest has it, else what the storage says of it. Only what belongs to the
+output is served: files that the manifest lists, and a few by name.
+"""
+
+from __future__ import annotations
+
+import re
+import tarfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Response
+from fastapi.responses import StreamingResponse
+
+from qtune_service.data import storage
+from qtune_service.errors import NotFoundError
+from qtune_service.outputs.finished import FinishedOutput
+
+OTHERS = ("manifest.json", "report.html", "summary_statistics.json")
+TYPES = {"parquet": "application/vnd.apache.parquet", "json": "application/json", "html": "text/html; charset=utf-8"}
+_RANGE = re.compile(r"bytes=(\d*)-(\d*)$")
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """A file that may be downloaded."""
+
+    path: str
+    size_bytes: int
+    sha256: str | None
+    rows: int | None
+    uri: str
+    stored_etag: str
+
+    @property
+    def etag(self) -> str:
+        """Strong: another content has another."""
+        return f'"{self.sha256 or self.stored_etag}"'
+
+    @property
+    def media_type(self) -> str:
+        """By the ending of its name."""
+        return TYPES.get(self.path.rpartition(".")[2], "application/octet-stream")
+
+
+def list_files(finished: FinishedOutput) -> list[OutputFile]:
+    """All files of an output: what the manifest lists, and what stands beside it."""
+    listed = [_listed(finished, entry) for entry in finished.manifest["files"]]
+    tokenizer = [f"tokenizer/{uri.rsplit('/', 1)[-1]}" for uri in storage.list_files(finished.folder.at("tokenizer"))]
+    return [*listed, *(found for path in (*OTHERS, *tokenizer) if (found := _beside(finished, path)) is not None)]
+
+
+def find_file(finished: FinishedOutput, path: str) -> OutputFile:
+    """One of them. Raises NotFoundError, also for what exists but is not the output's to give."""
+    for entry in finished.manifest["files"]:
+        if entry["path"] == path:
+            return _listed(finished, entry)
+    folder, _, name = path.rpartition("/")
+    if (path in OTHERS or (folder == "tokenizer" and name not in ("", "..", "."))) and (
+        found := _beside(finished, path)
+    ):
+        return found
+    raise NotFoundError(f"the output has no file {path!r}", "GET .../files lists those that it has.")
+
+
+def serve(file: OutputFile, headers: Mapping[str, str], *, is_head: bool) -> Response:
+    """A file, a range of it, or that it has not changed."""
+    common = {"ETag": file.etag, "Accept-Ranges": "bytes", "Cache-Control": "private, no-cache"}
+    common["Content-Disposition"] = f'attachment; filename="{file.path.rpartition("/")[2]}"'
+    if file.sha256:
+        common["X-Checksum-Sha256"] = file.sha256
+    if file.etag in _tags(headers.get("if-none-match", "")):
+        return Response(status_code=304, headers=common)
+    wanted = headers.get("range")
+    if wanted is None or headers.get("if-range", file.etag) != file.etag:
+        return _body(file, 0, file.size_bytes, 200, common, is_head=is_head)
+    if (span := _span(wanted, file.size_bytes)) is None:
+        return Response(status_code=416, headers={**common, "Content-Range": f"bytes */{file.size_bytes}"})
+    start, stop = span
+    common["Content-Range"] = f"bytes {start}-{stop - 1}/{file.size_bytes}"
+    return _body(file, start, stop, 206, common, is_head=is_head)
+
+
+def _body(file: OutputFile, start: int, stop: int, status: int, headers: dict[str, str], *, is_head: bool) -> Response:
+    headers["Content-Length"] = str(stop - start)
+    if is_head:
+        return Response(status_code=status, headers=headers, media_type=file.media_type)
+    blocks = storage.iter_blocks(file.uri, start, stop)
+    return StreamingResponse(blocks, status_code=status, headers=headers, media_type=file.media_type)
+
+
+def _tags(header: str) -> list[str]:
+    return [tag.strip().removeprefix("W/") for tag in header.split(",")]
+
+
+def _span(header: str, size: int) -> tuple[int, int] | None:
+    """First and last-plus-one byte of a single range; None where it cannot be met."""
+    match = _RANGE.match(header.strip())
+    if match is None or match.groups() == ("", ""):
+        return None
+    first, last = match.groups()
+    start = int(first) if first else max(size - int(last), 0)
+    stop = min(int(last) + 1, size) if first and last else size
+    return (start, stop) if start < stop else None
+
+
+# --- archive
+
+
+def archive(finished: FinishedOutput, folders: tuple[str, ...]) -> Iterator[bytes]:
+    """A tar of the output's files in some folders, as it is read: nothing is held but a block."""
+    for file in list_files(finished):
+        if file.path.startswith(folders):
+            info = tarfile.TarInfo(file.path)
+            info.size, info.mode, info.mtime = file.size_bytes, 0o644, int(time.time())
+            yield info.tobuf(tarfile.PAX_FORMAT)
+            yield from storage.iter_blocks(file.uri)
+            yield b"\0" * (-file.size_bytes % tarfile.BLOCKSIZE)
+    yield b"\0" * (2 * tarfile.BLOCKSIZE)
+
+
+def _listed(finished: FinishedOutput, entry: Mapping[str, Any]) -> OutputFile:
+    uri = finished.folder.at(*entry["path"].split("/"))
+    return OutputFile(entry["path"], entry["bytes"], entry["sha256"], entry["rows"], uri, entry["sha256"])
+
+
+def _beside(finished: FinishedOutput, path: str) -> OutputFile | None:
+    uri = finished.folder.at(*path.split("/"))
+    found = storage.stat(uri)
+    return None if found is None else OutputFile(path, found.size_bytes, None, None, uri, found.version)

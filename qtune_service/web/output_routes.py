@@ -1,0 +1,126 @@
+"""What a job gave: summary, samples with their tokens, report, files to download."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
+
+from qtune_service.data import storage
+from qtune_service.errors import OutputConflictError
+from qtune_service.outputs.finished import FinishedOutput
+from qtune_service.outputs.query import Limits, Records, Selection, find, find_sample, samples_of
+from qtune_service.report.shown import shown_samples
+from qtune_service.web import files as output_files
+from qtune_service.web.deps import Reader, Server, TheServer
+from qtune_service.web.job_routes import FAILURES
+
+router = APIRouter(prefix="/jobs/{job_id}", tags=["outputs"])
+LIMITS = Limits(seconds=20.0)
+"""What a question to an output may take."""
+REPORT_POLICY = "default-src 'none'; sandbox allow-scripts allow-downloads"
+"""For reports, beside the policy that each carries itself: no access to the server's cookies."""
+
+
+class FileView(BaseModel):
+    """A file of an output."""
+
+    path: str
+    size_bytes: int
+    sha256: str | None
+    rows: int | None
+
+
+class SamplesView(BaseModel):
+    """Samples that match, and how many do in all."""
+
+    total: int
+    samples: list[dict[str, Any]]
+
+
+@lru_cache(maxsize=32)
+def _opened(output: str, version: str) -> tuple[FinishedOutput, Records]:  # noqa: ARG001 - another version is another entry
+    finished = FinishedOutput(output)
+    return finished, samples_of(finished)
+
+
+def _finished(server: Server, job_id: str) -> tuple[FinishedOutput, Records]:
+    """The output of a job that has one. Raises OutputConflictError for others."""
+    job = server.jobs.store.get(job_id)
+    found = storage.stat(storage.join(job.output, "manifest.json"))
+    if found is None:
+        raise OutputConflictError(f"job {job_id} is {job.status}: it has no result", "Wait until it succeeded.")
+    return _opened(job.output, found.version)
+
+
+@router.get("/summary", responses=FAILURES)
+def summary(job_id: str, server: TheServer, _who: Reader) -> dict[str, Any]:
+    """The numbers of a finished job: summary_statistics.json."""
+    finished, _ = _finished(server, job_id)
+    body: dict[str, Any] = storage.read_json(finished.folder.at("summary_statistics.json"))
+    return body
+
+
+@router.get("/samples", responses=FAILURES)
+def samples(
+    job_id: str,
+    server: TheServer,
+    _who: Reader,
+    quadrant: Literal["Q1", "Q2", "Q3", "Q4"] | None = None,
+    kept: bool | None = None,
+    where: Annotated[str | None, Query(max_length=2000, description="A condition in SQL.")] = None,
+    sort: Annotated[str, Query(max_length=200, description="borderline, typical, or a column; -column.")] = "",
+    limit: Annotated[int, Query(ge=1, le=100)] = 10,
+    offset: Annotated[int, Query(ge=0)] = 0,
+) -> SamplesView:
+    """Samples with their tokens and scores."""
+    finished, records = _finished(server, job_id)
+    wanted = Selection(quadrant=quadrant, kept=kept, where=where, sort=sort, limit=limit, offset=offset)
+    found = find(records, wanted, LIMITS)
+    shown = shown_samples(finished, records, found.index)
+    return SamplesView(total=found.num_matching, samples=[sample.to_json() for sample in shown])
+
+
+@router.get("/samples/{sample_id}", responses=FAILURES)
+def sample(job_id: str, sample_id: str, server: TheServer, _who: Reader) -> dict[str, Any]:
+    """One sample with its tokens and scores."""
+    finished, records = _finished(server, job_id)
+    index = find_sample(records, sample_id, LIMITS)
+    (shown,) = shown_samples(finished, records, np.array([index]))
+    return shown.to_json()
+
+
+@router.get("/report", responses=FAILURES)
+def report(job_id: str, server: TheServer, _who: Reader) -> Response:
+    """The report page."""
+    finished, _ = _finished(server, job_id)
+    body = storage.read_bytes(finished.folder.at("report.html"))
+    return Response(body, media_type="text/html; charset=utf-8", headers={"Content-Security-Policy": REPORT_POLICY})
+
+
+@router.get("/files", responses=FAILURES)
+def files(job_id: str, server: TheServer, _who: Reader) -> list[FileView]:
+    """The files of a finished job."""
+    finished, _ = _finished(server, job_id)
+    return [FileView.model_validate(file, from_attributes=True) for file in output_files.list_files(finished)]
+
+
+@router.api_route("/files/{path:path}", methods=["GET", "HEAD"], responses=FAILURES)
+def file(job_id: str, path: str, request: Request, server: TheServer, _who: Reader) -> Response:
+    """A file, or a range of it."""
+    finished, _ = _finished(server, job_id)
+    found = output_files.find_file(finished, path)
+    return output_files.serve(found, request.headers, is_head=request.method == "HEAD")
+
+
+@router.get("/archive", responses=FAILURES, response_class=StreamingResponse)
+def archive(job_id: str, server: TheServer, _who: Reader, scores: bool = False) -> StreamingResponse:
+    """A tar of the product and what explains it; with scores, of all."""
+    finished, _ = _finished(server, job_id)
+    folders = ("",) if scores else ("pruned/", "manifest.json", "report.html", "summary_statistics.json", "tokenizer/")
+    headers = {"Content-Disposition": f'attachment; filename="{job_id}.tar"'}
+    return StreamingResponse(output_files.archive(finished, folders), media_type="application/x-tar", headers=headers)
