@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format types contracts check bench bench-thresholds bench-scoring bench-gpu bench-chaos bench-scale bench-exports docs lock doctor clean
+.PHONY: help install demo test test-slow lint format types contracts check bench bench-thresholds bench-scoring bench-gpu bench-chaos bench-scale bench-exports bench-report bench-inspect docs lock doctor clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -52,6 +52,12 @@ bench-scale: install ## Ten million records through a whole job (half an hour)
 
 bench-exports: install ## Rows/s and memory of every export, at a million rows
 	$(BIN)/python benchmarks/exports.py
+
+bench-report: install ## Size and build time of the report at 1e4 and 1e6 samples
+	$(BIN)/python -m benchmarks.report
+
+bench-inspect: install ## Questions to an output of a million samples
+	$(BIN)/python benchmarks/inspecting.py
 
 bench: bench-thresholds bench-scoring bench-chaos bench-scale bench-exports ## All benchmarks that need no GPU
 

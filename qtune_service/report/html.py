@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -33,18 +32,10 @@ SHORT_NAME_CHARS = 60
 MAX_WARNINGS = 40
 MAX_WARNING_CHARS = 1_200
 MAX_SPEC_CHARS = 12_000
+ENGINE_FACTS = {"engine": "Engine", "name": "Engine", "version": "Version", "device": "Device", "dtype": "Precision"}
 STYLES = ("page", "figures", "tables", "samples", "media")
 SCRIPTS = ("numbers", "copy", "charts", "picking", "what_if", "tokens", "sorting", "start")
 """Each concern has a file; together they are one script, in this order."""
-
-
-@dataclass(frozen=True, slots=True)
-class Flow:
-    """A part of the bar that shows where the records went."""
-
-    css: str
-    name: str
-    size: int
 
 
 def render_report(data: ReportData) -> str:
@@ -60,7 +51,7 @@ def render_report(data: ReportData) -> str:
             quadrants=QUADRANTS,
             cards=tables.quadrant_cards(data),
             fates=fates(data),
-            flow=_flow(data),
+            flow=tables.record_flow(data),
             groups=tables.group_tables(data),
             reasons=tables.largest(data.counts.reasons, tables.MAX_ROWS),
             examples=shown_examples(data.examples),
@@ -95,22 +86,8 @@ def _facts(data: ReportData) -> list[tuple[str, str]]:
     engine = data.engine
     made = data.created_at.replace("T", " ").replace("+00:00", " UTC")
     found = [("Model", data.spec.get("model", {}).get("name", ""))]
-    found += [(name.capitalize(), str(engine[key])) for key, name in _ENGINE_FACTS.items() if engine.get(key)]
+    found += [(name, str(engine[key])) for key, name in ENGINE_FACTS.items() if engine.get(key)]
     return [(key, value) for key, value in [*found, ("Made", made)] if value]
-
-
-_ENGINE_FACTS = {"engine": "engine", "name": "engine", "version": "version", "device": "device", "dtype": "precision"}
-
-
-def _flow(data: ReportData) -> list[Flow]:
-    c, told = data.counts, fates(data)
-    if told:
-        sizes = (("Q2", c.q2), ("Q4", c.q4), ("Q1", c.q1), ("Q3", c.q3))
-        parts = [Flow(label, f"{label} {told[label]}", size) for label, size in sizes]  # type: ignore[index]
-    else:
-        parts = [Flow("chosen", "kept", c.kept), Flow("left-out", "dropped", c.pruned)]
-    parts.append(Flow("rejected", "rejected before scoring", c.rejected))
-    return [part for part in parts if part.size]
 
 
 def _num_beyond(data: ReportData) -> int:

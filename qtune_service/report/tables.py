@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from qtune_service.report.choice import fates
-from qtune_service.report.contents import QUADRANTS, Counts, QuadrantMeaning, ReportData
+from qtune_service.report.contents import QUADRANTS, Counts, QuadrantMeaning, QuadrantName, ReportData
 from qtune_service.report.wording import count, percent
 
 MAX_ROWS = 100
@@ -40,6 +40,26 @@ class QuadrantCard:
     meaning: QuadrantMeaning
     count: int
     fate: str
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """A part of the bar that shows where the records went; `css` is its colour's class."""
+
+    css: str
+    name: str
+    size: int
+
+
+def record_flow(data: ReportData) -> list[Flow]:
+    """Kept, dropped and rejected: by quadrant where that tells a sample's fate."""
+    c, told = data.counts, fates(data)
+    sizes: tuple[tuple[QuadrantName, int], ...] = (("Q2", c.q2), ("Q4", c.q4), ("Q1", c.q1), ("Q3", c.q3))
+    parts = [Flow("chosen", "kept", c.kept), Flow("left-out", "dropped", c.pruned)]
+    if told:
+        parts = [Flow(label, f"{label} {told[label]}", size) for label, size in sizes]
+    parts.append(Flow("rejected", "rejected before scoring", c.rejected))
+    return [part for part in parts if part.size]
 
 
 def group_tables(data: ReportData) -> list[GroupTable]:

@@ -65,7 +65,7 @@ def why_no_curve(data: ReportData) -> str:
     """A sentence for a page without a slider."""
     strategy, rule = other_strategy(data), quadrant_rule(data)
     if strategy is not None:
-        return f"There is no slider for the keep ratio: {strategy} chose these samples, and the curve is Q-Tuning's."
+        return f"There is no slider for the keep ratio: these samples were chosen by another strategy ({strategy})."
     if rule is not None:
         return f"There is no slider for the keep ratio: the quadrant rule {rule!r} decides, whatever the ratio."
     return "There is no slider for the keep ratio: this output holds no curve of other ratios."

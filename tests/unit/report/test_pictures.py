@@ -82,7 +82,7 @@ def test_no_curve_has_a_reason() -> None:
     data = made_up_report(curve=())
     assert what_if(data) is None
     other = replace(data, spec={"prune": {"strategy": "infobatch"}})
-    assert "InfoBatch chose these samples" in why_no_curve(other)
+    assert "chosen by another strategy (InfoBatch)" in why_no_curve(other)
     ruled = replace(data, spec={"prune": {"strategy": "q_tuning", "quadrant_rule": "m:f"}})
     assert "'m:f' decides" in why_no_curve(ruled)
 
