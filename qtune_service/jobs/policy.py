@@ -2,11 +2,13 @@
 
 A job reads files, writes files and loads a model with the server's rights, and some of its fields name code. Each such
 field is checked here, after links are followed: a folder is allowed with all that lies really in it, a URI by a prefix
-that ends at a `/`. URIs with a query or credentials are refused, since these could send the server elsewhere.
+that ends at a `/`. URIs with a query or credentials are refused, since these could send the server elsewhere. Links that
+lie in an allowed folder are its owner's: a pattern or a folder follows them.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,13 +84,12 @@ def _is_below(place: str, roots: Iterable[str]) -> bool:
 
 
 def _path_below(place: str, root: str) -> bool:
-    if "://" in root or not Path(place).is_absolute():
+    """Of a pattern, the folder before its first wildcard."""
+    if "://" in root or not Path(place).is_absolute() or ".." in Path(place).parts:
         return False
-    base, _, pattern = place.partition("*")
-    fixed = Path(base).parent if pattern or place.endswith("*") else Path(place)
-    if ".." in Path(place).parts:
-        return False
-    real, real_root = fixed.resolve(), Path(root).resolve()
+    fixed, *pattern = re.split(r"[*?\[]", place, maxsplit=1)
+    folder = Path(f"{fixed}x").parent if pattern else Path(place)
+    real, real_root = folder.resolve(), Path(root).resolve()
     return real == real_root or real_root in real.parents
 
 

@@ -1,0 +1,131 @@
+"""jobs/policy.py: jobs touch what the owner allowed, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qtune_service.config import parse_spec
+from qtune_service.errors import NotAllowedError
+from qtune_service.jobs.policy import Policy
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Folders that are allowed, one that is not, and a link from the one into the other."""
+    for name in ("data", "out", "models/small", "secret"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "secret")
+    (tmp_path / "models" / "link").symlink_to(tmp_path / "secret")
+    return tmp_path
+
+
+@pytest.fixture
+def policy(root: Path) -> Policy:
+    """What an owner may say."""
+    return Policy(
+        inputs=(f"{root}/data", "s3://corpus/sft"),
+        outputs=(f"{root}/out", "s3://results/"),
+        models=(f"{root}/models", "Qwen/", "meta-llama/Llama-3.1-8B"),
+    )
+
+
+def spec(root: Path, **more: Any) -> Any:
+    """A job that is allowed, with changes: `field__name=value`."""
+    body: dict[str, Any] = {
+        "input": {"paths": [f"{root}/data/a.jsonl"]},
+        "model": {"name": f"{root}/models/small"},
+        "output": {"path": f"{root}/out/1"},
+        "prune": {},
+        "engine": {},
+    }
+    for name, value in more.items():
+        part, _, field = name.partition("__")
+        if field:
+            body[part][field] = value
+        else:
+            body[part] = value
+    return parse_spec(body)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"input__paths": ["{root}/data/*.jsonl"]},
+        {"input__paths": ["{root}/data"]},
+        {"input__paths": ["s3://corpus/sft/part-1.parquet", "s3://corpus/sft"]},
+        {"output__path": "s3://results/a"},
+        {"model__name": "Qwen/Qwen2.5-0.5B"},
+        {"model__name": "meta-llama/Llama-3.1-8B"},
+        {"input__chat_template": "{{% for m in messages %}}{{{{ m }}}}{{% endfor %}}"},
+        {"from_scores": "{root}/out/0"},
+    ],
+)
+def test_what_is_allowed(policy: Policy, root: Path, changes: dict[str, Any]) -> None:
+    """Folders with what lies in them, prefixes, ids."""
+    policy.check(spec(root, **_filled(changes, root)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"input__paths": ["{root}/secret/a.jsonl"]}, "input.paths"),
+        ({"input__paths": ["{root}/data/../secret/a.jsonl"]}, "input.paths"),
+        ({"input__paths": ["{root}/data/link/a.jsonl"]}, "input.paths"),
+        ({"input__paths": ["{root}/data-else/a.jsonl"]}, "input.paths"),
+        ({"input__paths": ["{root}/*/a.jsonl"]}, "input.paths"),
+        ({"input__paths": ["{root}/data/*/../../secret/a"]}, "input.paths"),
+        ({"input__paths": ["data/a.jsonl"]}, "input.paths"),
+        ({"input__paths": ["/etc/passwd"]}, "input.paths"),
+        ({"input__paths": ["s3://corpus/sft-private/a"]}, "input.paths"),
+        ({"input__paths": ["s3://corpus/sft/../private/a"]}, "input.paths"),
+        ({"input__paths": ["s3://corpus/sft/%2e%2e/private/a"]}, "input.paths"),
+        ({"input__paths": ["s3://corpus/sft/a?endpoint_override=10.0.0.1"]}, "input.paths"),
+        ({"input__paths": ["s3://key:secret@corpus/sft/a"]}, "input.paths"),
+        ({"input__paths": ["http://169.254.169.254/latest"]}, "input.paths"),
+        ({"input__paths": ["file:///etc/passwd"]}, "input.paths"),
+        ({"output__path": "{root}/data/x"}, "output.path"),
+        ({"output__path": "{root}/out/../secret"}, "output.path"),
+        ({"from_scores": "{root}/secret"}, "from_scores"),
+        ({"model__name": "{root}/models/link"}, "model.name"),
+        ({"model__name": "Qwenish/x"}, "model.name"),
+        ({"model__name": "Qwen/../../secret"}, "model.name"),
+        ({"model__name": "meta-llama/Llama-3.1-8B-Instruct"}, "model.name"),
+        ({"model__tokenizer": "somebody/else"}, "model.tokenizer"),
+        ({"model__trust_remote_code": True}, "model.trust_remote_code"),
+        ({"prune__quadrant_rule": "os:system"}, "prune.quadrant_rule"),
+        ({"engine__name": "os:system"}, "engine.name"),
+        ({"input__chat_template": "/etc/passwd"}, "input.chat_template"),
+    ],
+)
+def test_what_is_not(policy: Policy, root: Path, changes: dict[str, Any], field: str) -> None:
+    """The field is named, and what may be used instead."""
+    with pytest.raises(NotAllowedError, match=field) as caught:
+        policy.check(spec(root, **_filled(changes, root)))
+    assert caught.value.hint
+
+
+def test_code_where_the_owner_allows_it(policy: Policy, root: Path) -> None:
+    """Rules, engines and models' own code."""
+    open_policy = Policy(policy.inputs, policy.outputs, policy.models, remote_code=True)
+    open_policy.check(
+        spec(root, model__trust_remote_code=True, prune__quadrant_rule="my:rule", engine__name="my:engine")
+    )
+
+
+def test_nothing_is_allowed_by_default(root: Path) -> None:
+    """An owner who said nothing."""
+    with pytest.raises(NotAllowedError, match="The server's owner allows: nothing"):
+        Policy().check(spec(root))
+
+
+def _filled(changes: dict[str, Any], root: Path) -> dict[str, Any]:
+    def fill(value: Any) -> Any:
+        if isinstance(value, list):
+            return [fill(one) for one in value]
+        return value.format(root=root) if isinstance(value, str) else value
+
+    return {name: fill(value) for name, value in changes.items()}
