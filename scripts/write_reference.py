@@ -13,6 +13,9 @@ import typer
 from pydantic import BaseModel
 
 from qtune_service import cli, config
+from qtune_service.settings import Settings
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 PARTS = ("input", "model", "engine", "prune", "output", "limits")
 HEAD = """# Reference of job files
@@ -124,7 +127,22 @@ def render_commands() -> str:
     return COMMANDS_HEAD + "".join(command_section(name, callback) for name, callback in commands.items())
 
 
+MARK = "<!-- settings -->\n"
+
+
+def render_service() -> str:
+    """The hand-written page with the table of settings under its mark."""
+    page = (DOCS / "service.md").read_text(encoding="utf-8")
+    texts = docstrings(Settings)
+    rows = ["| variable | default | meaning |", "|---|---|---|"]
+    for name, info in Settings.model_fields.items():
+        default = "~/.local/share/qtune" if name == "data_root" else info.get_default(call_default_factory=True)
+        shown = "" if default in ("", ()) else f"`{default}`"
+        rows.append(f"| `QTUNE_{name.upper()}` | {shown} | {texts.get(name, '')} |")
+    return page.partition(MARK)[0] + MARK + "\n".join(rows) + "\n"
+
+
 if __name__ == "__main__":
-    docs = Path(__file__).resolve().parent.parent / "docs"
-    (docs / "reference.md").write_text(render(), encoding="utf-8")
-    (docs / "commands.md").write_text(render_commands(), encoding="utf-8")
+    (DOCS / "reference.md").write_text(render(), encoding="utf-8")
+    (DOCS / "commands.md").write_text(render_commands(), encoding="utf-8")
+    (DOCS / "service.md").write_text(render_service(), encoding="utf-8")

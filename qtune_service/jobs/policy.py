@@ -2,8 +2,8 @@
 
 A job reads files, writes files and loads a model with the server's rights, and some of its fields name code. Each such
 field is checked here, after links are followed: a folder is allowed with all that lies really in it, a URI by a prefix
-that ends at a `/`. URIs with a query or credentials are refused, since these could send the server elsewhere. Links that
-lie in an allowed folder are its owner's: a pattern or a folder follows them.
+that ends at a `/`. URIs with a query or credentials are refused, since these could send the server elsewhere. Links
+that lie in an allowed folder are its owner's: a pattern or a folder follows them.
 """
 
 from __future__ import annotations

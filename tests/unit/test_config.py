@@ -75,7 +75,10 @@ def test_unreadable_files_are_named(tmp_path: Path, name: str, text: str | None)
         load_spec(tmp_path / name)
 
 
-@pytest.mark.parametrize(("page", "render"), [("reference.md", "render"), ("commands.md", "render_commands")])
+@pytest.mark.parametrize(
+    ("page", "render"),
+    [("reference.md", "render"), ("commands.md", "render_commands"), ("service.md", "render_service")],
+)
 def test_every_setting_is_documented(page: str, render: str) -> None:
     """The pages are what `make docs` writes today, and no field or flag is without a word."""
     import runpy
