@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -30,32 +30,25 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="QTUNE_", frozen=True, extra="ignore")
 
     data_root: Path = Path("~/.local/share/qtune").expanduser()
-    """Folder of the server: database, uploads, logs, and outputs of jobs that name none."""
+    """Folder of the server: database, logs, and outputs of jobs that name no place."""
     database_url: str = ""
     """`sqlite:///PATH` or `postgresql://...`; by default a file in data_root."""
     host: str = "127.0.0.1"
     """Address to listen on. Others than this machine's own need API tokens."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8420
+    """Port to listen on."""
     insecure: bool = False
     """Let everybody in who reaches the address."""
-    launcher: Literal["local", "ray"] = "local"
-    """Where drivers run: child processes of the server, or the Jobs API of a Ray cluster."""
-    ray_jobs_url: str = "http://127.0.0.1:8265"
-    """The cluster's dashboard, for the launcher `ray`."""
     max_running_jobs: Count = 1
     """Jobs that run at a time; others wait in the queue."""
     allowed_inputs: PathList = ()
-    """Folders and URI prefixes that jobs may read, beside uploads; none: only uploads."""
+    """Folders and URI prefixes that jobs may read; none: nothing."""
     allowed_outputs: PathList = ()
     """Folders and URI prefixes that jobs may write to, beside data_root."""
     allowed_models: PathList = ()
     """Folders of models, and hub ids or prefixes of them that end in `/`; none: no model at all."""
     allow_remote_code: bool = False
     """Let jobs run code that comes with a model."""
-    max_upload_bytes: Count = 20 << 30
-    """Size of one uploaded dataset."""
-    max_body_bytes: Count = 1 << 20
-    """Size of any other request."""
 
     @model_validator(mode="after")
     def _roots_are_absolute(self) -> Settings:

@@ -23,7 +23,7 @@ RootOpt = Annotated[Path | None, typer.Option("--data-root", help="Folder of the
 def serve(
     data_root: RootOpt = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. [QTUNE_HOST, 127.0.0.1]")] = None,
-    port: Annotated[int | None, typer.Option(help="[QTUNE_PORT, 8420]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on. [QTUNE_PORT, 8420]")] = None,
     insecure: Annotated[
         bool | None, typer.Option("--insecure", help="Let everybody in who reaches the address. [QTUNE_INSECURE]")
     ] = None,
@@ -74,7 +74,7 @@ def list_tokens(data_root: RootOpt = None) -> None:
 
 
 @token_app.command("revoke")
-def revoke_token(name: Annotated[str, typer.Argument()], data_root: RootOpt = None) -> None:
+def revoke_token(name: Annotated[str, typer.Argument(help="Its name.")], data_root: RootOpt = None) -> None:
     """Let nobody in by a token any more."""
     with exit_codes():
         _tokens(data_root).revoke(name)

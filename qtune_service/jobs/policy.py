@@ -17,8 +17,6 @@ from urllib.parse import unquote, urlsplit
 from qtune_service.config import JobSpec
 from qtune_service.errors import NotAllowedError
 
-DATASET_SCHEME = "dataset://"
-
 
 @dataclass(frozen=True, slots=True)
 class Policy:

@@ -60,18 +60,6 @@ queue_lock = Table(
 )
 """One row. Who updates it holds the queue until its transaction ends, whatever the database."""
 
-datasets = Table(
-    "datasets",
-    metadata,
-    Column("id", String(32), primary_key=True),
-    Column("name", String(200), nullable=False),
-    Column("owner", String(100), nullable=False),
-    Column("created_at", BigInteger, nullable=False),
-    Column("size_bytes", BigInteger, nullable=False),
-    Column("sha256", String(64), nullable=False),
-    Column("path", Text, nullable=False),
-)
-
 tokens = Table(
     "tokens",
     metadata,

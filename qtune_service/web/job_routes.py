@@ -24,6 +24,7 @@ from qtune_service.web.schemas import JobPage, JobRequest, JobView, RepruneReque
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 EVENT_EVERY_S = 0.5
+LAUNCHER = "local"
 FAILURES: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "content": {"application/problem+json": {}}} for status in (401, 403, 404, 409, 422, 503)
 }
@@ -47,7 +48,7 @@ def _queue(
     server.policy.check(spec)
     plain = spec.model_dump(mode="json")
     asked = {**plain, "output": None} if chose_place else plain
-    new = NewJob(name, plain, spec.output.path, who.name, server.settings.launcher, key, asked)
+    new = NewJob(name, plain, spec.output.path, who.name, LAUNCHER, key, asked)
     job, is_new = server.jobs.submit(new)
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/api/v1/jobs/{job.id}"

@@ -1,4 +1,4 @@
-"""Jobs, the queue's lock, datasets and tokens.
+"""Jobs, the queue's lock and tokens.
 
 Revision ID: 0001
 Revises:
@@ -51,16 +51,6 @@ def upgrade() -> None:
     )
     op.bulk_insert(lock, [{"id": 1, "holder": ""}])
     op.create_table(
-        "datasets",
-        sa.Column("id", sa.String(32), primary_key=True),
-        sa.Column("name", sa.String(200), nullable=False),
-        sa.Column("owner", sa.String(100), nullable=False),
-        sa.Column("created_at", sa.BigInteger, nullable=False),
-        sa.Column("size_bytes", sa.BigInteger, nullable=False),
-        sa.Column("sha256", sa.String(64), nullable=False),
-        sa.Column("path", sa.Text, nullable=False),
-    )
-    op.create_table(
         "tokens",
         sa.Column("id", sa.String(32), primary_key=True),
         sa.Column("name", sa.String(100), nullable=False, unique=True),
@@ -75,5 +65,5 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Back."""
-    for name in ("tokens", "datasets", "queue_lock", "jobs"):
+    for name in ("tokens", "queue_lock", "jobs"):
         op.drop_table(name)
