@@ -44,3 +44,7 @@ class Launcher(Protocol):
     def log(self, job: Job) -> Iterator[bytes]:
         """What the driver printed, from its beginning."""
         ...
+
+    def forget(self, job: Job) -> None:
+        """Remove what is kept of a job that is deleted."""
+        ...

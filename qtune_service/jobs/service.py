@@ -47,8 +47,11 @@ class JobService:
         return self.store.move(job_id, JobStatus.queued)
 
     def delete(self, job_id: str) -> Job:
-        """Forget a job that has ended. Its output stays."""
-        return self.store.delete(job_id)
+        """Forget a job that has ended, with its log. Its output stays."""
+        job = self.store.delete(job_id)
+        if (launcher := self.launchers.get(job.launcher)) is not None:
+            launcher.forget(job)
+        return job
 
     def tick(self) -> None:
         """Follow all running jobs, and start queued ones while there is room. An error of one job concerns no other."""

@@ -98,6 +98,7 @@ def test_cancel_resume_delete(client: httpx.Client, tmp_path: Path) -> None:
     assert client.delete(f"/api/v1/jobs/{job}").status_code == 204
     assert client.get(f"/api/v1/jobs/{job}").json()["code"] == "not_found"
     assert not (out / "_qtune").exists()
+    assert list((tmp_path / "jobs").iterdir()) == [], "nor its log and spec"
 
 
 def test_a_failed_job_says_why(client: httpx.Client, tmp_path: Path) -> None:
