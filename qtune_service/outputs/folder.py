@@ -62,8 +62,11 @@ class Output:
         if (manifest := self.manifest) is not None:
             return manifest
         started = storage.stat(self.at("_qtune", "job.json")) is not None
-        what = "holds a job that has not finished" if started else "holds no output of qtune"
-        raise OutputConflictError(f"{self.root} {what}", "Finish the job first: run its command again, it continues.")
+        if started:
+            what, hint = "holds a job that has not finished", "Run its command again: it continues."
+        else:
+            what, hint = "holds no output of qtune", "Give the folder that a job wrote, its --output."
+        raise OutputConflictError(f"{self.root} {what}", hint)
 
     # --- markers
 
