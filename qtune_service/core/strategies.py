@@ -20,7 +20,7 @@ all go (`WeightedSides.is_unbiased` tells).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -75,6 +75,13 @@ class Priority:
         below = self.below_mean(mean_nll)
         counts = (below, ~below, below & kept, ~below & kept)
         return WeightedSides(*(int(np.count_nonzero(side)) for side in counts))
+
+
+def priority_of(strategy: str, order: str, seed: int, mean_loss: Callable[[], float]) -> Priority | None:
+    """A strategy by its name; None for the method itself. mean_loss: asked only where the strategy needs it."""
+    if strategy == "q_tuning":
+        return None
+    return Priority(strategy, order, seed, mean_loss() if strategy == "infobatch" else 0.0)
 
 
 def loss_sum(mean_nll: Column) -> int:

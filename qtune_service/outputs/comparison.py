@@ -8,7 +8,7 @@ of a sample does not depend on which ones they are.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from qtune_service.config import PruneSpec
 from qtune_service.core.plane import Quadrant, QuadrantRule
-from qtune_service.core.strategies import Priority, loss_sum, mean_of
+from qtune_service.core.strategies import loss_sum, mean_of, priority_of
 from qtune_service.core.thresholds import Selection, select
 from qtune_service.core.tokens import tokens_left
 from qtune_service.errors import DataError, SpecError
@@ -121,13 +121,9 @@ def _choose(columns: ScoredColumns, candidate: Candidate, ratio: float) -> Choic
 
 
 def _keys(columns: ScoredColumns, prune: PruneSpec) -> NDArray[np.float64] | None:
-    if prune.strategy == "q_tuning":
-        return None
     nll = columns.mean_nll
-    priority = Priority(prune.strategy, prune.strategy_order, prune.seed)
-    if prune.strategy == "infobatch":
-        priority = replace(priority, mean_loss=mean_of(loss_sum(nll), len(nll)))
-    return priority.keys(nll, columns.mean_entropy, columns.num_tokens, 0)
+    priority = priority_of(prune.strategy, prune.strategy_order, prune.seed, lambda: mean_of(loss_sum(nll), len(nll)))
+    return None if priority is None else priority.keys(nll, columns.mean_entropy, columns.num_tokens, 0)
 
 
 def _tokens(columns: ScoredColumns, selection: Selection, prune: PruneSpec) -> int:

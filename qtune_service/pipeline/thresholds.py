@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 from qtune_service.config import PruneSpec
 from qtune_service.core.curve import CurvePoint, EntryCounts
 from qtune_service.core.plane import QuadrantRule
-from qtune_service.core.strategies import Priority, Weighing, WeightedSides, loss_sum, mean_of
+from qtune_service.core.strategies import (
+    Priority,
+    Weighing,
+    WeightedSides,
+    loss_sum,
+    mean_of,
+    priority_of,
+)
 from qtune_service.core.thresholds import Totals, select
 from qtune_service.pipeline.group_tasks import SCORES, Ground, count_entries
 from qtune_service.pipeline.places import FiledPlaces, Placement, Places, ShardVerdict
@@ -162,10 +169,7 @@ def _by_rounds(rounds: Rounds, prune: PruneSpec, rule: QuadrantRule | None, adva
 
 
 def _priority(prune: PruneSpec, mean_loss: Callable[[], float]) -> Priority | None:
-    if prune.strategy == "q_tuning":
-        return None
-    mean = mean_loss() if prune.strategy == "infobatch" else 0.0
-    return Priority(prune.strategy, prune.strategy_order, prune.seed, mean)
+    return priority_of(prune.strategy, prune.strategy_order, prune.seed, mean_loss)
 
 
 def _curve(entries: EntryCounts, prune: PruneSpec) -> tuple[CurvePoint, ...]:

@@ -24,15 +24,8 @@ DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}
 OUTPUT = "out/it's $HOME"
 TOKENS = (
-    "<script>window.hacked=1</script>",
-    " <img src=x onerror='window.hacked=1'>",
-    " مر",
-    "حبا",
-    "🙂",
-    "",
-    "\n",
-    "\tend",
-)
+    "<script>window.hacked=1</script>", " <img src=x onerror='window.hacked=1'>", " مر", "حبا", "🙂", "", "\n", "\tend",
+)  # fmt: skip
 POINTS = "#plane-chart .samples_marks path"
 
 

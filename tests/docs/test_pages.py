@@ -15,6 +15,7 @@ from tests.jobs import REPO, environment
 DOCS = REPO / "docs"
 PAGES = sorted(path.name for path in DOCS.glob("*.md"))
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
+SHOWN = re.compile(r"^\$ (qtune [^\n]*)\n([^\n]*)", re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)")
 
 
@@ -23,19 +24,24 @@ def commands(page: str) -> list[str]:
     return BLOCK.findall((DOCS / page).read_text(encoding="utf-8"))
 
 
+def type_in(block: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a block in a shell that has the command."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block],
+        cwd=folder,
+        env=environment({"PATH": path}),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
 def type_along(page: str, folder: Path) -> None:
     """Run a page's blocks from its first to its last."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for block in commands(page):
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", block],
-            cwd=folder,
-            env=environment({"PATH": path}),
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        done = type_in(block, folder)
         assert done.returncode == 0, f"{page}:\n{block}\n{done.stdout}\n{done.stderr}"
 
 
@@ -58,6 +64,16 @@ def test_the_tutorial_leaves_what_it_promises(checkout: Path) -> None:
 def test_commands_run(page: str, checkout: Path) -> None:
     """In the order in which they stand."""
     type_along(page, checkout)
+
+
+def test_shown_commands_answer_as_shown(checkout: Path) -> None:
+    """Those of inspect.md, which stand with their answers: they succeed, or fail where an error is shown."""
+    page = (DOCS / "inspect.md").read_text(encoding="utf-8")
+    shown = SHOWN.findall(page)
+    assert len(shown) > 10
+    for command, answer in shown:
+        done = type_in(re.sub(r"inspect out\b", "inspect out/demo", command), checkout)
+        assert done.returncode == (2 if answer.startswith("error:") else 0), f"{command}\n{done.stdout}\n{done.stderr}"
 
 
 @pytest.mark.parametrize("page", PAGES)
