@@ -10,7 +10,7 @@ import hashlib
 import json
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -22,6 +22,7 @@ SampleStrategy = Literal["q_tuning", "random", "longest", "perplexity", "entropy
 StrategyOrder = Literal["highest", "lowest"]
 TokenStrategy = Literal["neighbor", "ppl", "random", "reversed", "none"]
 Ratio = Annotated[float, Field(gt=0, le=1)]
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class _Part(BaseModel):
@@ -207,22 +208,31 @@ class JobSpec(_Part):
 
 def load_spec(path: Path) -> JobSpec:
     """Read a JobSpec from a `.toml` or `.json` file. Raises SpecError naming the file and the field."""
+    return parse_spec(read_job_file(path), where=str(path))
+
+
+def read_job_file(path: Path) -> Any:
+    """The plain data of a `.toml` or `.json` file. Raises SpecError."""
     try:
         text = path.read_text(encoding="utf-8")
-        data = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        return tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     except OSError as error:
         raise SpecError(
             f"cannot read {path}: {error.strerror}", "Give the path of a .toml or .json job file."
         ) from error
     except ValueError as error:
         raise SpecError(f"{path} is not valid {'TOML' if path.suffix == '.toml' else 'JSON'}: {error}") from error
-    return parse_spec(data, where=str(path))
 
 
 def parse_spec(data: Any, where: str = "job spec") -> JobSpec:
     """Validate plain data. Raises SpecError that names each wrong field."""
+    return validated(JobSpec, data, where)
+
+
+def validated(kind: type[Model], data: Any, where: str) -> Model:
+    """Plain data as a model. Raises SpecError that names each wrong field."""
     try:
-        return JobSpec.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, e['loc'])) or 'spec'}: {e['msg']}" for e in error.errors(include_url=False)]
         raise SpecError(f"{where}: {len(lines)} field(s) are wrong\n" + "\n".join(lines)) from error

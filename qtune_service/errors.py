@@ -8,6 +8,7 @@ type, so `except ValueError` keeps working, and hold only their arguments, so th
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 
 class QTuneError(Exception):
@@ -123,3 +124,41 @@ class NotSignedInError(QTuneError, PermissionError):
     exit_code = 2
 
     __str__ = QTuneError.__str__  # not OSError's
+
+
+class UnreachableError(QTuneError, ConnectionError):
+    """No server answers there, or its answer broke off."""
+
+    __str__ = QTuneError.__str__  # not OSError's
+
+
+class ChecksumError(StorageError):
+    """Bytes arrived other than they were sent."""
+
+    __str__ = QTuneError.__str__  # not OSError's
+
+
+class WaitTimeoutError(QTuneError, TimeoutError):
+    """A job did not end in the time that was given; it goes on."""
+
+    __str__ = QTuneError.__str__  # not OSError's
+
+
+class ApiError(QTuneError, RuntimeError):
+    """A server refused, or failed. What it names by an error of this module is raised as that one instead."""
+
+    def __init__(
+        self, message: str, hint: str = "", code: str = "", status: int = 0, fields: Sequence[tuple[str, str]] = ()
+    ) -> None:
+        super().__init__(message, hint)
+        self.args = (message, hint, code, status, tuple(fields))
+        self.status = status
+        """HTTP's."""
+        self.fields = tuple(fields)
+        """(field, what is wrong with it) of the request."""
+        self.exit_code = 2 if 400 <= status < 500 else 4
+
+    @property
+    def code(self) -> str:
+        """The server's stable name of it."""
+        return str(self.args[2])

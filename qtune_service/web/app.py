@@ -22,6 +22,7 @@ from qtune_service.jobs.store import JobStore
 from qtune_service.settings import Settings
 from qtune_service.web import job_routes, output_routes, problems
 from qtune_service.web.deps import Server, TheServer
+from qtune_service.wire import Problem
 
 ROUND_EVERY_S = 0.5
 _log = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ def _operations() -> APIRouter:
         """Whether the process answers."""
         return {"status": "ok", "version": __version__}
 
-    @router.get("/readyz", responses={503: {"model": problems.Problem}})
+    @router.get("/readyz", responses={503: {"model": Problem}})
     def readyz(server: TheServer) -> dict[str, str]:
         """Whether the database does, too."""
         with reading(server.database) as connection:

@@ -19,8 +19,7 @@ from qtune_service.jobs.models import JobStatus
 from qtune_service.jobs.store import NewJob
 from qtune_service.outputs.folder import Output
 from qtune_service.web.deps import Caller, Reader, Server, Submitter, TheServer
-from qtune_service.web.problems import Problem
-from qtune_service.web.schemas import JobPage, JobRequest, JobView, RepruneRequest
+from qtune_service.wire import JobPage, JobRequest, JobView, Problem, RepruneRequest
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 EVENT_EVERY_S = 0.5

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel
 
 from qtune_service.data import storage
 from qtune_service.errors import OutputConflictError
@@ -18,28 +17,13 @@ from qtune_service.report.shown import shown_samples
 from qtune_service.web import files as output_files
 from qtune_service.web.deps import Reader, Server, TheServer
 from qtune_service.web.job_routes import FAILURES
+from qtune_service.wire import FileView, SamplesView
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["outputs"])
 LIMITS = Limits(seconds=20.0)
 """What a question to an output may take."""
 REPORT_POLICY = "default-src 'none'; sandbox allow-scripts allow-downloads"
 """For reports, beside the policy that each carries itself: no access to the server's cookies."""
-
-
-class FileView(BaseModel):
-    """A file of an output."""
-
-    path: str
-    size_bytes: int
-    sha256: str | None
-    rows: int | None
-
-
-class SamplesView(BaseModel):
-    """Samples that match, and how many do in all."""
-
-    total: int
-    samples: list[dict[str, Any]]
 
 
 @lru_cache(maxsize=32)

@@ -13,7 +13,6 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from qtune_service.errors import (
@@ -30,6 +29,7 @@ from qtune_service.errors import (
     SpecError,
     StorageError,
 )
+from qtune_service.wire import FieldProblem, Problem
 
 MEDIA_TYPE = "application/problem+json"
 STATUSES: dict[type[QTuneError], int] = {
@@ -46,25 +46,6 @@ STATUSES: dict[type[QTuneError], int] = {
     DatabaseError: 503,
 }
 _log = logging.getLogger(__name__)
-
-
-class FieldProblem(BaseModel):
-    """A field that is wrong."""
-
-    field: str
-    message: str
-
-
-class Problem(BaseModel):
-    """What a failed request answers, as application/problem+json (RFC 9457)."""
-
-    type: str = "about:blank"
-    title: str
-    status: int
-    code: str = Field(description="Stable, for programs.")
-    detail: str = ""
-    hint: str = Field(default="", description="What to do.")
-    errors: list[FieldProblem] = Field(default=[], description="Fields that are wrong.")
 
 
 def answer(

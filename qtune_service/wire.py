@@ -1,4 +1,7 @@
-"""What goes over the wire. Names and types are the API's contract; OpenAPI is made from them."""
+"""What goes over the wire: the one definition of the API's contract, for the server and for the client.
+
+OpenAPI is made from it. Answers may have more fields than a client knows; requests may not.
+"""
 
 from __future__ import annotations
 
@@ -92,3 +95,38 @@ class JobPage(BaseModel):
 
     jobs: list[JobView]
     next_cursor: str | None = Field(description="For the next page; null at the end.")
+
+
+class FileView(BaseModel):
+    """A file of an output."""
+
+    path: str
+    size_bytes: int
+    sha256: str | None
+    rows: int | None
+
+
+class SamplesView(BaseModel):
+    """Samples that match, and how many do in all."""
+
+    total: int
+    samples: list[dict[str, Any]]
+
+
+class FieldProblem(BaseModel):
+    """A field that is wrong."""
+
+    field: str
+    message: str
+
+
+class Problem(BaseModel):
+    """What a failed request answers, as application/problem+json (RFC 9457)."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    code: str = Field(description="Stable, for programs.")
+    detail: str = ""
+    hint: str = Field(default="", description="What to do.")
+    errors: list[FieldProblem] = Field(default=[], description="Fields that are wrong.")

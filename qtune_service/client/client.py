@@ -1,0 +1,228 @@
+"""`Client`: what the service can do, as methods.
+
+    with Client("https://qtune.example.org") as client:
+        job = client.submit({"input": {"paths": ["/data/sft.jsonl"]}, "model": {"name": "/models/base"}})
+        if client.wait(job.id).status == "succeeded":
+            client.download(job.id, "out", PRODUCT)
+
+Answers are the models of `wire.py`. Errors are those of `errors.py`; what has no name there is an ApiError.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+from urllib.parse import quote
+
+from qtune_service.client import downloads
+from qtune_service.client.connection import Connection
+from qtune_service.client.events import follow
+from qtune_service.client.profiles import find_address
+from qtune_service.client.transfers import Watcher
+from qtune_service.config import JobSpec, PruneSpec, validated
+from qtune_service.errors import NotFoundError
+from qtune_service.jobs.models import JobStatus
+from qtune_service.wire import FileView, JobPage, JobRequest, JobView, RepruneRequest, SamplesView
+
+RESTART_S = 600.0
+"""How long watching waits for a server that is away."""
+
+
+class Client:
+    """A server, as somebody with a token sees it. Threads may share one."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        token: str | None = None,
+        *,
+        profile: str | None = None,
+        plain_http: bool = False,
+        timeout_s: float = 30.0,
+        patience_s: float = 60.0,
+    ) -> None:
+        """Address and token as profiles.py finds them. patience_s: how long a lost server is asked again."""
+        address = find_address(url, token, profile=profile, plain_http=plain_http)
+        self._connection = Connection(address, timeout_s=timeout_s, patience_s=patience_s)
+
+    @property
+    def url(self) -> str:
+        """The server's."""
+        return self._connection.address.url
+
+    def close(self) -> None:
+        """End all connections."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- jobs
+
+    def submit(
+        self,
+        spec: JobRequest | JobSpec | Mapping[str, Any],
+        *,
+        name: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> JobView:
+        """Queue a job. Without a key one is made, so that a request whose answer is lost makes one job all the same."""
+        body = _plain(spec)
+        if name is not None:
+            body["name"] = name
+        return self._new_job("/jobs", _plain(validated(JobRequest, body, "job")), idempotency_key)
+
+    def reprune(
+        self,
+        job_id: str,
+        prune: PruneSpec | Mapping[str, Any],
+        *,
+        name: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> JobView:
+        """A new job from the scores of a finished one, in seconds."""
+        body = {"prune": _plain(prune), **({} if name is None else {"name": name})}
+        path = f"{_job(job_id)}/reprune"
+        return self._new_job(path, _plain(validated(RepruneRequest, body, "reprune")), idempotency_key)
+
+    def get(self, job_id: str) -> JobView:
+        """A job as it is now."""
+        return JobView.model_validate_json(self._get(_job(job_id)))
+
+    def list(self, status: Sequence[JobStatus | str] = (), q: str = "") -> Iterator[JobView]:
+        """Jobs, the newest first, fetched page by page. q: a part of the name, or the beginning of the id."""
+        params: dict[str, Any] = {"status": [str(one) for one in status], "q": q}
+        while True:
+            page = JobPage.model_validate_json(self._get("/jobs", **params))
+            yield from page.jobs
+            if page.next_cursor is None:
+                return
+            params["cursor"] = page.next_cursor
+
+    def cancel(self, job_id: str) -> JobView:
+        """Stop it; what is in hand is saved."""
+        return JobView.model_validate_json(self._connection.request("POST", f"{_job(job_id)}/cancel").content)
+
+    def resume(self, job_id: str) -> JobView:
+        """Queue a failed or cancelled job again."""
+        return JobView.model_validate_json(self._connection.request("POST", f"{_job(job_id)}/resume").content)
+
+    def delete(self, job_id: str, *, keep_output: bool = False) -> None:
+        """Forget a job that has ended."""
+        self._connection.request("DELETE", _job(job_id), params={"keep_output": keep_output})
+
+    # --- following
+
+    def watch(
+        self, job_id: str, *, lost: Callable[[], None] = lambda: None, restart_s: float = RESTART_S
+    ) -> Iterator[JobView]:
+        """The job now and at every change until it has ended, over lost connections and restarts of the server.
+
+        lost: called when the connection breaks off. restart_s: how long a server may be away.
+        """
+        return follow(self._connection, _job(job_id), patience_s=restart_s, lost=lost)
+
+    def wait(self, job_id: str, timeout_s: float | None = None) -> JobView:
+        """The job once it has ended, well or not. Raises WaitTimeoutError."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        patience_s = RESTART_S if timeout_s is None else min(RESTART_S, timeout_s)
+        *_, last = follow(self._connection, _job(job_id), deadline=deadline, patience_s=patience_s)
+        return last
+
+    def logs(self, job_id: str, *, tail: int | None = None, follow: bool = False) -> Iterator[str]:
+        """Lines of what the driver printed, without their ends; with follow until the job ends."""
+        params = {name: value for name, value in (("tail", tail), ("follow", follow or None)) if value is not None}
+        path = f"{_job(job_id)}/logs"
+        with self._connection.translated(), self._connection.stream(path, params=params) as response:
+            yield from response.iter_lines()
+
+    # --- results
+
+    def summary(self, job_id: str) -> dict[str, Any]:
+        """The numbers of a finished job."""
+        return self._json(f"{_job(job_id)}/summary")
+
+    def plane(self, job_id: str) -> dict[str, Any]:
+        """The error-uncertainty plane: a histogram, thresholds, and the curve of what other ratios would keep."""
+        return self._json(f"{_job(job_id)}/plane")
+
+    def samples(
+        self,
+        job_id: str,
+        *,
+        quadrant: Literal["Q1", "Q2", "Q3", "Q4"] | None = None,
+        kept: bool | None = None,
+        where: str | None = None,
+        sort: str | None = None,
+        limit: int = 10,
+        offset: int = 0,
+    ) -> SamplesView:
+        """Samples with their tokens and scores. where: a condition in SQL."""
+        asked = {"quadrant": quadrant, "kept": kept, "where": where, "sort": sort, "limit": limit, "offset": offset}
+        return SamplesView.model_validate_json(self._get(f"{_job(job_id)}/samples", **asked))
+
+    def sample(self, job_id: str, sample_id: str) -> dict[str, Any]:
+        """One sample with its tokens and scores."""
+        return self._json(f"{_job(job_id)}/samples/{_part(sample_id)}")
+
+    def report(self, job_id: str) -> str:
+        """The report, a page of HTML."""
+        return self._get(f"{_job(job_id)}/report").decode()
+
+    def files(self, job_id: str) -> tuple[FileView, ...]:
+        """Files of a finished job."""
+        listed = self._connection.request("GET", f"{_job(job_id)}/files").json()
+        return tuple(FileView.model_validate(file) for file in listed)
+
+    def download(
+        self,
+        job_id: str,
+        folder: str | Path,
+        files: str | Sequence[str] | None = None,
+        *,
+        parallel: int = 8,
+        watcher: Watcher | None = None,
+    ) -> tuple[Path, ...]:
+        """Files into a folder, as `pruned/*`; by default all. Done again, it goes on, and fetches nothing twice."""
+        patterns = (files,) if isinstance(files, str) else files
+        chosen = downloads.choose(self.files(job_id), patterns)
+        return downloads.download(
+            self._connection, _job(job_id), chosen, Path(folder), parallel=parallel, watcher=watcher
+        )
+
+    # ---
+
+    def _new_job(self, path: str, body: Mapping[str, Any], key: str | None) -> JobView:
+        headers = {"Idempotency-Key": key or uuid.uuid4().hex}
+        response = self._connection.request("POST", path, json=body, headers=headers, is_safe=True)
+        return JobView.model_validate_json(response.content)
+
+    def _get(self, path: str, **params: Any) -> bytes:
+        given = {name: value for name, value in params.items() if value not in (None, "")}
+        return self._connection.request("GET", path, params=given).content
+
+    def _json(self, path: str) -> dict[str, Any]:
+        body: dict[str, Any] = self._connection.request("GET", path).json()
+        return body
+
+
+def _plain(spec: Any) -> dict[str, Any]:
+    """Only what is set: the rest is the server's to choose."""
+    return dict(spec) if isinstance(spec, Mapping) else spec.model_dump(mode="json", exclude_unset=True)
+
+
+def _part(text: str) -> str:
+    """A part of a path. Raises NotFoundError for what would be another path."""
+    if text in ("", ".", ".."):
+        raise NotFoundError(f"there is nothing named {text!r}", "Give an id.")
+    return quote(text, safe="")
+
+
+def _job(job_id: str) -> str:
+    return f"/jobs/{_part(job_id)}"

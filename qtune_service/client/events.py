@@ -1,0 +1,68 @@
+"""Following a job by server-sent events, over lost connections and restarts of the server.
+
+Before each connection the job is asked for once: that waits for a server that is away, tells what has changed
+meanwhile, and says whether anything more will come. Then Last-Event-ID asks for what is newer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import httpx
+
+from qtune_service.client.connection import Connection
+from qtune_service.client.retries import BusyError
+from qtune_service.errors import WaitTimeoutError
+from qtune_service.wire import JobView
+
+SILENCE_S = 45.0
+"""The server says something every 15 s; one that does not for so long is gone."""
+PAUSE_S = 0.5
+"""Before a broken connection is made again."""
+
+
+def follow(
+    connection: Connection,
+    path: str,
+    *,
+    deadline: float | None = None,
+    patience_s: float,
+    lost: Callable[[], None] = lambda: None,
+) -> Iterator[JobView]:
+    """The job now, and at every change, until it has ended. lost: called when the connection breaks off."""
+    seen = 0
+    while True:
+        job = JobView.model_validate_json(connection.request("GET", path, patience_s=patience_s).content)
+        if job.version > seen:
+            seen = job.version
+            yield job
+        if job.status.is_final:
+            return
+        try:
+            for job in _events(connection, path, seen, deadline):
+                seen = job.version
+                yield job
+                if job.status.is_final:
+                    return
+        except (httpx.TransportError, BusyError):
+            pass
+        _check(deadline, path)
+        lost()
+        time.sleep(PAUSE_S)
+
+
+def _events(connection: Connection, path: str, seen: int, deadline: float | None) -> Iterator[JobView]:
+    """Of one connection. An event is lines of `name: value` that an empty line ends; ours have one line of data."""
+    headers = {"Last-Event-ID": str(seen), "Accept": "text/event-stream"}
+    silence_s = SILENCE_S if deadline is None else min(SILENCE_S, max(deadline - time.monotonic(), 0.01))
+    with connection.stream(f"{path}/events", headers=headers, timeout_s=silence_s) as response:
+        for line in response.iter_lines():
+            if line.startswith("data:"):
+                yield JobView.model_validate_json(line.removeprefix("data:").strip())
+            _check(deadline, path)
+
+
+def _check(deadline: float | None, path: str) -> None:
+    if deadline is not None and time.monotonic() >= deadline:
+        raise WaitTimeoutError(f"job {path.rpartition('/')[2]} has not ended in time", "It goes on; wait longer.")
