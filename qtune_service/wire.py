@@ -130,3 +130,24 @@ class Problem(BaseModel):
     detail: str = ""
     hint: str = Field(default="", description="What to do.")
     errors: list[FieldProblem] = Field(default=[], description="Fields that are wrong.")
+
+
+class DatasetView(BaseModel):
+    """A file that somebody uploaded."""
+
+    id: str
+    name: str
+    size_bytes: int
+    sha256: str
+    format: str
+    rows: int | None
+    created_at: datetime
+    owner: str
+    uri: str = Field(description="dataset://ID, for the input of jobs.")
+
+
+class DatasetPage(BaseModel):
+    """Some datasets, the newest first."""
+
+    datasets: list[DatasetView]
+    next_cursor: str | None = Field(description="For the next page; null at the end.")

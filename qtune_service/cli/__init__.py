@@ -11,6 +11,7 @@ import typer
 
 from qtune_service import __version__
 from qtune_service.cli import comparing, exporting, jobs, looking, serving
+from qtune_service.cli.remote import datasets_app, jobs_app
 
 app = typer.Typer(
     name="qtune",
@@ -25,6 +26,8 @@ for command in (jobs.prune, jobs.score, jobs.run, looking.inspect, exporting.exp
 app.command("compare", cls=comparing.ListsOfValues)(comparing.compare_outputs)
 app.command()(serving.serve)
 app.add_typer(serving.token_app, name="token")
+app.add_typer(jobs_app, name="jobs")
+app.add_typer(datasets_app, name="datasets")
 
 
 def _version(value: bool) -> None:

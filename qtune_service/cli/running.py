@@ -19,11 +19,12 @@ from rich.console import Console
 from qtune_service.errors import QTuneError
 
 INTERRUPTED, TERMINATED = 130, 143
+CONTINUE = "stopped. Finished shards are safe: run the same command again to continue."
 
 
 @contextlib.contextmanager
-def exit_codes() -> Iterator[None]:
-    """Turn errors into one message and an exit code."""
+def exit_codes(interrupted: str = CONTINUE) -> Iterator[None]:
+    """Turn errors into one message and an exit code. interrupted: what is said after Ctrl-C."""
     console = Console(stderr=True)
     try:
         yield
@@ -34,7 +35,7 @@ def exit_codes() -> Iterator[None]:
         _leave_at_once_if_lost(error.exit_code)
         raise typer.Exit(error.exit_code) from error
     except KeyboardInterrupt:
-        console.print("stopped. Finished shards are safe: run the same command again to continue.", soft_wrap=True)
+        console.print(interrupted, highlight=False, soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
     except SystemExit as leaving:
         if leaving.code == TERMINATED:

@@ -10,6 +10,7 @@ Answers are the models of `wire.py`. Errors are those of `errors.py`; what has n
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import quote
 
-from qtune_service.client import downloads
+from qtune_service.client import downloads, uploads
 from qtune_service.client.connection import Connection
 from qtune_service.client.events import follow
 from qtune_service.client.profiles import find_address
@@ -25,7 +26,16 @@ from qtune_service.client.transfers import Watcher
 from qtune_service.config import JobSpec, PruneSpec, validated
 from qtune_service.errors import NotFoundError
 from qtune_service.jobs.models import JobStatus
-from qtune_service.wire import FileView, JobPage, JobRequest, JobView, RepruneRequest, SamplesView
+from qtune_service.wire import (
+    DatasetPage,
+    DatasetView,
+    FileView,
+    JobPage,
+    JobRequest,
+    JobView,
+    RepruneRequest,
+    SamplesView,
+)
 
 RESTART_S = 600.0
 """How long watching waits for a server that is away."""
@@ -97,13 +107,8 @@ class Client:
 
     def list(self, status: Sequence[JobStatus | str] = (), q: str = "") -> Iterator[JobView]:
         """Jobs, the newest first, fetched page by page. q: a part of the name, or the beginning of the id."""
-        params: dict[str, Any] = {"status": [str(one) for one in status], "q": q}
-        while True:
-            page = JobPage.model_validate_json(self._get("/jobs", **params))
-            yield from page.jobs
-            if page.next_cursor is None:
-                return
-            params["cursor"] = page.next_cursor
+        for body in self._pages("/jobs", status=[str(one) for one in status], q=q):
+            yield from JobPage.model_validate_json(body).jobs
 
     def cancel(self, job_id: str) -> JobView:
         """Stop it; what is in hand is saved."""
@@ -196,6 +201,22 @@ class Client:
             self._connection, _job(job_id), chosen, Path(folder), parallel=parallel, watcher=watcher
         )
 
+    # --- datasets
+
+    def upload(self, path: str | Path, name: str | None = None, *, watcher: Watcher | None = None) -> DatasetView:
+        """Send a file; jobs name it by its `uri`."""
+        response = uploads.upload(self._connection, Path(path), name, watcher)
+        return DatasetView.model_validate_json(response.content)
+
+    def datasets(self) -> Iterator[DatasetView]:
+        """Datasets, the newest first, fetched page by page."""
+        for body in self._pages("/datasets"):
+            yield from DatasetPage.model_validate_json(body).datasets
+
+    def delete_dataset(self, dataset: str) -> None:
+        """By its id or uri. Refused while a queued or running job reads it."""
+        self._connection.request("DELETE", f"/datasets/{_part(dataset.removeprefix('dataset://'))}")
+
     # ---
 
     def _new_job(self, path: str, body: Mapping[str, Any], key: str | None) -> JobView:
@@ -206,6 +227,14 @@ class Client:
     def _get(self, path: str, **params: Any) -> bytes:
         given = {name: value for name, value in params.items() if value not in (None, "")}
         return self._connection.request("GET", path, params=given).content
+
+    def _pages(self, path: str, **params: Any) -> Iterator[bytes]:
+        cursor = None
+        while True:
+            body = self._get(path, **params, cursor=cursor)
+            yield body
+            if (cursor := json.loads(body)["next_cursor"]) is None:
+                return
 
     def _json(self, path: str) -> dict[str, Any]:
         body: dict[str, Any] = self._connection.request("GET", path).json()

@@ -17,7 +17,7 @@ import stamina
 from qtune_service import __version__
 from qtune_service.client.address import API, Address, origin
 from qtune_service.client.answers import error_of, unreachable
-from qtune_service.client.retries import BUSY, REPEATABLE, BusyError, patiently
+from qtune_service.client.retries import BUSY, REPEATABLE, TurnedAwayError, patiently
 
 FIRST_PATIENCE_S = 1.5
 """A server that has never answered is rather not there than just starting again."""
@@ -67,14 +67,14 @@ class Connection:
         return response
 
     def send(self, method: str, path: str, **more: Any) -> httpx.Response:
-        """A whole answer, tried once. Raises httpx.TransportError and BusyError."""
+        """A whole answer, tried once. Raises httpx.TransportError and TurnedAwayError."""
         response = self._client.request(method, path, **more)
         self._look_at(response)
         return response
 
     @contextlib.contextmanager
     def stream(self, path: str, *, timeout_s: float | None = None, **more: Any) -> Iterator[httpx.Response]:
-        """An answer whose body comes bit by bit; tried once. Raises httpx.TransportError and BusyError too."""
+        """An answer whose body comes bit by bit; tried once. Raises httpx.TransportError and TurnedAwayError too."""
         timeout = httpx.Timeout(self._timeout_s, read=timeout_s or self._timeout_s)
         with self._client.stream("GET", path, timeout=timeout, **more) as response:
             yield self._good(response)
@@ -105,7 +105,7 @@ class Connection:
         """Errors of the transport as this package's."""
         try:
             yield
-        except BusyError as busy:
+        except TurnedAwayError as busy:
             raise error_of(busy.response) from busy
         except httpx.TransportError as error:
             raise unreachable(error, self.address.url) from error
@@ -121,7 +121,7 @@ class Connection:
     def _look_at(self, response: httpx.Response) -> None:
         self._has_answered = True
         if response.status_code in BUSY:
-            raise BusyError(response)
+            raise TurnedAwayError(response)
 
     def _without_token(self) -> httpx.Client:
         with self._lock:

@@ -27,14 +27,20 @@ PRODUCT = ("pruned/*", "manifest.json", "report.html", "summary_statistics.json"
 
 
 def choose(listed: Sequence[FileView], patterns: Sequence[str] | None) -> tuple[FileView, ...]:
-    """Files whose path matches one of the patterns; all for None. Raises NotFoundError for a pattern without files."""
-    for pattern in patterns or ():
-        if not any(fnmatch.fnmatchcase(file.path, pattern) for file in listed):
+    """Files whose path matches one of the patterns; all for None. Raises NotFoundError for a pattern without files.
+
+    Those of PRODUCT may have none: a job that only scored has no pruned/.
+    """
+    if patterns is None:
+        return tuple(listed)
+    chosen: dict[str, FileView] = {}
+    for pattern in patterns:
+        found = {file.path: file for file in listed if fnmatch.fnmatchcase(file.path, pattern)}
+        if not found and pattern not in PRODUCT:
             some = ", ".join(file.path for file in listed[:5])
             raise NotFoundError(f"the job has no file {pattern!r}", f"It has {len(listed)}, such as {some}.")
-    return tuple(
-        file for file in listed if patterns is None or any(fnmatch.fnmatchcase(file.path, p) for p in patterns)
-    )
+        chosen |= found
+    return tuple(chosen.values())
 
 
 def download(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import httpx
 
 from qtune_service.client.connection import Connection
-from qtune_service.client.retries import BusyError
+from qtune_service.client.retries import TurnedAwayError
 from qtune_service.errors import WaitTimeoutError
 from qtune_service.wire import JobView
 
@@ -45,7 +45,7 @@ def follow(
                 yield job
                 if job.status.is_final:
                     return
-        except (httpx.TransportError, BusyError):
+        except (httpx.TransportError, TurnedAwayError):
             pass
         _check(deadline, path)
         lost()

@@ -19,7 +19,7 @@ LONGEST_WAIT_S = 60.0
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
-class BusyError(Exception):
+class TurnedAwayError(Exception):
     """The server, or a proxy before it, asks to come back."""
 
     def __init__(self, response: httpx.Response) -> None:
@@ -35,7 +35,7 @@ def patiently(
     def wait(error: Exception) -> bool | float:
         if not goes_on():
             return False
-        if isinstance(error, BusyError):
+        if isinstance(error, TurnedAwayError):
             asked = _retry_after(error.response)
             return (may_repeat or error.response.status_code == 429) and (True if asked is None else asked)
         return isinstance(error, _NOT_SENT) or (may_repeat and isinstance(error, httpx.TransportError))
