@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Self
 
@@ -19,7 +20,7 @@ from qtune_service.client.address import API, Address, origin
 from qtune_service.client.answers import error_of, unreachable
 from qtune_service.client.retries import BUSY, REPEATABLE, TurnedAwayError, patiently
 
-FIRST_PATIENCE_S = 1.5
+FIRST_PATIENCE_S = 1.0
 """A server that has never answered is rather not there than just starting again."""
 AGENT = {"User-Agent": f"qtune-client/{__version__}"}
 
@@ -95,10 +96,14 @@ class Connection:
     def attempts(
         self, *, may_repeat: bool, patience_s: float | None = None, goes_on: Callable[[], bool] = lambda: True
     ) -> Iterable[stamina.Attempt]:
-        """As retries.py; little where no server has ever answered."""
+        """As retries.py; few where no server has ever answered."""
+        began = time.monotonic()
+
+        def still() -> bool:
+            return goes_on() and (self._has_answered or time.monotonic() - began < FIRST_PATIENCE_S)
+
         patience_s = self._patience_s if patience_s is None else patience_s
-        first = patience_s if self._has_answered else min(FIRST_PATIENCE_S, patience_s)
-        return patiently(first, may_repeat=may_repeat, goes_on=goes_on)
+        return patiently(patience_s, may_repeat=may_repeat, goes_on=still)
 
     @contextlib.contextmanager
     def translated(self) -> Iterator[None]:

@@ -17,7 +17,7 @@ from urllib.parse import quote
 import httpx
 
 from qtune_service.client.connection import Connection
-from qtune_service.client.part import BLOCK_BYTES, Part, is_there
+from qtune_service.client.part import Part, is_there
 from qtune_service.client.transfers import Counter, Watcher
 from qtune_service.errors import ApiError, NotFoundError, UnreachableError
 from qtune_service.wire import FileView
@@ -125,7 +125,7 @@ class _Download:
             with self.connection.open_file(self.path, ask, strange) as response:
                 if before and not _continues(response, before):
                     self._begin_anew(part)
-                for block in response.iter_raw(BLOCK_BYTES):
+                for block in response.iter_raw():  # as they come: a gathered block would be lost in a cut
                     self._take(part, block)
         except httpx.TransportError:
             if part.size_bytes <= before or self.stopped.is_set():

@@ -65,7 +65,8 @@ def find_address(
     from_env = env_token if env_url is None or origin(env_url) == origin(url) else None
     of_profiles = next((p.token for p in here if p.token), None)
     first, second = (of_profiles, from_env) if chosen is not None else (from_env, of_profiles)
-    return Address.checked(url, token or first or second, plain_http=plain_http or any(p.plain_http for p in here))
+    token = (first or second) if token is None else token
+    return Address.checked(url, token, plain_http=plain_http or any(p.plain_http for p in here))
 
 
 def config_path(environ: Mapping[str, str] = os.environ) -> Path:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -18,6 +20,7 @@ from qtune_service.jobs.local import LocalLauncher
 from qtune_service.settings import Settings
 from qtune_service.web.app import create_app
 
+REPO = Path(__file__).parents[2]
 DRIVER = str(Path(__file__).parent / "driver.py")
 
 
@@ -25,9 +28,7 @@ DRIVER = str(Path(__file__).parent / "driver.py")
 def serving(settings: Settings, launchers: Mapping[str, Launcher] | None = None) -> Iterator[httpx.Client]:
     """Run a server on a free port until the block ends."""
     app = create_app(settings, launchers)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -40,6 +41,40 @@ def serving(settings: Settings, launchers: Mapping[str, Launcher] | None = None)
     finally:
         server.should_exit = True
         thread.join()
+
+
+@contextmanager
+def process(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """The same with scripted drivers in a process of its own, which can be killed."""
+    code = "import sys; from tests.api import servers; servers.run(sys.argv[1], int(sys.argv[2]))"
+    server = subprocess.Popen([sys.executable, "-c", code, str(folder), str(port)], cwd=REPO)
+    try:
+        while not _listens(port):
+            assert server.poll() is None, "the server did not start"
+            time.sleep(0.05)
+        yield server
+    finally:
+        server.kill()
+        server.wait()
+
+
+def run(folder: str, port: int) -> None:
+    """Serve until killed."""
+    app = create_app(settings(Path(folder)), scripted(Path(folder)))
+    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
+
+
+def free_port() -> int:
+    """One that nobody listens on now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def scripted(folder: Path) -> Mapping[str, Launcher]:

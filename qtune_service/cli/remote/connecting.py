@@ -6,7 +6,6 @@ There is no flag for the token itself: arguments are seen by every user of the m
 from __future__ import annotations
 
 import contextlib
-import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,9 +60,11 @@ def remote(
 ) -> Iterator[Client]:
     """A client, and errors as exit codes."""
     with exit_codes(interrupted):
+        import stamina.instrumentation
+
         from qtune_service.client import Client
 
-        logging.getLogger("stamina").setLevel(logging.ERROR)  # what is tried again is told where it takes long
+        stamina.instrumentation.set_on_retry_hooks([])  # that a request is sent again is no news for people
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             client = Client(url, read_token(token_file), profile=profile, plain_http=plain_http)
