@@ -33,6 +33,7 @@ from qtune_service.errors import (
 from qtune_service.jobs.access import Scope, TokenStore
 from qtune_service.jobs.database import open_database, upgrade
 from qtune_service.jobs.models import JobStatus
+from qtune_service.wire import JobView
 from tests.api.harm import Answer, stand_in, wire
 from tests.api.servers import free_port, process, scripted, serving, settings
 
@@ -150,7 +151,8 @@ def test_waiting_ends_in_time(client: Client, tmp_path: Path) -> None:
 
 def test_watching_goes_on_over_a_killed_server(tmp_path: Path) -> None:
     """Nothing is told twice or in a wrong order; the end is seen though the server that began is gone."""
-    port, losses, seen = free_port(), threading.Event(), []
+    port, losses = free_port(), threading.Event()
+    seen: list[JobView] = []
     with Client(f"http://127.0.0.1:{port}") as client:
         with process(tmp_path, port) as server:
             made = client.submit(job(tmp_path, "sleep"))
@@ -310,7 +312,7 @@ LAB, ELSEWHERE = "https://lab.example", "https://elsewhere.example"
     ],
 )
 def test_a_token_goes_to_the_server_it_was_given_for(
-    tmp_path: Path, arguments: dict[str, str], environ: Mapping[str, str], url: str, token: str | None
+    tmp_path: Path, arguments: dict[str, Any], environ: Mapping[str, str], url: str, token: str | None
 ) -> None:
     """Arguments, a named profile, the environment, the default profile; no token with another server's URL."""
     home = {"XDG_CONFIG_HOME": str(tmp_path)}
