@@ -50,18 +50,32 @@ class Settings(BaseSettings):
     allow_remote_code: bool = False
     """Let jobs run code that comes with a model."""
 
+    datasets_root: str = ""
+    """Folder or URI of uploaded datasets; by default `datasets` in data_root. Where jobs run elsewhere, a place that
+    they can read."""
+    max_upload_bytes: Count = 64 << 30
+    """Size of the largest file that may be uploaded."""
+
     @model_validator(mode="after")
     def _roots_are_absolute(self) -> Settings:
         for name in ("allowed_inputs", "allowed_outputs"):
             for root in getattr(self, name):
                 if "://" not in root and not Path(root).is_absolute():
                     raise ValueError(f"{name}: {root!r} is neither an absolute path nor a URI")
+        root = self.datasets_root
+        if root and "://" not in root and not Path(root).is_absolute():
+            raise ValueError(f"datasets_root: {root!r} is neither an absolute path nor a URI")
         return self
 
     @property
     def database(self) -> str:
         """URL of the database."""
         return self.database_url or f"sqlite:///{self.data_root}/qtune.db"
+
+    @property
+    def datasets(self) -> str:
+        """Folder or URI of uploaded datasets."""
+        return self.datasets_root or str(self.data_root.absolute() / "datasets")
 
     @property
     def is_local(self) -> bool:

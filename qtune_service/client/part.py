@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from qtune_service.errors import ChecksumError, StorageError
+from qtune_service.errors import ChecksumMismatchError, DiskFullError, StorageError
 
 BLOCK_BYTES = 1 << 20
 
@@ -63,12 +63,12 @@ class Part:
         return self.sha256 is None or self._digest.hexdigest() == self.sha256
 
     def finish(self) -> None:
-        """Put it in its place. Raises ChecksumError and StorageError."""
+        """Put it in its place. Raises ChecksumMismatchError and StorageError."""
         with _writing(self.target):
             self._file.close()
         if not self.is_right():
             self.path.unlink()
-            raise ChecksumError(
+            raise ChecksumMismatchError(
                 f"{self.target.name} arrived with SHA-256 {self._digest.hexdigest()}, not {self.sha256}",
                 "Its bytes were changed on the way or in the server's storage, twice; what arrived was removed.",
             )
@@ -89,6 +89,7 @@ def _writing(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        hint = "Make room, and do the same again: it goes on where it was." if is_full else ""
-        raise StorageError(f"cannot write {target}: {error.strerror}", hint) from error
+        message = f"cannot write {target}: {error.strerror}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise DiskFullError(message, "Make room, and do the same again: it goes on where it was.") from error
+        raise StorageError(message) from error

@@ -6,25 +6,30 @@ import contextlib
 import logging
 import threading
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 
+from anyio import CapacityLimiter
 from fastapi import APIRouter, FastAPI
-from sqlalchemy import text
+from sqlalchemy import Engine, text
 
 from qtune_service import __version__
 from qtune_service.errors import QTuneError, SettingsError
 from qtune_service.jobs.access import TokenStore
 from qtune_service.jobs.database import open_database, reading, upgrade
+from qtune_service.jobs.datasets import DatasetStore
 from qtune_service.jobs.launch import Launcher
 from qtune_service.jobs.local import LocalLauncher
 from qtune_service.jobs.policy import Policy
 from qtune_service.jobs.service import JobService
 from qtune_service.jobs.store import JobStore
+from qtune_service.jobs.uploads import Datasets
 from qtune_service.settings import Settings
-from qtune_service.web import job_routes, output_routes, problems
+from qtune_service.web import dataset_routes, job_routes, output_routes, preview_routes, problems
 from qtune_service.web.deps import Server, TheServer
 from qtune_service.wire import Problem
 
 ROUND_EVERY_S = 0.5
+MAX_UPLOADS, MAX_PREVIEWS = 8, 2
 _log = logging.getLogger(__name__)
 
 
@@ -44,6 +49,8 @@ def create_app(settings: Settings, launchers: Mapping[str, Launcher] | None = No
     api = APIRouter(prefix="/api/v1")
     api.include_router(job_routes.router)
     api.include_router(output_routes.router)
+    api.include_router(dataset_routes.router)
+    api.include_router(preview_routes.router)
     app.include_router(api)
     app.include_router(_operations())
     return app
@@ -64,7 +71,7 @@ def make_server(settings: Settings, launchers: Mapping[str, Launcher] | None = N
     return Server(
         settings=settings,
         database=database,
-        jobs=JobService(JobStore(database), launchers, settings.max_running_jobs),
+        jobs=JobService(JobStore(database), launchers, settings.max_running_jobs, settings.datasets),
         tokens=tokens,
         policy=Policy(
             inputs=settings.allowed_inputs,
@@ -72,13 +79,23 @@ def make_server(settings: Settings, launchers: Mapping[str, Launcher] | None = N
             models=settings.allowed_models,
             remote_code=settings.allow_remote_code,
         ),
+        datasets=make_datasets(settings, database),
+        uploads=CapacityLimiter(MAX_UPLOADS),
+        previews=CapacityLimiter(MAX_PREVIEWS),
     )
+
+
+def make_datasets(settings: Settings, database: Engine) -> Datasets:
+    """Uploaded datasets; what is stored elsewhere arrives on this machine first."""
+    arrivals = settings.data_root / "arrivals" if "://" in settings.datasets else Path(settings.datasets)
+    return Datasets(DatasetStore(database), settings.datasets, arrivals, settings.max_upload_bytes)
 
 
 @contextlib.asynccontextmanager
 async def _life(app: FastAPI) -> AsyncIterator[None]:
     """Go round while the server runs. Drivers go on when it ends."""
     server: Server = app.state.server
+    server.datasets.sweep()
     ended = threading.Event()
     thread = threading.Thread(target=_go_round, args=(server.jobs, ended), name="jobs", daemon=True)
     thread.start()

@@ -16,10 +16,14 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from qtune_service.errors import (
+    BusyError,
     DatabaseError,
     DataError,
+    DatasetInUseError,
+    DiskFullError,
     IdempotencyConflictError,
     IllegalMoveError,
+    ModelError,
     NotAllowedError,
     NotFoundError,
     NotSignedInError,
@@ -28,6 +32,8 @@ from qtune_service.errors import (
     QueryError,
     SpecError,
     StorageError,
+    TooLargeError,
+    TooSlowError,
 )
 from qtune_service.wire import FieldProblem, Problem
 
@@ -39,10 +45,16 @@ STATUSES: dict[type[QTuneError], int] = {
     IllegalMoveError: 409,
     IdempotencyConflictError: 409,
     OutputConflictError: 409,
+    DatasetInUseError: 409,
+    TooSlowError: 408,
+    TooLargeError: 413,
     QueryError: 422,
     SpecError: 422,
     DataError: 422,
+    ModelError: 422,
     StorageError: 503,
+    DiskFullError: 507,
+    BusyError: 503,
     DatabaseError: 503,
 }
 _log = logging.getLogger(__name__)

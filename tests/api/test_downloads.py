@@ -20,7 +20,7 @@ import pytest
 
 from qtune_service.client import Client, Transfer
 from qtune_service.client.downloads import PRODUCT
-from qtune_service.errors import ApiError, ChecksumError, NotFoundError, StorageError, UnreachableError
+from qtune_service.errors import ApiError, ChecksumMismatchError, NotFoundError, StorageError, UnreachableError
 from qtune_service.outputs.finished import FinishedOutput
 from tests.api.harm import Answer, stand_in, wire
 from tests.api.servers import scripted, serving, settings
@@ -160,7 +160,7 @@ def test_bytes_that_changed_on_the_way_are_found(served: Served, tmp_path: Path)
     with (
         wire(served.port, lambda _n, at, b: flip(b) if at > 1_000_000 else b) as way,
         served.client(way.port) as client,
-        pytest.raises(ChecksumError, match="SHA-256"),
+        pytest.raises(ChecksumMismatchError, match="SHA-256"),
     ):
         client.download(served.job, tmp_path, "big/0*")
     assert not place.exists()
@@ -170,9 +170,9 @@ def test_bytes_that_changed_on_the_way_are_found(served: Served, tmp_path: Path)
 def test_a_full_disk_is_said_and_what_came_is_kept(served: Served, tmp_path: Path) -> None:
     """With what to do; here by a limit for files of the process."""
     code = (
-        "import sys; from qtune_service.client import Client; from qtune_service.errors import StorageError\n"
+        "import sys; from qtune_service.client import Client; from qtune_service.errors import DiskFullError\n"
         "try: Client(sys.argv[1]).download(sys.argv[2], sys.argv[3], 'big/0*')\n"
-        "except StorageError as error: print(error)"
+        "except DiskFullError as error: print(error)"
     )
     arguments = [sys.executable, "-c", code, f"http://127.0.0.1:{served.port}", served.job, str(tmp_path)]
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))  # noqa: E731
@@ -287,7 +287,7 @@ def test_a_file_that_ends_early_is_not_taken(tmp_path: Path) -> None:
     def answers(_method: str, path: str, _headers: object) -> Answer:
         return Answer(body=json.dumps(files).encode() if path.endswith("/files") else b"who")
 
-    with stand_in(answers) as stand, Client(stand.url) as client, pytest.raises(ChecksumError):
+    with stand_in(answers) as stand, Client(stand.url) as client, pytest.raises(ChecksumMismatchError):
         client.download("x", tmp_path)
 
 
