@@ -6,8 +6,10 @@ import contextlib
 import logging
 import threading
 from collections.abc import AsyncIterator, Mapping
+from urllib.parse import quote
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.responses import RedirectResponse
 from sqlalchemy import text
 
 from qtune_service import __version__
@@ -20,8 +22,10 @@ from qtune_service.jobs.policy import Policy
 from qtune_service.jobs.service import JobService
 from qtune_service.jobs.store import JobStore
 from qtune_service.settings import Settings
-from qtune_service.web import job_routes, output_routes, problems
-from qtune_service.web.deps import Server, TheServer
+from qtune_service.web import job_routes, output_routes, problems, server_routes, session_routes
+from qtune_service.web.deps import Server, SignInNeededError, TheServer
+from qtune_service.web.origins import OwnOrigin
+from qtune_service.web.sessions import Sessions
 
 ROUND_EVERY_S = 0.5
 _log = logging.getLogger(__name__)
@@ -40,12 +44,22 @@ def create_app(settings: Settings, launchers: Mapping[str, Launcher] | None = No
     )
     app.state.server = make_server(settings, launchers)
     problems.install(app)
+    app.add_exception_handler(SignInNeededError, _sign_in)
+    app.add_middleware(OwnOrigin, settings=settings)
     api = APIRouter(prefix="/api/v1")
+    api.include_router(session_routes.router)
+    api.include_router(server_routes.router)
     api.include_router(job_routes.router)
     api.include_router(output_routes.router)
     app.include_router(api)
     app.include_router(_operations())
     return app
+
+
+def _sign_in(_request: Request, error: Exception) -> Response:
+    """Go to the sign-in page, and from there to where one was going."""
+    back = error.back if isinstance(error, SignInNeededError) else "/"
+    return RedirectResponse(f"/sign-in?next={quote(back, safe='/')}", status_code=303)
 
 
 def make_server(settings: Settings, launchers: Mapping[str, Launcher] | None = None) -> Server:
@@ -65,6 +79,7 @@ def make_server(settings: Settings, launchers: Mapping[str, Launcher] | None = N
         database=database,
         jobs=JobService(JobStore(database), launchers, settings.max_running_jobs),
         tokens=tokens,
+        sessions=Sessions(tokens, settings.session_hours * 3600),
         policy=Policy(
             inputs=settings.allowed_inputs,
             outputs=(f"{root}/outputs", *settings.allowed_outputs),

@@ -77,6 +77,11 @@ def answer(
     return JSONResponse(body.model_dump(), status_code=status, media_type=MEDIA_TYPE, headers=headers)
 
 
+def failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Problems that a route may answer with, for its description."""
+    return {status: {"model": Problem, "description": HTTPStatus(status).phrase} for status in statuses}
+
+
 def install(app: FastAPI) -> None:
     """Answer every error as a problem."""
 
