@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator, Mapping
 from urllib.parse import quote
 
 from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.responses import RedirectResponse
+from fastapi.responses import PlainTextResponse, RedirectResponse
+from prometheus_client import CONTENT_TYPE_LATEST
 from sqlalchemy import text
 
 from qtune_service import __version__
@@ -23,7 +24,11 @@ from qtune_service.jobs.service import JobService
 from qtune_service.jobs.store import JobStore
 from qtune_service.settings import Settings
 from qtune_service.web import job_routes, output_routes, problems, server_routes, session_routes
-from qtune_service.web.deps import Server, SignInNeededError, TheServer
+from qtune_service.web.bodies import BodyLimit
+from qtune_service.web.deps import Reader, Server, SignInNeededError, TheServer
+from qtune_service.web.headers import SecurityHeaders
+from qtune_service.web.metrics import Metrics
+from qtune_service.web.observing import Observed
 from qtune_service.web.origins import OwnOrigin
 from qtune_service.web.sessions import Sessions
 
@@ -42,10 +47,16 @@ def create_app(settings: Settings, launchers: Mapping[str, Launcher] | None = No
         redoc_url=None,
         openapi_url="/api/v1/openapi.json",
     )
-    app.state.server = make_server(settings, launchers)
+    app.state.server = server = make_server(settings, launchers)
     problems.install(app)
     app.add_exception_handler(SignInNeededError, _sign_in)
-    app.add_middleware(OwnOrigin, settings=settings)
+    for layer, given in (  # the last is the outermost
+        (BodyLimit, {}),
+        (OwnOrigin, {"settings": settings}),
+        (Observed, {"note": server.metrics.note_request}),
+        (SecurityHeaders, {}),
+    ):
+        app.add_middleware(layer, **given)
     api = APIRouter(prefix="/api/v1")
     api.include_router(session_routes.router)
     api.include_router(server_routes.router)
@@ -74,10 +85,13 @@ def make_server(settings: Settings, launchers: Mapping[str, Launcher] | None = N
         )
     root = str(settings.data_root)
     launchers = launchers or {"local": LocalLauncher(settings.data_root / "jobs")}
+    store = JobStore(database)
+    metrics = Metrics(store)
     return Server(
         settings=settings,
         database=database,
-        jobs=JobService(JobStore(database), launchers, settings.max_running_jobs),
+        jobs=JobService(store, launchers, settings.max_running_jobs, metrics.note_scored),
+        metrics=metrics,
         tokens=tokens,
         sessions=Sessions(tokens, settings.session_hours * 3600),
         policy=Policy(
@@ -125,5 +139,10 @@ def _operations() -> APIRouter:
         with reading(server.database) as connection:
             connection.execute(text("SELECT 1"))
         return {"status": "ok"}
+
+    @router.get("/metrics", response_class=PlainTextResponse, responses=problems.failures(401, 403))
+    def metrics(server: TheServer, _who: Reader) -> Response:
+        """Figures for Prometheus, which sends a token of scope read as bearer."""
+        return Response(server.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     return router

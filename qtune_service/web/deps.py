@@ -14,6 +14,7 @@ from qtune_service.jobs.access import Scope, TokenStore
 from qtune_service.jobs.policy import Policy
 from qtune_service.jobs.service import JobService
 from qtune_service.settings import Settings
+from qtune_service.web.metrics import Metrics
 from qtune_service.web.origins import SAFE
 from qtune_service.web.sessions import COOKIE, CSRF_HEADER, Sessions
 
@@ -28,6 +29,7 @@ class Server:
     tokens: TokenStore
     sessions: Sessions
     policy: Policy
+    metrics: Metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +91,11 @@ def maybe_caller(
 SomeCaller = Annotated[Caller | None, Depends(maybe_caller)]
 
 
-def caller(who: SomeCaller) -> Caller:
+def caller(request: Request, who: SomeCaller) -> Caller:
     """Raises NotSignedInError."""
     if who is None:
         raise NotSignedInError("this server wants a token", "Send `Authorization: Bearer TOKEN`, or sign in.")
+    request.state.caller = who.name  # for the log
     return who
 
 
