@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.responses import StreamingResponse
 from sse_starlette.sse import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 
@@ -140,21 +139,3 @@ async def events(
             job = await run_in_threadpool(server.jobs.store.get, job_id)
 
     return EventSourceResponse(changes(), ping=15)
-
-
-@router.get("/{job_id}/logs", responses=FAILURES, response_class=StreamingResponse)
-def logs(
-    job_id: str, server: TheServer, _who: Reader, tail: Annotated[int | None, Query(ge=1, le=100_000)] = None
-) -> StreamingResponse:
-    """What the job's driver printed, or its last lines."""
-    job = server.jobs.store.get(job_id)
-    blocks = server.jobs.launchers[job.launcher].log(job)
-    return StreamingResponse(_tail(blocks, tail) if tail else blocks, media_type="text/plain; charset=utf-8")
-
-
-def _tail(blocks: Iterator[bytes], lines: int) -> Iterator[bytes]:
-    """The last lines, holding no more than these."""
-    kept = b""
-    for block in blocks:
-        kept = b"".join((kept + block).splitlines(keepends=True)[-lines:])
-    yield kept
