@@ -23,7 +23,7 @@ from qtune_service.jobs.policy import Policy
 from qtune_service.jobs.service import JobService
 from qtune_service.jobs.store import JobStore
 from qtune_service.settings import Settings
-from qtune_service.web import job_routes, log_routes, output_routes, problems, server_routes, session_routes
+from qtune_service.web import job_routes, log_routes, openapi, output_routes, problems, server_routes, session_routes
 from qtune_service.web.bodies import BodyLimit
 from qtune_service.web.deps import Reader, Server, SignInNeededError, TheServer
 from qtune_service.web.headers import SecurityHeaders
@@ -46,9 +46,11 @@ def create_app(settings: Settings, launchers: Mapping[str, Launcher] | None = No
         docs_url=None,
         redoc_url=None,
         openapi_url="/api/v1/openapi.json",
+        generate_unique_id_function=openapi.operation_id,
     )
     app.state.server = server = make_server(settings, launchers)
     problems.install(app)
+    openapi.install(app)
     app.add_exception_handler(SignInNeededError, _sign_in)
     for layer, given in (  # the last is the outermost
         (BodyLimit, {}),
