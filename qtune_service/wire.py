@@ -203,3 +203,18 @@ class PreviewView(BaseModel):
     rejected: list[PreviewRejectedView] = Field(description="Of the records before the last sample; at most 20.")
     warnings: list[str]
     template: str = Field(description="Which chat template renders, and what it cannot show.")
+
+
+class ServerView(BaseModel):
+    """Its owner's settings, as far as they concern those who use it."""
+
+    version: str
+    needs_token: bool
+    allowed_inputs: list[str]
+    allowed_outputs: list[str]
+    allowed_models: list[str]
+    allow_remote_code: bool
+    max_running_jobs: int
+    max_upload_bytes: int
+    launchers: list[str]
+    default_launcher: str
