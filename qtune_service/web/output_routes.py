@@ -8,13 +8,17 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from qtune_service.data import storage
-from qtune_service.errors import OutputConflictError
+from qtune_service.errors import NotFoundError, OutputConflictError
 from qtune_service.outputs.finished import FinishedOutput
-from qtune_service.outputs.query import Limits, Records, Selection, find, find_sample, samples_of
-from qtune_service.report.shown import shown_samples
+from qtune_service.outputs.folder import Output
+from qtune_service.outputs.query import Limits, Records, Selection, find, find_sample, rejected_of, samples_of
+from qtune_service.outputs.query.fields import quoted
+from qtune_service.outputs.query.rows import read_rows
+from qtune_service.report.plane_file import Plane
+from qtune_service.report.shown import plain, shown_samples
 from qtune_service.web import files as output_files
 from qtune_service.web.deps import Reader, Server, TheServer
 from qtune_service.web.job_routes import FAILURES
@@ -42,6 +46,23 @@ class SamplesView(BaseModel):
     samples: list[dict[str, Any]]
 
 
+class RejectedView(BaseModel):
+    """Records that could not be used."""
+
+    total: int = Field(description="Those that match.")
+    by_reason: dict[str, int] = Field(description="Of all rejected records, the most frequent reason first.")
+    records: list[dict[str, Any]] = Field(description="sample_id, source, line, reason, detail, category, record.")
+
+
+class HistoryView(BaseModel):
+    """How fast a job's last attempt was over time: a place in each column is a moment while it scored."""
+
+    at_s: list[float] = Field(default=[], description="Seconds since 1970.")
+    samples_done: list[int] = []
+    tokens_done: list[int] = []
+    tokens_per_s: list[float] = []
+
+
 @lru_cache(maxsize=32)
 def _opened(output: str, version: str) -> tuple[FinishedOutput, Records]:  # noqa: ARG001 - another version is another entry
     finished = FinishedOutput(output)
@@ -57,10 +78,18 @@ def _finished(server: Server, job_id: str) -> tuple[FinishedOutput, Records]:
     return _opened(job.output, found.version)
 
 
+def _pruned(server: Server, job_id: str) -> FinishedOutput:
+    """The same, where more was done than to score. Raises OutputConflictError for others."""
+    finished, _ = _finished(server, job_id)
+    if finished.spec.prune is None:
+        raise OutputConflictError(f"job {job_id} only scored its samples", "Prune them: POST .../reprune.")
+    return finished
+
+
 @router.get("/summary", responses=FAILURES)
 def summary(job_id: str, server: TheServer, _who: Reader) -> dict[str, Any]:
     """The numbers of a finished job: summary_statistics.json."""
-    finished, _ = _finished(server, job_id)
+    finished = _pruned(server, job_id)
     body: dict[str, Any] = storage.read_json(finished.folder.at("summary_statistics.json"))
     return body
 
@@ -94,10 +123,48 @@ def sample(job_id: str, sample_id: str, server: TheServer, _who: Reader) -> dict
     return shown.to_json()
 
 
+@router.get("/plane", responses={**FAILURES, 200: {"model": Plane}, 304: {"description": "Not changed."}})
+def plane(job_id: str, request: Request, server: TheServer, _who: Reader) -> Response:
+    """The error-uncertainty plane: thresholds, histograms, points, charts, and the curve of other keep ratios."""
+    finished = _pruned(server, job_id)
+    if storage.stat(finished.folder.at("plane.json")) is None:
+        hint = f"Prune it again from its scores, in seconds; the ratio was {finished.prune.sample_keep_ratio}."
+        raise NotFoundError(f"job {job_id} was run by an earlier version, which wrote no plane.json", hint)
+    return output_files.serve(output_files.find_file(finished, "plane.json"), request.headers, is_head=False)
+
+
+@router.get("/rejected", responses=FAILURES)
+def rejected(
+    job_id: str,
+    server: TheServer,
+    _who: Reader,
+    reason: Annotated[str | None, Query(max_length=200)] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 10,
+    offset: Annotated[int, Query(ge=0)] = 0,
+) -> RejectedView:
+    """Records that could not be used, each with its place and the reason."""
+    finished, _ = _finished(server, job_id)
+    reasons = sorted(finished.manifest["rejected_reasons"].items(), key=lambda item: (-item[1], item[0]))
+    records = rejected_of(finished)
+    where = None if reason is None else f"reason = {quoted(reason)}"
+    found = find(records, Selection(where=where, limit=limit, offset=offset), LIMITS)
+    names = [name for name in records.fields if name != "index"]
+    rows = [plain(row) for row in read_rows(records, found.index, names)]
+    return RejectedView(total=found.num_matching, by_reason=dict(reasons), records=rows)
+
+
+@router.get("/history", responses=FAILURES)
+def history(job_id: str, server: TheServer, _who: Reader) -> HistoryView:
+    """Speed over time, also while the job runs. Empty where nothing was scored."""
+    uri = Output(server.jobs.store.get(job_id).output).at("_qtune", "progress.json")
+    body = storage.read_json(uri) if storage.stat(uri) else {}
+    return HistoryView.model_validate(body.get("history", {}))
+
+
 @router.get("/report", responses=FAILURES)
 def report(job_id: str, server: TheServer, _who: Reader) -> Response:
     """The report page."""
-    finished, _ = _finished(server, job_id)
+    finished = _pruned(server, job_id)
     body = storage.read_bytes(finished.folder.at("report.html"))
     return Response(body, media_type="text/html; charset=utf-8", headers={"Content-Security-Policy": REPORT_POLICY})
 
@@ -121,6 +188,6 @@ def file(job_id: str, path: str, request: Request, server: TheServer, _who: Read
 def archive(job_id: str, server: TheServer, _who: Reader, scores: bool = False) -> StreamingResponse:
     """A tar of the product and what explains it; with scores, of all."""
     finished, _ = _finished(server, job_id)
-    folders = ("",) if scores else ("pruned/", "manifest.json", "report.html", "summary_statistics.json", "tokenizer/")
+    folders = ("",) if scores else ("pruned/", "tokenizer/", *output_files.OTHERS)
     headers = {"Content-Disposition": f'attachment; filename="{job_id}.tar"'}
     return StreamingResponse(output_files.archive(finished, folders), media_type="application/x-tar", headers=headers)

@@ -30,7 +30,9 @@ const drawCharts = async (data, views) => {
     const isSquare = "square" in element.dataset;
     if (isSquare) spec.width = spec.height = squareSize(element);
     // `ast` makes Vega walk expressions instead of compiling them: the page's policy forbids evaluating strings.
-    const options = { mode: "vega-lite", renderer: "svg", actions: false, ast: true, tooltip: { theme: "custom" } };
+    // Styles are the page's own: the service's policy allows none that a script adds.
+    const tooltip = { theme: "custom", disableDefaultStyle: true };
+    const options = { mode: "vega-lite", renderer: "svg", actions: false, ast: true, defaultStyle: false, tooltip };
     try {
       views[name] = (await window.vegaEmbed(element, spec, options)).view;
       if (isSquare) keepSquare(element, views[name]);
