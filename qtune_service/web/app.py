@@ -1,4 +1,4 @@
-"""The application: routes, errors, and the round that starts and follows jobs, in a thread of its own."""
+"""The application: routes, pages, errors, and the round that starts and follows jobs, in a thread of its own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from qtune_service.jobs.policy import Policy
 from qtune_service.jobs.service import JobService
 from qtune_service.jobs.store import JobStore
 from qtune_service.settings import Settings
-from qtune_service.web import job_routes, output_routes, problems
+from qtune_service.web import job_routes, output_routes, pages, problems
 from qtune_service.web.deps import Server, TheServer
 
 ROUND_EVERY_S = 0.5
@@ -45,6 +45,7 @@ def create_app(settings: Settings, launchers: Mapping[str, Launcher] | None = No
     api.include_router(output_routes.router)
     app.include_router(api)
     app.include_router(_operations())
+    pages.install(app)
     return app
 
 
