@@ -12,10 +12,7 @@ from importlib.resources import files
 
 PARTS = ("numbers", "copy", "charts", "picking", "what_if", "tokens", "sorting")
 """In this order: what a file uses stands in one before it."""
-EXPORTS = (
-    "count", "percent", "fourDigits", "shellQuote", "showCommand", "copyText", "asRows", "drawCharts", "connectPlanes",
-    "connectSlider", "connectTokens",
-)  # fmt: skip
+EXPORTS = ("showCommand", "copyText", "drawChart", "drawCharts", "connectPlanes", "connectSlider", "connectBox")
 
 
 @cache

@@ -20,6 +20,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from qtune_service import __version__
+from qtune_service.web import charts
 
 STATIC = Path(str(files("qtune_service.web"))) / "static"
 REPORT_CSS = Path(str(files("qtune_service.report"))) / "templates" / "css"
@@ -31,6 +32,7 @@ router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 def install(app: FastAPI) -> None:
     """Serve pages and what they load."""
     app.include_router(router)
+    app.include_router(charts.router)
     app.mount("/static/{digest}/report", _Kept(directory=REPORT_CSS))
     app.mount("/static/{digest}", _Kept(directory=STATIC))
 
@@ -46,10 +48,16 @@ def jobs() -> str:
     return render("jobs.html.j2")
 
 
+@router.get("/jobs/{job_id}")
+def job(job_id: str) -> str:
+    """One job. Whether there is one of this id, the page's script finds out."""
+    return render("job.html.j2", job_id=job_id)
+
+
 @cache
 def digest() -> str:
     """Changes when any static file does."""
-    found = hashlib.sha256()
+    found = hashlib.sha256(charts.versions())
     for root in (STATIC, REPORT_CSS):
         for path in sorted(p for p in root.rglob("*") if p.is_file()):
             found.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
