@@ -77,6 +77,7 @@ class JobView(BaseModel):
     updated_at: datetime
     owner: str
     attempts: int
+    cancel_requested: bool = Field(description="It is being stopped, and saves what it has in hand.")
     version: int = Field(description="Grows with every change; the id of its event.")
     output: str
     spec: dict[str, Any]
