@@ -40,7 +40,7 @@ def versions() -> bytes:
 
 
 @router.get("/static/{digest}/pictures.js")
-def pictures(digest: str) -> Response:
+def pictures() -> Response:
     """What draws charts, slider and tokens, as a module."""
     return Response(module_script(), media_type=JAVASCRIPT, headers=KEPT)
 
@@ -55,7 +55,7 @@ def library_file(server: TheServer) -> Path:
 
 
 @router.get("/static/{digest}/vega.js")
-def library(digest: str, path: Annotated[Path, Depends(library_file)]) -> FileResponse:
+def library(path: Annotated[Path, Depends(library_file)]) -> FileResponse:
     """Vega, Vega-Lite and Vega-Embed as one classic script."""
     return FileResponse(path, media_type=JAVASCRIPT, headers=KEPT)
 

@@ -10,8 +10,10 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
+from qtune_service.config import JobSpec
 from qtune_service.data import storage
 from qtune_service.errors import NotFoundError, OutputConflictError
+from qtune_service.jobs.command import job_command
 from qtune_service.outputs.finished import FinishedOutput
 from qtune_service.outputs.folder import Output
 from qtune_service.outputs.query import Limits, Records, Selection, find, find_sample, rejected_of, samples_of
@@ -52,6 +54,12 @@ class RejectedView(BaseModel):
     total: int = Field(description="Those that match.")
     by_reason: dict[str, int] = Field(description="Of all rejected records, the most frequent reason first.")
     records: list[dict[str, Any]] = Field(description="sample_id, source, line, reason, detail, category, record.")
+
+
+class CommandView(BaseModel):
+    """A line for a shell, or a few."""
+
+    command: str
 
 
 class HistoryView(BaseModel):
@@ -159,6 +167,13 @@ def history(job_id: str, server: TheServer, _who: Reader) -> HistoryView:
     uri = Output(server.jobs.store.get(job_id).output).at("_qtune", "progress.json")
     body = storage.read_json(uri) if storage.stat(uri) else {}
     return HistoryView.model_validate(body.get("history", {}))
+
+
+@router.get("/command", responses=FAILURES)
+def command(job_id: str, server: TheServer, _who: Reader) -> CommandView:
+    """The command that does the same without a server."""
+    spec = JobSpec.model_validate(server.jobs.store.get(job_id).spec)
+    return CommandView(command=job_command(spec))
 
 
 @router.get("/report", responses=FAILURES)

@@ -25,7 +25,7 @@ const show = (job) => {
   showHead(job);
   showActions(job, { changed: follow });
   showCourse(job);
-  if (!before) showSpec(job);
+  if (!before) showSpec(job).catch(notifyError);
   if (!before || before.attempts !== job.attempts || isFinal(before) !== isFinal(job)) showLog(job);
   if (job.status === "succeeded" && before?.status !== "succeeded") showResults(job).catch(notifyError);
 };

@@ -58,6 +58,7 @@ const stream = async (path, signal) => {
 };
 
 const draw = () => {
+  box.hidden = kept === "";
   if (pause.getAttribute("aria-pressed") === "true") return;
   const isAtEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
   const shown = kept.replace(ANSI, "").replace(/\r(?!\n)/g, "\n").replace(CONTROLS, "�");

@@ -13,6 +13,7 @@ export const showPlane = async (plane, samples, chooseRatio) => {
   if (plane.what_if) prepareSlider(plane);
   else withoutCurve(plane);
   await loadVega();
+  plane.datasets.examples = []; // rings of what stands in the report with its tokens: here every sample has them
   const points = [].concat(plane.datasets.samples?.id ?? []);
   await drawCharts(plane, views);
   if (points.length) {
@@ -35,6 +36,13 @@ const describe = (plane) => {
   setText(document.getElementById("plane-caption"), `${all} Filled points are kept, hollow ones dropped. Dashed lines are the thresholds.${crossed}${own}`);
 };
 
+const MEANINGS = {
+  Q1: "The model is wrong and unsure: noise, or beyond what it can learn here.",
+  Q2: "The model is wrong and sure: what training can correct.",
+  Q3: "The model is right and sure: it knows this already.",
+  Q4: "The model is right and unsure: keeps its doubts honest.",
+};
+
 const showQuadrants = (plane) => {
   const { quadrant_counts: quadrants, counts } = plane;
   document.getElementById("cards").replaceChildren(...quadrants.map((q) => {
@@ -48,7 +56,7 @@ const showQuadrants = (plane) => {
   document.getElementById("quadrant-rows").replaceChildren(...quadrants.map((q) => h("tr", {},
     h("th", { scope: "row" }, h("i", { class: `dot ${q.label}` }), `${q.label} ${q.name}`),
     h("td", {}, count(q.count)), h("td", {}, percent(q.count, counts.scored)),
-    h("td", { class: "text" }, q.place), h("td", { class: "text" }, q.fate || "another strategy chose"))));
+    h("td", { class: "text" }, MEANINGS[q.label]), h("td", { class: "text" }, q.fate || "another strategy chose"))));
   for (const q of quadrants) {
     for (const place of document.querySelectorAll(`[data-fate="${q.label}"]`)) setText(place, q.fate);
     for (const place of document.querySelectorAll(`[data-count="${q.label}"]`)) setText(place, count(q.count));

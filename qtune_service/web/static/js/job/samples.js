@@ -55,7 +55,7 @@ export const connectSamples = (job, plane) => {
 
   form.addEventListener("submit", (event) => { event.preventDefault(); restart(); });
   form.addEventListener("change", (event) => {
-    if (event.target === colour) recolour(list, colour.value);
+    if (event.target === colour) recolourAll();
     else restart();
   });
   document.getElementById("sample-before").addEventListener("click", turn(-PAGE));
@@ -77,6 +77,13 @@ export const connectSamples = (job, plane) => {
   };
 
   return { load, showOne };
+};
+
+const recolourAll = () => {
+  recolour(list, colour.value);
+  const isFate = colour.value === "fate";
+  document.getElementById("fate-legend").hidden = !isFate;
+  document.getElementById("heat-legend").hidden = isFate;
 };
 
 const backButton = (restart) => {

@@ -1,7 +1,12 @@
 // What was asked: as JSON, and as a command that does the same.
 
-export const showSpec = (job) => {
-  const json = JSON.stringify(job.spec, null, 2);
-  document.getElementById("spec-json").textContent = json;
-  document.getElementById("same-command").textContent = `cat > job.json <<'END_OF_JOB'\n${JSON.stringify(job.spec)}\nEND_OF_JOB\nqtune run job.json`;
+import { get } from "../api.js";
+import { setText } from "../dom.js";
+import { jobPath } from "./actions.js";
+
+export const showSpec = async (job) => {
+  setText(document.getElementById("spec-json"), JSON.stringify(job.spec, null, 2));
+  document.getElementById("same-note").hidden = !job.spec.input.paths.some((path) => path.startsWith("dataset://"));
+  const { command } = await get(jobPath(job, "command"));
+  setText(document.getElementById("same-command"), command);
 };

@@ -31,14 +31,17 @@ export const showSpeed = async (job, history) => {
   const rows = history.map(({ at, rate }) => ({ minutes: (at - start) / 60, rate }));
   tell(figure, rows, known);
   waiting = rows;
-  drawing ??= draw(figure.querySelector(".drawing"));
+  if (drawing === null) {
+    drawing = draw(figure.querySelector(".drawing"));
+    return;
+  }
   await drawing;
   view?.data("history", waiting).runAsync();
 };
 
 const draw = async (element) => {
   await loadVega();
-  view = await drawChart(element, { ...structuredClone(SPEC), data: { name: "history" }, datasets: { history: [] } });
+  view = await drawChart(element, { ...structuredClone(SPEC), data: { name: "history" }, datasets: { history: waiting } });
 };
 
 const tell = (figure, rows, known) => {
