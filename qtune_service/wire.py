@@ -86,6 +86,7 @@ class JobView(BaseModel):
     updated_at: datetime
     owner: str
     attempts: int
+    cancel_requested: bool = Field(description="It is being stopped, and saves what it has in hand.")
     version: int = Field(description="Grows with every change; the id of its event.")
     output: str
     spec: dict[str, Any]
@@ -117,6 +118,29 @@ class SamplesView(BaseModel):
 
     total: int
     samples: list[dict[str, Any]]
+
+
+class RejectedView(BaseModel):
+    """Records that could not be used."""
+
+    total: int = Field(description="Those that match.")
+    by_reason: dict[str, int] = Field(description="Of all rejected records, the most frequent reason first.")
+    records: list[dict[str, Any]] = Field(description="sample_id, source, line, reason, detail, category, record.")
+
+
+class CommandView(BaseModel):
+    """A line for a shell, or a few."""
+
+    command: str
+
+
+class HistoryView(BaseModel):
+    """How fast a job's last attempt was over time: a place in each column is a moment while it scored."""
+
+    at_s: list[float] = Field(default=[], description="Seconds since 1970.")
+    samples_done: list[int] = []
+    tokens_done: list[int] = []
+    tokens_per_s: list[float] = []
 
 
 class FieldProblem(BaseModel):

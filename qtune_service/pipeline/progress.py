@@ -20,6 +20,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
+from qtune_service.pipeline.history import History
+
 WINDOW_S = 30.0
 
 
@@ -207,7 +209,7 @@ class FileSink:
     def __init__(self, write: Callable[[bytes], None], every_s: float = 2.0, beat_s: float = 5.0) -> None:
         self._write, self._every_s = write, every_s
         self._next_s = 0.0
-        self._snapshot = Snapshot()
+        self._snapshot, self._history = Snapshot(), History()
         self._lock, self._ended = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._beat, args=(beat_s,), daemon=True)
         self._thread.start()
@@ -217,6 +219,8 @@ class FileSink:
         now = time.monotonic()
         is_news = snapshot.stage != self._snapshot.stage or snapshot.done >= snapshot.total
         self._snapshot = snapshot
+        if snapshot.stage == "score":
+            self._history.note(snapshot.done, snapshot.tokens_done, snapshot.tokens_per_s)
         if is_news or now >= self._next_s:
             self._next_s = now + self._every_s
             self._rewrite()
@@ -241,6 +245,7 @@ class FileSink:
                 self._rewrite()
 
     def _rewrite(self, more: Mapping[str, Any] | None = None) -> None:
-        body = {**asdict(self._snapshot), "updated_at_s": time.time(), **(more or {})}
+        more = {"updated_at_s": time.time(), "history": self._history.columns(), **(more or {})}
+        body = {**asdict(self._snapshot), **more}
         with self._lock:
             self._write(json.dumps(body).encode())

@@ -25,6 +25,7 @@ from qtune_service.report.contents import QUADRANTS, ReportData
 from qtune_service.report.examples import shown_examples
 from qtune_service.report.findings import find_warnings
 from qtune_service.report.page_data import page_data
+from qtune_service.report.scripts import chart_library, inline_script
 from qtune_service.report.what_if import what_if, why_no_curve
 
 MAX_NAME_CHARS = 120
@@ -34,14 +35,12 @@ MAX_WARNING_CHARS = 1_200
 MAX_SPEC_CHARS = 12_000
 ENGINE_FACTS = {"engine": "Engine", "name": "Engine", "version": "Version", "device": "Device", "dtype": "Precision"}
 STYLES = ("page", "figures", "tables", "samples", "media")
-SCRIPTS = ("numbers", "copy", "charts", "picking", "what_if", "tokens", "sorting", "start")
-"""Each concern has a file; together they are one script, in this order."""
 
 
 def render_report(data: ReportData) -> str:
     """The page. Deterministic: the same data give the same bytes."""
-    bundle = _chart_library() if data.thresholds is not None else ""
-    script = _script()
+    bundle = chart_library() if data.thresholds is not None else ""
+    script = inline_script()
     page = (
         _environment()
         .get_template("report.html.j2")
@@ -134,21 +133,7 @@ def _words(command: str) -> Markup:
 
 
 @cache
-def _script() -> str:
-    body = "\n".join(_resource(f"js/{name}.js") for name in SCRIPTS)
-    return f'"use strict";\n(async () => {{\n{body}\n}})();'
-
-
-@cache
 def _resource(name: str) -> str:
     loader = _environment().loader
     assert loader is not None
     return loader.get_source(_environment(), name)[0]
-
-
-@cache
-def _chart_library() -> str:
-    import vl_convert
-
-    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-    return bundle

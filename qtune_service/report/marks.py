@@ -13,6 +13,8 @@ from typing import Any
 from qtune_service.report.contents import QUADRANTS, QuadrantName
 from qtune_service.report.palette import QUADRANT_LABELS, Palette
 
+NARROW = 230
+"""Pixels up to which there is no room for what happens to a quadrant's samples."""
 FEW = 400
 """Points up to which they are drawn larger."""
 
@@ -63,10 +65,14 @@ def name_layers(alt: Any, palette: Palette, fates: Mapping[QuadrantName, str]) -
     for meaning in QUADRANTS:
         label, (side, end) = meaning.label, _PLACES[meaning.label]
         text = f"{label} {fates.get(label, '')}".strip()
-        base = alt.Chart(inline_row(alt, t=text)).encode(
-            x=alt.value("width") if side == "right" else alt.value(0),
-            y=alt.value(0 if end == "top" else "height"),
-            text="t:N",
+        base = (
+            alt.Chart(inline_row(alt, t=text, s=label))
+            .transform_calculate(shown=f"width < {NARROW} ? datum.s : datum.t")
+            .encode(
+                x=alt.value("width") if side == "right" else alt.value(0),
+                y=alt.value(0 if end == "top" else "height"),
+                text="shown:N",
+            )
         )
         style = {
             "align": side, "baseline": end, "fontSize": 13, "fontWeight": 700,

@@ -1,4 +1,4 @@
-"""The application: routes, errors, and the round that starts and follows jobs, in a thread of its own."""
+"""The application: routes, pages, errors, and the round that starts and follows jobs, in a thread of its own."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from qtune_service.web import (
     log_routes,
     openapi,
     output_routes,
+    pages,
     preview_routes,
     problems,
     server_routes,
@@ -85,6 +86,7 @@ def create_app(settings: Settings, launchers: Mapping[str, Launcher] | None = No
     api.include_router(preview_routes.router)
     app.include_router(api)
     app.include_router(_operations())
+    pages.install(app)
     return app
 
 

@@ -21,7 +21,7 @@ from qtune_service.errors import NotFoundError
 from qtune_service.outputs.finished import FinishedOutput
 from qtune_service.web.problems import answer
 
-OTHERS = ("manifest.json", "report.html", "summary_statistics.json")
+OTHERS = ("manifest.json", "report.html", "summary_statistics.json", "plane.json")
 TYPES = {"parquet": "application/vnd.apache.parquet", "json": "application/json", "html": "text/html; charset=utf-8"}
 OTHER = "application/octet-stream"
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)$")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shlex
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from qtune_service.report.contents import Counts, ReportData
 from qtune_service.report.html import render_report
 from tests.report_data import example, made_up_report, made_up_scores, nothing_scored
 
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 NUM_POINTS = 600
 LIGHT_FILLS = ("rgb(200, 80, 10)", "rgb(11, 95, 165)", "rgb(156, 134, 180)", "rgb(26, 158, 119)")  # Q1 to Q4
 DESKTOP = {"width": 1280, "height": 900}
@@ -35,20 +33,6 @@ class Seen:
 
     complaints: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Headless Chromium of this machine."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("needs a system Chromium: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
-        yield running
-        running.close()
 
 
 @pytest.fixture(scope="module")

@@ -20,24 +20,38 @@ const keepSquare = (element, view) => {
   });
 };
 
-// Fills `views` by name, chart by chart; one that fails says so in its place.
+// `ast` makes Vega walk expressions instead of compiling them: the page's policy forbids evaluating strings. Styles are the
+// page's own, for the service's policy allows none that a script adds.
+const EMBED = {
+  mode: "vega-lite", renderer: "svg", actions: false, ast: true, defaultStyle: false,
+  tooltip: { theme: "custom", disableDefaultStyle: true },
+};
+
+// Draws a chart in an element and gives its view; null where it failed, which it then says in its place.
+const drawChart = async (element, spec) => {
+  const isSquare = "square" in element.dataset;
+  if (isSquare) spec.width = spec.height = squareSize(element);
+  try {
+    const { view } = await window.vegaEmbed(element, spec, EMBED);
+    if (isSquare) keepSquare(element, view);
+    element.dataset.state = "drawn";
+    return view;
+  } catch (error) {
+    element.dataset.state = "failed";
+    element.textContent = `The picture could not be drawn: ${error.message}`;
+    return null;
+  }
+};
+
+// Fills `views` by name, chart by chart.
 const drawCharts = async (data, views) => {
   for (const element of document.querySelectorAll("[data-chart]")) {
     const name = element.dataset.chart;
     const spec = data.charts[name];
+    if (!spec) continue;
     // Each chart gets rows of its own, since Vega writes into them.
     spec.datasets = Object.fromEntries(spec.datasets.map((dataset) => [dataset, asRows(data.datasets[dataset])]));
-    const isSquare = "square" in element.dataset;
-    if (isSquare) spec.width = spec.height = squareSize(element);
-    // `ast` makes Vega walk expressions instead of compiling them: the page's policy forbids evaluating strings.
-    const options = { mode: "vega-lite", renderer: "svg", actions: false, ast: true, tooltip: { theme: "custom" } };
-    try {
-      views[name] = (await window.vegaEmbed(element, spec, options)).view;
-      if (isSquare) keepSquare(element, views[name]);
-      element.dataset.state = "drawn";
-    } catch (error) {
-      element.dataset.state = "failed";
-      element.textContent = `The picture could not be drawn: ${error.message}`;
-    }
+    const view = await drawChart(element, spec);
+    if (view) views[name] = view;
   }
 };

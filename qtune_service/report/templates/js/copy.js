@@ -32,12 +32,14 @@ const copyByPermission = async (text) => {
   }
 };
 
+const copyText = async (text) => copyBySelection(text) || (await copyByPermission(text));
+
 const connectCopyButtons = () => {
   for (const button of document.querySelectorAll("button[data-copy]")) {
     const label = button.textContent;
     button.addEventListener("click", async () => {
       const element = document.getElementById(button.dataset.copy);
-      const copied = copyBySelection(element.textContent) || (await copyByPermission(element.textContent));
+      const copied = await copyText(element.textContent);
       button.focus({ preventScroll: true });
       if (!copied) window.getSelection().selectAllChildren(element);
       button.textContent = copied ? "Copied" : "Press Ctrl+C";

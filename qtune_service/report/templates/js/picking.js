@@ -1,16 +1,14 @@
-// Picking a sample in a plane, by click or by keys: both planes ring it, the panel tells it, and a sample that stands on
-// the page with its tokens is opened. The hash does the jump, so that the browser's Back leads back to the plane.
+// Picking a sample in a plane, by click or by keys: both planes ring it, the panel tells it, and a sample whose tokens the
+// page can show is opened. Which ones these are, and how, `tokens` says: {link(row) -> href or null, open(row)}.
 
-const connectPlanes = (views, data) => {
+const connectPlanes = (views, data, tokens) => {
   const panel = document.getElementById("picked");
   const planes = ["plane", "ranks"].filter((name) => views[name]).map((name) => views[name]);
   const samples = asRows(data.datasets.samples);
-  const withTokens = new Map(asRows(data.datasets.examples).map((row) => [row.id, row.at]));
 
   const say = (name, text) => { panel.querySelector(`[data-of="${name}"]`).textContent = text; };
 
   const tell = (row) => {
-    const at = withTokens.get(row.id);
     panel.querySelector(".hint").hidden = true;
     panel.querySelector(".found").hidden = false;
     panel.querySelector(".dot").className = `dot ${row.q}`;
@@ -22,8 +20,9 @@ const connectPlanes = (views, data) => {
     say("entropy_rank", `rank ${row.v.toFixed(3)}`);
     say("tokens", count(row.n));
     const link = panel.querySelector(".to-tokens");
-    link.hidden = at === undefined;
-    link.href = `#sample-${at}`;
+    const target = tokens.link(row);
+    link.hidden = target === null;
+    if (target !== null) link.href = target;
     // A cut identifier must not stand in a command.
     panel.querySelector(".command").hidden = Boolean(row.cut);
     panel.querySelector(".too-long").hidden = !row.cut;
@@ -35,12 +34,8 @@ const connectPlanes = (views, data) => {
     const { p, e, u, v, q, k } = row;
     for (const view of planes) view.data("picked", [{ p, e, u, v, q, k }]).runAsync();
     if (!open) return;
-    const at = withTokens.get(row.id);
-    if (at !== undefined) {
-      openSample(`sample-${at}`);
-    } else {
-      panel.scrollIntoView({ block: "nearest" });
-    }
+    if (tokens.link(row) !== null) tokens.open(row);
+    else panel.scrollIntoView({ block: "nearest" });
   };
 
   for (const name of ["plane", "ranks"]) {
@@ -74,6 +69,15 @@ const walkWithKeys = (element, samples, pick) => {
     here = along[Math.min(Math.max(place, 0), along.length - 1)];
     pick(samples[here], { open: false });
   });
+};
+
+// The samples that stand on the page. The hash does the jump, so that the browser's Back leads back to the plane.
+const examplesOf = (data) => {
+  const places = new Map(asRows(data.datasets.examples).map((row) => [row.id, row.at]));
+  return {
+    link: (row) => (places.has(row.id) ? `#sample-${places.get(row.id)}` : null),
+    open: (row) => openSample(`sample-${places.get(row.id)}`),
+  };
 };
 
 const openSample = (id) => {

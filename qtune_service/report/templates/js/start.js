@@ -22,6 +22,6 @@ if (data) {
   const views = {};
   connectSlider(views, data.what_if);
   await drawCharts(data, views);
-  connectPlanes(views, data);
+  connectPlanes(views, data, examplesOf(data));
 }
 document.documentElement.dataset.state = "ready";

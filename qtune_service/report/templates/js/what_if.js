@@ -1,6 +1,7 @@
 // The slider: numbers, command and both pictures follow the chosen point of the curve.
 
-const connectSlider = (views, curve) => {
+// onChoose(place on the curve) is called with the first place too; without it the page stands at that already.
+const connectSlider = (views, curve, onChoose = null) => {
   const slider = document.getElementById("ratio");
   if (!curve || !slider) return;
   const { points, here, all_tokens: allTokens, command } = curve;
@@ -41,9 +42,10 @@ const connectSlider = (views, curve) => {
       `${command.start}${shellQuote(command.stem + ratio)} --sample-keep-ratio ${ratio}${command.flags}`,
     );
     redraw(at);
+    onChoose?.(at);
   };
 
   slider.addEventListener("input", () => choose(slider.valueAsNumber));
   // A browser may restore an earlier position of the slider when the page is loaded again.
-  if (slider.valueAsNumber !== here) choose(slider.valueAsNumber);
+  if (onChoose || slider.valueAsNumber !== here) choose(slider.valueAsNumber);
 };

@@ -1,0 +1,85 @@
+"""The web page: a few HTML shells and the files that they load. All data come by the API, with the caller's own rights.
+
+There is no build step: scripts are ES modules as they are written, and the report's own stylesheets are used, so that
+both look alike. Static files lie below a digest of them all: what a browser has cached is never stale, relative imports
+between modules keep the digest, and a new version of the server is a new folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Response
+from fastapi.responses import HTMLResponse
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+from qtune_service import __version__
+from qtune_service.web import charts
+
+STATIC = Path(str(files("qtune_service.web"))) / "static"
+REPORT_CSS = Path(str(files("qtune_service.report"))) / "templates" / "css"
+STYLES = ("report/page", "report/tables", "report/figures", "report/samples", "report/media", "css/shell")
+A_YEAR_S = 31_536_000
+router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
+
+
+def install(app: FastAPI) -> None:
+    """Serve pages and what they load."""
+    app.include_router(router)
+    app.include_router(charts.router)
+    app.mount("/static/{digest}/report", _Kept(directory=REPORT_CSS))
+    app.mount("/static/{digest}", _Kept(directory=STATIC))
+
+
+def render(template: str, **values: Any) -> str:
+    """A page, from `templates/`."""
+    return _environment().get_template(template).render(**values)
+
+
+@router.get("/")
+def jobs() -> str:
+    """All jobs."""
+    return render("jobs.html.j2")
+
+
+@router.get("/jobs/{job_id}")
+def job(job_id: str) -> str:
+    """One job. Whether there is one of this id, the page's script finds out."""
+    return render("job.html.j2", job_id=job_id)
+
+
+@cache
+def digest() -> str:
+    """Changes when any static file does."""
+    found = hashlib.sha256(charts.versions())
+    for root in (STATIC, REPORT_CSS):
+        for path in sorted(p for p in root.rglob("*") if p.is_file()):
+            found.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+class _Kept(StaticFiles):
+    """Files that a browser may keep for good: under another digest they are asked for again."""
+
+    def file_response(self, full_path: Any, stat_result: Any, scope: Scope, status_code: int = 200) -> Response:
+        """With how long it keeps."""
+        response = super().file_response(full_path, stat_result, scope, status_code)
+        is_this = scope["path_params"].get("digest") == digest()
+        response.headers["Cache-Control"] = f"public, max-age={A_YEAR_S}, immutable" if is_this else "no-cache"
+        return response
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("qtune_service.web"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.globals.update(version=__version__, styles=STYLES, static=lambda path: f"/static/{digest()}/{path}")
+    return environment
