@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import quote
 
-from qtune_service.client import downloads, uploads
+from qtune_service.client import downloads, events, uploads
 from qtune_service.client.connection import Connection
-from qtune_service.client.events import follow
 from qtune_service.client.profiles import find_address
 from qtune_service.client.transfers import Watcher
 from qtune_service.config import JobSpec, PruneSpec, validated
@@ -33,12 +32,18 @@ from qtune_service.wire import (
     JobPage,
     JobRequest,
     JobView,
+    PreviewRequest,
+    PreviewView,
+    RejectedView,
     RepruneRequest,
     SamplesView,
+    ServerView,
 )
 
 RESTART_S = 600.0
 """How long watching waits for a server that is away."""
+PREVIEW_S = 120.0
+"""A preview loads a tokenizer in a process of its own, and may wait for others."""
 
 
 class Client:
@@ -101,6 +106,12 @@ class Client:
         path = f"{_job(job_id)}/reprune"
         return self._new_job(path, _plain(validated(RepruneRequest, body, "reprune")), idempotency_key)
 
+    def preview(self, spec: JobRequest | JobSpec | Mapping[str, Any], n: int = 5) -> PreviewView:
+        """The first samples as the model will see them, before anything is run."""
+        body = _plain(validated(PreviewRequest, {**_plain(spec), "n": n}, "preview"))
+        response = self._connection.request("POST", "/preview", json=body, is_safe=True, timeout=PREVIEW_S)
+        return PreviewView.model_validate_json(response.content)
+
     def get(self, job_id: str) -> JobView:
         """A job as it is now."""
         return JobView.model_validate_json(self._get(_job(job_id)))
@@ -131,21 +142,23 @@ class Client:
 
         lost: called when the connection breaks off. restart_s: how long a server may be away.
         """
-        return follow(self._connection, _job(job_id), patience_s=restart_s, lost=lost)
+        return events.follow(self._connection, _job(job_id), patience_s=restart_s, lost=lost)
 
     def wait(self, job_id: str, timeout_s: float | None = None) -> JobView:
         """The job once it has ended, well or not. Raises WaitTimeoutError."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         patience_s = RESTART_S if timeout_s is None else min(RESTART_S, timeout_s)
-        *_, last = follow(self._connection, _job(job_id), deadline=deadline, patience_s=patience_s)
+        *_, last = events.follow(self._connection, _job(job_id), deadline=deadline, patience_s=patience_s)
         return last
 
     def logs(self, job_id: str, *, tail: int | None = None, follow: bool = False) -> Iterator[str]:
-        """Lines of what the driver printed, without their ends; with follow until the job ends."""
-        params = {name: value for name, value in (("tail", tail), ("follow", follow or None)) if value is not None}
-        path = f"{_job(job_id)}/logs"
-        with self._connection.translated(), self._connection.stream(path, params=params) as response:
-            yield from response.iter_lines()
+        """Lines of what the driver printed, without their ends; with follow until the job ends.
+
+        Followed from its beginning, it goes on over lost connections; with tail, they are an UnreachableError.
+        """
+        if follow and tail is None:
+            return events.follow_log(self._connection, _job(job_id), patience_s=RESTART_S)
+        return events.read_log(self._connection, _job(job_id), tail, is_followed=follow)
 
     # --- results
 
@@ -176,6 +189,11 @@ class Client:
         """One sample with its tokens and scores."""
         return self._json(f"{_job(job_id)}/samples/{_part(sample_id)}")
 
+    def rejected(self, job_id: str, *, reason: str | None = None, limit: int = 10, offset: int = 0) -> RejectedView:
+        """Records that could not be used, and how many there are of each reason."""
+        body = self._get(f"{_job(job_id)}/rejected", reason=reason, limit=limit, offset=offset)
+        return RejectedView.model_validate_json(body)
+
     def report(self, job_id: str) -> str:
         """The report, a page of HTML."""
         return self._get(f"{_job(job_id)}/report").decode()
@@ -201,7 +219,7 @@ class Client:
             self._connection, _job(job_id), chosen, Path(folder), parallel=parallel, watcher=watcher
         )
 
-    # --- datasets
+    # --- datasets and the server
 
     def upload(self, path: str | Path, name: str | None = None, *, watcher: Watcher | None = None) -> DatasetView:
         """Send a file; jobs name it by its `uri`."""
@@ -216,6 +234,10 @@ class Client:
     def delete_dataset(self, dataset: str) -> None:
         """By its id or uri. Refused while a queued or running job reads it."""
         self._connection.request("DELETE", f"/datasets/{_part(dataset.removeprefix('dataset://'))}")
+
+    def server(self) -> ServerView:
+        """What its owner allows and offers."""
+        return ServerView.model_validate_json(self._get("/server"))
 
     # ---
 

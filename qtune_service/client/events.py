@@ -1,13 +1,15 @@
-"""Following a job by server-sent events, over lost connections and restarts of the server.
+"""Following a job and its log, over lost connections and restarts of the server.
 
 Before each connection the job is asked for once: that waits for a server that is away, tells what has changed
-meanwhile, and says whether anything more will come. Then Last-Event-ID asks for what is newer.
+meanwhile, and says whether anything more will come. Then Last-Event-ID asks for events that are newer; a log, which
+only grows, is passed over as far as it is known.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx
 
@@ -18,6 +20,8 @@ from qtune_service.wire import JobView
 
 SILENCE_S = 45.0
 """The server says something every 15 s; one that does not for so long is gone."""
+LOG_SILENCE_S = 300.0
+"""A log may be silent for long; then it is looked whether the server is still there."""
 PAUSE_S = 0.5
 """Before a broken connection is made again."""
 
@@ -33,7 +37,7 @@ def follow(
     """The job now, and at every change, until it has ended. lost: called when the connection breaks off."""
     seen = 0
     while True:
-        job = JobView.model_validate_json(connection.request("GET", path, patience_s=patience_s).content)
+        job = _job(connection, path, patience_s)
         if job.version > seen:
             seen = job.version
             yield job
@@ -66,3 +70,41 @@ def _events(connection: Connection, path: str, seen: int, deadline: float | None
 def _check(deadline: float | None, path: str) -> None:
     if deadline is not None and time.monotonic() >= deadline:
         raise WaitTimeoutError(f"job {path.rpartition('/')[2]} has not ended in time", "It goes on; wait longer.")
+
+
+def _job(connection: Connection, path: str, patience_s: float) -> JobView:
+    return JobView.model_validate_json(connection.request("GET", path, patience_s=patience_s).content)
+
+
+def read_log(connection: Connection, path: str, tail: int | None, *, is_followed: bool) -> Iterator[str]:
+    """Lines by one connection."""
+    params: dict[str, Any] = {} if tail is None else {"tail": tail}
+    if is_followed:
+        params["follow"] = True
+    silence_s = LOG_SILENCE_S if is_followed else None
+    with connection.translated(), connection.stream(f"{path}/logs", params=params, timeout_s=silence_s) as response:
+        yield from response.iter_lines()
+
+
+def follow_log(connection: Connection, path: str, *, patience_s: float) -> Iterator[str]:
+    """Lines from the first one until the job has ended."""
+    known, rest = 0, b""
+    while True:
+        is_over = _job(connection, path, patience_s).status.is_final  # as it was before the log is read
+        try:
+            with connection.stream(f"{path}/logs", params={"follow": True}, timeout_s=LOG_SILENCE_S) as response:
+                passed = 0
+                for block in response.iter_bytes():
+                    fresh = block[max(known - passed, 0) :]
+                    passed += len(block)
+                    known += len(fresh)
+                    *lines, rest = (rest + fresh).split(b"\n")
+                    for line in lines:
+                        yield line.decode(errors="replace")
+        except (httpx.TransportError, TurnedAwayError):
+            is_over = False
+            time.sleep(PAUSE_S)
+        if is_over:
+            break
+    if rest:
+        yield rest.decode(errors="replace")

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
+from qtune_service.client import Client
 from qtune_service.jobs.database import open_database, upgrade
 from qtune_service.jobs.store import JobStore
+from tests.api.servers import scripted, serving, settings
 from tests.postgres import running_server
 
 
@@ -47,3 +49,25 @@ def database(database_url: str) -> Iterator[Engine]:
 def store(database: Engine) -> JobStore:
     """A store without jobs."""
     return JobStore(database)
+
+
+@pytest.fixture
+def no_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody's own servers and tokens."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    for name in ("QTUNE_URL", "QTUNE_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def server_url(tmp_path: Path) -> Iterator[str]:
+    """A server without models."""
+    with serving(settings(tmp_path), scripted(tmp_path)) as made:
+        yield str(made.base_url)
+
+
+@pytest.fixture
+def typed_client(server_url: str, no_config: None) -> Iterator[Client]:
+    """The package's client of it."""
+    with Client(server_url) as made:
+        yield made

@@ -23,8 +23,10 @@ class Wire:
 
 
 @contextlib.contextmanager
-def wire(upstream: int, harm: Harm = lambda _n, _at, block: block) -> Iterator[Wire]:
-    """A TCP proxy on a port of its own."""
+def wire(
+    upstream: int, harm: Harm = lambda _n, _at, block: block, there: Callable[[bytes], bytes] = lambda block: block
+) -> Iterator[Wire]:
+    """A TCP proxy on a port of its own. harm: on the way back; there: what is done to bytes on the way there."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         made = Wire(listener.getsockname()[1])
 
@@ -33,7 +35,7 @@ def wire(upstream: int, harm: Harm = lambda _n, _at, block: block) -> Iterator[W
                 while True:
                     client, _ = listener.accept()
                     made.num_connections += 1
-                    args = (made, made.num_connections, client, upstream, harm)
+                    args = (made, made.num_connections, client, upstream, harm, there)
                     threading.Thread(target=_carry, args=args, daemon=True).start()
 
         threading.Thread(target=accept, daemon=True).start()
@@ -41,9 +43,11 @@ def wire(upstream: int, harm: Harm = lambda _n, _at, block: block) -> Iterator[W
         listener.shutdown(socket.SHUT_RDWR)
 
 
-def _carry(made: Wire, number: int, client: socket.socket, upstream: int, harm: Harm) -> None:
+def _carry(
+    made: Wire, number: int, client: socket.socket, upstream: int, harm: Harm, there: Callable[[bytes], bytes]
+) -> None:
     with contextlib.suppress(OSError), client, socket.create_connection(("127.0.0.1", upstream)) as server:
-        threading.Thread(target=_forward, args=(client, server), daemon=True).start()
+        threading.Thread(target=_forward, args=(client, server, there), daemon=True).start()
         at = 0
         while block := server.recv(1 << 16):
             changed = harm(number, at, block)
@@ -57,10 +61,10 @@ def _carry(made: Wire, number: int, client: socket.socket, upstream: int, harm: 
                 end.shutdown(socket.SHUT_RDWR)
 
 
-def _forward(client: socket.socket, server: socket.socket) -> None:
+def _forward(client: socket.socket, server: socket.socket, there: Callable[[bytes], bytes]) -> None:
     with contextlib.suppress(OSError):
         while block := client.recv(1 << 16):
-            server.sendall(block)
+            server.sendall(there(block))
         server.shutdown(socket.SHUT_WR)
 
 

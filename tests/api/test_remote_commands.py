@@ -26,11 +26,9 @@ from tests.jobs import QTUNE, environment
 
 
 @pytest.fixture(autouse=True)
-def _own_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody's own servers and tokens."""
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+def _wide(no_config: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids are not cut off."""
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.delenv("QTUNE_TOKEN", raising=False)
 
 
 @pytest.fixture
@@ -290,3 +288,30 @@ def test_help_is_quick() -> None:
     code = "import sys, qtune_service.cli; print('httpx' in sys.modules, 'qtune_service.client.client' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_datasets(client: Client, tmp_path: Path) -> None:
+    """Sent by name only, their URIs on standard output; listed, and removed unless a job needs them."""
+    assert "no datasets yet" in qtune("datasets", "list").stderr
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"prompt": "a", "completion": "b"}\n' * 3)
+    sent = qtune("datasets", "upload", file)
+    (uri,) = sent.stdout.split()
+    table = qtune("datasets", "list").stdout
+    assert uri in table
+    assert "mine.jsonl" in table
+    assert json.loads(qtune("datasets", "list", "--json").stdout)["rows"] == 3
+    assert qtune("datasets", "delete", uri).exit_code == 0
+    assert qtune("datasets", "delete", uri).exit_code == 2
+    assert qtune("datasets", "upload", tmp_path / "none.jsonl").exit_code == 3
+
+
+def test_submitting_data_of_this_machine(client: Client, tmp_path: Path) -> None:
+    """What --upload names is sent first, beside what the server has."""
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"prompt": "a", "completion": "b"}\n' * 3)
+    job = client.get(submit(tmp_path, "succeed", "--upload", file))
+    (dataset,) = client.datasets()
+    assert job.spec["input"]["paths"] == [f"{tmp_path}/inputs/a.jsonl", dataset.uri]
+    assert job.name == "mine.jsonl"
+    client.wait(job.id)
