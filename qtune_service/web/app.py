@@ -22,6 +22,7 @@ from qtune_service.jobs.store import JobStore
 from qtune_service.settings import Settings
 from qtune_service.web import job_routes, output_routes, problems
 from qtune_service.web.deps import Server, TheServer
+from qtune_service.web.events import Changes
 
 ROUND_EVERY_S = 0.5
 _log = logging.getLogger(__name__)
@@ -60,10 +61,12 @@ def make_server(settings: Settings, launchers: Mapping[str, Launcher] | None = N
         )
     root = str(settings.data_root)
     launchers = launchers or {"local": LocalLauncher(settings.data_root / "jobs")}
+    store = JobStore(database)
     return Server(
         settings=settings,
         database=database,
-        jobs=JobService(JobStore(database), launchers, settings.max_running_jobs),
+        jobs=JobService(store, launchers, settings.max_running_jobs),
+        changes=Changes(store),
         tokens=tokens,
         policy=Policy(
             inputs=settings.allowed_inputs,

@@ -14,6 +14,7 @@ from qtune_service.jobs.access import Scope, TokenStore
 from qtune_service.jobs.policy import Policy
 from qtune_service.jobs.service import JobService
 from qtune_service.settings import Settings
+from qtune_service.web.events import Changes
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class Server:
     jobs: JobService
     tokens: TokenStore
     policy: Policy
+    changes: Changes
 
 
 @dataclass(frozen=True, slots=True)
