@@ -140,6 +140,12 @@ class JobStore:
             rows = connection.execute(select(jobs).where(jobs.c.status == "running").order_by(jobs.c.id))
             return [_job(row) for row in rows]
 
+    def versions(self, job_ids: Sequence[str]) -> dict[str, int]:
+        """Versions of those of some jobs that there are."""
+        with reading(self.engine) as connection:
+            rows = connection.execute(select(jobs.c.id, jobs.c.version).where(jobs.c.id.in_(job_ids))).all()
+        return {row.id: row.version for row in rows}
+
     def count(self) -> dict[str, int]:
         """Jobs by status."""
         with reading(self.engine) as connection:

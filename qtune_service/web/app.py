@@ -41,6 +41,7 @@ from qtune_service.web import (
 )
 from qtune_service.web.bodies import BodyLimit
 from qtune_service.web.deps import Reader, Server, SignInNeededError, TheServer
+from qtune_service.web.events import Changes
 from qtune_service.web.headers import SecurityHeaders
 from qtune_service.web.metrics import Metrics
 from qtune_service.web.observing import Observed
@@ -114,6 +115,7 @@ def make_server(settings: Settings, launchers: Mapping[str, Launcher] | None = N
         settings=settings,
         database=database,
         jobs=JobService(store, launchers, settings.max_running_jobs, settings.datasets, metrics.note_scored),
+        changes=Changes(store),
         metrics=metrics,
         tokens=tokens,
         sessions=Sessions(tokens, settings.session_hours * 3600),

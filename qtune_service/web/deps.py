@@ -16,6 +16,7 @@ from qtune_service.jobs.policy import Policy
 from qtune_service.jobs.service import JobService
 from qtune_service.jobs.uploads import Datasets
 from qtune_service.settings import Settings
+from qtune_service.web.events import Changes
 from qtune_service.web.metrics import Metrics
 from qtune_service.web.origins import SAFE
 from qtune_service.web.sessions import COOKIE, CSRF_HEADER, Sessions
@@ -37,6 +38,7 @@ class Server:
     previews: CapacityLimiter
     """Previews that are made at a time."""
     metrics: Metrics
+    changes: Changes
 
 
 @dataclass(frozen=True, slots=True)

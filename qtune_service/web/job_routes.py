@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Response
 from sse_starlette.sse import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 
@@ -22,7 +21,6 @@ from qtune_service.web.problems import failures
 from qtune_service.wire import JobPage, JobRequest, JobView, RepruneRequest
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
-EVENT_EVERY_S = 0.5
 LAUNCHER = "local"
 FAILURES = failures(401, 403, 404, 409, 422, 503)
 MADE: dict[int | str, dict[str, Any]] = {
@@ -126,23 +124,18 @@ def reprune_job(
 )
 async def follow_job(
     job_id: str,
-    request: Request,
     server: TheServer,
     _who: Reader,
     last_event_id: Annotated[int | None, Header(alias="Last-Event-ID")] = None,
 ) -> EventSourceResponse:
     """Server-sent events: the job at every change, until it ends. With Last-Event-ID only what is newer."""
-    first = await run_in_threadpool(server.jobs.store.get, job_id)
+    await run_in_threadpool(server.jobs.store.get, job_id)  # a problem, not a stream, for a job that is not there
 
-    async def changes() -> AsyncIterator[dict[str, Any]]:
-        seen, job = last_event_id or 0, first
-        while True:
-            if job.version > seen:
-                seen = job.version
-                yield {"id": str(job.version), "event": "job", "data": JobView.of(job).model_dump_json()}
-            if job.status.is_final or await request.is_disconnected():
-                return
-            await asyncio.sleep(EVENT_EVERY_S)
-            job = await run_in_threadpool(server.jobs.store.get, job_id)
+    async def stream() -> AsyncIterator[dict[str, Any]]:
+        async for change in server.changes.follow(job_id, last_event_id or 0):
+            yield {"id": str(change.version), "event": "job", "data": change.body}
 
-    return EventSourceResponse(changes(), ping=15)
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Response
