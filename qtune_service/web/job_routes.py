@@ -30,6 +30,15 @@ MADE: dict[int | str, dict[str, Any]] = {
     201: {"description": "A new job.", "headers": {"Location": {"schema": {"type": "string"}}}},
     **FAILURES,
 }
+EVENT = {
+    "type": "object",
+    "description": "An event.",
+    "properties": {
+        "id": {"type": "string", "description": "The job's version."},
+        "event": {"const": "job"},
+        "data": {"type": "string", "contentMediaType": "application/json", "description": "The job, as JSON."},
+    },
+}
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)]
 
 
@@ -62,7 +71,14 @@ def list_jobs(
     server: TheServer,
     _who: Reader,
     status: Annotated[list[JobStatus], Query()] = [],  # noqa: B006 - FastAPI copies it
-    q: Annotated[str, Query(max_length=200, description="A part of the name, or the beginning of the id.")] = "",
+    q: Annotated[
+        str,
+        Query(
+            max_length=200,
+            pattern=r"^[^\x00-\x1f\x7f]*$",
+            description="A part of the name, or the beginning of the id.",
+        ),
+    ] = "",
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(max_length=100)] = None,
 ) -> JobPage:
@@ -121,7 +137,7 @@ def reprune_job(
 
 @router.get(
     "/{job_id}/events",
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}, **FAILURES},
+    responses={200: {"content": {"text/event-stream": {"schema": EVENT}}}, **FAILURES},
     response_class=Response,
 )
 async def follow_job(
