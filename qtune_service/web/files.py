@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import tarfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -159,14 +159,16 @@ def _span(header: str, size: int) -> tuple[int, int] | None:
 
 def archive(finished: FinishedOutput, folders: tuple[str, ...]) -> Iterator[bytes]:
     """A tar of the output's files in some folders, as it is read: nothing is held but a block."""
-    for file in list_files(finished):
-        if file.path.startswith(folders):
-            _checked(finished, file)
-            info = tarfile.TarInfo(file.path)
-            info.size, info.mode, info.mtime = file.size_bytes, 0o644, int(time.time())
-            yield info.tobuf(tarfile.PAX_FORMAT)
-            yield from storage.iter_blocks(file.uri)
-            yield b"\0" * (-file.size_bytes % tarfile.BLOCKSIZE)
+    return _tar([_checked(finished, file) for file in list_files(finished) if file.path.startswith(folders)])
+
+
+def _tar(files: Sequence[OutputFile]) -> Iterator[bytes]:
+    for file in files:
+        info = tarfile.TarInfo(file.path)
+        info.size, info.mode, info.mtime = file.size_bytes, 0o644, int(time.time())
+        yield info.tobuf(tarfile.PAX_FORMAT)
+        yield from storage.iter_blocks(file.uri)
+        yield b"\0" * (-file.size_bytes % tarfile.BLOCKSIZE)
     yield b"\0" * (2 * tarfile.BLOCKSIZE)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -104,9 +105,7 @@ def query(path: str, status: int = 422, code: str = "invalid_request") -> Attack
 
 def where(condition: str) -> Attack:
     """A condition on samples."""
-    return query(
-        f"/JOB/samples?where={httpx.QueryParams({'w': condition})}".replace("where=w=", "where="), code="query"
-    )
+    return query(f"/JOB/samples?where={quote(condition)}", code="query")
 
 
 GOOD = json.dumps({"input": {"paths": [INPUT]}, "model": {"name": "succeed"}}).encode()
