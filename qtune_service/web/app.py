@@ -61,6 +61,7 @@ def create_app(settings: Settings, launchers: Mapping[str, Launcher] | None = No
         version=__version__,
         summary="Prune fine-tuning data by exact perplexity and predictive entropy.",
         lifespan=_life,
+        redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
         openapi_url="/api/v1/openapi.json",

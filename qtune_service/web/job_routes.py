@@ -28,6 +28,15 @@ MADE: dict[int | str, dict[str, Any]] = {
     201: {"description": "A new job.", "headers": {"Location": {"schema": {"type": "string"}}}},
     **FAILURES,
 }
+EVENT = {
+    "type": "object",
+    "description": "An event.",
+    "properties": {
+        "id": {"type": "string", "description": "The job's version."},
+        "event": {"const": "job"},
+        "data": {"type": "string", "contentMediaType": "application/json", "description": "The job, as JSON."},
+    },
+}
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)]
 
 
@@ -60,7 +69,14 @@ def list_jobs(
     server: TheServer,
     _who: Reader,
     status: Annotated[list[JobStatus], Query()] = [],  # noqa: B006 - FastAPI copies it
-    q: Annotated[str, Query(max_length=200, description="A part of the name, or the beginning of the id.")] = "",
+    q: Annotated[
+        str,
+        Query(
+            max_length=200,
+            pattern=r"^[^\x00-\x1f\x7f]*$",
+            description="A part of the name, or the beginning of the id.",
+        ),
+    ] = "",
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(max_length=100)] = None,
 ) -> JobPage:
@@ -119,7 +135,7 @@ def reprune_job(
 
 @router.get(
     "/{job_id}/events",
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}, **FAILURES},
+    responses={200: {"content": {"text/event-stream": {"schema": EVENT}}}, **FAILURES},
     response_class=Response,
 )
 async def follow_job(
@@ -135,7 +151,4 @@ async def follow_job(
         async for change in server.changes.follow(job_id, last_event_id or 0):
             yield {"id": str(change.version), "event": "job", "data": change.body}
 
-from collections.abc import AsyncIterator
-from typing import Annotated, Any
-
-from fastapi import APIRouter, Header, Query, Response
+    return EventSourceResponse(stream(), ping=15)
