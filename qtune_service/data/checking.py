@@ -9,7 +9,6 @@ is read.
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ SLICE_BYTES = 16 << 10
 """Text that is parsed at once: so little that its objects are gone before the collector of cycles looks at them."""
 TELLING_ROWS = 20
 """A file whose first so many records are all bad is no file of records."""
-MAX_EXPANSION, FREE_EXPANSION_BYTES = 100, 256 << 20
+MAX_EXPANSION, FREE_EXPANSION_BYTES = 100, 64 << 20
 """A compressed file may hold so many times its bytes; beyond that, so many bytes in all."""
 MAX_FOOTER_BYTES = 64 << 20
 
@@ -158,17 +157,30 @@ class _Count:
 
 
 def _check_lines(name: str, text: Iterator[bytes]) -> Checked:
-    count = _Count(name)
-    for lines in _lines(text):
-        if _are_objects(lines):
-            count.line += len(lines)
-            count.rows += len(lines)
+    count, rest = _Count(name), b""  # rest: of a line that has not ended; of one over MAX_RECORD_BYTES its beginning
+    for piece in text:
+        if not rest and piece.isspace():
+            count.line += piece.count(b"\n")
             continue
-        for line in lines:
-            count.line += 1
-            if not is_blank(line):
-                count.add(_looked_at(line))
+        first, *others = piece.split(b"\n")
+        if len(rest) <= MAX_RECORD_BYTES:
+            rest += first
+        if others:
+            _count_lines(count, [rest, *others[:-1]])
+            rest = others[-1]
+    _count_lines(count, [rest])
     return count.checked("jsonl")
+
+
+def _count_lines(count: _Count, lines: list[bytes]) -> None:
+    if _are_objects(lines):
+        count.line += len(lines)
+        count.rows += len(lines)
+        return
+    for line in lines:
+        count.line += 1
+        if not is_blank(line):
+            count.add(_looked_at(line))
 
 
 def _are_objects(lines: list[bytes]) -> bool:
@@ -185,20 +197,6 @@ def _looked_at(line: bytes) -> object:
     if len(line) > MAX_RECORD_BYTES:
         return line if line.lstrip().startswith(b"{") else RecordProblem("not_an_object", "a long line, not an object")
     return parse_line(line)
-
-
-def _lines(text: Iterator[bytes]) -> Iterator[list[bytes]]:
-    """Lines, those that end in a slice together; of one over MAX_RECORD_BYTES its beginning, longer than that."""
-    rest = b""
-    for piece in text:
-        first, *others = piece.split(b"\n")
-        if len(rest) <= MAX_RECORD_BYTES:
-            rest += first
-        if others:
-            yield [rest, *others[:-1]]
-            rest = others[-1]
-    if rest:
-        yield [rest]
 
 
 # --- other formats
@@ -229,9 +227,11 @@ def _rows_of_parquet(name: str, path: Path) -> int:
         raise BadDatasetError(f"{name} is not whole: it has no Parquet footer at its end", "Send it again.")
     try:
         rows = footer(str(path)).num_rows
-    except (StorageError, DataError) as error:
-        what = re.sub(re.escape(str(path)), name, error.message)
-        raise BadDatasetError(what, error.hint or "Write it anew; pyarrow, pandas and polars can.") from error
+    except StorageError as error:
+        what = f"{name} has a Parquet footer that cannot be read: {error.__cause__}"
+        raise BadDatasetError(what, "Write it anew; pyarrow, pandas and polars can.") from error
+    except DataError as error:
+        raise BadDatasetError(error.message.replace(str(path), name), error.hint) from error
     if rows == 0:
         raise BadDatasetError(f"{name} holds no records", "Give a file that holds records.")
     return rows

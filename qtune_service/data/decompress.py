@@ -31,8 +31,8 @@ class Bounds:
 
 
 WIDE = Bounds()
-NARROW = Bounds(gzip_bytes=16 << 10, zstd_bytes=1 << 10, window_bytes=1 << 27)
-"""For strangers' files: at most 16 and 32 MiB at once; the windows that zstd itself allows by default."""
+NARROW = Bounds(gzip_bytes=4 << 10, zstd_bytes=256, window_bytes=1 << 27)
+"""For strangers' files: at most 4 and 8 MiB at once; the windows that zstd itself allows by default."""
 
 
 class BrokenStreamError(Exception):
