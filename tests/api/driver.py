@@ -20,16 +20,9 @@ act, _, argument = spec["model"]["name"].partition(" ")
 def tell(**more: object) -> None:
     """Write progress.json."""
     history = {"at_s": [1.0, 3.0], "samples_done": [0, 3], "tokens_done": [0, 90], "tokens_per_s": [0.0, 45.0]}
-    body = {
-        "history": history,
-        "stage": "score",
-        "done": 3,
-        "total": 8,
-        "tokens_done": 90,
-        "tokens_per_s": 12.34,
-        "eta_s": 4.56,
-    }
-    (out / "_qtune" / "progress.json").write_text(json.dumps({**body, "updated_at_s": time.time(), **more}))
+    body = {"stage": "score", "done": 3, "total": 8, "tokens_done": 90, "tokens_per_s": 12.34, "eta_s": 4.56}
+    all_of_it = {**body, "history": history, "updated_at_s": time.time(), **more}
+    (out / "_qtune" / "progress.json").write_text(json.dumps(all_of_it))
 
 
 def stopped(_signal: int, _frame: object) -> None:

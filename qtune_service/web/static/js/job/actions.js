@@ -14,19 +14,20 @@ export const showActions = (job, { changed }) => {
   const hadFocus = place.contains(document.activeElement);
   place.dataset.state = state;
   place.replaceChildren(...BY_STATUS[job.status].map((make) => make(job, changed)));
-  if (hadFocus) place.querySelector(":is(button:enabled, a)")?.focus();
+  if (hadFocus) place.querySelector("a, button")?.focus();
 };
 
 const button = (label, act, attributes = {}) => {
   const made = h("button", { type: "button", "data-needs": "submit", ...attributes }, label);
   made.addEventListener("click", async () => {
-    made.disabled = true;
+    if (made.ariaDisabled === "true") return;
+    made.ariaDisabled = "true"; // `disabled` would take the focus away
     try {
       await act();
     } catch (error) {
       notifyError(error);
     }
-    made.disabled = false;
+    made.ariaDisabled = null;
   });
   return made;
 };
@@ -34,7 +35,7 @@ const button = (label, act, attributes = {}) => {
 const link = (label, href, attributes = {}) => h("a", { class: "button", href, ...attributes }, label);
 
 const cancel = (job, changed) => {
-  if (job.cancel_requested) return button("Stopping…", () => {}, { "aria-disabled": "true" });
+  if (job.cancel_requested) return button("Stopping…", null, { "aria-disabled": "true" });
   return button("Cancel", async () => changed(await post(jobPath(job, "cancel"))));
 };
 

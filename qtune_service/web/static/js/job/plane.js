@@ -3,7 +3,7 @@
 import { connectPlanes, connectSlider, drawCharts } from "../../pictures.js";
 import { h, setText } from "../dom.js";
 import { count, percent } from "../format.js";
-import { loadVega } from "./vega.js";
+import { loadVega } from "./library.js";
 
 export const showPlane = async (plane, samples, chooseRatio) => {
   document.getElementById("pictures").hidden = false;

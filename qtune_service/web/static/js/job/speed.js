@@ -3,7 +3,7 @@
 import { drawChart } from "../../pictures.js";
 import { setText } from "../dom.js";
 import { count, duration } from "../format.js";
-import { loadVega } from "./vega.js";
+import { loadVega } from "./library.js";
 
 const LABELS = { labelColor: "var(--muted)", titleColor: "var(--muted)", gridColor: "var(--grid)", domainColor: "var(--muted)", tickColor: "var(--muted)" };
 const SPEC = {

@@ -1,0 +1,92 @@
+"""A service with jobs in every state, for tests of a job's page: scripted drivers, and outputs that stages made."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from qtune_service.jobs.database import open_database
+from qtune_service.jobs.models import JobStatus
+from qtune_service.jobs.store import JobStore, NewJob
+from qtune_service.outputs.finished import FinishedOutput
+from qtune_service.web.app import create_app
+from tests.api.servers import scripted, settings
+from tests.browser.sites import Site, running
+from tests.browser.standins import add_standins
+from tests.jobs import DEMO_DATA, DEMO_MODEL
+
+
+@dataclass(frozen=True, slots=True)
+class JobSite:
+    """A running service and its folder."""
+
+    site: Site
+    folder: Path
+    client: httpx.Client
+
+    def page(self, job: str) -> str:
+        """The address of a job's page."""
+        return f"{self.site.url}/jobs/{job}"
+
+    def submit(self, act: str, **more: Any) -> str:
+        """A job of the scripted driver; its id."""
+        body = {"name": act, "input": {"paths": [f"{self.folder}/inputs/a.jsonl"]}, "model": {"name": act}, **more}
+        answer = self.client.post("/api/v1/jobs", json=body)
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["id"])
+
+    def job(self, job: str) -> dict[str, Any]:
+        """As the API shows it."""
+        return dict(self.client.get(f"/api/v1/jobs/{job}").json())
+
+    def until(self, job: str, *statuses: str, seconds: float = 20) -> dict[str, Any]:
+        """The job, once it has one of these."""
+        deadline = time.monotonic() + seconds
+        while (found := self.job(job))["status"] not in statuses:
+            assert time.monotonic() < deadline, found
+            time.sleep(0.05)
+        return found
+
+    def end(self, job: str) -> None:
+        """Stop a job, whatever it does."""
+        self.client.post(f"/api/v1/jobs/{job}/cancel")
+        self.until(job, "succeeded", "failed", "cancelled")
+
+    def add_finished(self, finished: FinishedOutput, name: str = "done") -> str:
+        """A job that has an output, made elsewhere; its id."""
+        store = JobStore(open_database(f"sqlite:///{self.folder}/qtune.db"))
+        job, _ = store.create(NewJob(name, finished.spec.model_dump(mode="json"), finished.root, "ann", "local"))
+        store.move(job.id, JobStatus.running, reference={"host": "none"})
+        manifest = finished.manifest
+        seen = {"counts": manifest["counts"], "thresholds": manifest.get("thresholds") or {}}
+        store.move(job.id, JobStatus.succeeded, stage="done", **seen)
+        return job.id
+
+
+def client_of(site: Site) -> httpx.Client:
+    """Of its API."""
+    return httpx.Client(base_url=site.url, timeout=30)
+
+
+@contextmanager
+def job_site(folder: Path, *, outputs: str = "") -> Iterator[JobSite]:
+    """A service until the block ends. outputs: a folder that jobs may write to, beside the server's own."""
+    allowed = {
+        "allowed_models": ("succeed", "fail", "vanish", "sleep", "sleep 6", DEMO_MODEL),
+        "allowed_inputs": (f"{folder}/inputs", str(DEMO_DATA.parent), *filter(None, [outputs])),
+        "allowed_outputs": tuple(filter(None, [outputs])),
+    }
+    told = settings(
+        folder, max_running_jobs=4, allow_remote_code=True, **allowed
+    )  # the outputs have an engine of tests
+    with (
+        running(lambda: add_standins(create_app(told, scripted(folder)))) as site,
+        client_of(site) as client,
+    ):
+        yield JobSite(site, folder, client)
