@@ -20,6 +20,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from qtune_service import __version__
+from qtune_service.jobs.models import JobStatus
 
 STATIC = Path(str(files("qtune_service.web"))) / "static"
 REPORT_CSS = Path(str(files("qtune_service.report"))) / "templates" / "css"
@@ -43,7 +44,7 @@ def render(template: str, **values: Any) -> str:
 @router.get("/")
 def jobs() -> str:
     """All jobs."""
-    return render("jobs.html.j2")
+    return render("jobs.html.j2", statuses=list(JobStatus))
 
 
 @cache

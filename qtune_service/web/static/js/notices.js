@@ -29,9 +29,9 @@ export const notifyError = (error) => {
 };
 
 // Ask before something that cannot be undone. Resolves to null where the answer is no, else to the form's values.
-export const confirmed = ({ title, text, action, isDangerous = false, fields = [] }) => {
+export const confirmed = ({ title, text, action, isDangerous = false, stay = "Cancel", fields = [] }) => {
   const yes = h("button", { type: "submit", value: "yes", class: isDangerous ? "primary danger" : "primary" }, action);
-  const no = h("button", { type: "submit", value: "no", formnovalidate: "" }, "Cancel");
+  const no = h("button", { type: "submit", value: "no", formnovalidate: "" }, stay);
   const form = h("form", { method: "dialog" },
     h("h2", { id: "dialog-title" }, title), h("p", {}, text), ...fields, h("div", { class: "buttons" }, no, yes));
   const dialog = h("dialog", { "aria-labelledby": "dialog-title" }, form);
