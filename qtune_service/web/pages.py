@@ -21,10 +21,16 @@ from starlette.types import Scope
 
 from qtune_service import __version__
 from qtune_service.jobs.models import JobStatus
+from qtune_service.web.form import PARTS, form_fields
 
 STATIC = Path(str(files("qtune_service.web"))) / "static"
 REPORT_CSS = Path(str(files("qtune_service.report"))) / "templates" / "css"
 STYLES = ("report/page", "report/tables", "report/figures", "report/samples", "report/media", "css/shell")
+PLACED = {
+    "input.paths", "model.name", "prune.sample_keep_ratio", "prune.token_keep_ratio", "prune.strategy",
+    "prune.strategy_order", "prune.token_strategy",
+}  # fmt: skip
+"""Fields of the form that new.html.j2 places itself; the others are listed below them."""
 A_YEAR_S = 31_536_000
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
@@ -45,6 +51,14 @@ def render(template: str, **values: Any) -> str:
 def jobs() -> str:
     """All jobs."""
     return render("jobs.html.j2", statuses=list(JobStatus))
+
+
+@router.get("/new")
+def new_job() -> str:
+    """The form of a new job."""
+    fields = form_fields()
+    rest = {part: [n for n in fields if n.startswith(f"{part}.") and n not in PLACED] for part in PARTS}
+    return render("new.html.j2", fields=fields, rest=rest)
 
 
 @cache
