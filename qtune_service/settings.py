@@ -39,8 +39,14 @@ class Settings(BaseSettings):
     """Port to listen on."""
     insecure: bool = False
     """Let everybody in who reaches the address."""
+    require_tokens: bool = False
+    """Want API tokens on this machine's own addresses too: behind a proxy, or where several people log in."""
+    session_hours: Count = 12
+    """How long a browser stays signed in."""
     max_running_jobs: Count = 1
     """Jobs that run at a time; others wait in the queue."""
+    max_upload_bytes: Count = 64 << 30
+    """Largest dataset that may be uploaded."""
     allowed_inputs: PathList = ()
     """Folders and URI prefixes that jobs may read; none: nothing."""
     allowed_outputs: PathList = ()
@@ -56,6 +62,12 @@ class Settings(BaseSettings):
             for root in getattr(self, name):
                 if "://" not in root and not Path(root).is_absolute():
                     raise ValueError(f"{name}: {root!r} is neither an absolute path nor a URI")
+        return self
+
+    @model_validator(mode="after")
+    def _is_open_or_not(self) -> Settings:
+        if self.insecure and self.require_tokens:
+            raise ValueError("insecure and require_tokens contradict each other")
         return self
 
     @property
@@ -76,7 +88,7 @@ class Settings(BaseSettings):
     @property
     def needs_tokens(self) -> bool:
         """Whether every request needs an API token."""
-        return not self.is_local and not self.insecure
+        return self.require_tokens or (not self.is_local and not self.insecure)
 
 
 def load_settings(**changes: Any) -> Settings:

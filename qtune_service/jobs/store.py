@@ -57,6 +57,17 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
+class Figures:
+    """Numbers of all jobs."""
+
+    jobs: Mapping[str, int]
+    """By status."""
+    oldest_queued_us: int | None
+    """Since when the first job in the queue waits."""
+    tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class JobStore:
     """Jobs in a database."""
 
@@ -135,6 +146,15 @@ class JobStore:
             rows = connection.execute(select(jobs.c.status, func.count().label("number")).group_by(jobs.c.status)).all()
         return {str(status): 0 for status in JobStatus} | {row.status: row.number for row in rows}
 
+    def figures(self) -> Figures:
+        """Numbers of all jobs; cheap, however many there are."""
+        counts = self.count()
+        with reading(self.engine) as connection:
+            oldest = connection.execute(select(func.min(jobs.c.updated_at)).where(jobs.c.status == "queued"))
+            running = connection.execute(select(jobs.c.progress).where(jobs.c.status == "running"))
+            tokens_per_s = sum(row.progress["tokens_per_s"] for row in running)
+            return Figures(counts, oldest.scalar_one(), tokens_per_s)
+
     # --- changes
 
     def claim(self, max_running: int) -> Job | None:
@@ -170,11 +190,14 @@ class JobStore:
     def note(self, job_id: str, **seen: Any) -> Job:
         """Write down what is seen of a job, such as its stage and progress; where nothing is new there is no event."""
         with writing(self.engine) as connection:
+            return _note(connection, _row(connection, job_id, lock=True), seen)
+
+    def note_progress(self, job_id: str, progress: Progress, **seen: Any) -> Progress:
+        """The same for progress; what it was before. Of several servers one alone is told of each step."""
+        with writing(self.engine) as connection:
             row = _row(connection, job_id, lock=True)
-            values = _values(seen)
-            if all(getattr(row, name) == value for name, value in values.items()):
-                return _job(row)
-            return _changed(connection, row, values)
+            _note(connection, row, {**seen, "progress": progress})
+            return Progress(**row.progress)
 
     def request_cancel(self, job_id: str) -> Job:
         """Cancel a queued job at once, and ask for the end of a running one. Raises IllegalMoveError for others."""
@@ -213,6 +236,12 @@ def _move(
     else:
         values |= {"finished_at": now}
     return _changed(connection, row, values)
+
+
+def _note(connection: Connection, row: Row[Any], seen: Mapping[str, Any]) -> Job:
+    values = _values(seen)
+    is_news = any(getattr(row, name) != value for name, value in values.items())
+    return _changed(connection, row, values) if is_news else _job(row)
 
 
 def _changed(connection: Connection, row: Row[Any], values: Mapping[str, Any]) -> Job:

@@ -22,8 +22,11 @@ from qtune_service.web.job_routes import FAILURES
 router = APIRouter(prefix="/jobs/{job_id}", tags=["outputs"])
 LIMITS = Limits(seconds=20.0)
 """What a question to an output may take."""
-REPORT_POLICY = "default-src 'none'; sandbox allow-scripts allow-downloads"
-"""For reports, beside the policy that each carries itself: no access to the server's cookies."""
+REPORT_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'self'; sandbox allow-scripts allow-downloads"
+)
+"""For reports: no access to the server and its cookies. Each names its own scripts in a policy that it carries."""
 
 
 class FileView(BaseModel):
