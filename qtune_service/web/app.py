@@ -23,7 +23,7 @@ from qtune_service.jobs.policy import Policy
 from qtune_service.jobs.service import JobService
 from qtune_service.jobs.store import JobStore
 from qtune_service.settings import Settings
-from qtune_service.web import job_routes, output_routes, pages, problems, server_routes, session_routes
+from qtune_service.web import compare_routes, job_routes, output_routes, pages, problems, server_routes, session_routes
 from qtune_service.web.bodies import BodyLimit
 from qtune_service.web.deps import Reader, Server, SignInNeededError, TheServer
 from qtune_service.web.headers import SecurityHeaders
@@ -62,6 +62,7 @@ def create_app(settings: Settings, launchers: Mapping[str, Launcher] | None = No
     api.include_router(server_routes.router)
     api.include_router(job_routes.router)
     api.include_router(output_routes.router)
+    api.include_router(compare_routes.router)
     app.include_router(api)
     app.include_router(_operations())
     pages.install(app)

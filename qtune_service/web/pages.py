@@ -16,11 +16,13 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Response
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from qtune_service import __version__
 from qtune_service.jobs.models import JobStatus
+from qtune_service.web.deps import PageReader
 from qtune_service.web.form import PARTS, form_fields
 
 STATIC = Path(str(files("qtune_service.web"))) / "static"
@@ -48,17 +50,29 @@ def render(template: str, **values: Any) -> str:
 
 
 @router.get("/")
-def jobs() -> str:
+def jobs(_who: PageReader) -> str:
     """All jobs."""
     return render("jobs.html.j2", statuses=list(JobStatus))
 
 
 @router.get("/new")
-def new_job() -> str:
+def new_job(_who: PageReader) -> str:
     """The form of a new job."""
     fields = form_fields()
     rest = {part: [n for n in fields if n.startswith(f"{part}.") and n not in PLACED] for part in PARTS}
     return render("new.html.j2", fields=fields, rest=rest)
+
+
+@router.get("/compare")
+def compare(_who: PageReader) -> str:
+    """Two jobs side by side."""
+    return render("compare.html.j2")
+
+
+@router.get("/sign-in")
+def sign_in() -> str:
+    """The one page for everybody."""
+    return render("sign_in.html.j2")
 
 
 @cache
@@ -88,5 +102,14 @@ def _environment() -> Environment:
         loader=PackageLoader("qtune_service.web"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    environment.filters["code"] = _with_code
     environment.globals.update(version=__version__, styles=STYLES, static=lambda path: f"/static/{digest()}/{path}")
     return environment
+
+
+def _with_code(text: str) -> Markup:
+    """Texts of settings, where `this` stands for code."""
+    parts = [
+        Markup("<code>{}</code>").format(part) if i % 2 else escape(part) for i, part in enumerate(text.split("`"))
+    ]
+    return Markup("").join(parts)

@@ -1,7 +1,7 @@
 // One row of the list of jobs.
 
 import { h, setText } from "./dom.js";
-import { ago, count, duration, moment, percent } from "./format.js";
+import { ago, count, duration, lastPart, moment, percent } from "./format.js";
 import { fillMenu } from "./job_actions.js";
 
 let made = 0;
@@ -46,7 +46,6 @@ export const makeRow = (first, { onChange, onChoose }) => {
 
 const cell = (name, ...children) => h("td", { role: "cell", class: name }, ...children);
 const code = (id) => h("code", { class: "id" }, id);
-const lastPart = (path) => path.replace(/\/+$/, "").split("/").pop();
 
 const keptShare = ({ counts }) => (counts.kept === undefined ? "" : percent(counts.kept, counts.scored ?? counts.read));
 

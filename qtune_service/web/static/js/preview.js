@@ -2,6 +2,7 @@
 
 import { h } from "./dom.js";
 import { count, percent } from "./format.js";
+import { visible } from "./sample_card.js";
 
 const SPECIAL = /^<[|/]?[^<>\s]{1,60}>$/;
 
@@ -36,10 +37,3 @@ const token = (text, id, isTrained) => {
   const kind = [isTrained ? "k" : "p", SPECIAL.test(text) && "special"].filter(Boolean).join(" ");
   return h(isTrained ? "mark" : "span", { class: kind, title: `token ${id}${isTrained ? ", trained on" : ""}` }, visible(text));
 };
-
-// Line ends and tabs have signs; a line end also ends the line.
-const visible = (text) => text.split(/(\n|\t)/).filter(Boolean).flatMap((part) => {
-  if (part === "\n") return [h("i", { class: "n" }), "\n"];
-  if (part === "\t") return [h("i", { class: "t" }), "\t"];
-  return [part];
-});

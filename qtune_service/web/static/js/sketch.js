@@ -8,7 +8,7 @@ const SVG = "http://www.w3.org/2000/svg";
 const SIZE = 240;
 const NUM_SAMPLES = 200;
 const WORDS = "Both sides times six gives 42 , hmm , so x is 7 well I guess , the end .".split(" ");
-const NOISE = [6, 2, 1, 3, 4, 7, 8, 17, 9, 10, 5, 0, 11, 12, 18, 19, 16, 13, 14, 15];
+const NOISE = [6, 2, 1, 3, 4, 7, 13, 19, 14, 9, 10, 5, 0, 17, 18, 16, 15, 12, 11, 8];
 
 // Spread evenly, and without a grid (Roberts' R2 sequence). e: rank of entropy, p: of perplexity, in (0, 1).
 const SAMPLES = Array.from({ length: NUM_SAMPLES }, (_, i) => ({
