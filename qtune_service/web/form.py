@@ -7,7 +7,7 @@ some fields by hand and lists the rest.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -24,6 +24,8 @@ FLAGS = {
     "engine.enable_prefix_caching": "--prefix-caching",
 }
 """Where a flag of `qtune prune` has another name than its field; the empty one has none before its values."""
+LABELS = {"engine.name": "Engine", "output.path": "Folder or URI of the result; by default one of the server's"}
+"""Where a field's own name says too little without its part."""
 WITHOUT_FLAG = {
     "engine.cpus_per_actor", "engine.logits_bytes", "engine.head_kernel", "engine.gpu_memory_utilization",
     "engine.cpu_kv_cache_bytes", "limits.stop_grace_s",
@@ -78,7 +80,11 @@ def form_fields() -> Mapping[str, FormField]:
     found = [_field("name", "name", schema["properties"]["name"], is_required=False)]
     for part in PARTS:
         body = _body(schema["properties"][part], schema["$defs"])
-        found += _fields(part, body)
+        needed = body.get("required", ()) if part in schema["required"] else ()
+        found += [
+            _field(f"{part}.{name}", name, field, is_required=name in needed)
+            for name, field in body["properties"].items()
+        ]
     return {field.name: field for field in found}
 
 
@@ -89,11 +95,6 @@ def _body(part: Mapping[str, Any], definitions: Mapping[str, Any]) -> Mapping[st
     return body
 
 
-def _fields(part: str, body: Mapping[str, Any]) -> Iterator[FormField]:
-    for name, schema in body["properties"].items():
-        yield _field(f"{part}.{name}", name, schema, is_required=name in body.get("required", ()))
-
-
 def _field(name: str, last: str, schema: Mapping[str, Any], *, is_required: bool) -> FormField:
     options = [option for option in schema.get("anyOf", [schema]) if option.get("type") != "null"]
     body = {**schema, **options[0]}
@@ -101,7 +102,7 @@ def _field(name: str, last: str, schema: Mapping[str, Any], *, is_required: bool
     bounds = [body.get(key) for key in ("minimum", "exclusiveMinimum") if body.get(key) is not None]
     return FormField(
         name=name,
-        label=last.replace("_", " ").capitalize(),
+        label=LABELS.get(name, last.replace("_", " ").capitalize()),
         help=" ".join(schema.get("description", "").split()),
         kind=kind,
         default=schema.get("default", {} if kind == "pairs" else None),

@@ -4,11 +4,17 @@ import { h } from "./dom.js";
 
 const SHOWN_MS = 8000;
 
-// To screen readers only. Use it sparingly: for what happened by itself or far from the focus.
+let waiting = [];
+
+// To screen readers only. Use it sparingly: for what happened by itself or far from the focus. What comes at one time is
+// said at one time.
 export const announce = (text) => {
-  const region = document.getElementById("announcements");
-  region.textContent = "";
-  requestAnimationFrame(() => { region.textContent = text; });
+  waiting.push(text);
+  if (waiting.length > 1) return;
+  setTimeout(() => {
+    document.getElementById("announcements").textContent = waiting.join(" ");
+    waiting = [];
+  });
 };
 
 // For all, and for a while. An error stays until it is closed.
