@@ -23,7 +23,17 @@ from qtune_service.jobs.policy import Policy
 from qtune_service.jobs.service import JobService
 from qtune_service.jobs.store import JobStore
 from qtune_service.settings import Settings
-from qtune_service.web import compare_routes, job_routes, output_routes, pages, problems, server_routes, session_routes
+from qtune_service.web import (
+    compare_routes,
+    job_routes,
+    log_routes,
+    openapi,
+    output_routes,
+    pages,
+    problems,
+    server_routes,
+    session_routes,
+)
 from qtune_service.web.bodies import BodyLimit
 from qtune_service.web.deps import Reader, Server, SignInNeededError, TheServer
 from qtune_service.web.headers import SecurityHeaders
@@ -46,9 +56,11 @@ def create_app(settings: Settings, launchers: Mapping[str, Launcher] | None = No
         docs_url=None,
         redoc_url=None,
         openapi_url="/api/v1/openapi.json",
+        generate_unique_id_function=openapi.operation_id,
     )
     app.state.server = server = make_server(settings, launchers)
     problems.install(app)
+    openapi.install(app)
     app.add_exception_handler(SignInNeededError, _sign_in)
     for layer, given in (  # the last is the outermost
         (BodyLimit, {}),
@@ -61,6 +73,7 @@ def create_app(settings: Settings, launchers: Mapping[str, Launcher] | None = No
     api.include_router(session_routes.router)
     api.include_router(server_routes.router)
     api.include_router(job_routes.router)
+    api.include_router(log_routes.router)
     api.include_router(output_routes.router)
     api.include_router(compare_routes.router)
     app.include_router(api)

@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
@@ -17,7 +17,9 @@ from qtune_service.outputs.query import Limits, Records, Selection, find, find_s
 from qtune_service.report.shown import shown_samples
 from qtune_service.web import files as output_files
 from qtune_service.web.deps import Reader, Server, TheServer
+from qtune_service.web.files import Wanted
 from qtune_service.web.job_routes import FAILURES
+from qtune_service.web.problems import failures
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["outputs"])
 LIMITS = Limits(seconds=20.0)
@@ -27,6 +29,23 @@ REPORT_POLICY = (
     "form-action 'none'; frame-ancestors 'self'; sandbox allow-scripts allow-downloads"
 )
 """For reports: no access to the server and its cookies. Each names its own scripts in a policy that it carries."""
+
+
+TEXT, BINARY = {"type": "string"}, {"type": "string", "format": "binary"}
+CONTENT = {kind: {"schema": {}} for kind in (*output_files.TYPES.values(), output_files.OTHER)}
+HEADERS = {
+    "ETag": "Another content has another.",
+    "X-Checksum-Sha256": "Of the whole file, where it is known.",
+    "Content-Disposition": "The file's name.",
+}
+SENT = {name: {"description": text, "schema": TEXT} for name, text in HEADERS.items()}
+FILE: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The whole file.", "content": CONTENT, "headers": SENT},
+    206: {"description": "The range that was asked for.", "content": CONTENT, "headers": SENT},
+    304: {"description": "It has not changed since the ETag of If-None-Match."},
+    **failures(401, 403, 404, 409, 416, 422, 503),
+}
+FilePath = Annotated[str, Path(description="As `GET .../files` lists it.")]
 
 
 class FileView(BaseModel):
@@ -61,7 +80,7 @@ def _finished(server: Server, job_id: str) -> tuple[FinishedOutput, Records]:
 
 
 @router.get("/summary", responses=FAILURES)
-def summary(job_id: str, server: TheServer, _who: Reader) -> dict[str, Any]:
+def get_summary(job_id: str, server: TheServer, _who: Reader) -> dict[str, Any]:
     """The numbers of a finished job: summary_statistics.json."""
     finished, _ = _finished(server, job_id)
     body: dict[str, Any] = storage.read_json(finished.folder.at("summary_statistics.json"))
@@ -69,7 +88,7 @@ def summary(job_id: str, server: TheServer, _who: Reader) -> dict[str, Any]:
 
 
 @router.get("/samples", responses=FAILURES)
-def samples(
+def list_samples(
     job_id: str,
     server: TheServer,
     _who: Reader,
@@ -78,7 +97,7 @@ def samples(
     where: Annotated[str | None, Query(max_length=2000, description="A condition in SQL.")] = None,
     sort: Annotated[str, Query(max_length=200, description="borderline, typical, or a column; -column.")] = "",
     limit: Annotated[int, Query(ge=1, le=100)] = 10,
-    offset: Annotated[int, Query(ge=0)] = 0,
+    offset: Annotated[int, Query(ge=0, le=2**53)] = 0,
 ) -> SamplesView:
     """Samples with their tokens and scores."""
     finished, records = _finished(server, job_id)
@@ -89,7 +108,7 @@ def samples(
 
 
 @router.get("/samples/{sample_id}", responses=FAILURES)
-def sample(job_id: str, sample_id: str, server: TheServer, _who: Reader) -> dict[str, Any]:
+def get_sample(job_id: str, sample_id: str, server: TheServer, _who: Reader) -> dict[str, Any]:
     """One sample with its tokens and scores."""
     finished, records = _finished(server, job_id)
     index = find_sample(records, sample_id, LIMITS)
@@ -97,8 +116,10 @@ def sample(job_id: str, sample_id: str, server: TheServer, _who: Reader) -> dict
     return shown.to_json()
 
 
-@router.get("/report", responses=FAILURES)
-def report(job_id: str, server: TheServer, _who: Reader) -> Response:
+@router.get(
+    "/report", responses={200: {"content": {"text/html": {"schema": TEXT}}}, **FAILURES}, response_class=Response
+)
+def get_report(job_id: str, server: TheServer, _who: Reader) -> Response:
     """The report page."""
     finished, _ = _finished(server, job_id)
     body = storage.read_bytes(finished.folder.at("report.html"))
@@ -106,22 +127,35 @@ def report(job_id: str, server: TheServer, _who: Reader) -> Response:
 
 
 @router.get("/files", responses=FAILURES)
-def files(job_id: str, server: TheServer, _who: Reader) -> list[FileView]:
+def list_files(job_id: str, server: TheServer, _who: Reader) -> list[FileView]:
     """The files of a finished job."""
     finished, _ = _finished(server, job_id)
     return [FileView.model_validate(file, from_attributes=True) for file in output_files.list_files(finished)]
 
 
-@router.api_route("/files/{path:path}", methods=["GET", "HEAD"], responses=FAILURES)
-def file(job_id: str, path: str, request: Request, server: TheServer, _who: Reader) -> Response:
+@router.get("/files/{path:path}", responses=FILE, response_class=Response)
+def get_file(
+    job_id: str, path: FilePath, request: Request, server: TheServer, _who: Reader, wanted: Wanted
+) -> Response:
     """A file, or a range of it."""
     finished, _ = _finished(server, job_id)
-    found = output_files.find_file(finished, path)
-    return output_files.serve(found, request.headers, is_head=request.method == "HEAD")
+    return output_files.serve(output_files.find_file(finished, path), wanted, is_head=request.method == "HEAD")
 
 
-@router.get("/archive", responses=FAILURES, response_class=StreamingResponse)
-def archive(job_id: str, server: TheServer, _who: Reader, scores: bool = False) -> StreamingResponse:
+@router.head("/files/{path:path}", responses=FILE, response_class=Response)
+def head_file(
+    job_id: str, path: FilePath, request: Request, server: TheServer, who: Reader, wanted: Wanted
+) -> Response:
+    """What `GET` would say of a file, without the file."""
+    return get_file(job_id, path, request, server, who, wanted)
+
+
+@router.get(
+    "/archive",
+    responses={200: {"content": {"application/x-tar": {"schema": BINARY}}}, **FAILURES},
+    response_class=StreamingResponse,
+)
+def get_archive(job_id: str, server: TheServer, _who: Reader, scores: bool = False) -> StreamingResponse:
     """A tar of the product and what explains it; with scores, of all."""
     finished, _ = _finished(server, job_id)
     folders = ("",) if scores else ("pruned/", "manifest.json", "report.html", "summary_statistics.json", "tokenizer/")

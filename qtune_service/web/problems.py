@@ -47,6 +47,18 @@ STATUSES: dict[type[QTuneError], int] = {
 }
 CODES = {413: "too_large", 422: "invalid_request"}
 """Where the name of the status differs between versions of Python."""
+DESCRIPTIONS = {
+    400: "The body cannot be read.",
+    401: "There is no valid token.",
+    403: "The token's scope is too small, or the server's owner does not allow this.",
+    404: "There is no such thing.",
+    409: "It is not in a state in which that is possible.",
+    413: "The body is too large.",
+    416: "The file has no such range.",
+    422: "Fields are wrong.",
+    503: "The database or the storage does not answer.",
+}
+"""What a failure means, for the contract."""
 _log = logging.getLogger(__name__)
 
 
@@ -91,7 +103,7 @@ def answer(
 
 def failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Problems that a route may answer with, for its description."""
-    return {status: {"model": Problem, "description": HTTPStatus(status).phrase} for status in statuses}
+    return {status: {"model": Problem, "description": DESCRIPTIONS[status]} for status in statuses}
 
 
 def install(app: FastAPI) -> None:

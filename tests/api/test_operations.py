@@ -77,7 +77,7 @@ def test_requests_have_numbers(client: TestClient, caplog: pytest.LogCaptureFixt
     """The client's own, where it is harmless; the log has a line without query and body, and what went wrong."""
     assert client.get("/healthz", headers={"X-Request-ID": "a-1"}).headers["x-request-id"] == "a-1"
     for bad in ("a b", "x" * 65, "a\tb", "é"):
-        sent = {"X-Request-ID": bad.encode("latin1")}
+        sent = [(b"X-Request-ID", bad.encode("latin1"))]
         assert len(client.get("/healthz", headers=sent).headers["x-request-id"]) == 26
     with caplog.at_level("INFO", "qtune_service"):
         found = client.get("/broken/%0aGET%20forged?where=private", headers={"Authorization": "Bearer qtune_x_private"})
