@@ -45,8 +45,6 @@ class Settings(BaseSettings):
     """How long a browser stays signed in."""
     max_running_jobs: Count = 1
     """Jobs that run at a time; others wait in the queue."""
-    max_upload_bytes: Count = 64 << 30
-    """Largest dataset that may be uploaded."""
     allowed_inputs: PathList = ()
     """Folders and URI prefixes that jobs may read; none: nothing."""
     allowed_outputs: PathList = ()
@@ -56,12 +54,21 @@ class Settings(BaseSettings):
     allow_remote_code: bool = False
     """Let jobs run code that comes with a model."""
 
+    datasets_root: str = ""
+    """Folder or URI of uploaded datasets; by default `datasets` in data_root. Where jobs run elsewhere, a place that
+    they can read."""
+    max_upload_bytes: Count = 64 << 30
+    """Size of the largest file that may be uploaded."""
+
     @model_validator(mode="after")
     def _roots_are_absolute(self) -> Settings:
         for name in ("allowed_inputs", "allowed_outputs"):
             for root in getattr(self, name):
                 if "://" not in root and not Path(root).is_absolute():
                     raise ValueError(f"{name}: {root!r} is neither an absolute path nor a URI")
+        root = self.datasets_root
+        if root and "://" not in root and not Path(root).is_absolute():
+            raise ValueError(f"datasets_root: {root!r} is neither an absolute path nor a URI")
         return self
 
     @model_validator(mode="after")
@@ -74,6 +81,11 @@ class Settings(BaseSettings):
     def database(self) -> str:
         """URL of the database."""
         return self.database_url or f"sqlite:///{self.data_root}/qtune.db"
+
+    @property
+    def datasets(self) -> str:
+        """Folder or URI of uploaded datasets."""
+        return self.datasets_root or str(self.data_root.absolute() / "datasets")
 
     @property
     def is_local(self) -> bool:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qtune_service.errors import IllegalMoveError, LaunchError, NotFoundError, QTuneError
+from qtune_service.jobs.dataset_uris import resolved
 from qtune_service.jobs.driver_word import DriverWord, read_word
 from qtune_service.jobs.launch import DriverState, Launcher
 from qtune_service.jobs.models import Job, JobError, JobStatus, Progress
@@ -34,6 +35,8 @@ class JobService:
     store: JobStore
     launchers: Mapping[str, Launcher]
     max_running: int = 1
+    datasets_root: str = ""
+    """Where `dataset://` leads."""
     on_scored: Callable[[int, int], None] = lambda _samples, _tokens: None
     """Told of samples and tokens that were scored since the last time."""
 
@@ -72,7 +75,8 @@ class JobService:
 
     def _start(self, job: Job) -> None:
         try:
-            reference = self.launchers[job.launcher].start(job)
+            spec = resolved(job.spec, self.datasets_root)
+            reference = self.launchers[job.launcher].start(replace(job, spec=spec))
         except QTuneError as error:
             self._end(job, JobStatus.failed, JobError("launch_failed", error.message, error.hint))
         except KeyError:

@@ -6,30 +6,36 @@ import contextlib
 import logging
 import threading
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from urllib.parse import quote
 
+from anyio import CapacityLimiter
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse, RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST
-from sqlalchemy import text
+from sqlalchemy import Engine, text
 
 from qtune_service import __version__
 from qtune_service.errors import QTuneError, SettingsError
 from qtune_service.jobs.access import TokenStore
 from qtune_service.jobs.database import open_database, reading, upgrade
+from qtune_service.jobs.datasets import DatasetStore
 from qtune_service.jobs.launch import Launcher
 from qtune_service.jobs.local import LocalLauncher
 from qtune_service.jobs.policy import Policy
 from qtune_service.jobs.service import JobService
 from qtune_service.jobs.store import JobStore
+from qtune_service.jobs.uploads import Datasets
 from qtune_service.settings import Settings
 from qtune_service.web import (
     compare_routes,
+    dataset_routes,
     job_routes,
     log_routes,
     openapi,
     output_routes,
     pages,
+    preview_routes,
     problems,
     server_routes,
     session_routes,
@@ -43,6 +49,7 @@ from qtune_service.web.origins import OwnOrigin
 from qtune_service.web.sessions import Sessions
 
 ROUND_EVERY_S = 0.5
+MAX_UPLOADS, MAX_PREVIEWS = 8, 2
 _log = logging.getLogger(__name__)
 
 
@@ -76,6 +83,8 @@ def create_app(settings: Settings, launchers: Mapping[str, Launcher] | None = No
     api.include_router(log_routes.router)
     api.include_router(output_routes.router)
     api.include_router(compare_routes.router)
+    api.include_router(dataset_routes.router)
+    api.include_router(preview_routes.router)
     app.include_router(api)
     app.include_router(_operations())
     pages.install(app)
@@ -105,7 +114,7 @@ def make_server(settings: Settings, launchers: Mapping[str, Launcher] | None = N
     return Server(
         settings=settings,
         database=database,
-        jobs=JobService(store, launchers, settings.max_running_jobs, metrics.note_scored),
+        jobs=JobService(store, launchers, settings.max_running_jobs, settings.datasets, metrics.note_scored),
         metrics=metrics,
         tokens=tokens,
         sessions=Sessions(tokens, settings.session_hours * 3600),
@@ -115,13 +124,23 @@ def make_server(settings: Settings, launchers: Mapping[str, Launcher] | None = N
             models=settings.allowed_models,
             remote_code=settings.allow_remote_code,
         ),
+        datasets=make_datasets(settings, database),
+        uploads=CapacityLimiter(MAX_UPLOADS),
+        previews=CapacityLimiter(MAX_PREVIEWS),
     )
+
+
+def make_datasets(settings: Settings, database: Engine) -> Datasets:
+    """Uploaded datasets; what is stored elsewhere arrives on this machine first."""
+    arrivals = settings.data_root / "arrivals" if "://" in settings.datasets else Path(settings.datasets)
+    return Datasets(DatasetStore(database), settings.datasets, arrivals, settings.max_upload_bytes)
 
 
 @contextlib.asynccontextmanager
 async def _life(app: FastAPI) -> AsyncIterator[None]:
     """Go round while the server runs. Drivers go on when it ends."""
     server: Server = app.state.server
+    server.datasets.sweep()
     ended = threading.Event()
     thread = threading.Thread(target=_go_round, args=(server.jobs, ended), name="jobs", daemon=True)
     thread.start()

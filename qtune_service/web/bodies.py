@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from qtune_service.web.problems import TooLargeError, answer
+from qtune_service.web.problems import BodyTooLargeError, answer
 
 MAX_BYTES = 1 << 20
 UPLOADS = ("POST", "/api/v1/datasets")
@@ -25,7 +25,7 @@ class BodyLimit:
             return
         told = Headers(scope=scope).get("content-length", "")
         if told.isdecimal() and int(told[:20]) > self._max_bytes:
-            refusal = TooLargeError(self._max_bytes)
+            refusal = BodyTooLargeError(self._max_bytes)
             await answer(413, refusal.code, refusal.detail, refusal.hint)(scope, receive, send)
             return
         await self._app(scope, self._counted(receive), send)
@@ -38,7 +38,7 @@ class BodyLimit:
             message = await receive()
             size += len(message.get("body", b""))
             if size > self._max_bytes:
-                raise TooLargeError(self._max_bytes)
+                raise BodyTooLargeError(self._max_bytes)
             return message
 
         return counted

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from anyio import CapacityLimiter
 from fastapi import Depends, Request
 from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import Engine
@@ -13,6 +14,7 @@ from qtune_service.errors import NotAllowedError, NotSignedInError
 from qtune_service.jobs.access import Scope, TokenStore
 from qtune_service.jobs.policy import Policy
 from qtune_service.jobs.service import JobService
+from qtune_service.jobs.uploads import Datasets
 from qtune_service.settings import Settings
 from qtune_service.web.metrics import Metrics
 from qtune_service.web.origins import SAFE
@@ -30,6 +32,11 @@ class Server:
     sessions: Sessions
     policy: Policy
     metrics: Metrics
+    datasets: Datasets
+    uploads: CapacityLimiter
+    """Uploads that are received at a time; others wait, and so do their senders."""
+    previews: CapacityLimiter
+    """Previews that are made at a time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ class FormField:
     @property
     def attributes(self) -> Mapping[str, Any]:
         """Of its element; what is None is left out. The script reads those that begin with data-."""
-        return {
+        common: dict[str, Any] = {
             "id": self.id,
             "data-field": self.name,
             "data-kind": self.kind,
@@ -65,9 +65,10 @@ class FormField:
             "data-flag": self.flag,
             "aria-describedby": f"{self.id}-help {self.id}-error",
             "required": "" if self.is_required else None,
-        } | self._typed()
+        }
+        return common | self._typed()
 
-    def _typed(self) -> Mapping[str, Any]:
+    def _typed(self) -> dict[str, Any]:
         if self.kind == "number":
             return {"type": "number", "step": self.step, "min": self.minimum, "max": self.maximum}
         return {"type": self.kind} if self.kind in ("text", "checkbox") else {}

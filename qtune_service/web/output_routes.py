@@ -32,7 +32,7 @@ REPORT_POLICY = (
 
 
 TEXT, BINARY = {"type": "string"}, {"type": "string", "format": "binary"}
-CONTENT = {kind: {"schema": {}} for kind in (*output_files.TYPES.values(), output_files.OTHER)}
+CONTENT: dict[str, Any] = {kind: {"schema": {}} for kind in (*output_files.TYPES.values(), output_files.OTHER)}
 HEADERS = {
     "ETag": "Another content has another.",
     "X-Checksum-Sha256": "Of the whole file, where it is known.",

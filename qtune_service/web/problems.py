@@ -17,10 +17,14 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from qtune_service.errors import (
+    BusyError,
     DatabaseError,
     DataError,
+    DatasetInUseError,
+    DiskFullError,
     IdempotencyConflictError,
     IllegalMoveError,
+    ModelError,
     NotAllowedError,
     NotFoundError,
     NotSignedInError,
@@ -29,6 +33,8 @@ from qtune_service.errors import (
     QueryError,
     SpecError,
     StorageError,
+    TooLargeError,
+    TooSlowError,
 )
 
 MEDIA_TYPE = "application/problem+json"
@@ -39,10 +45,16 @@ STATUSES: dict[type[QTuneError], int] = {
     IllegalMoveError: 409,
     IdempotencyConflictError: 409,
     OutputConflictError: 409,
+    DatasetInUseError: 409,
+    TooSlowError: 408,
+    TooLargeError: 413,
     QueryError: 422,
     SpecError: 422,
     DataError: 422,
+    ModelError: 422,
     StorageError: 503,
+    DiskFullError: 507,
+    BusyError: 503,
     DatabaseError: 503,
 }
 CODES = {413: "too_large", 422: "invalid_request"}
@@ -62,7 +74,7 @@ DESCRIPTIONS = {
 _log = logging.getLogger(__name__)
 
 
-class TooLargeError(HTTPException):
+class BodyTooLargeError(HTTPException):
     """A request body that is larger than the server takes. FastAPI lets its own kind of error out of a body alone."""
 
     code = CODES[413]

@@ -7,10 +7,7 @@ from typing import Any
 
 from tests.api.servers import scripted, serving, settings
 from tests.api.test_outputs_api import finished_job
-from tests.browser.test_report import browser
 from tests.finished_outputs import FinishedOutputs
-
-__all__ = ["browser"]
 
 
 def test_the_served_report_is_alive_and_alone(tmp_path: Path, outputs: FinishedOutputs, browser: Any) -> None:
