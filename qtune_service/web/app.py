@@ -28,6 +28,7 @@ from qtune_service.jobs.store import JobStore
 from qtune_service.jobs.uploads import Datasets
 from qtune_service.settings import Settings
 from qtune_service.web import (
+    compare_routes,
     dataset_routes,
     job_routes,
     log_routes,
@@ -84,6 +85,7 @@ def create_app(settings: Settings, launchers: Mapping[str, Launcher] | None = No
     api.include_router(job_routes.router)
     api.include_router(log_routes.router)
     api.include_router(output_routes.router)
+    api.include_router(compare_routes.router)
     api.include_router(dataset_routes.router)
     api.include_router(preview_routes.router)
     app.include_router(api)
