@@ -15,13 +15,13 @@ from qtune_service.errors import QTuneError, SettingsError
 from qtune_service.jobs.access import TokenStore
 from qtune_service.jobs.database import open_database, reading, upgrade
 from qtune_service.jobs.launch import Launcher
-from qtune_service.jobs.local import LocalLauncher
 from qtune_service.jobs.policy import Policy
 from qtune_service.jobs.service import JobService
 from qtune_service.jobs.store import JobStore
 from qtune_service.settings import Settings
 from qtune_service.web import job_routes, output_routes, problems
 from qtune_service.web.deps import Server, TheServer
+from qtune_service.web.launchers import make_launchers
 
 ROUND_EVERY_S = 0.5
 _log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def make_server(settings: Settings, launchers: Mapping[str, Launcher] | None = N
             "Make one: qtune token create --name NAME --scope admin. Or, at your own risk: --insecure.",
         )
     root = str(settings.data_root)
-    launchers = launchers or {"local": LocalLauncher(settings.data_root / "jobs")}
+    launchers = launchers or make_launchers(settings)
     return Server(
         settings=settings,
         database=database,
@@ -67,7 +67,7 @@ def make_server(settings: Settings, launchers: Mapping[str, Launcher] | None = N
         tokens=tokens,
         policy=Policy(
             inputs=settings.allowed_inputs,
-            outputs=(f"{root}/outputs", *settings.allowed_outputs),
+            outputs=tuple(dict.fromkeys((settings.outputs, f"{root}/outputs", *settings.allowed_outputs))),
             models=settings.allowed_models,
             remote_code=settings.allow_remote_code,
         ),

@@ -24,7 +24,6 @@ from qtune_service.web.schemas import JobPage, JobRequest, JobView, RepruneReque
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 EVENT_EVERY_S = 0.5
-LAUNCHER = "local"
 FAILURES: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "content": {"application/problem+json": {}}} for status in (401, 403, 404, 409, 422, 503)
 }
@@ -36,7 +35,7 @@ def submit(
     body: JobRequest, server: TheServer, who: Submitter, response: Response, idempotency_key: Key = None
 ) -> JobView:
     """Queue a job. With an Idempotency-Key the same request makes one job, however often it is sent."""
-    place = f"{server.settings.data_root}/outputs/{new_id()}"
+    place = f"{server.settings.outputs}/{new_id()}"
     return _queue(
         server, who, body.name, body.to_spec(place), idempotency_key, response, chose_place=body.output is None
     )
@@ -48,7 +47,7 @@ def _queue(
     server.policy.check(spec)
     plain = spec.model_dump(mode="json")
     asked = {**plain, "output": None} if chose_place else plain
-    new = NewJob(name, plain, spec.output.path, who.name, LAUNCHER, key, asked)
+    new = NewJob(name, plain, spec.output.path, who.name, server.settings.launcher, key, asked)
     job, is_new = server.jobs.submit(new)
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/api/v1/jobs/{job.id}"
@@ -110,7 +109,7 @@ def reprune(
         raise OutputConflictError(
             f"job {job_id} is {job.status}: it has no finished scores", "Wait until it succeeded."
         )
-    place = f"{server.settings.data_root}/outputs/{new_id()}"
+    place = f"{server.settings.outputs}/{new_id()}"
     changes = {"prune": body.prune.model_dump(), "output": {"path": place}, "from_scores": job.output}
     spec = JobSpec.model_validate({**job.spec, **changes})
     name = body.name or f"{job.name}, again"[:200]
@@ -148,7 +147,7 @@ def logs(
 ) -> StreamingResponse:
     """What the job's driver printed, or its last lines."""
     job = server.jobs.store.get(job_id)
-    blocks = server.jobs.launchers[job.launcher].log(job)
+    blocks = server.jobs.log(job)
     return StreamingResponse(_tail(blocks, tail) if tail else blocks, media_type="text/plain; charset=utf-8")
 
 

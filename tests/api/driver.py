@@ -34,7 +34,9 @@ sys.stdout.write(f"attempt {os.environ['QTUNE_JOB'].partition(':')[2]}\n")
 sys.stdout.flush()
 (out / "starts").open("a").write("x")
 tell()
-if act == "succeed":
+if act == "slow":
+    time.sleep(float(argument))
+if act in ("succeed", "slow"):
     manifest = {"counts": {"read": 8, "kept": 4}, "thresholds": {"alpha": 0.5}}
     (out / "manifest.json").write_text(json.dumps(manifest))
 elif act == "fail":
