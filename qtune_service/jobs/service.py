@@ -23,7 +23,7 @@ from qtune_service.errors import (
 from qtune_service.jobs.beats import Beats
 from qtune_service.jobs.driver_word import DriverWord, read_word
 from qtune_service.jobs.launch import DriverState, Launcher
-from qtune_service.jobs.models import Job, JobError, JobStatus
+from qtune_service.jobs.models import Job, JobError, JobStatus, Progress
 from qtune_service.jobs.store import JobStore, NewJob
 
 SILENCE_S = 30.0
@@ -143,7 +143,10 @@ class JobService:
             self._end(job, JobStatus.failed, word.error)
         elif word.manifest is not None:
             counts, thresholds = (word.manifest.get(name) or {} for name in ("counts", "thresholds"))
-            self.store.move(job.id, JobStatus.succeeded, stage="done", counts=counts, thresholds=thresholds)
+            read = counts.get("read", 0)
+            progress = Progress(read, read, word.progress.tokens_done)
+            seen = {"stage": "done", "progress": progress, "counts": counts, "thresholds": thresholds}
+            self.store.move(job.id, JobStatus.succeeded, **seen)
         elif job.cancel_requested:
             self._end(job, JobStatus.cancelled, None)
         else:

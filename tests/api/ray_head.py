@@ -1,4 +1,4 @@
-"""A small HTTP server that answers as Ray's Jobs API does, or in odd ways, for what a real cluster does not do on demand."""
+"""A small HTTP server that answers as Ray's Jobs API does, and in ways that a real cluster does not on demand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server as a process of its own, with drivers without a model: `python -m tests.api.scripted_server ROOT PORT JOBS`."""
+"""A server in a process of its own, drivers without a model: `python -m tests.api.scripted_server ROOT PORT JOBS`."""
 
 from __future__ import annotations
 
