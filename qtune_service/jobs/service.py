@@ -143,10 +143,15 @@ class JobService:
             self._end(job, JobStatus.failed, word.error)
         elif word.manifest is not None:
             counts, thresholds = (word.manifest.get(name) or {} for name in ("counts", "thresholds"))
-            read = counts.get("read", 0)
-            progress = Progress(read, read, word.progress.tokens_done)
-            seen = {"stage": "done", "progress": progress, "counts": counts, "thresholds": thresholds}
-            self.store.move(job.id, JobStatus.succeeded, **seen)
+            progress = Progress(counts.get("read", 0), counts.get("read"), word.progress.tokens_done)
+            self.store.move(
+                job.id,
+                JobStatus.succeeded,
+                stage="done",
+                progress=progress,
+                counts=counts,
+                thresholds=thresholds,
+            )
         elif job.cancel_requested:
             self._end(job, JobStatus.cancelled, None)
         else:

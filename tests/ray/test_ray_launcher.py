@@ -111,7 +111,7 @@ def drivers(cluster: Nodes) -> list[psutil.Process]:
 
 
 def test_the_life_of_a_job_on_a_cluster(cluster: Nodes, s3: S3Endpoint, tmp_path: Path) -> None:
-    """Submitted by REST, it is scored on the cluster. kill -9 of the server: the job goes on, and the next server knows.
+    """Submitted by REST, it is scored on the cluster. kill -9 of the server: the job goes on, the next one knows it.
     kill -9 of the driver: it fails within 30 s, and resumed goes on. Cancelled: it saves what it has in hand. Resumed
     again: it ends, and its product is served. The logs of all three attempts are there without the cluster, too.
     """
@@ -152,7 +152,7 @@ def test_the_life_of_a_job_on_a_cluster(cluster: Nodes, s3: S3Endpoint, tmp_path
 
 def scoring(job: Any) -> bool:
     """Whether it is in the middle."""
-    return job["stage"] == "score" and 0 < job["progress"]["samples_done"] < ROWS
+    return bool(job["stage"] == "score" and 0 < job["progress"]["samples_done"] < ROWS)
 
 
 def check_product(client: httpx.Client, path: str) -> None:
