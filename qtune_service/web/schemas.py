@@ -79,6 +79,7 @@ class JobView(BaseModel):
     attempts: int
     version: int = Field(description="Grows with every change; the id of its event.")
     output: str
+    launcher: str = Field(description="Where it runs: local or ray.")
     spec: dict[str, Any]
 
     @classmethod

@@ -26,7 +26,7 @@ from tests.nodes import Nodes, ray_nodes
 from tests.processes import tree
 from tests.s3 import S3Endpoint, free_port, serve_s3
 
-ROWS = 48
+ROWS = 300
 VANISHED_S = 30
 
 
@@ -40,9 +40,20 @@ def s3() -> Iterator[S3Endpoint]:
 
 
 @pytest.fixture(scope="module")
-def cluster(s3: S3Endpoint) -> Iterator[Nodes]:
+def hurry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a file lets the slow engine be fast."""
+    return tmp_path_factory.mktemp("hurry") / "now"
+
+
+def nodes_env(s3: S3Endpoint, hurry: Path) -> dict[str, str]:
+    """Variables of the cluster's nodes."""
+    return {**s3.env, "PYTHONPATH": str(REPO), "QTUNE_TEST_HURRY": str(hurry)}
+
+
+@pytest.fixture(scope="module")
+def cluster(s3: S3Endpoint, hurry: Path) -> Iterator[Nodes]:
     """Two nodes; each works in a folder of its own."""
-    with ray_nodes(2, 2, env={**s3.env, "PYTHONPATH": str(REPO)}) as nodes:
+    with ray_nodes(2, 2, env=nodes_env(s3, hurry)) as nodes:
         yield nodes
 
 
@@ -110,7 +121,7 @@ def drivers(cluster: Nodes) -> list[psutil.Process]:
     return found
 
 
-def test_the_life_of_a_job_on_a_cluster(cluster: Nodes, s3: S3Endpoint, tmp_path: Path) -> None:
+def test_the_life_of_a_job_on_a_cluster(cluster: Nodes, s3: S3Endpoint, hurry: Path, tmp_path: Path) -> None:
     """Submitted by REST, it is scored on the cluster. kill -9 of the server: the job goes on, the next one knows it.
     kill -9 of the driver: it fails within 30 s, and resumed goes on. Cancelled: it saves what it has in hand. Resumed
     again: it ends, and its product is served. The logs of all three attempts are there without the cluster, too.
@@ -140,6 +151,7 @@ def test_the_life_of_a_job_on_a_cluster(cluster: Nodes, s3: S3Endpoint, tmp_path
             assert until(client, path, lambda j: j["status"] != "running", 60)["status"] == "cancelled"
             assert drivers(cluster) == []
 
+            hurry.touch()
             assert client.post(f"{path}/resume").status_code == 202
             job = until(client, path, lambda j: j["status"] not in ("queued", "running"))
             assert (job["status"], job["attempts"], job["error"]) == ("succeeded", 3, None)
@@ -201,13 +213,15 @@ def test_a_cluster_that_is_lost(s3: S3Endpoint, tmp_path: Path) -> None:
     def on(cluster: Nodes) -> AbstractContextManager[httpx.Client]:
         return serving(Settings(data_root=tmp_path, **_fields(variables(cluster, s3))))
 
-    env = {**s3.env, "PYTHONPATH": str(REPO)}
+    hurry = tmp_path / "hurry"
+    env = nodes_env(s3, hurry)
     with ray_nodes(2, env=env) as cluster, on(cluster) as client:
         path = client.post("/api/v1/jobs", json=body(s3, "tests.slow_engine:build")).headers["location"]
         until(client, path, scoring)
         cluster.lose_all()
         failed = until(client, path, lambda j: j["status"] == "failed", VANISHED_S + 20)
         assert failed["error"]["code"] == "driver_vanished"
+    hurry.touch()
     with ray_nodes(2, env=env) as another, on(another) as client:
         assert client.post(f"{path}/resume").status_code == 202
         job = until(client, path, lambda j: j["status"] not in ("queued", "running"))
