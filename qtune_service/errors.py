@@ -142,6 +142,10 @@ class LaunchError(QTuneError, RuntimeError):
     """A job could not be started, stopped or asked about."""
 
 
+class LauncherAwayError(LaunchError):
+    """The place where a job is to run does not answer; it may soon."""
+
+
 class QueryError(QTuneError, ValueError):
     """A question about an output that cannot be answered: a wrong condition, an unknown column or sample."""
 

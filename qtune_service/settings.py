@@ -6,18 +6,23 @@ Lists are separated as paths are on the platform (`:` on Linux). Lower layers ge
 from __future__ import annotations
 
 import os
+import re
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from qtune_service.errors import SettingsError
 
+_SEPARATOR = re.compile(rf"{re.escape(os.pathsep)}(?!//)")
+
 
 def _paths(value: Any) -> Any:
-    return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
+    """Parts of a list; the colon of a URI is none of its separators."""
+    return [part for part in _SEPARATOR.split(value) if part] if isinstance(value, str) else value
 
 
 PathList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_paths)]
@@ -53,6 +58,32 @@ class Settings(BaseSettings):
     """Folders of models, and hub ids or prefixes of them that end in `/`; none: no model at all."""
     allow_remote_code: bool = False
     """Let jobs run code that comes with a model."""
+    outputs_root: str = ""
+    """Folder or URI for outputs of jobs that name no place; by default `outputs` in data_root. With the ray launcher
+    it must be one that the cluster's nodes reach too."""
+    launcher: Literal["local", "ray"] = "local"
+    """Where new jobs run: `local`, a child process of this machine, or `ray`, a cluster."""
+    ray_address: str = ""
+    """Dashboard of the Ray cluster, `http://HEAD:8265`."""
+    ray_token_path: Path | None = None
+    """File with the cluster's token; by default RAY_AUTH_TOKEN, or the file that RAY_AUTH_TOKEN_PATH names."""
+    ray_command: str = "qtune"
+    """How the command is called on the cluster's nodes, as a shell understands it."""
+    ray_driver_cpus: Annotated[float, Field(ge=0)] = 0
+    """CPUs that a job's driver reserves on the cluster; with 0 it runs on the head node."""
+
+    @model_validator(mode="after")
+    def _cluster_is_named(self) -> Settings:
+        if self.launcher == "ray" and not self.ray_address:
+            raise ValueError("launcher 'ray' needs QTUNE_RAY_ADDRESS, http://HEAD:8265")
+        parts = urlsplit(self.ray_address)
+        if self.ray_address and (parts.scheme not in ("http", "https") or not parts.hostname):
+            raise ValueError("ray_address is not of the form http://HEAD:8265")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError("ray_address holds more than an address; the token goes into a file, see ray_token_path")
+        if self.ray_token_path is not None and not self.ray_token_path.is_file():
+            raise ValueError(f"ray_token_path: there is no file {str(self.ray_token_path)!r}")
+        return self
 
     datasets_root: str = ""
     """Folder or URI of uploaded datasets; by default `datasets` in data_root. Where jobs run elsewhere, a place that
@@ -62,13 +93,12 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _roots_are_absolute(self) -> Settings:
-        for name in ("allowed_inputs", "allowed_outputs"):
-            for root in getattr(self, name):
+        named = {"allowed_inputs": self.allowed_inputs, "allowed_outputs": self.allowed_outputs}
+        single = {"outputs_root": self.outputs_root, "datasets_root": self.datasets_root}
+        for name, roots in {**named, **{name: (root,) for name, root in single.items() if root}}.items():
+            for root in roots:
                 if "://" not in root and not Path(root).is_absolute():
                     raise ValueError(f"{name}: {root!r} is neither an absolute path nor a URI")
-        root = self.datasets_root
-        if root and "://" not in root and not Path(root).is_absolute():
-            raise ValueError(f"datasets_root: {root!r} is neither an absolute path nor a URI")
         return self
 
     @model_validator(mode="after")
@@ -86,6 +116,23 @@ class Settings(BaseSettings):
     def datasets(self) -> str:
         """Folder or URI of uploaded datasets."""
         return self.datasets_root or str(self.data_root.absolute() / "datasets")
+
+    @property
+    def outputs(self) -> str:
+        """Where outputs of jobs go that name no place."""
+        return self.outputs_root.rstrip("/") or f"{self.data_root}/outputs"
+
+    def ray_token(self) -> str | None:
+        """The cluster's token as it is now, or None where there is none. Raises SettingsError."""
+        path = self.ray_token_path or os.environ.get("RAY_AUTH_TOKEN_PATH")
+        if self.ray_token_path is None and (token := os.environ.get("RAY_AUTH_TOKEN")):
+            return token.strip()
+        if path is None:
+            return None
+        try:
+            return Path(path).read_text(encoding="utf-8").strip() or None
+        except OSError as error:
+            raise SettingsError(f"the cluster's token cannot be read: {error}", "See QTUNE_RAY_TOKEN_PATH.") from error
 
     @property
     def is_local(self) -> bool:

@@ -1,9 +1,14 @@
-"""The reference engine, slowed down: a job on it lasts until each of its actors has had a share."""
+"""The reference engine, slowed down: a job on it lasts until each of its actors has had a share.
+
+Once the file exists that QTUNE_TEST_HURRY names, it is as fast as the other.
+"""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from qtune_service.config import EngineSpec, ModelSpec
 from qtune_service.core.metrics import Sample, TokenScores
@@ -31,7 +36,8 @@ class SlowScorer:
 
     def score(self, samples: Sequence[Sample]) -> list[TokenScores]:
         """Wait, and score."""
-        time.sleep(PAUSE_S)
+        if not Path(os.environ.get("QTUNE_TEST_HURRY", "/nowhere")).exists():
+            time.sleep(PAUSE_S)
         return self._inner.score(samples)
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -159,13 +160,25 @@ def score(
 
 
 def run(
-    spec: Annotated[Path, typer.Argument(help="A job file: .toml or .json.")],
+    spec: Annotated[str, typer.Argument(help="A job file: .toml or .json; or env:NAME, a variable that holds JSON.")],
     ray_address: RayOpt = None,
     overwrite: OverwriteOpt = False,
 ) -> None:
     """Run a job file. The same command continues a stopped job."""
     with exit_codes():
-        _run(load_spec(spec), ray_address, overwrite=overwrite)
+        _run(_spec_at(spec), ray_address, overwrite=overwrite)
+
+
+def _spec_at(place: str) -> JobSpec:
+    """Of a job file, or as the service hands it over."""
+    if not place.startswith("env:"):
+        return load_spec(Path(place))
+    from qtune_service.jobs.spec_text import unpack_spec
+
+    name = place.removeprefix("env:")
+    if (text := os.environ.get(name)) is None:
+        raise SpecError(f"there is no environment variable {name!r}", "env:NAME is a variable that holds a job spec.")
+    return unpack_spec(text, place)
 
 
 def _spec_from_scores(origin: str, output: str, method: dict[str, Any]) -> JobSpec:

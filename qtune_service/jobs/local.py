@@ -1,7 +1,8 @@
 """Drivers as child processes of this machine, with a Ray of their own.
 
-A child has its own session, so it outlives its server. It carries the job's id and attempt in its environment: a server
-that was killed between starting a driver and writing that down finds it again by these.
+A child has its own session, so it outlives its server. It carries the job's id and attempt in its environment, and the
+first thing that it does is to leave its number in a file, which can be done once: a server that was killed between
+starting a driver and writing that down finds it by these, at work or ended, and nobody starts a second one.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +25,9 @@ from qtune_service.jobs.launch import DriverState, Reference
 from qtune_service.jobs.models import Job
 
 JOB_VARIABLE = "QTUNE_JOB"
+NOTE_AND_BECOME = 'set -C && echo $$ > "$0" && exec "$@"'
+"""For a shell: leave the number where none is yet, and be the driver under it. Of two there is one that can."""
+NOTE_S = 5.0
 BLOCK_BYTES = 1 << 16
 SAME_START_S = 1.0
 """A process is the one that was started if their starts differ by less; a number may be given to another process."""
@@ -39,28 +44,35 @@ class LocalLauncher:
 
     def start(self, job: Job) -> Reference:
         """Start the driver, or find it."""
-        mark = f"{job.id}:{job.attempts}"
-        if (found := _find(mark)) is not None:
-            return _reference(found)
-        spec = self._folder / f"{job.id}.json"
+        mark, number = f"{job.id}:{job.attempts}", self._folder / f"{job.id}-{job.attempts}.pid"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            spec.write_text(json.dumps(dict(job.spec)), encoding="utf-8")
-            with self._log_path(job).open("ab") as log:
-                child = subprocess.Popen(
-                    [self._python, "-m", "qtune_service.cli", "run", str(spec)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env={**os.environ, JOB_VARIABLE: mark, "COLUMNS": "120"},
-                    start_new_session=True,
-                )
+            if (earlier := _earlier(mark, number)) is not None:
+                return earlier
+            child = self._start_child(job, mark, number)
         except OSError as error:
             raise LaunchError(
                 f"the driver of job {job.id} could not be started: {error}", "Is the disk full?"
             ) from error
         self._children[child.pid] = child
-        return _reference(psutil.Process(child.pid))
+        deadline_s = time.monotonic() + NOTE_S
+        while not _number(number) and child.poll() is None and time.monotonic() < deadline_s:
+            time.sleep(0.005)
+        return _earlier(mark, number) or _gone(child.pid)
+
+    def _start_child(self, job: Job, mark: str, number: Path) -> subprocess.Popen[bytes]:
+        spec = self._folder / f"{job.id}.json"
+        spec.write_text(json.dumps(dict(job.spec)), encoding="utf-8")
+        driver = [self._python, "-m", "qtune_service.cli", "run", str(spec)]
+        with self._log_path(job).open("ab") as log:
+            return subprocess.Popen(
+                ["/bin/sh", "-c", NOTE_AND_BECOME, str(number), *driver],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, JOB_VARIABLE: mark, "COLUMNS": "120"},
+                start_new_session=True,
+            )
 
     def state(self, reference: Reference) -> DriverState:
         """By number and time of start."""
@@ -90,7 +102,8 @@ class LocalLauncher:
 
     def forget(self, job: Job) -> None:
         """Remove a job's log and spec."""
-        for path in (self._log_path(job), self._folder / f"{job.id}.json"):
+        numbers = self._folder.glob(f"{job.id}-*.pid")
+        for path in (self._log_path(job), self._folder / f"{job.id}.json", *numbers):
             path.unlink(missing_ok=True)
 
     def _log_path(self, job: Job) -> Path:
@@ -114,11 +127,27 @@ def _process(reference: Reference) -> psutil.Process | None:
     return None
 
 
-def _find(mark: str) -> psutil.Process | None:
-    """The driver of a job's attempt, by its environment: the oldest of the processes that carry the mark."""
-    found = []
-    for process in psutil.process_iter():
+def _gone(pid: int) -> Reference:
+    """A driver that has ended: no process ever started then."""
+    return {"host": socket.gethostname(), "pid": pid, "started_s": 0.0}
+
+
+def _number(path: Path) -> int:
+    """A driver's, or 0 where none left one."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return int(path.read_text(encoding="ascii"))
+    return 0
+
+
+def _earlier(mark: str, number: Path) -> Reference | None:
+    """The driver that was started for a job's attempt, if one was: at work, or one that has ended."""
+    if pid := _number(number):
+        with contextlib.suppress(psutil.Error):
+            if psutil.Process(pid).environ().get(JOB_VARIABLE) == mark:
+                return _reference(psutil.Process(pid))
+        return _gone(pid)
+    for process in psutil.process_iter():  # one that was about to leave its number
         with contextlib.suppress(psutil.Error):
             if process.environ().get(JOB_VARIABLE) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append((process.create_time(), process.pid, process))
-    return min(found)[2] if found else None
+                return _reference(process)
+    return None

@@ -9,11 +9,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from qtune_service.errors import IllegalMoveError, LaunchError, NotFoundError, QTuneError
+from qtune_service.errors import (
+    DatabaseError,
+    IllegalMoveError,
+    LauncherAwayError,
+    LaunchError,
+    NotFoundError,
+    QTuneError,
+)
+from qtune_service.jobs.beats import Beats
 from qtune_service.jobs.dataset_uris import resolved
 from qtune_service.jobs.driver_word import DriverWord, read_word
 from qtune_service.jobs.launch import DriverState, Launcher
@@ -24,6 +32,8 @@ SILENCE_S = 30.0
 """A driver that cannot be asked about and has written nothing for so long is gone."""
 GRACE_S = 60.0
 """How long a driver that was asked to stop may take before it is ended."""
+PATIENCE_S = 60.0
+"""How long a job waits for a place that does not answer before it fails."""
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +49,7 @@ class JobService:
     """Where `dataset://` leads."""
     on_scored: Callable[[int, int], None] = lambda _samples, _tokens: None
     """Told of samples and tokens that were scored since the last time."""
+    beats: Beats = field(default_factory=Beats)
 
     def submit(self, new: NewJob) -> tuple[Job, bool]:
         """Queue a job; (job, whether it is new)."""
@@ -59,15 +70,28 @@ class JobService:
             launcher.forget(job)
         return job
 
+    def log(self, job: Job, start: int = 0) -> Iterator[bytes]:
+        """What a job's drivers printed, from a byte on. Raises NotFoundError where its launcher is not this server's."""
+        try:
+            return self._launcher(job).log(job, start)
+        except LaunchError as error:
+            raise NotFoundError(f"the log of job {job.id} is not here: {error.message}", error.hint) from error
+
     def tick(self) -> None:
         """Follow all running jobs, and start queued ones while there is room. An error of one job concerns no other."""
-        for job in self.store.running():
+        running = self.store.running()
+        self.beats.keep_only({_driver(job) for job in running})
+        for job in running:
             try:
                 self._follow(job)
+            except DatabaseError:
+                raise
             except (LaunchError, OSError) as error:
                 _log.warning("job %s could not be followed: %s", job.id, error)
             except (IllegalMoveError, NotFoundError):
                 continue  # another server was faster
+            except Exception:  # noqa: BLE001 - logged whole; the next round and other jobs go on
+                _log.exception("job %s could not be followed", job.id)
         while (claimed := self.store.claim(self.max_running)) is not None:
             self._start(claimed)
 
@@ -76,18 +100,28 @@ class JobService:
     def _start(self, job: Job) -> None:
         try:
             spec = resolved(job.spec, self.datasets_root)
-            reference = self.launchers[job.launcher].start(replace(job, spec=spec))
+            reference = self._launcher(job).start(replace(job, spec=spec))
+        except LauncherAwayError as error:
+            self._wait_for_the_launcher(job, error)
         except QTuneError as error:
             self._end(job, JobStatus.failed, JobError("launch_failed", error.message, error.hint))
-        except KeyError:
-            known = ", ".join(self.launchers)
-            self._end(
-                job,
-                JobStatus.failed,
-                JobError("launch_failed", f"no launcher {job.launcher!r}", f"There are: {known}."),
-            )
         else:
             self.store.note(job.id, reference=dict(reference))
+
+    def _launcher(self, job: Job) -> Launcher:
+        if (launcher := self.launchers.get(job.launcher)) is None:
+            known = ", ".join(self.launchers) or "none"
+            raise LaunchError(f"this server has no launcher {job.launcher!r}", f"There are: {known}.")
+        return launcher
+
+    def _wait_for_the_launcher(self, job: Job, error: LauncherAwayError) -> None:
+        """`_adopt` tries again, for a while. Whether a driver was started is not known, so it is not a new attempt."""
+        if time.time() - _started_s(job) < PATIENCE_S:
+            self.store.note(job.id, stage="launch")
+        elif job.cancel_requested:
+            self._end(job, JobStatus.cancelled, None)
+        else:
+            self._end(job, JobStatus.failed, JobError("launch_failed", error.message, error.hint))
 
     # --- follow
 
@@ -95,14 +129,14 @@ class JobService:
         if not job.reference:
             self._adopt(job)
             return
-        launcher = self.launchers[job.launcher]
+        launcher = self.launchers.get(job.launcher)
         # The launcher first: what a driver writes last is then there to be read.
-        state = launcher.state(job.reference)
+        state = launcher.state(job.reference) if launcher is not None else DriverState.elsewhere
         word = read_word(job.output, before=job.progress)
         self._note_progress(job, word.progress, stage=word.stage or job.stage)
         if state is DriverState.ended or (state is DriverState.elsewhere and self._is_silent(job, word)):
             self._conclude(job, word)
-        elif job.cancel_requested:
+        elif job.cancel_requested and launcher is not None:
             self._stop(job, launcher)
 
     def _adopt(self, job: Job) -> None:
@@ -111,16 +145,24 @@ class JobService:
             self._start(job)
 
     def _conclude(self, job: Job, word: DriverWord) -> None:
-        """The driver is gone; what it left says how it ended."""
-        if word.manifest is not None:
+        """The driver is gone; what it left says how it ended. Its error first: the manifest may be another job's."""
+        if word.error is not None and word.updated_at_s >= _started_s(job) and not job.cancel_requested:
+            self._end(job, JobStatus.failed, word.error)
+        elif word.manifest is not None:
+            complete = _complete(word)
             if job.spec.get("from_scores") is None and job.attempts == 1:
-                self._note_progress(job, _complete(word), stage=job.stage)
+                self._note_progress(job, complete, stage=job.stage)
             counts, thresholds = (word.manifest.get(name) or {} for name in ("counts", "thresholds"))
-            self.store.move(job.id, JobStatus.succeeded, stage="done", counts=counts, thresholds=thresholds)
+            self.store.move(
+                job.id,
+                JobStatus.succeeded,
+                stage="done",
+                progress=complete,
+                counts=counts,
+                thresholds=thresholds,
+            )
         elif job.cancel_requested:
             self._end(job, JobStatus.cancelled, None)
-        elif word.error is not None and word.updated_at_s >= _started_s(job):
-            self._end(job, JobStatus.failed, word.error)
         else:
             hint = "Its log may say why. Resume the job: it goes on where it was."
             self._end(job, JobStatus.failed, JobError("driver_vanished", "the job's driver ended without a word", hint))
@@ -144,7 +186,11 @@ class JobService:
             launcher.stop(job.reference, at_once=True)
 
     def _is_silent(self, job: Job, word: DriverWord) -> bool:
-        return time.time() - max(word.updated_at_s, _started_s(job)) > SILENCE_S
+        return self.beats.silence_s(_driver(job), word.updated_at_s) > SILENCE_S
+
+
+def _driver(job: Job) -> str:
+    return f"{job.id}:{job.attempts}"
 
 
 def _complete(word: DriverWord) -> Progress:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, func, or_, select
+from sqlalchemy import Connection, Engine, Row, Select, case, func, or_, select
 from sqlalchemy.exc import IntegrityError
 
 from qtune_service.errors import IdempotencyConflictError, IllegalMoveError, NotFoundError
@@ -166,26 +166,14 @@ class JobStore:
     def claim(self, max_running: int) -> Job | None:
         """Take the next job to start, if there is one and room for it: it is running from here on.
 
-        The owner with the fewest running jobs comes first, then the oldest job.
+        Owners take turns: first the one with the fewest running jobs, then the one whose last start is the longest
+        ago. Of an owner's jobs the oldest comes first.
         """
         with writing(self.engine) as connection:
             connection.execute(queue_lock.update().values(holder=new_id()))
             if _count_running(connection) >= max_running:
                 return None
-            busy = (
-                select(jobs.c.owner, func.count().label("running"))
-                .where(jobs.c.status == "running")
-                .group_by(jobs.c.owner)
-                .subquery()
-            )
-            queued = (
-                select(jobs)
-                .outerjoin(busy, busy.c.owner == jobs.c.owner)
-                .where(jobs.c.status == "queued")
-                .order_by(func.coalesce(busy.c.running, 0), jobs.c.id)
-                .limit(1)
-            )
-            row = connection.execute(queued).one_or_none()
+            row = connection.execute(_next_in_line()).one_or_none()
             return None if row is None else _move(connection, row, JobStatus.running)
 
     def move(self, job_id: str, status: JobStatus, *, error: JobError | None = None, **seen: Any) -> Job:
@@ -223,6 +211,28 @@ class JobStore:
                 raise IllegalMoveError(f"job {job_id} is {row.status}", "Cancel it before it is deleted.")
             connection.execute(jobs.delete().where(jobs.c.id == job_id))
             return _job(row)
+
+
+def _next_in_line() -> Select[Any]:
+    is_running = case((jobs.c.status == "running", 1), else_=0)
+    waiting = select(jobs.c.owner).where(jobs.c.status == "queued")
+    owners = (
+        select(
+            jobs.c.owner,
+            func.sum(is_running).label("running"),
+            func.coalesce(func.max(jobs.c.started_at), 0).label("started_at"),
+        )
+        .where(jobs.c.owner.in_(waiting))
+        .group_by(jobs.c.owner)
+        .subquery()
+    )
+    return (
+        select(jobs)
+        .join(owners, owners.c.owner == jobs.c.owner)
+        .where(jobs.c.status == "queued")
+        .order_by(owners.c.running, owners.c.started_at, jobs.c.id)
+        .limit(1)
+    )
 
 
 def _count_running(connection: Connection) -> int:

@@ -21,7 +21,6 @@ from qtune_service.jobs.access import TokenStore
 from qtune_service.jobs.database import open_database, reading, upgrade
 from qtune_service.jobs.datasets import DatasetStore
 from qtune_service.jobs.launch import Launcher
-from qtune_service.jobs.local import LocalLauncher
 from qtune_service.jobs.policy import Policy
 from qtune_service.jobs.service import JobService
 from qtune_service.jobs.store import JobStore
@@ -44,6 +43,7 @@ from qtune_service.web.bodies import BodyLimit
 from qtune_service.web.deps import Reader, Server, SignInNeededError, TheServer
 from qtune_service.web.events import Changes
 from qtune_service.web.headers import SecurityHeaders
+from qtune_service.web.launchers import make_launchers
 from qtune_service.web.metrics import Metrics
 from qtune_service.web.observing import Observed
 from qtune_service.web.origins import OwnOrigin
@@ -111,7 +111,7 @@ def make_server(settings: Settings, launchers: Mapping[str, Launcher] | None = N
             "Make one: qtune token create --name NAME --scope admin. Or, at your own risk: --insecure.",
         )
     root = str(settings.data_root)
-    launchers = launchers or {"local": LocalLauncher(settings.data_root / "jobs")}
+    launchers = launchers or make_launchers(settings)
     store = JobStore(database)
     metrics = Metrics(store)
     return Server(
@@ -124,7 +124,7 @@ def make_server(settings: Settings, launchers: Mapping[str, Launcher] | None = N
         sessions=Sessions(tokens, settings.session_hours * 3600),
         policy=Policy(
             inputs=settings.allowed_inputs,
-            outputs=(f"{root}/outputs", *settings.allowed_outputs),
+            outputs=tuple(dict.fromkeys((settings.outputs, f"{root}/outputs", *settings.allowed_outputs))),
             models=settings.allowed_models,
             remote_code=settings.allow_remote_code,
         ),

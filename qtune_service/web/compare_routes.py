@@ -18,7 +18,7 @@ from qtune_service.outputs.query import samples_of
 from qtune_service.report.shown import shown_samples
 from qtune_service.web.deps import Reader, TheServer
 from qtune_service.web.job_routes import FAILURES
-from qtune_service.web.schemas import JobView
+from qtune_service.wire import JobView
 
 router = APIRouter(prefix="/compare", tags=["outputs"])
 QUADRANTS = ("Q1", "Q2", "Q3", "Q4")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
-from qtune_service.web.schemas import JobRequest
+from qtune_service.wire import JobRequest
 
 Kind = Literal["text", "lines", "pairs", "number", "checkbox", "choice"]
 PARTS = ("input", "model", "prune", "engine", "limits", "output")

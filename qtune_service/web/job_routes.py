@@ -21,7 +21,6 @@ from qtune_service.web.problems import failures
 from qtune_service.wire import JobPage, JobRequest, JobView, RepruneRequest
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
-LAUNCHER = "local"
 FAILURES = failures(401, 403, 404, 409, 422, 503)
 MADE: dict[int | str, dict[str, Any]] = {
     200: {"model": JobView, "description": "The job that an earlier request with this key made."},
@@ -45,7 +44,7 @@ def submit_job(
     body: JobRequest, server: TheServer, who: Submitter, response: Response, idempotency_key: Key = None
 ) -> JobView:
     """Queue a job. With an Idempotency-Key the same request makes one job, however often it is sent."""
-    place = f"{server.settings.data_root}/outputs/{new_id()}"
+    place = f"{server.settings.outputs}/{new_id()}"
     return _queue(
         server, who, body.name, body.to_spec(place), idempotency_key, response, chose_place=body.output is None
     )
@@ -57,7 +56,7 @@ def _queue(
     server.policy.check(spec)
     plain = spec.model_dump(mode="json")
     asked = {**plain, "output": None} if chose_place else plain
-    new = NewJob(name, plain, spec.output.path, who.name, LAUNCHER, key, asked)
+    new = NewJob(name, plain, spec.output.path, who.name, server.settings.launcher, key, asked)
     job, is_new = server.jobs.submit(new)
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/api/v1/jobs/{job.id}"
@@ -126,7 +125,7 @@ def reprune_job(
         raise OutputConflictError(
             f"job {job_id} is {job.status}: it has no finished scores", "Wait until it succeeded."
         )
-    place = f"{server.settings.data_root}/outputs/{new_id()}"
+    place = f"{server.settings.outputs}/{new_id()}"
     changes = {"prune": body.prune.model_dump(), "output": {"path": place}, "from_scores": job.output}
     spec = JobSpec.model_validate({**job.spec, **changes})
     name = body.name or f"{job.name}, again"[:200]

@@ -40,19 +40,19 @@ def get_logs(
     job = server.jobs.store.get(job_id)
     if follow:
         return StreamingResponse(_follow(server, job, request, tail), media_type=TEXT, headers=HEADERS)
-    blocks = server.jobs.launchers[job.launcher].log(job)
+    blocks = server.jobs.log(job)
     return StreamingResponse(blocks if tail is None else iter([_end(blocks, tail)[0]]), media_type=TEXT)
 
 
 async def _follow(server: Server, job: Job, request: Request, tail: int | None) -> AsyncIterator[bytes]:
     """The log until the job ends, or is deleted, or nobody listens any more. A database that is away is waited for."""
-    launcher, seen = server.jobs.launchers[job.launcher], 0
+    seen = 0
     if tail is not None:
-        end, seen = await run_in_threadpool(_end, launcher.log(job), tail)
+        end, seen = await run_in_threadpool(_end, server.jobs.log(job), tail)
         yield end
     while True:
         is_over = job.status.is_final  # as it was before the log is read: nothing is written any more
-        async for block in iterate_in_threadpool(launcher.log(job, seen)):
+        async for block in iterate_in_threadpool(server.jobs.log(job, seen)):
             seen += len(block)
             yield block
         if is_over or await request.is_disconnected():

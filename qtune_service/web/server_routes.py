@@ -6,7 +6,6 @@ from fastapi import APIRouter
 
 from qtune_service import __version__
 from qtune_service.web.deps import Reader, TheServer
-from qtune_service.web.job_routes import LAUNCHER
 from qtune_service.web.problems import failures
 from qtune_service.wire import ServerView
 
@@ -27,5 +26,5 @@ def get_server(server: TheServer, _who: Reader) -> ServerView:
         max_running_jobs=settings.max_running_jobs,
         max_upload_bytes=settings.max_upload_bytes,
         launchers=sorted(server.jobs.launchers),
-        default_launcher=LAUNCHER,
+        default_launcher=settings.launcher,
     )

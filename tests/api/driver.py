@@ -31,12 +31,22 @@ def stopped(_signal: int, _frame: object) -> None:
     sys.exit(143)
 
 
+def note(what: str) -> None:
+    """When it began and ended."""
+    (out / "span").open("a").write(f"{what} {time.time()}\n")
+
+
 signal.signal(signal.SIGTERM, signal.SIG_IGN if act == "stubborn" else stopped)
 sys.stdout.write(f"attempt {os.environ['QTUNE_JOB'].partition(':')[2]}\n")
 sys.stdout.flush()
 (out / "starts").open("a").write("x")
+note("begin")
 tell()
-if act == "succeed":
+if act == "slow":
+    time.sleep(float(argument))
+if act != "sleep":
+    note("end")
+if act in ("succeed", "slow"):
     manifest = {"counts": {"read": 8, "kept": 4}, "thresholds": {"alpha": 0.5}}
     (out / "manifest.json").write_text(json.dumps(manifest))
 elif act == "fail":

@@ -121,11 +121,11 @@ def test_the_commands_of_tokens(tmp_path: Path) -> None:
 
 
 def test_settings_are_checked_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Each wrong variable; lists are separated as paths are."""
-    monkeypatch.setenv("QTUNE_ALLOWED_INPUTS", f"{tmp_path}/a:{tmp_path}/b")
+    """Each wrong variable; lists are separated as paths are, and may hold URIs."""
+    monkeypatch.setenv("QTUNE_ALLOWED_INPUTS", f"{tmp_path}/a:s3://corpus/sft:{tmp_path}/b")
     monkeypatch.setenv("QTUNE_MAX_RUNNING_JOBS", "3")
     found = load_settings(data_root=tmp_path)
-    assert found.allowed_inputs == (f"{tmp_path}/a", f"{tmp_path}/b")
+    assert found.allowed_inputs == (f"{tmp_path}/a", "s3://corpus/sft", f"{tmp_path}/b")
     assert (found.max_running_jobs, found.database) == (3, f"sqlite:///{tmp_path}/qtune.db")
     monkeypatch.setenv("QTUNE_PORT", "0")
     monkeypatch.setenv("QTUNE_ALLOWED_INPUTS", "relative")

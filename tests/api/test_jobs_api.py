@@ -46,6 +46,19 @@ def until(client: httpx.Client, job_id: str, *statuses: str) -> dict[str, Any]:
     pytest.fail(f"still {job}")
 
 
+def test_outputs_go_where_the_owner_says(tmp_path: Path) -> None:
+    """Jobs that name no place write below QTUNE_OUTPUTS_ROOT; others may name a place there."""
+    root = f"{tmp_path}/shared"
+    with serving(settings(tmp_path, outputs_root=f"{root}/"), scripted(tmp_path)) as client:
+        made = submit(client, tmp_path)
+        assert made["output"] == f"{root}/{Path(made['output']).name}"
+        assert until(client, made["id"], "succeeded")["launcher"] == "local"
+        submit(client, tmp_path, output={"path": f"{root}/mine"})
+        submit(client, tmp_path, output={"path": f"{tmp_path}/outputs/mine"})
+        elsewhere = client.post("/api/v1/jobs", json=body(tmp_path, output={"path": f"{tmp_path}/elsewhere"}))
+        assert elsewhere.status_code == 403
+
+
 def test_a_job_from_submission_to_its_end(client: httpx.Client, tmp_path: Path) -> None:
     """201 with a Location; then queued, running, succeeded, with counts and thresholds."""
     response = client.post("/api/v1/jobs", json=body(tmp_path))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,11 @@ from typing import Any
 import psutil
 import pytest
 
+from qtune_service.errors import LauncherAwayError, NotFoundError
 from qtune_service.jobs import service as service_module
-from qtune_service.jobs.launch import DriverState
+from qtune_service.jobs.launch import DriverState, Launcher, Reference
 from qtune_service.jobs.local import LocalLauncher
-from qtune_service.jobs.models import Job, JobStatus
+from qtune_service.jobs.models import Job, JobError, JobStatus
 from qtune_service.jobs.service import JobService
 from qtune_service.jobs.store import JobStore, NewJob
 
@@ -164,6 +167,106 @@ def test_a_server_that_died_after_starting_a_driver_finds_it(
     assert starts(job) == 1
 
 
+def test_servers_that_start_a_driver_at_once_start_one(store: JobStore, tmp_path: Path) -> None:
+    """Eight launchers for the same attempt: all of them have the same driver."""
+    launchers = [LocalLauncher(tmp_path / "jobs", python=DRIVER) for _ in range(8)]
+    service = JobService(store, {"local": launchers[0]})
+    submit(service, tmp_path, "sleep")
+    claimed = store.claim(1)
+    assert claimed is not None
+    with ThreadPoolExecutor(8) as pool:
+        references = list(pool.map(lambda launcher: launcher.start(claimed), launchers))
+    wait_for((Path(claimed.output) / "_qtune" / "progress.json").exists)
+    assert all(reference == references[0] for reference in references)
+    assert starts(claimed) == 1
+    launchers[0].stop(references[0], at_once=True)
+
+
+@pytest.mark.parametrize("act", ["fail", "vanish", "succeed"])
+def test_a_driver_that_ended_before_it_was_written_down(
+    service: JobService, store: JobStore, launcher: LocalLauncher, tmp_path: Path, act: str
+) -> None:
+    """The server was killed just after starting it: the next one starts no second driver, and reads how it ended."""
+    job = submit(service, tmp_path, act)
+    claimed = store.claim(1)
+    assert claimed is not None
+    reference = launcher.start(claimed)  # and here the server is killed
+    wait_for(lambda: launcher.state(reference) is DriverState.ended)
+    fresh = JobService(store, {"local": LocalLauncher(tmp_path / "jobs", python=DRIVER)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(service_module, "SILENCE_S", 0.0)
+        done = until(fresh, job, ended)
+    want = {"fail": "data", "vanish": "driver_vanished"}
+    assert (done.error.code if done.error else None, starts(job)) == (want.get(act), 1)
+    service.delete(job.id)
+    assert list((tmp_path / "jobs").iterdir()) == []
+
+
+def test_an_output_of_another_job_is_no_success(service: JobService, tmp_path: Path) -> None:
+    """A driver that refuses a finished output of another job has failed, though a manifest is there."""
+    job = submit(service, tmp_path, "fail")
+    (Path(job.output) / "_qtune").mkdir(parents=True)
+    (Path(job.output) / "manifest.json").write_text('{"counts": {"read": 1}}')
+    assert until(service, job, ended).status is JobStatus.failed
+
+
+def test_a_job_of_a_launcher_that_is_gone(store: JobStore, launcher: LocalLauncher, tmp_path: Path) -> None:
+    """It is followed by what its driver writes, to its end; its log is told to be elsewhere."""
+    before = JobService(store, {"cluster": launcher})
+    out = tmp_path / "out"
+    spec = {"input": {"paths": ["a.jsonl"]}, "model": {"name": "sleep"}, "output": {"path": str(out)}}
+    job = before.submit(NewJob("x", spec, str(out), "ann", "cluster"))[0]
+    until(before, job, lambda j: j.progress.samples_done)
+    after = JobService(store, {"local": launcher})
+    after.tick()
+    assert store.get(job.id).status is JobStatus.running
+    with pytest.raises(NotFoundError, match="no launcher 'cluster'"):
+        after.log(store.get(job.id))
+    launcher.stop(store.get(job.id).reference, at_once=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(service_module, "SILENCE_S", 0.3)
+        assert until(after, job, ended).status is JobStatus.failed
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+def test_a_launcher_that_is_away_is_waited_for(service: JobService, tmp_path: Path, is_cancelled: bool) -> None:
+    """A job waits for it, and is started when it is back; after the time of patience it fails with what was wrong."""
+    away = Away(service.launchers["local"])
+    waiting = JobService(service.store, {"local": away})
+    job = until(waiting, submit(waiting, tmp_path, "succeed"), lambda j: j.stage == "launch")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(service_module, "SILENCE_S", 0.0)
+        away.is_away = False
+        assert until(waiting, job, ended).status is JobStatus.succeeded
+        away.is_away = True
+        job = until(waiting, submit(waiting, tmp_path, "succeed"), lambda j: j.stage == "launch")
+        if is_cancelled:
+            waiting.cancel(job.id)
+        patch.setattr(service_module, "PATIENCE_S", 0.2)
+        done = until(waiting, job, ended)
+    if is_cancelled:
+        assert (done.status, done.error) == (JobStatus.cancelled, None)
+    else:
+        assert done.error == JobError("launch_failed", "nobody is there", "wait")
+    assert starts(job) == 0
+
+
+class Away:
+    """A launcher that can be away."""
+
+    name = "local"
+
+    def __init__(self, inner: Launcher) -> None:
+        self._inner, self.is_away = inner, True
+        self.state, self.stop, self.log, self.forget = inner.state, inner.stop, inner.log, inner.forget
+
+    def start(self, job: Job) -> Reference:
+        """As the other one, if it is there."""
+        if self.is_away:
+            raise LauncherAwayError("nobody is there", "wait")
+        return self._inner.start(job)
+
+
 def test_a_job_that_ended_while_no_server_was_there(service: JobService, store: JobStore, tmp_path: Path) -> None:
     """The next server reads how."""
     job = submit(service, tmp_path, "succeed")
@@ -174,19 +277,21 @@ def test_a_job_that_ended_while_no_server_was_there(service: JobService, store: 
 
 
 def test_another_hosts_driver_is_judged_by_what_it_writes(service: JobService, store: JobStore, tmp_path: Path) -> None:
-    """As long as it writes, it is alive; after silence it is gone."""
+    """As long as it writes, it is alive, whatever its clock says; after silence it is gone."""
     job = submit(service, tmp_path, "sleep")
     store.claim(1)
     store.note(job.id, reference={"host": "another", "pid": 1, "started_s": 0.0})
     out = Path(job.output) / "_qtune"
     out.mkdir(parents=True)
-    (out / "progress.json").write_text('{"stage": "score", "done": 1, "total": 2, "tokens_done": 1, "tokens_per_s": 1, '
-                                       f'"eta_s": 1, "updated_at_s": {time.time()}}}')  # fmt: skip
-    service.tick()
-    assert store.get(job.id).status is JobStatus.running
-    later = time.time() + service_module.SILENCE_S + 1
+    beat = {"stage": "score", "done": 1, "total": 2, "tokens_done": 1, "tokens_per_s": 1, "eta_s": 1}
+    now = time.monotonic()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(time, "time", lambda: later)
+        for count in range(4):  # its clock is an hour late
+            patch.setattr(time, "monotonic", lambda at=now + count * 25: at)
+            (out / "progress.json").write_text(json.dumps({**beat, "updated_at_s": time.time() - 3600 + count}))
+            service.tick()
+            assert store.get(job.id).status is JobStatus.running
+        patch.setattr(time, "monotonic", lambda: now + 3 * 25 + service_module.SILENCE_S + 1)
         service.tick()
     assert store.get(job.id).status is JobStatus.failed
 
@@ -209,7 +314,7 @@ def test_what_cannot_be_started_fails_with_the_reason(store: JobStore, tmp_path:
     nowhere = JobService(store, {})
     job = until(nowhere, submit(nowhere, tmp_path, "succeed"), ended)
     assert job.error is not None
-    assert "no launcher 'local'" in job.error.message
+    assert "has no launcher 'local'" in job.error.message
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 20) -> None:

@@ -108,6 +108,17 @@ def test_the_queue_is_fair_and_bounded(store: JobStore) -> None:
     assert (store.claim(3) or pytest.fail("there is room")).id == ids[2]
 
 
+def test_owners_take_turns(store: JobStore) -> None:
+    """One job at a time: who queued many does not hold up who came later with one; of each owner the oldest first."""
+    made = {store.create(new(owner=owner))[0].id: owner for owner in ("ann", "ann", "ann", "bob", "bob", "eve")}
+    started = []
+    while (job := store.claim(1)) is not None:
+        started.append(job.id)
+        store.move(job.id, JobStatus.succeeded)
+    assert [made[one] for one in started] == ["ann", "bob", "eve", "ann", "bob", "ann"]
+    assert [one for one in started if made[one] == "ann"] == [one for one, owner in made.items() if owner == "ann"]
+
+
 def test_servers_do_not_take_the_same_job(store: JobStore) -> None:
     """Ten that claim at once, of twelve jobs, with room for six."""
     for _ in range(12):

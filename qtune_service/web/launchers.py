@@ -1,0 +1,32 @@
+"""The launchers that the settings ask for.
+
+The local one is always there: a server that now runs its jobs on a cluster still follows those that it started before.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from qtune_service.errors import LaunchError
+from qtune_service.jobs.launch import Launcher
+from qtune_service.jobs.local import LocalLauncher
+from qtune_service.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+
+def make_launchers(settings: Settings) -> dict[str, Launcher]:
+    """By name. A cluster that is not there now is told about, for jobs can be looked at all the same."""
+    folder = settings.data_root / "jobs"
+    launchers: dict[str, Launcher] = {"local": LocalLauncher(folder)}
+    if settings.ray_address:
+        from qtune_service.jobs.ray_api import RayApi
+        from qtune_service.jobs.ray_jobs import RayLauncher
+
+        api = RayApi(settings.ray_address, settings.ray_token)
+        try:
+            api.check()
+        except LaunchError as error:
+            _log.warning("jobs cannot be started on the cluster now: %s", error)
+        launchers["ray"] = RayLauncher(api, folder, command=settings.ray_command, driver_cpus=settings.ray_driver_cpus)
+    return launchers
