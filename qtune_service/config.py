@@ -25,7 +25,7 @@ Ratio = Annotated[float, Field(gt=0, le=1)]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class InputSpec(_Part):
@@ -92,13 +92,18 @@ def _parse_actors(value: Any) -> Any:
     return value
 
 
+NumActors = Annotated[
+    tuple[int, int], BeforeValidator(_parse_actors, json_schema_input_type=int | str | tuple[int, int])
+]
+
+
 class EngineSpec(_Part):
     """How the model is run."""
 
     name: EngineName = "auto"
     """`vllm`, `reference` (plain torch), or `auto`: vllm where it is installed and supports the model. Or
     `module:factory` of your own: called with (ModelSpec, EngineSpec) it gives a Scorer, see scoring/base.py."""
-    num_actors: Annotated[tuple[int, int], BeforeValidator(_parse_actors)] | None = None
+    num_actors: NumActors | None = None
     """Scoring actors: a number, or MIN-MAX for a pool that follows the cluster. Default: one a GPU, later ones too,
     or one on CPUs."""
     gpus_per_actor: Annotated[float, Field(ge=0)] | None = None

@@ -41,10 +41,22 @@ class DataError(QTuneError, ValueError):
     exit_code = 3
 
 
+class BadDatasetError(DataError):
+    """An uploaded file is none that a job could read."""
+
+
+class ChecksumMismatchError(DataError):
+    """A file arrived with another content than its sender announced."""
+
+
 class StorageError(QTuneError, OSError):
     """Bytes could not be read or written: missing path, no permission, full disk, failing endpoint."""
 
     exit_code = 4
+
+
+class DiskFullError(StorageError):
+    """There is no room for a file."""
 
 
 class ModelError(QTuneError, RuntimeError):
@@ -85,6 +97,32 @@ class NotFoundError(QTuneError, KeyError):
     exit_code = 2
 
     __str__ = QTuneError.__str__  # not KeyError's, which shows the repr
+
+
+class UnknownDatasetError(SpecError):
+    """A job names a dataset that there is not."""
+
+
+class DatasetInUseError(QTuneError, RuntimeError):
+    """A job that waits or runs reads the dataset."""
+
+    exit_code = 2
+
+
+class TooLargeError(QTuneError, ValueError):
+    """More bytes than the server's owner lets in."""
+
+    exit_code = 2
+
+
+class TooSlowError(QTuneError, TimeoutError):
+    """Something took longer than the server waits."""
+
+    __str__ = QTuneError.__str__  # not OSError's
+
+
+class BusyError(QTuneError, RuntimeError):
+    """The server does as much of this as it can; try again soon."""
 
 
 class IllegalMoveError(QTuneError, RuntimeError):

@@ -39,6 +39,10 @@ class Settings(BaseSettings):
     """Port to listen on."""
     insecure: bool = False
     """Let everybody in who reaches the address."""
+    require_tokens: bool = False
+    """Want API tokens on this machine's own addresses too: behind a proxy, or where several people log in."""
+    session_hours: Count = 12
+    """How long a browser stays signed in."""
     max_running_jobs: Count = 1
     """Jobs that run at a time; others wait in the queue."""
     allowed_inputs: PathList = ()
@@ -50,18 +54,38 @@ class Settings(BaseSettings):
     allow_remote_code: bool = False
     """Let jobs run code that comes with a model."""
 
+    datasets_root: str = ""
+    """Folder or URI of uploaded datasets; by default `datasets` in data_root. Where jobs run elsewhere, a place that
+    they can read."""
+    max_upload_bytes: Count = 64 << 30
+    """Size of the largest file that may be uploaded."""
+
     @model_validator(mode="after")
     def _roots_are_absolute(self) -> Settings:
         for name in ("allowed_inputs", "allowed_outputs"):
             for root in getattr(self, name):
                 if "://" not in root and not Path(root).is_absolute():
                     raise ValueError(f"{name}: {root!r} is neither an absolute path nor a URI")
+        root = self.datasets_root
+        if root and "://" not in root and not Path(root).is_absolute():
+            raise ValueError(f"datasets_root: {root!r} is neither an absolute path nor a URI")
+        return self
+
+    @model_validator(mode="after")
+    def _is_open_or_not(self) -> Settings:
+        if self.insecure and self.require_tokens:
+            raise ValueError("insecure and require_tokens contradict each other")
         return self
 
     @property
     def database(self) -> str:
         """URL of the database."""
         return self.database_url or f"sqlite:///{self.data_root}/qtune.db"
+
+    @property
+    def datasets(self) -> str:
+        """Folder or URI of uploaded datasets."""
+        return self.datasets_root or str(self.data_root.absolute() / "datasets")
 
     @property
     def is_local(self) -> bool:
@@ -76,7 +100,7 @@ class Settings(BaseSettings):
     @property
     def needs_tokens(self) -> bool:
         """Whether every request needs an API token."""
-        return not self.is_local and not self.insecure
+        return self.require_tokens or (not self.is_local and not self.insecure)
 
 
 def load_settings(**changes: Any) -> Settings:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from qtune_service import __version__
-from qtune_service.cli import comparing, exporting, jobs, looking, serving
+from qtune_service.cli import comparing, exporting, jobs, looking, previewing, serving
 
 app = typer.Typer(
     name="qtune",
@@ -20,7 +20,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (jobs.prune, jobs.score, jobs.run, looking.inspect, exporting.export, looking.doctor):
+for command in (
+    previewing.preview,
+    jobs.prune,
+    jobs.score,
+    jobs.run,
+    looking.inspect,
+    exporting.export,
+    looking.doctor,
+):
     app.command()(command)
 app.command("compare", cls=comparing.ListsOfValues)(comparing.compare_outputs)
 app.command()(serving.serve)

@@ -215,15 +215,20 @@ FromScoresOpt = Annotated[
 ]
 
 
+def parse_take(entries: list[str] | None) -> dict[str, int]:
+    """Quotas of `--take CATEGORY=N`. Raises SpecError."""
+    take = [entry.rpartition("=") for entry in entries or ()]
+    if any(not category or not count.isdigit() for category, _, count in take):
+        raise SpecError(f"--take wants CATEGORY=N, got {' '.join(entries or ())!r}", "For example --take math=100.")
+    return {category: int(count) for category, _, count in take}
+
+
 def build_spec(flags: dict[str, Any], method: dict[str, Any] | None) -> JobSpec:
     """A JobSpec of a command's flags."""
     if not flags["data"]:
         raise SpecError("no data given", "qtune prune DATA... --model M --output OUT")
     if flags["model"] is None:
         raise SpecError("no model given", "Add --model, a folder or hub id of the model that is about to be trained.")
-    take = [entry.rpartition("=") for entry in flags["take"] or ()]
-    if any(not category or not count.isdigit() for category, _, count in take):
-        raise SpecError(f"--take wants CATEGORY=N, got {' '.join(flags['take'])!r}", "For example --take math=100.")
     names = (
         "prompt_column",
         "completion_column",
@@ -239,7 +244,7 @@ def build_spec(flags: dict[str, Any], method: dict[str, Any] | None) -> JobSpec:
         "input": {
             "paths": flags["data"],
             "format": flags["record_format"].value,
-            "take": {category: int(count) for category, _, count in take},
+            "take": parse_take(flags["take"]),
             **{name: flags[name] for name in names},
         },
         "model": {"name": flags["model"], **{name: flags[name] for name in model}},

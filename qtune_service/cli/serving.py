@@ -34,11 +34,15 @@ def serve(
 
         from qtune_service.settings import load_settings
         from qtune_service.web.app import create_app
+        from qtune_service.web.observing import write_logs
 
         settings = load_settings(data_root=data_root, host=host, port=port, insecure=insecure)
         app = create_app(settings)
         Console(stderr=True).print(f"serving on http://{settings.host}:{settings.port}", highlight=False)
-        uvicorn.run(app, host=settings.host, port=settings.port, log_level="warning", server_header=False)
+        write_logs()
+        uvicorn.run(
+            app, access_log=False, host=settings.host, port=settings.port, log_level="warning", server_header=False
+        )
 
 
 @token_app.command("create")

@@ -93,6 +93,11 @@ class Encoder:
         return "; ".join([self._origin, how, *describe_folding(template)])
 
     @property
+    def uses_plain_template(self) -> bool:
+        """Whether nobody gave a template, neither the job nor the tokenizer."""
+        return bool(self._tokenizer.chat_template == PLAIN_TEMPLATE)
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of the tokenizer and its template: equal fingerprints give equal tokens."""
         templates = json.dumps(self._tokenizer.chat_template, sort_keys=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import zstandard
@@ -15,9 +16,23 @@ import zstandard
 from qtune_service.data import storage
 
 Compression = Literal["gz", "zst"]
-FEED_BYTES = 64 << 10  # input given at once, which bounds what comes out at once
 _MAGIC = {"gz": b"\x1f\x8b", "zst": b"\x28\xb5\x2f\xfd"}
-_ZSTD_WINDOW_BYTES = 1 << 31
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How much memory a stream may take: what is given in at once bounds what comes out at once."""
+
+    gzip_bytes: int = 64 << 10
+    zstd_bytes: int = 4 << 10
+    """A frame comes out in blocks of up to 128 KiB; small steps lose little to a call that fails."""
+    window_bytes: int = 1 << 31
+    """Of a zstd frame."""
+
+
+WIDE = Bounds()
+NARROW = Bounds(gzip_bytes=16 << 10, zstd_bytes=1 << 10, window_bytes=1 << 27)
+"""For strangers' files: at most 16 and 32 MiB at once; the windows that zstd itself allows by default."""
 
 
 class BrokenStreamError(Exception):
@@ -37,19 +52,19 @@ def iter_bytes(uri: str, compression: Compression | None) -> Iterator[bytes]:
     yield from blocks if compression is None else decompress(blocks, compression)
 
 
-def decompress(blocks: Iterator[bytes], compression: Compression) -> Iterator[bytes]:
+def decompress(blocks: Iterator[bytes], compression: Compression, bounds: Bounds = WIDE) -> Iterator[bytes]:
     """Decompress a stream. Raises BrokenStreamError where it breaks."""
-    decoder, position = _decoder(compression), 0
+    decoder, position = _decoder(compression, bounds), 0
     for block in blocks:
-        for start in range(0, len(block), FEED_BYTES):
-            data = block[start : start + FEED_BYTES]
+        for start in range(0, len(block), bounds.gzip_bytes):
+            data = block[start : start + bounds.gzip_bytes]
             position += len(data)
             while data:
                 if decoder.eof:
                     data = data.lstrip(b"\0")  # padding between and after members
                     if not data:
                         break
-                    decoder = _decoder(compression)
+                    decoder = _decoder(compression, bounds)
                 try:
                     yield from decoder.feed(data)
                 except (zlib.error, zstandard.ZstdError) as error:
@@ -70,8 +85,8 @@ class _Decoder(Protocol):
     def feed(self, data: bytes, /) -> Iterator[bytes]: ...
 
 
-def _decoder(compression: Compression) -> _Decoder:
-    return _Gzip() if compression == "gz" else _Zstd()
+def _decoder(compression: Compression, bounds: Bounds) -> _Decoder:
+    return _Gzip() if compression == "gz" else _Zstd(bounds)
 
 
 class _Gzip:
@@ -100,12 +115,11 @@ class _Gzip:
 
 
 class _Zstd:
-    """A frame comes out in blocks of up to 128 KiB; small steps lose little to a call that fails."""
+    """Frames, step by step."""
 
-    STEP_BYTES = 4 << 10
-
-    def __init__(self) -> None:
-        self._inner = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES).decompressobj()
+    def __init__(self, bounds: Bounds) -> None:
+        self._inner = zstandard.ZstdDecompressor(max_window_size=bounds.window_bytes).decompressobj()
+        self._step = bounds.zstd_bytes
         self.unused = b""
 
     @property
@@ -113,8 +127,8 @@ class _Zstd:
         return self._inner.eof
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        for start in range(0, len(data), self.STEP_BYTES):
-            yield self._inner.decompress(data[start : start + self.STEP_BYTES])
+        for start in range(0, len(data), self._step):
+            yield self._inner.decompress(data[start : start + self._step])
             if self._inner.eof:
-                self.unused = self._inner.unused_data + data[start + self.STEP_BYTES :]
+                self.unused = self._inner.unused_data + data[start + self._step :]
                 return

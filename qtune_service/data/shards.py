@@ -127,11 +127,16 @@ def _format_of_file(file: SourceFile, index: int, scans: Sequence[ChunkScan]) ->
     keys = list(dict.fromkeys(key for scan in own for key in scan.keys))
     found = next((scan.format for scan in own if scan.format is not None), None)
     if found is None and keys:
-        raise DataError(
-            f"cannot tell the format of {file.name}: its records have the columns {', '.join(keys[:40])}",
-            f"Name it with --format, or rename columns. Formats: {FORMATS}.",
-        )
+        raise unknown_format(file.name, keys)
     return found or "auto"
+
+
+def unknown_format(name: str, keys: Sequence[str]) -> DataError:
+    """That nobody can tell how a file's records are to be read."""
+    return DataError(
+        f"cannot tell the format of {name}: its records have the columns {', '.join(keys[:40])}",
+        f"Name it with --format, or rename columns. Formats: {FORMATS}.",
+    )
 
 
 def _shards(

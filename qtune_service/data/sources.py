@@ -8,7 +8,7 @@ lines is read as such, and a file of unknown ending is taken if its content is k
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -16,14 +16,14 @@ from typing import Literal
 import orjson
 
 from qtune_service.data import storage
-from qtune_service.data.decompress import BrokenStreamError, Compression, compression_of, decompress
+from qtune_service.data.decompress import NARROW, BrokenStreamError, Compression, compression_of, decompress
 from qtune_service.data.values import BOM
 from qtune_service.errors import DataError, StorageError
 
 Kind = Literal["jsonl", "json", "parquet"]
 HEAD_BYTES = 64 << 10
 SUPPORTED = "Supported: .jsonl, .ndjson, .json (array, or object of columns), each also .gz or .zst, and .parquet."
-_ENDING = re.compile(r"\.(jsonl|ndjson|json|parquet|pq)(?:\.(gz|gzip|zst|zstd))?$", re.IGNORECASE)
+ENDING = re.compile(r"\.(jsonl|ndjson|json|parquet|pq)(?:\.(gz|gzip|zst|zstd))?$", re.IGNORECASE)
 _FOREIGN = (
     (b"PK\x03\x04", "a zip archive"),
     (b"ARROW1", "an Arrow file"),
@@ -60,6 +60,11 @@ def discover(paths: Iterable[str]) -> tuple[SourceFile, ...]:
         return tuple(pool.map(_look, found))
 
 
+def each_file(paths: Iterable[str]) -> Iterator[SourceFile]:
+    """The same one after the other, each looked at only when it is its turn."""
+    return map(_look, dict.fromkeys(uri for path in paths for uri in _expand(path)))
+
+
 def _expand(path: str) -> list[str]:
     location = storage.resolve(path)
     if storage.stat(path) is not None:
@@ -76,7 +81,7 @@ def _expand(path: str) -> list[str]:
 
 def _files_of_folder(folder: str) -> list[str]:
     files = [uri for uri in storage.list_files(folder) if not _is_hidden(storage.relative(uri, folder))]
-    known = [uri for uri in files if _ENDING.search(storage.display(uri))]
+    known = [uri for uri in files if ENDING.search(storage.display(uri))]
     if not known:
         others = ", ".join(storage.relative(uri, folder) for uri in files[:5])
         what = f"it holds only {others}{', ...' if len(files) > 5 else ''}" if files else "it is empty"
@@ -102,7 +107,7 @@ def identify(name: str, head: bytes, *, is_whole: bool) -> tuple[Kind, Compressi
     compression = compression_of(head)
     if compression is not None:
         head, is_whole = _inflate(head, compression)
-    ending = _ENDING.search(name)
+    ending = ENDING.search(name)
     named = ending.group(1).lower() if ending else ""
     if head.startswith(b"PAR1") and compression is None:
         return "parquet", None
@@ -134,14 +139,16 @@ def _kind_of_text(name: str, named: str, text: bytes, *, is_whole: bool) -> Kind
 
 
 def _inflate(head: bytes, compression: Compression) -> tuple[bytes, bool]:
-    """What a compressed file's head holds, and whether that is all."""
-    pieces: list[bytes] = []
+    """What a compressed file's head holds, and whether that is all. No more than is wanted is decompressed."""
+    text = b""
     try:
-        pieces.extend(decompress(iter([head]), compression))
+        for piece in decompress(iter([head]), compression, NARROW):
+            text += piece
+            if len(text) > HEAD_BYTES:
+                return text[:HEAD_BYTES], False
     except BrokenStreamError:  # as expected: the head is a part of the stream
-        return b"".join(pieces)[:HEAD_BYTES], False
-    text = b"".join(pieces)
-    return text[:HEAD_BYTES], len(text) <= HEAD_BYTES
+        return text, False
+    return text, True
 
 
 def _is_json(line: bytes) -> bool:

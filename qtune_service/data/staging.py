@@ -58,21 +58,21 @@ def _compressed_lines(file: SourceFile) -> Iterator[bytes]:
 
 
 def _json_lines(file: SourceFile) -> Iterator[bytes]:
-    reader = _ValueReader(_text(file))
+    reader = ValueReader(decoded(iter_bytes(file.uri, file.compression)))
     try:
         if reader.peek() == "[":
             yield from reader.elements()
         else:
-            yield from _objects(reader)
-    except _BreakError as error:
+            yield from objects(reader)
+    except JsonBreakError as error:
         yield problem_line(RecordProblem("bad_json", str(error))) + b"\n"
 
 
-def _text(file: SourceFile) -> Iterator[str]:
-    """Decoded text. Bytes that are not UTF-8 survive as surrogates, so that only their record is lost."""
+def decoded(blocks: Iterator[bytes]) -> Iterator[str]:
+    """Text of a stream. Bytes that are not UTF-8 survive as surrogates, so that only their record is lost."""
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     first = True
-    for block in iter_bytes(file.uri, file.compression):
+    for block in blocks:
         text = decoder.decode(block)
         yield text.removeprefix("\ufeff") if first else text
         first = first and not text
@@ -83,15 +83,23 @@ def _encode(text: str) -> bytes:
     return text.translate(_NEWLINES).encode("utf-8", "surrogateescape") + b"\n"
 
 
-class _BreakError(Exception):
+class JsonBreakError(Exception):
     """The text is not JSON from here on."""
 
 
-class _ValueReader:
-    """JSON values one after the other, over a window of a stream of text."""
+class LongValueError(Exception):
+    """A value is longer than its reader was to hold."""
 
-    def __init__(self, blocks: Iterator[str]) -> None:
+
+class ValueReader:
+    """JSON values one after the other, over a window of a stream of text.
+
+    max_chars: values longer than this, about, are given up: LongValueError.
+    """
+
+    def __init__(self, blocks: Iterator[str], max_chars: int | None = None) -> None:
         self._blocks = blocks
+        self._max_chars = max_chars
         self._window = ""
         self._at = 0  # in the window
         self._gone = 0  # characters before the window
@@ -114,7 +122,7 @@ class _ValueReader:
         except BrokenStreamError as error:
             self._blocks = _broken(error)
             if wanted == max(_WINDOW_CHARS, len(ahead[0])):
-                raise _BreakError(str(error)) from error
+                raise JsonBreakError(str(error)) from error
         self._window = "".join(ahead)
 
     def peek(self) -> str:
@@ -150,11 +158,13 @@ class _ValueReader:
                     text = self._window[self._at : end]
                     self._at = end
                     return value, text
+            if self._max_chars is not None and len(self._window) - self._at > self._max_chars:
+                raise LongValueError
             self._read_more()
 
-    def broken(self, what: str, at: int | None = None) -> _BreakError:
+    def broken(self, what: str, at: int | None = None) -> JsonBreakError:
         """The error for the current place."""
-        return _BreakError(f"{what} at character {self._gone + (self._at if at is None else at) + 1} of the file")
+        return JsonBreakError(f"{what} at character {self._gone + (self._at if at is None else at) + 1} of the file")
 
     def elements(self) -> Iterator[bytes]:
         """Elements of the array that begins here, as lines."""
@@ -184,8 +194,8 @@ def _broken(error: BrokenStreamError) -> Iterator[str]:
     yield ""
 
 
-def _objects(reader: _ValueReader) -> Iterator[bytes]:
-    """One object of columns, or objects one after the other."""
+def objects(reader: ValueReader) -> Iterator[bytes]:
+    """Lines of one object of columns, or of objects one after the other."""
     if not reader.peek():
         return
     value, text = reader.value()

@@ -33,7 +33,7 @@ from qtune_service.errors import StorageError
 
 __all__ = [
     "Entry", "WrittenFile", "display", "exists", "glob", "is_folder", "is_glob", "iter_blocks", "join", "link_or_copy",
-    "list_files",
+    "list_files", "move_in",
     "open_parquet", "read_bytes", "read_json", "read_range", "read_table", "relative", "remove_file", "remove_tree",
     "resolve", "retrying", "stat", "write_bytes", "write_chunks", "write_json", "write_table",
 ]  # fmt: skip
@@ -242,6 +242,37 @@ def write_chunks(uri: str, chunks: Iterable[bytes]) -> WrittenFile:
             return write_bytes(uri, b"")
         with pa.memory_map(gathered.uri) as file:
             return write_bytes(uri, file.read_buffer())
+
+
+def move_in(path: Path, uri: str) -> None:
+    """Move a synced file of this machine to a place: by another name where that is on the same disk, else as a copy.
+
+    Raises OSError where the place is local, else StorageError.
+    """
+    at = resolve(uri)
+    if at.is_local:
+        goal = Path(at.path)
+        goal.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(goal)
+        _sync_folder(goal.parent)
+        _sync_folder(goal.parent.parent)
+        return
+    retrying(uri, "write", lambda: _send(at, str(path)))
+    path.unlink()
+
+
+def _send(at: Location, path: str) -> None:
+    """Stream a file there; a part of it is never left behind as if it were all."""
+    stream = at.filesystem.open_output_stream(at.path)
+    try:
+        for block in iter_blocks(path):
+            stream.write(block)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            stream.close()
+            at.filesystem.delete_file(at.path)
+        raise
+    stream.close()
 
 
 def write_json(uri: str, value: Any) -> WrittenFile:

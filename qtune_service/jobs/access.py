@@ -19,7 +19,7 @@ from sqlalchemy.exc import IntegrityError
 
 from qtune_service.errors import NotFoundError, SpecError
 from qtune_service.jobs.database import reading, writing
-from qtune_service.jobs.ids import new_id
+from qtune_service.jobs.ids import is_id, new_id
 from qtune_service.jobs.store import now_us
 from qtune_service.jobs.tables import tokens
 
@@ -85,9 +85,7 @@ class TokenStore:
 
     def get(self, token_id: str) -> Token:
         """Raises NotFoundError."""
-        with reading(self.engine) as connection:
-            row = connection.execute(select(tokens).where(tokens.c.id == token_id)).one_or_none()
-        if row is None:
+        if (row := self._row(token_id)) is None:
             raise NotFoundError(f"there is no token {token_id}", "`qtune token list` shows those that there are.")
         return _token(row)
 
@@ -110,11 +108,25 @@ class TokenStore:
         """The valid token that a text is; None for all others, in the same time whatever is wrong."""
         prefix, _, rest = text.partition("_")
         token_id, _, secret = rest.partition("_")
-        with reading(self.engine) as connection:
-            row = connection.execute(select(tokens).where(tokens.c.id == token_id)).one_or_none()
+        row = self._row(token_id)
         known = row.digest if row is not None else _digest("")
         is_right = hmac.compare_digest(known, _digest(secret)) and row is not None and prefix == PREFIX
-        if not is_right or row is None or not (token := _token(row)).is_valid:
+        return None if not is_right or row is None else self._if_valid(row)
+
+    def find_valid(self, token_id: str) -> tuple[Token, str] | None:
+        """A token that lets in now, by its id, and the digest of its secret; None for others."""
+        row = self._row(token_id)
+        token = None if row is None else self._if_valid(row)
+        return None if row is None or token is None else (token, row.digest)
+
+    def _row(self, token_id: str) -> Row[Any] | None:
+        if not is_id(token_id):  # whatever else was sent never reaches the database
+            return None
+        with reading(self.engine) as connection:
+            return connection.execute(select(tokens).where(tokens.c.id == token_id)).one_or_none()
+
+    def _if_valid(self, row: Row[Any]) -> Token | None:
+        if not (token := _token(row)).is_valid:
             return None
         self._note_use(row)
         return token
@@ -127,7 +139,7 @@ class TokenStore:
 
 
 def _digest(secret: str) -> str:
-    return hashlib.sha256(secret.encode()).hexdigest()
+    return hashlib.sha256(secret.encode(errors="replace")).hexdigest()
 
 
 def _token(row: Row[Any]) -> Token:

@@ -7,11 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 
@@ -19,6 +15,7 @@ from qtune_service.errors import DatabaseError, SettingsError
 
 BUSY_S = 30
 """How long a writer of SQLite waits for another one."""
+MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 def open_database(url: str) -> Engine:
@@ -97,7 +94,13 @@ def _first_line(error: BaseException | None) -> str:
 
 def upgrade(engine: Engine) -> None:
     """Bring the schema to this version's. Safe to call from several servers at once."""
-    config = _alembic()
+    if revision(engine) == head():
+        return
+    from alembic import command  # costs memory, and is needed once
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
     with writing(engine) as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(716283)"))
@@ -107,16 +110,20 @@ def upgrade(engine: Engine) -> None:
 
 def check_schema(engine: Engine) -> None:
     """Raise DatabaseError where the schema is not this version's."""
-    head = ScriptDirectory.from_config(_alembic()).get_current_head()
-    with reading(engine) as connection:
-        found = MigrationContext.configure(connection).get_current_revision()
-    if found != head:
+    if (found := revision(engine)) != head():
         raise DatabaseError(
-            f"the database has schema {found or 'none'}, this version needs {head}", "Run `qtune serve --migrate`."
+            f"the database has schema {found or 'none'}, this version needs {head()}", "Run `qtune serve --migrate`."
         )
 
 
-def _alembic() -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    return config
+def revision(engine: Engine) -> str | None:
+    """Of the database's schema; None where there is none."""
+    with reading(engine) as connection:
+        if not inspect(connection).has_table("alembic_version"):
+            return None
+        return connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
+
+
+def head() -> str:
+    """The newest revision, by the names of the migrations."""
+    return max(path.name for path in (MIGRATIONS / "versions").glob("[0-9]*.py")).partition("_")[0]

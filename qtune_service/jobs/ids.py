@@ -6,9 +6,13 @@ than the one before, also within a millisecond.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import secrets
 import threading
 import time
+
+from qtune_service.errors import SpecError
 
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 LENGTH = 26
@@ -32,3 +36,19 @@ def new_id() -> str:
 def is_id(text: str) -> bool:
     """Whether a text has the form of one."""
     return len(text) == LENGTH and set(text) <= set(ALPHABET)
+
+
+def cursor_after(last_id: str) -> str:
+    """Where the page behind this one begins; opaque to who gets it."""
+    return base64.urlsafe_b64encode(last_id.encode()).decode().rstrip("=")
+
+
+def id_of_cursor(cursor: str) -> str:
+    """The id that `cursor_after` hid. Raises SpecError."""
+    try:
+        found = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii")
+    except (binascii.Error, ValueError):
+        found = ""
+    if not is_id(found):
+        raise SpecError("the cursor is none of this server's", "Take it from `next_cursor` of the page before.")
+    return found

@@ -41,8 +41,8 @@ class Launcher(Protocol):
         """Ask a driver to end and save what it has in hand; or end it at once. Nothing where it is gone."""
         ...
 
-    def log(self, job: Job) -> Iterator[bytes]:
-        """What the driver printed, from its beginning."""
+    def log(self, job: Job, start: int = 0) -> Iterator[bytes]:
+        """What the driver printed, from a byte on: who follows a log asks for what came since."""
         ...
 
     def forget(self, job: Job) -> None:

@@ -78,12 +78,13 @@ class LocalLauncher:
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.send_signal(signal.SIGKILL if at_once else signal.SIGTERM)
 
-    def log(self, job: Job) -> Iterator[bytes]:
+    def log(self, job: Job, start: int = 0) -> Iterator[bytes]:
         """The log of all attempts."""
         path = self._log_path(job)
         if not path.exists():
             return
         with path.open("rb") as file:
+            file.seek(start)
             while block := file.read(BLOCK_BYTES):
                 yield block
 

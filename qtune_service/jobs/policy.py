@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from qtune_service.config import JobSpec
 from qtune_service.errors import NotAllowedError
+from qtune_service.jobs.dataset_uris import id_of_uri
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,8 @@ class Policy:
     def check(self, spec: JobSpec) -> None:
         """Raise NotAllowedError that names the first field that asks for too much."""
         for path in spec.input.paths:
+            if id_of_uri(path) is not None:
+                continue  # the server's own; that it is there is checked with the job's submission
             _require(_is_below(path, self.inputs), "input.paths", path, self.inputs)
         _require(_is_below(spec.output.path, self.outputs), "output.path", spec.output.path, self.outputs)
         if spec.from_scores is not None:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from qtune_service.errors import IllegalMoveError, LaunchError, NotFoundError, QTuneError
+from qtune_service.jobs.dataset_uris import resolved
 from qtune_service.jobs.driver_word import DriverWord, read_word
 from qtune_service.jobs.launch import DriverState, Launcher
-from qtune_service.jobs.models import Job, JobError, JobStatus
+from qtune_service.jobs.models import Job, JobError, JobStatus, Progress
 from qtune_service.jobs.store import JobStore, NewJob
 
 SILENCE_S = 30.0
@@ -33,6 +35,10 @@ class JobService:
     store: JobStore
     launchers: Mapping[str, Launcher]
     max_running: int = 1
+    datasets_root: str = ""
+    """Where `dataset://` leads."""
+    on_scored: Callable[[int, int], None] = lambda _samples, _tokens: None
+    """Told of samples and tokens that were scored since the last time."""
 
     def submit(self, new: NewJob) -> tuple[Job, bool]:
         """Queue a job; (job, whether it is new)."""
@@ -69,7 +75,8 @@ class JobService:
 
     def _start(self, job: Job) -> None:
         try:
-            reference = self.launchers[job.launcher].start(job)
+            spec = resolved(job.spec, self.datasets_root)
+            reference = self.launchers[job.launcher].start(replace(job, spec=spec))
         except QTuneError as error:
             self._end(job, JobStatus.failed, JobError("launch_failed", error.message, error.hint))
         except KeyError:
@@ -92,7 +99,7 @@ class JobService:
         # The launcher first: what a driver writes last is then there to be read.
         state = launcher.state(job.reference)
         word = read_word(job.output, before=job.progress)
-        self.store.note(job.id, stage=word.stage or job.stage, progress=word.progress)
+        self._note_progress(job, word.progress, stage=word.stage or job.stage)
         if state is DriverState.ended or (state is DriverState.elsewhere and self._is_silent(job, word)):
             self._conclude(job, word)
         elif job.cancel_requested:
@@ -106,6 +113,8 @@ class JobService:
     def _conclude(self, job: Job, word: DriverWord) -> None:
         """The driver is gone; what it left says how it ended."""
         if word.manifest is not None:
+            if job.spec.get("from_scores") is None and job.attempts == 1:
+                self._note_progress(job, _complete(word), stage=job.stage)
             counts, thresholds = (word.manifest.get(name) or {} for name in ("counts", "thresholds"))
             self.store.move(job.id, JobStatus.succeeded, stage="done", counts=counts, thresholds=thresholds)
         elif job.cancel_requested:
@@ -115,6 +124,12 @@ class JobService:
         else:
             hint = "Its log may say why. Resume the job: it goes on where it was."
             self._end(job, JobStatus.failed, JobError("driver_vanished", "the job's driver ended without a word", hint))
+
+    def _note_progress(self, job: Job, now: Progress, **seen: Any) -> None:
+        before = self.store.note_progress(job.id, now, **seen)
+        # Another attempt counts its tokens anew.
+        tokens = now.tokens_done - before.tokens_done if now.tokens_done >= before.tokens_done else now.tokens_done
+        self.on_scored(max(now.samples_done - before.samples_done, 0), tokens)
 
     def _end(self, job: Job, status: JobStatus, error: JobError | None) -> None:
         self.store.move(job.id, status, error=error)
@@ -130,6 +145,14 @@ class JobService:
 
     def _is_silent(self, job: Job, word: DriverWord) -> bool:
         return time.time() - max(word.updated_at_s, _started_s(job)) > SILENCE_S
+
+
+def _complete(word: DriverWord) -> Progress:
+    """Of a job that is through: its driver's last words on its progress may have been missed."""
+    manifest = word.manifest or {}
+    read = manifest.get("counts", {}).get("read", word.progress.samples_done)
+    tokens = manifest.get("scoring", {}).get("tokens", word.progress.tokens_done)
+    return Progress(samples_done=read, samples_total=read, tokens_done=tokens)
 
 
 def _started_s(job: Job) -> float:

@@ -6,8 +6,6 @@ holds the queue's one row, so that two servers neither take the same job nor sta
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import json
 import time
@@ -19,9 +17,10 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, func, or_, select
 from sqlalchemy.exc import IntegrityError
 
-from qtune_service.errors import IdempotencyConflictError, IllegalMoveError, NotFoundError, SpecError
+from qtune_service.errors import IdempotencyConflictError, IllegalMoveError, NotFoundError
 from qtune_service.jobs.database import reading, writing
-from qtune_service.jobs.ids import is_id, new_id
+from qtune_service.jobs.dataset_uris import require_datasets
+from qtune_service.jobs.ids import cursor_after, id_of_cursor, new_id
 from qtune_service.jobs.models import Job, JobError, JobStatus, Progress, check_move
 from qtune_service.jobs.tables import jobs, queue_lock
 
@@ -57,6 +56,17 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
+class Figures:
+    """Numbers of all jobs."""
+
+    jobs: Mapping[str, int]
+    """By status."""
+    oldest_queued_us: int | None
+    """Since when the first job in the queue waits."""
+    tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class JobStore:
     """Jobs in a database."""
 
@@ -65,12 +75,13 @@ class JobStore:
     def create(self, new: NewJob) -> tuple[Job, bool]:
         """Queue a job; or find the one that the same key and request made: (job, whether it is new).
 
-        Raises IdempotencyConflictError where the key was used for another request.
+        Raises IdempotencyConflictError where the key was used for another request, and UnknownDatasetError.
         """
         try:
             with writing(self.engine) as connection:
                 if (known := self._known(connection, new)) is not None:
                     return known, False
+                require_datasets(connection, new.spec)
                 row = _new_row(new)
                 connection.execute(jobs.insert().values(row))
                 return _job(connection.execute(select(jobs).where(jobs.c.id == row["id"])).one()), True
@@ -117,11 +128,11 @@ class JobStore:
         if owner is not None:
             wanted = wanted.where(jobs.c.owner == owner)
         if cursor is not None:
-            wanted = wanted.where(jobs.c.id < _id_of(cursor))
+            wanted = wanted.where(jobs.c.id < id_of_cursor(cursor))
         with reading(self.engine) as connection:
             found = [_job(row) for row in connection.execute(wanted)]
         more = len(found) > limit
-        return Page(tuple(found[:limit]), _cursor_of(found[limit - 1].id) if more else None)
+        return Page(tuple(found[:limit]), cursor_after(found[limit - 1].id) if more else None)
 
     def running(self) -> list[Job]:
         """All running jobs, the oldest first."""
@@ -134,6 +145,15 @@ class JobStore:
         with reading(self.engine) as connection:
             rows = connection.execute(select(jobs.c.status, func.count().label("number")).group_by(jobs.c.status)).all()
         return {str(status): 0 for status in JobStatus} | {row.status: row.number for row in rows}
+
+    def figures(self) -> Figures:
+        """Numbers of all jobs; cheap, however many there are."""
+        counts = self.count()
+        with reading(self.engine) as connection:
+            oldest = connection.execute(select(func.min(jobs.c.updated_at)).where(jobs.c.status == "queued"))
+            running = connection.execute(select(jobs.c.progress).where(jobs.c.status == "running"))
+            tokens_per_s = sum(row.progress["tokens_per_s"] for row in running)
+            return Figures(counts, oldest.scalar_one(), tokens_per_s)
 
     # --- changes
 
@@ -163,18 +183,21 @@ class JobStore:
             return None if row is None else _move(connection, row, JobStatus.running)
 
     def move(self, job_id: str, status: JobStatus, *, error: JobError | None = None, **seen: Any) -> Job:
-        """Change a job's status. Raises IllegalMoveError and NotFoundError."""
+        """Change a job's status. Raises IllegalMoveError and NotFoundError, and UnknownDatasetError on the way back."""
         with writing(self.engine) as connection:
             return _move(connection, _row(connection, job_id, lock=True), status, error=error, **seen)
 
     def note(self, job_id: str, **seen: Any) -> Job:
         """Write down what is seen of a job, such as its stage and progress; where nothing is new there is no event."""
         with writing(self.engine) as connection:
+            return _note(connection, _row(connection, job_id, lock=True), seen)
+
+    def note_progress(self, job_id: str, progress: Progress, **seen: Any) -> Progress:
+        """The same for progress; what it was before. Of several servers one alone is told of each step."""
+        with writing(self.engine) as connection:
             row = _row(connection, job_id, lock=True)
-            values = _values(seen)
-            if all(getattr(row, name) == value for name, value in values.items()):
-                return _job(row)
-            return _changed(connection, row, values)
+            _note(connection, row, {**seen, "progress": progress})
+            return Progress(**row.progress)
 
     def request_cancel(self, job_id: str) -> Job:
         """Cancel a queued job at once, and ask for the end of a running one. Raises IllegalMoveError for others."""
@@ -209,10 +232,17 @@ def _move(
     if status is JobStatus.running:
         values |= {"started_at": now, "finished_at": None, "attempts": row.attempts + 1}
     elif status is JobStatus.queued:
+        require_datasets(connection, row.spec)
         values |= {"started_at": None, "finished_at": None, "stage": "", "reference": {}, "cancel_requested": False}
     else:
         values |= {"finished_at": now}
     return _changed(connection, row, values)
+
+
+def _note(connection: Connection, row: Row[Any], seen: Mapping[str, Any]) -> Job:
+    values = _values(seen)
+    is_news = any(getattr(row, name) != value for name, value in values.items())
+    return _changed(connection, row, values) if is_news else _job(row)
 
 
 def _changed(connection: Connection, row: Row[Any], values: Mapping[str, Any]) -> Job:
@@ -284,17 +314,3 @@ def now_us() -> int:
 def time_of(value: int | None) -> datetime | None:
     """The time that so many microseconds stand for, in UTC."""
     return None if value is None else datetime.fromtimestamp(value / 1e6, UTC)
-
-
-def _cursor_of(job_id: str) -> str:
-    return base64.urlsafe_b64encode(job_id.encode()).decode().rstrip("=")
-
-
-def _id_of(cursor: str) -> str:
-    try:
-        job_id = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii")
-    except (binascii.Error, ValueError):
-        job_id = ""
-    if not is_id(job_id):
-        raise SpecError("the cursor is none of this server's", "Take it from `next_cursor` of the page before.")
-    return job_id

@@ -72,3 +72,18 @@ tokens = Table(
     Column("revoked_at", BigInteger),
     Column("last_used_at", BigInteger),
 )
+
+datasets = Table(
+    "datasets",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("name", String(255), nullable=False),
+    Column("owner", String(100), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("format", String(16), nullable=False),
+    Column("rows", BigInteger),
+    Column("num_bad_rows", BigInteger),
+    Column("first_problem", Text, nullable=False),
+)

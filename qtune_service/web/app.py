@@ -6,24 +6,51 @@ import contextlib
 import logging
 import threading
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from urllib.parse import quote
 
-from fastapi import APIRouter, FastAPI
-from sqlalchemy import text
+from anyio import CapacityLimiter
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.responses import PlainTextResponse, RedirectResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+from sqlalchemy import Engine, text
 
 from qtune_service import __version__
 from qtune_service.errors import QTuneError, SettingsError
 from qtune_service.jobs.access import TokenStore
 from qtune_service.jobs.database import open_database, reading, upgrade
+from qtune_service.jobs.datasets import DatasetStore
 from qtune_service.jobs.launch import Launcher
 from qtune_service.jobs.local import LocalLauncher
 from qtune_service.jobs.policy import Policy
 from qtune_service.jobs.service import JobService
 from qtune_service.jobs.store import JobStore
+from qtune_service.jobs.uploads import Datasets
 from qtune_service.settings import Settings
-from qtune_service.web import job_routes, output_routes, pages, problems
-from qtune_service.web.deps import Server, TheServer
+from qtune_service.web import (
+    compare_routes,
+    dataset_routes,
+    job_routes,
+    log_routes,
+    openapi,
+    output_routes,
+    pages,
+    plane_routes,
+    preview_routes,
+    problems,
+    server_routes,
+    session_routes,
+)
+from qtune_service.web.bodies import BodyLimit
+from qtune_service.web.deps import Reader, Server, SignInNeededError, TheServer
+from qtune_service.web.headers import SecurityHeaders
+from qtune_service.web.metrics import Metrics
+from qtune_service.web.observing import Observed
+from qtune_service.web.origins import OwnOrigin
+from qtune_service.web.sessions import Sessions
 
 ROUND_EVERY_S = 0.5
+MAX_UPLOADS, MAX_PREVIEWS = 8, 2
 _log = logging.getLogger(__name__)
 
 
@@ -37,16 +64,39 @@ def create_app(settings: Settings, launchers: Mapping[str, Launcher] | None = No
         docs_url=None,
         redoc_url=None,
         openapi_url="/api/v1/openapi.json",
+        generate_unique_id_function=openapi.operation_id,
     )
-    app.state.server = make_server(settings, launchers)
+    app.state.server = server = make_server(settings, launchers)
     problems.install(app)
+    openapi.install(app)
+    app.add_exception_handler(SignInNeededError, _sign_in)
+    for layer, given in (  # the last is the outermost
+        (BodyLimit, {}),
+        (OwnOrigin, {"settings": settings}),
+        (Observed, {"note": server.metrics.note_request}),
+        (SecurityHeaders, {}),
+    ):
+        app.add_middleware(layer, **given)
     api = APIRouter(prefix="/api/v1")
+    api.include_router(session_routes.router)
+    api.include_router(server_routes.router)
     api.include_router(job_routes.router)
+    api.include_router(log_routes.router)
     api.include_router(output_routes.router)
+    api.include_router(plane_routes.router)
+    api.include_router(compare_routes.router)
+    api.include_router(dataset_routes.router)
+    api.include_router(preview_routes.router)
     app.include_router(api)
     app.include_router(_operations())
     pages.install(app)
     return app
+
+
+def _sign_in(_request: Request, error: Exception) -> Response:
+    """Go to the sign-in page, and from there to where one was going."""
+    back = error.back if isinstance(error, SignInNeededError) else "/"
+    return RedirectResponse(f"/sign-in?next={quote(back, safe='/')}", status_code=303)
 
 
 def make_server(settings: Settings, launchers: Mapping[str, Launcher] | None = None) -> Server:
@@ -61,24 +111,38 @@ def make_server(settings: Settings, launchers: Mapping[str, Launcher] | None = N
         )
     root = str(settings.data_root)
     launchers = launchers or {"local": LocalLauncher(settings.data_root / "jobs")}
+    store = JobStore(database)
+    metrics = Metrics(store)
     return Server(
         settings=settings,
         database=database,
-        jobs=JobService(JobStore(database), launchers, settings.max_running_jobs),
+        jobs=JobService(store, launchers, settings.max_running_jobs, settings.datasets, metrics.note_scored),
+        metrics=metrics,
         tokens=tokens,
+        sessions=Sessions(tokens, settings.session_hours * 3600),
         policy=Policy(
             inputs=settings.allowed_inputs,
             outputs=(f"{root}/outputs", *settings.allowed_outputs),
             models=settings.allowed_models,
             remote_code=settings.allow_remote_code,
         ),
+        datasets=make_datasets(settings, database),
+        uploads=CapacityLimiter(MAX_UPLOADS),
+        previews=CapacityLimiter(MAX_PREVIEWS),
     )
+
+
+def make_datasets(settings: Settings, database: Engine) -> Datasets:
+    """Uploaded datasets; what is stored elsewhere arrives on this machine first."""
+    arrivals = settings.data_root / "arrivals" if "://" in settings.datasets else Path(settings.datasets)
+    return Datasets(DatasetStore(database), settings.datasets, arrivals, settings.max_upload_bytes)
 
 
 @contextlib.asynccontextmanager
 async def _life(app: FastAPI) -> AsyncIterator[None]:
     """Go round while the server runs. Drivers go on when it ends."""
     server: Server = app.state.server
+    server.datasets.sweep()
     ended = threading.Event()
     thread = threading.Thread(target=_go_round, args=(server.jobs, ended), name="jobs", daemon=True)
     thread.start()
@@ -111,5 +175,10 @@ def _operations() -> APIRouter:
         with reading(server.database) as connection:
             connection.execute(text("SELECT 1"))
         return {"status": "ok"}
+
+    @router.get("/metrics", response_class=PlainTextResponse, responses=problems.failures(401, 403))
+    def metrics(server: TheServer, _who: Reader) -> Response:
+        """Figures for Prometheus, which sends a token of scope read as bearer."""
+        return Response(server.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     return router

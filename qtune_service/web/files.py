@@ -11,17 +11,19 @@ import tarfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import Response
+from fastapi import Depends, Header, Response
 from fastapi.responses import StreamingResponse
 
 from qtune_service.data import storage
 from qtune_service.errors import NotFoundError
 from qtune_service.outputs.finished import FinishedOutput
+from qtune_service.web.problems import answer
 
 OTHERS = ("manifest.json", "report.html", "summary_statistics.json", "plane.json")
 TYPES = {"parquet": "application/vnd.apache.parquet", "json": "application/json", "html": "text/html; charset=utf-8"}
+OTHER = "application/octet-stream"
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)$")
 
 
@@ -44,7 +46,28 @@ class OutputFile:
     @property
     def media_type(self) -> str:
         """By the ending of its name."""
-        return TYPES.get(self.path.rpartition(".")[2], "application/octet-stream")
+        return TYPES.get(self.path.rpartition(".")[2], OTHER)
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What a client wants of a file, by the headers of HTTP (RFC 9110)."""
+
+    range: str | None = None
+    if_range: str | None = None
+    if_none_match: str = ""
+
+
+def conditions(
+    range_: Annotated[str | None, Header(alias="Range", description="As `bytes=0-999`; one range only.")] = None,
+    if_range: Annotated[str | None, Header(description="An ETag: the range only of this content, else all.")] = None,
+    if_none_match: Annotated[str, Header(description="ETags: nothing where it is one of these.")] = "",
+) -> Conditions:
+    """From a request."""
+    return Conditions(range_, if_range, if_none_match)
+
+
+Wanted = Annotated[Conditions, Depends(conditions)]
 
 
 def list_files(finished: FinishedOutput) -> list[OutputFile]:
@@ -67,19 +90,20 @@ def find_file(finished: FinishedOutput, path: str) -> OutputFile:
     raise NotFoundError(f"the output has no file {path!r}", "GET .../files lists those that it has.")
 
 
-def serve(file: OutputFile, headers: Mapping[str, str], *, is_head: bool) -> Response:
+def serve(file: OutputFile, wanted: Conditions, *, is_head: bool) -> Response:
     """A file, a range of it, or that it has not changed."""
     common = {"ETag": file.etag, "Accept-Ranges": "bytes", "Cache-Control": "private, no-cache"}
     common["Content-Disposition"] = f'attachment; filename="{file.path.rpartition("/")[2]}"'
     if file.sha256:
         common["X-Checksum-Sha256"] = file.sha256
-    if file.etag in _tags(headers.get("if-none-match", "")):
+    if file.etag in _tags(wanted.if_none_match):
         return Response(status_code=304, headers=common)
-    wanted = headers.get("range")
-    if wanted is None or headers.get("if-range", file.etag) != file.etag:
+    if wanted.range is None or (wanted.if_range or file.etag) != file.etag:
         return _body(file, 0, file.size_bytes, 200, common, is_head=is_head)
-    if (span := _span(wanted, file.size_bytes)) is None:
-        return Response(status_code=416, headers={**common, "Content-Range": f"bytes */{file.size_bytes}"})
+    if (span := _span(wanted.range, file.size_bytes)) is None:
+        refusal = answer(416, "range_not_satisfiable", f"a file of {file.size_bytes} bytes has no {wanted.range!r}")
+        refusal.headers.update({**common, "Content-Range": f"bytes */{file.size_bytes}"})
+        return refusal
     start, stop = span
     common["Content-Range"] = f"bytes {start}-{stop - 1}/{file.size_bytes}"
     return _body(file, start, stop, 206, common, is_head=is_head)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.responses import StreamingResponse
 from sse_starlette.sse import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 
@@ -19,20 +18,23 @@ from qtune_service.jobs.models import JobStatus
 from qtune_service.jobs.store import NewJob
 from qtune_service.outputs.folder import Output
 from qtune_service.web.deps import Caller, Reader, Server, Submitter, TheServer
-from qtune_service.web.problems import Problem
+from qtune_service.web.problems import failures
 from qtune_service.web.schemas import JobPage, JobRequest, JobView, RepruneRequest
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 EVENT_EVERY_S = 0.5
 LAUNCHER = "local"
-FAILURES: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "content": {"application/problem+json": {}}} for status in (401, 403, 404, 409, 422, 503)
+FAILURES = failures(401, 403, 404, 409, 422, 503)
+MADE: dict[int | str, dict[str, Any]] = {
+    200: {"model": JobView, "description": "The job that an earlier request with this key made."},
+    201: {"description": "A new job.", "headers": {"Location": {"schema": {"type": "string"}}}},
+    **FAILURES,
 }
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)]
 
 
-@router.post("", status_code=201, responses=FAILURES)
-def submit(
+@router.post("", status_code=201, responses=MADE)
+def submit_job(
     body: JobRequest, server: TheServer, who: Submitter, response: Response, idempotency_key: Key = None
 ) -> JobView:
     """Queue a job. With an Idempotency-Key the same request makes one job, however often it is sent."""
@@ -56,7 +58,7 @@ def _queue(
 
 
 @router.get("", responses=FAILURES)
-def find(
+def list_jobs(
     server: TheServer,
     _who: Reader,
     status: Annotated[list[JobStatus], Query()] = [],  # noqa: B006 - FastAPI copies it
@@ -70,33 +72,33 @@ def find(
 
 
 @router.get("/{job_id}", responses=FAILURES)
-def get(job_id: str, server: TheServer, _who: Reader) -> JobView:
+def get_job(job_id: str, server: TheServer, _who: Reader) -> JobView:
     """One job."""
     return JobView.of(server.jobs.store.get(job_id))
 
 
 @router.post("/{job_id}/cancel", status_code=202, responses=FAILURES)
-def cancel(job_id: str, server: TheServer, _who: Submitter) -> JobView:
+def cancel_job(job_id: str, server: TheServer, _who: Submitter) -> JobView:
     """Stop a job. One that runs saves what it has in hand first; `resume` goes on from there."""
     return JobView.of(server.jobs.cancel(job_id))
 
 
 @router.post("/{job_id}/resume", status_code=202, responses=FAILURES)
-def resume(job_id: str, server: TheServer, _who: Submitter) -> JobView:
+def resume_job(job_id: str, server: TheServer, _who: Submitter) -> JobView:
     """Queue a failed or cancelled job again. It goes on where it was."""
     return JobView.of(server.jobs.resume(job_id))
 
 
 @router.delete("/{job_id}", status_code=204, responses=FAILURES)
-def delete(job_id: str, server: TheServer, _who: Submitter, keep_output: bool = False) -> None:
+def delete_job(job_id: str, server: TheServer, _who: Submitter, keep_output: bool = False) -> None:
     """Forget a job that has ended, and remove its output unless it is to be kept."""
     job = server.jobs.delete(job_id)
     if not keep_output and storage.is_folder(job.output):
         Output(job.output).clear()
 
 
-@router.post("/{job_id}/reprune", status_code=201, responses=FAILURES)
-def reprune(
+@router.post("/{job_id}/reprune", status_code=201, responses=MADE)
+def reprune_job(
     job_id: str,
     body: RepruneRequest,
     server: TheServer,
@@ -117,8 +119,12 @@ def reprune(
     return _queue(server, who, name, spec, idempotency_key, response, chose_place=True)
 
 
-@router.get("/{job_id}/events", responses=FAILURES)
-async def events(
+@router.get(
+    "/{job_id}/events",
+    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}, **FAILURES},
+    response_class=Response,
+)
+async def follow_job(
     job_id: str,
     request: Request,
     server: TheServer,
@@ -140,21 +146,3 @@ async def events(
             job = await run_in_threadpool(server.jobs.store.get, job_id)
 
     return EventSourceResponse(changes(), ping=15)
-
-
-@router.get("/{job_id}/logs", responses=FAILURES, response_class=StreamingResponse)
-def logs(
-    job_id: str, server: TheServer, _who: Reader, tail: Annotated[int | None, Query(ge=1, le=100_000)] = None
-) -> StreamingResponse:
-    """What the job's driver printed, or its last lines."""
-    job = server.jobs.store.get(job_id)
-    blocks = server.jobs.launchers[job.launcher].log(job)
-    return StreamingResponse(_tail(blocks, tail) if tail else blocks, media_type="text/plain; charset=utf-8")
-
-
-def _tail(blocks: Iterator[bytes], lines: int) -> Iterator[bytes]:
-    """The last lines, holding no more than these."""
-    kept = b""
-    for block in blocks:
-        kept = b"".join((kept + block).splitlines(keepends=True)[-lines:])
-    yield kept

@@ -6,30 +6,46 @@ from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
-from qtune_service.config import JobSpec
 from qtune_service.data import storage
-from qtune_service.errors import NotFoundError, OutputConflictError
-from qtune_service.jobs.command import job_command
+from qtune_service.errors import OutputConflictError
 from qtune_service.outputs.finished import FinishedOutput
-from qtune_service.outputs.folder import Output
-from qtune_service.outputs.query import Limits, Records, Selection, find, find_sample, rejected_of, samples_of
-from qtune_service.outputs.query.fields import quoted
-from qtune_service.outputs.query.rows import read_rows
-from qtune_service.report.plane_file import Plane
-from qtune_service.report.shown import plain, shown_samples
+from qtune_service.outputs.query import Limits, Records, Selection, find, find_sample, samples_of
+from qtune_service.report.shown import shown_samples
 from qtune_service.web import files as output_files
 from qtune_service.web.deps import Reader, Server, TheServer
+from qtune_service.web.files import Wanted
 from qtune_service.web.job_routes import FAILURES
+from qtune_service.web.problems import failures
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["outputs"])
 LIMITS = Limits(seconds=20.0)
 """What a question to an output may take."""
-REPORT_POLICY = "default-src 'none'; sandbox allow-scripts allow-downloads"
-"""For reports, beside the policy that each carries itself: no access to the server's cookies."""
+REPORT_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'self'; sandbox allow-scripts allow-downloads"
+)
+"""For reports: no access to the server and its cookies. Each names its own scripts in a policy that it carries."""
+
+
+TEXT, BINARY = {"type": "string"}, {"type": "string", "format": "binary"}
+CONTENT: dict[str, Any] = {kind: {"schema": {}} for kind in (*output_files.TYPES.values(), output_files.OTHER)}
+HEADERS = {
+    "ETag": "Another content has another.",
+    "X-Checksum-Sha256": "Of the whole file, where it is known.",
+    "Content-Disposition": "The file's name.",
+}
+SENT = {name: {"description": text, "schema": TEXT} for name, text in HEADERS.items()}
+FILE: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The whole file.", "content": CONTENT, "headers": SENT},
+    206: {"description": "The range that was asked for.", "content": CONTENT, "headers": SENT},
+    304: {"description": "It has not changed since the ETag of If-None-Match."},
+    **failures(401, 403, 404, 409, 416, 422, 503),
+}
+FilePath = Annotated[str, Path(description="As `GET .../files` lists it.")]
 
 
 class FileView(BaseModel):
@@ -48,36 +64,13 @@ class SamplesView(BaseModel):
     samples: list[dict[str, Any]]
 
 
-class RejectedView(BaseModel):
-    """Records that could not be used."""
-
-    total: int = Field(description="Those that match.")
-    by_reason: dict[str, int] = Field(description="Of all rejected records, the most frequent reason first.")
-    records: list[dict[str, Any]] = Field(description="sample_id, source, line, reason, detail, category, record.")
-
-
-class CommandView(BaseModel):
-    """A line for a shell, or a few."""
-
-    command: str
-
-
-class HistoryView(BaseModel):
-    """How fast a job's last attempt was over time: a place in each column is a moment while it scored."""
-
-    at_s: list[float] = Field(default=[], description="Seconds since 1970.")
-    samples_done: list[int] = []
-    tokens_done: list[int] = []
-    tokens_per_s: list[float] = []
-
-
 @lru_cache(maxsize=32)
 def _opened(output: str, version: str) -> tuple[FinishedOutput, Records]:  # noqa: ARG001 - another version is another entry
     finished = FinishedOutput(output)
     return finished, samples_of(finished)
 
 
-def _finished(server: Server, job_id: str) -> tuple[FinishedOutput, Records]:
+def finished_output(server: Server, job_id: str) -> tuple[FinishedOutput, Records]:
     """The output of a job that has one. Raises OutputConflictError for others."""
     job = server.jobs.store.get(job_id)
     found = storage.stat(storage.join(job.output, "manifest.json"))
@@ -86,24 +79,24 @@ def _finished(server: Server, job_id: str) -> tuple[FinishedOutput, Records]:
     return _opened(job.output, found.version)
 
 
-def _pruned(server: Server, job_id: str) -> FinishedOutput:
+def pruned_output(server: Server, job_id: str) -> FinishedOutput:
     """The same, where more was done than to score. Raises OutputConflictError for others."""
-    finished, _ = _finished(server, job_id)
+    finished, _ = finished_output(server, job_id)
     if finished.spec.prune is None:
         raise OutputConflictError(f"job {job_id} only scored its samples", "Prune them: POST .../reprune.")
     return finished
 
 
 @router.get("/summary", responses=FAILURES)
-def summary(job_id: str, server: TheServer, _who: Reader) -> dict[str, Any]:
+def get_summary(job_id: str, server: TheServer, _who: Reader) -> dict[str, Any]:
     """The numbers of a finished job: summary_statistics.json."""
-    finished = _pruned(server, job_id)
+    finished = pruned_output(server, job_id)
     body: dict[str, Any] = storage.read_json(finished.folder.at("summary_statistics.json"))
     return body
 
 
 @router.get("/samples", responses=FAILURES)
-def samples(
+def list_samples(
     job_id: str,
     server: TheServer,
     _who: Reader,
@@ -112,10 +105,10 @@ def samples(
     where: Annotated[str | None, Query(max_length=2000, description="A condition in SQL.")] = None,
     sort: Annotated[str, Query(max_length=200, description="borderline, typical, or a column; -column.")] = "",
     limit: Annotated[int, Query(ge=1, le=100)] = 10,
-    offset: Annotated[int, Query(ge=0)] = 0,
+    offset: Annotated[int, Query(ge=0, le=2**53)] = 0,
 ) -> SamplesView:
     """Samples with their tokens and scores."""
-    finished, records = _finished(server, job_id)
+    finished, records = finished_output(server, job_id)
     wanted = Selection(quadrant=quadrant, kept=kept, where=where, sort=sort, limit=limit, offset=offset)
     found = find(records, wanted, LIMITS)
     shown = shown_samples(finished, records, found.index)
@@ -123,86 +116,56 @@ def samples(
 
 
 @router.get("/samples/{sample_id}", responses=FAILURES)
-def sample(job_id: str, sample_id: str, server: TheServer, _who: Reader) -> dict[str, Any]:
+def get_sample(job_id: str, sample_id: str, server: TheServer, _who: Reader) -> dict[str, Any]:
     """One sample with its tokens and scores."""
-    finished, records = _finished(server, job_id)
+    finished, records = finished_output(server, job_id)
     index = find_sample(records, sample_id, LIMITS)
     (shown,) = shown_samples(finished, records, np.array([index]))
     return shown.to_json()
 
 
-@router.get("/plane", responses={**FAILURES, 200: {"model": Plane}, 304: {"description": "Not changed."}})
-def plane(job_id: str, request: Request, server: TheServer, _who: Reader) -> Response:
-    """The error-uncertainty plane: thresholds, histograms, points, charts, and the curve of other keep ratios."""
-    finished = _pruned(server, job_id)
-    if storage.stat(finished.folder.at("plane.json")) is None:
-        hint = f"Prune it again from its scores, in seconds; the ratio was {finished.prune.sample_keep_ratio}."
-        raise NotFoundError(f"job {job_id} was run by an earlier version, which wrote no plane.json", hint)
-    return output_files.serve(output_files.find_file(finished, "plane.json"), request.headers, is_head=False)
-
-
-@router.get("/rejected", responses=FAILURES)
-def rejected(
-    job_id: str,
-    server: TheServer,
-    _who: Reader,
-    reason: Annotated[str | None, Query(max_length=200)] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 10,
-    offset: Annotated[int, Query(ge=0)] = 0,
-) -> RejectedView:
-    """Records that could not be used, each with its place and the reason."""
-    finished, _ = _finished(server, job_id)
-    reasons = sorted(finished.manifest["rejected_reasons"].items(), key=lambda item: (-item[1], item[0]))
-    records = rejected_of(finished)
-    where = None if reason is None else f"reason = {quoted(reason)}"
-    found = find(records, Selection(where=where, limit=limit, offset=offset), LIMITS)
-    names = [name for name in records.fields if name != "index"]
-    rows = [plain(row) for row in read_rows(records, found.index, names)]
-    return RejectedView(total=found.num_matching, by_reason=dict(reasons), records=rows)
-
-
-@router.get("/history", responses=FAILURES)
-def history(job_id: str, server: TheServer, _who: Reader) -> HistoryView:
-    """Speed over time, also while the job runs. Empty where nothing was scored."""
-    uri = Output(server.jobs.store.get(job_id).output).at("_qtune", "progress.json")
-    body = storage.read_json(uri) if storage.stat(uri) else {}
-    return HistoryView.model_validate(body.get("history", {}))
-
-
-@router.get("/command", responses=FAILURES)
-def command(job_id: str, server: TheServer, _who: Reader) -> CommandView:
-    """The command that does the same without a server."""
-    spec = JobSpec.model_validate(server.jobs.store.get(job_id).spec)
-    return CommandView(command=job_command(spec))
-
-
-@router.get("/report", responses=FAILURES)
-def report(job_id: str, server: TheServer, _who: Reader) -> Response:
+@router.get(
+    "/report", responses={200: {"content": {"text/html": {"schema": TEXT}}}, **FAILURES}, response_class=Response
+)
+def get_report(job_id: str, server: TheServer, _who: Reader) -> Response:
     """The report page."""
-    finished = _pruned(server, job_id)
+    finished = pruned_output(server, job_id)
     body = storage.read_bytes(finished.folder.at("report.html"))
     return Response(body, media_type="text/html; charset=utf-8", headers={"Content-Security-Policy": REPORT_POLICY})
 
 
 @router.get("/files", responses=FAILURES)
-def files(job_id: str, server: TheServer, _who: Reader) -> list[FileView]:
+def list_files(job_id: str, server: TheServer, _who: Reader) -> list[FileView]:
     """The files of a finished job."""
-    finished, _ = _finished(server, job_id)
+    finished, _ = finished_output(server, job_id)
     return [FileView.model_validate(file, from_attributes=True) for file in output_files.list_files(finished)]
 
 
-@router.api_route("/files/{path:path}", methods=["GET", "HEAD"], responses=FAILURES)
-def file(job_id: str, path: str, request: Request, server: TheServer, _who: Reader) -> Response:
+@router.get("/files/{path:path}", responses=FILE, response_class=Response)
+def get_file(
+    job_id: str, path: FilePath, request: Request, server: TheServer, _who: Reader, wanted: Wanted
+) -> Response:
     """A file, or a range of it."""
-    finished, _ = _finished(server, job_id)
-    found = output_files.find_file(finished, path)
-    return output_files.serve(found, request.headers, is_head=request.method == "HEAD")
+    finished, _ = finished_output(server, job_id)
+    return output_files.serve(output_files.find_file(finished, path), wanted, is_head=request.method == "HEAD")
 
 
-@router.get("/archive", responses=FAILURES, response_class=StreamingResponse)
-def archive(job_id: str, server: TheServer, _who: Reader, scores: bool = False) -> StreamingResponse:
+@router.head("/files/{path:path}", responses=FILE, response_class=Response)
+def head_file(
+    job_id: str, path: FilePath, request: Request, server: TheServer, who: Reader, wanted: Wanted
+) -> Response:
+    """What `GET` would say of a file, without the file."""
+    return get_file(job_id, path, request, server, who, wanted)
+
+
+@router.get(
+    "/archive",
+    responses={200: {"content": {"application/x-tar": {"schema": BINARY}}}, **FAILURES},
+    response_class=StreamingResponse,
+)
+def get_archive(job_id: str, server: TheServer, _who: Reader, scores: bool = False) -> StreamingResponse:
     """A tar of the product and what explains it; with scores, of all."""
-    finished, _ = _finished(server, job_id)
+    finished, _ = finished_output(server, job_id)
     folders = ("",) if scores else ("pruned/", "tokenizer/", *output_files.OTHERS)
     headers = {"Content-Disposition": f'attachment; filename="{job_id}.tar"'}
     return StreamingResponse(output_files.archive(finished, folders), media_type="application/x-tar", headers=headers)

@@ -16,15 +16,24 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Response
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from qtune_service import __version__
+from qtune_service.jobs.models import JobStatus
 from qtune_service.web import charts
+from qtune_service.web.deps import PageReader
+from qtune_service.web.form import PARTS, form_fields
 
 STATIC = Path(str(files("qtune_service.web"))) / "static"
 REPORT_CSS = Path(str(files("qtune_service.report"))) / "templates" / "css"
 STYLES = ("report/page", "report/tables", "report/figures", "report/samples", "report/media", "css/shell")
+PLACED = {
+    "input.paths", "model.name", "prune.sample_keep_ratio", "prune.token_keep_ratio", "prune.strategy",
+    "prune.strategy_order", "prune.token_strategy",
+}  # fmt: skip
+"""Fields of the form that new.html.j2 places itself; the others are listed below them."""
 A_YEAR_S = 31_536_000
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
@@ -43,13 +52,33 @@ def render(template: str, **values: Any) -> str:
 
 
 @router.get("/")
-def jobs() -> str:
+def jobs(_who: PageReader) -> str:
     """All jobs."""
-    return render("jobs.html.j2")
+    return render("jobs.html.j2", statuses=list(JobStatus))
+
+
+@router.get("/new")
+def new_job(_who: PageReader) -> str:
+    """The form of a new job."""
+    fields = form_fields()
+    rest = {part: [n for n in fields if n.startswith(f"{part}.") and n not in PLACED] for part in PARTS}
+    return render("new.html.j2", fields=fields, rest=rest)
+
+
+@router.get("/compare")
+def compare(_who: PageReader) -> str:
+    """Two jobs side by side."""
+    return render("compare.html.j2")
+
+
+@router.get("/sign-in")
+def sign_in() -> str:
+    """The one page for everybody."""
+    return render("sign_in.html.j2")
 
 
 @router.get("/jobs/{job_id}")
-def job(job_id: str) -> str:
+def job(job_id: str, _who: PageReader) -> str:
     """One job. Whether there is one of this id, the page's script finds out."""
     return render("job.html.j2", job_id=job_id)
 
@@ -81,5 +110,14 @@ def _environment() -> Environment:
         loader=PackageLoader("qtune_service.web"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    environment.filters["code"] = _with_code
     environment.globals.update(version=__version__, styles=STYLES, static=lambda path: f"/static/{digest()}/{path}")
     return environment
+
+
+def _with_code(text: str) -> Markup:
+    """Texts of settings, where `this` stands for code."""
+    parts = [
+        Markup("<code>{}</code>").format(part) if i % 2 else escape(part) for i, part in enumerate(text.split("`"))
+    ]
+    return Markup("").join(parts)

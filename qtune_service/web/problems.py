@@ -1,7 +1,7 @@
 """Errors as RFC 9457 problem+json: a stable code, what was wrong, what to do, and for 422 which field.
 
 Each of the package's errors has its status here, so routes just raise. What is not expected becomes a 500 that says
-nothing of the server's inside; the log has it.
+nothing of the server's inside (observing.py); the log has it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from qtune_service.errors import (
+    BusyError,
     DatabaseError,
     DataError,
+    DatasetInUseError,
+    DiskFullError,
     IdempotencyConflictError,
     IllegalMoveError,
+    ModelError,
     NotAllowedError,
     NotFoundError,
     NotSignedInError,
@@ -29,6 +33,8 @@ from qtune_service.errors import (
     QueryError,
     SpecError,
     StorageError,
+    TooLargeError,
+    TooSlowError,
 )
 
 MEDIA_TYPE = "application/problem+json"
@@ -39,13 +45,43 @@ STATUSES: dict[type[QTuneError], int] = {
     IllegalMoveError: 409,
     IdempotencyConflictError: 409,
     OutputConflictError: 409,
+    DatasetInUseError: 409,
+    TooSlowError: 408,
+    TooLargeError: 413,
     QueryError: 422,
     SpecError: 422,
     DataError: 422,
+    ModelError: 422,
     StorageError: 503,
+    DiskFullError: 507,
+    BusyError: 503,
     DatabaseError: 503,
 }
+CODES = {413: "too_large", 422: "invalid_request"}
+"""Where the name of the status differs between versions of Python."""
+DESCRIPTIONS = {
+    400: "The body cannot be read.",
+    401: "There is no valid token.",
+    403: "The token's scope is too small, or the server's owner does not allow this.",
+    404: "There is no such thing.",
+    409: "It is not in a state in which that is possible.",
+    413: "The body is too large.",
+    416: "The file has no such range.",
+    422: "Fields are wrong.",
+    503: "The database or the storage does not answer.",
+}
+"""What a failure means, for the contract."""
 _log = logging.getLogger(__name__)
+
+
+class BodyTooLargeError(HTTPException):
+    """A request body that is larger than the server takes. FastAPI lets its own kind of error out of a body alone."""
+
+    code = CODES[413]
+    hint = "Large data goes to POST /api/v1/datasets, or is named by its path."
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(413, f"the body has more than {max_bytes:,} bytes")
 
 
 class FieldProblem(BaseModel):
@@ -77,6 +113,11 @@ def answer(
     return JSONResponse(body.model_dump(), status_code=status, media_type=MEDIA_TYPE, headers=headers)
 
 
+def failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Problems that a route may answer with, for its description."""
+    return {status: {"model": Problem, "description": DESCRIPTIONS[status]} for status in statuses}
+
+
 def install(app: FastAPI) -> None:
     """Answer every error as a problem."""
 
@@ -94,14 +135,10 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     def _http(_request: Request, error: HTTPException) -> JSONResponse:
-        response = answer(error.status_code, HTTPStatus(error.status_code).name.lower(), str(error.detail))
+        code = CODES.get(error.status_code, HTTPStatus(error.status_code).name.lower())
+        response = answer(error.status_code, code, str(error.detail), getattr(error, "hint", ""))
         response.headers.update(error.headers or {})
         return response
-
-    @app.exception_handler(Exception)
-    def _unexpected(request: Request, error: Exception) -> JSONResponse:
-        _log.error("%s %s", request.method, request.url.path, exc_info=error)
-        return answer(500, "internal", "something went wrong in the server; its log says what")
 
 
 def _field(place: Any) -> str:

@@ -10,12 +10,14 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-import duckdb
 import pyarrow as pa
 
 from qtune_service.errors import QueryError
+
+if TYPE_CHECKING:
+    import duckdb
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,8 @@ class Sandbox:
     """A connection for one question. `hint` is shown with each error: what can be asked for."""
 
     def __init__(self, limits: Limits, hint: str = "") -> None:
+        import duckdb  # 30 MB, which only those pay who ask
+
         self._limits, self._hint = limits, hint
         settings = {
             "enable_external_access": "false",
@@ -73,6 +77,8 @@ class Sandbox:
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
+        import duckdb
+
         late = QueryError(f"the query took more than {self._limits.seconds} s", "Ask for less, or of a smaller output.")
         if self._is_late:
             raise late

@@ -82,6 +82,7 @@ export const understood = async (response, stays = false) => {
   }
   if (problem.code === "database") lost(problem.message);
   else heard();
+  if ([401, 403].includes(problem.status)) known = null; // the caller may have changed, in another tab
   if (problem.status === 401 && !stays) toSignIn();
   throw problem;
 };

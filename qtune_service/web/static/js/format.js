@@ -61,6 +61,9 @@ export const clock = (time) => new Date(time).toLocaleTimeString("en-GB");
 // In full, for a title.
 export const moment = (time) => new Date(time).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "medium" });
 
+// Of a path or URI.
+export const lastPart = (path) => path.replace(/\/+$/, "").split("/").pop();
+
 // One word of a POSIX shell, as Python's shlex.quote writes it.
 export const shellQuote = (text) =>
   /^[A-Za-z0-9_@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", `'"'"'`)}'`;

@@ -4,11 +4,17 @@ import { h } from "./dom.js";
 
 const SHOWN_MS = 8000;
 
-// To screen readers only. Use it sparingly: for what happened by itself or far from the focus.
+let waiting = [];
+
+// To screen readers only. Use it sparingly: for what happened by itself or far from the focus. What comes at one time is
+// said at one time.
 export const announce = (text) => {
-  const region = document.getElementById("announcements");
-  region.textContent = "";
-  requestAnimationFrame(() => { region.textContent = text; });
+  waiting.push(text);
+  if (waiting.length > 1) return;
+  setTimeout(() => {
+    document.getElementById("announcements").textContent = waiting.join(" ");
+    waiting = [];
+  });
 };
 
 // For all, and for a while. An error stays until it is closed.
@@ -29,9 +35,9 @@ export const notifyError = (error) => {
 };
 
 // Ask before something that cannot be undone. Resolves to null where the answer is no, else to the form's values.
-export const confirmed = ({ title, text, action, isDangerous = false, fields = [] }) => {
+export const confirmed = ({ title, text, action, isDangerous = false, stay = "Cancel", fields = [] }) => {
   const yes = h("button", { type: "submit", value: "yes", class: isDangerous ? "primary danger" : "primary" }, action);
-  const no = h("button", { type: "submit", value: "no", formnovalidate: "" }, "Cancel");
+  const no = h("button", { type: "submit", value: "no", formnovalidate: "" }, stay);
   const form = h("form", { method: "dialog" },
     h("h2", { id: "dialog-title" }, title), h("p", {}, text), ...fields, h("div", { class: "buttons" }, no, yes));
   const dialog = h("dialog", { "aria-labelledby": "dialog-title" }, form);

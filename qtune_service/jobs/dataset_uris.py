@@ -1,0 +1,53 @@
+"""`dataset://ID` in a job's spec: what it stands for, and that it is there while the job needs it.
+
+The stored spec keeps the short form; the driver is given the folder, which the id alone tells. So a job that takes its
+scores from an earlier output still names its input as that one did when the dataset is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from qtune_service.data import storage
+from qtune_service.errors import UnknownDatasetError
+from qtune_service.jobs.ids import is_id
+from qtune_service.jobs.tables import datasets
+
+SCHEME = "dataset://"
+
+
+def id_of_uri(path: str) -> str | None:
+    """The id that a path names; None for paths of another kind, and for what has not the form of an id."""
+    named = path.removeprefix(SCHEME)
+    return named if path.startswith(SCHEME) and is_id(named) else None
+
+
+def folder_of(root: str, dataset_id: str) -> str:
+    """Where a dataset's file lies."""
+    return storage.join(root, dataset_id)
+
+
+def resolved(spec: Mapping[str, Any], root: str) -> dict[str, Any]:
+    """A spec for a driver: folders in place of `dataset://ID`."""
+    paths = [path if (one := id_of_uri(path)) is None else folder_of(root, one) for path in spec["input"]["paths"]]
+    return {**spec, "input": {**spec["input"], "paths": paths}}
+
+
+def read_by(spec: Mapping[str, Any]) -> list[str]:
+    """Ids of the datasets that a job of this spec reads; one that has its scores already reads none."""
+    if spec.get("from_scores") is not None:
+        return []
+    return [one for path in spec["input"]["paths"] if (one := id_of_uri(path)) is not None]
+
+
+def require_datasets(connection: Connection, spec: Mapping[str, Any]) -> None:
+    """Hold the datasets that a job is going to read until the transaction ends. Raises UnknownDatasetError."""
+    for dataset_id in read_by(spec):
+        wanted = select(datasets.c.id).where(datasets.c.id == dataset_id)
+        if connection.execute(wanted.with_for_update(read=True)).one_or_none() is None:
+            raise UnknownDatasetError(
+                f"input.paths: there is no dataset {dataset_id}", "GET /api/v1/datasets lists those that there are."
+            )

@@ -1,0 +1,40 @@
+// A token for a cookie, and back to where one was going: a place of this server only.
+
+import { post, session } from "./api.js";
+import { notifyError } from "./notices.js";
+
+const form = document.getElementById("sign-in");
+const field = form.elements.token;
+const place = document.getElementById("token-error");
+
+const goOn = () => {
+  const next = new URL(new URLSearchParams(location.search).get("next") ?? "/", location.origin);
+  location.replace(next.origin === location.origin ? next.pathname + next.search + next.hash : "/");
+};
+
+const show = (text) => {
+  place.hidden = false;
+  place.textContent = text;
+  field.setAttribute("aria-invalid", "true");
+  field.select();
+  field.focus();
+};
+
+const signIn = async () => {
+  try {
+    await post("/api/v1/session", { token: field.value.trim() }, { stays: true });
+    goOn();
+  } catch (error) {
+    if (error.name === "Problem") show(`${error.message}. ${error.hint}`);
+    else notifyError(error);
+  }
+};
+
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  signIn();
+});
+
+// Whoever comes by a link from another site brings no cookie, and may be signed in all the same.
+session().then((caller) => { if (caller.is_signed_in || !caller.needs_token) goOn(); }, notifyError);
+field.focus();

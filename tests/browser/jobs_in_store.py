@@ -1,0 +1,28 @@
+"""Jobs that are in a database before its server starts: finished ones with real outputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qtune_service.jobs.database import open_database, upgrade
+from qtune_service.jobs.models import Job, JobStatus
+from qtune_service.jobs.store import JobStore, NewJob
+from qtune_service.outputs.finished import FinishedOutput
+
+
+def open_store(data_root: Path) -> JobStore:
+    """The store of a server that is to come."""
+    data_root.mkdir(parents=True, exist_ok=True)
+    engine = open_database(f"sqlite:///{data_root}/qtune.db")
+    upgrade(engine)
+    return JobStore(engine)
+
+
+def add_finished(store: JobStore, name: str, finished: FinishedOutput) -> Job:
+    """A job that succeeded with this output."""
+    spec = finished.spec.model_dump(mode="json")
+    job, _ = store.create(NewJob(name, spec, finished.root, "ann", "local"))
+    store.move(job.id, JobStatus.running, reference={"host": "none"})
+    manifest = finished.manifest
+    seen = {"counts": manifest["counts"], "thresholds": manifest.get("thresholds") or {}}
+    return store.move(job.id, JobStatus.succeeded, **seen)
