@@ -71,7 +71,7 @@ class JobService:
         return job
 
     def log(self, job: Job, start: int = 0) -> Iterator[bytes]:
-        """What a job's drivers printed, from a byte on. Raises NotFoundError where its launcher is not this server's."""
+        """What a job's drivers printed, from a byte on. Raises NotFoundError where its launcher is not ours."""
         try:
             return self._launcher(job).log(job, start)
         except LaunchError as error:

@@ -34,6 +34,7 @@ from qtune_service.web import (
     openapi,
     output_routes,
     pages,
+    plane_routes,
     preview_routes,
     problems,
     server_routes,
@@ -85,6 +86,7 @@ def create_app(settings: Settings, launchers: Mapping[str, Launcher] | None = No
     api.include_router(job_routes.router)
     api.include_router(log_routes.router)
     api.include_router(output_routes.router)
+    api.include_router(plane_routes.router)
     api.include_router(compare_routes.router)
     api.include_router(dataset_routes.router)
     api.include_router(preview_routes.router)

@@ -9,23 +9,17 @@ import numpy as np
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from qtune_service.config import JobSpec
 from qtune_service.data import storage
-from qtune_service.errors import NotFoundError, OutputConflictError
-from qtune_service.jobs.command import job_command
+from qtune_service.errors import OutputConflictError
 from qtune_service.outputs.finished import FinishedOutput
-from qtune_service.outputs.folder import Output
-from qtune_service.outputs.query import Limits, Records, Selection, find, find_sample, rejected_of, samples_of
-from qtune_service.outputs.query.fields import quoted
-from qtune_service.outputs.query.rows import read_rows
-from qtune_service.report.plane_file import Plane
-from qtune_service.report.shown import plain, shown_samples
+from qtune_service.outputs.query import Limits, Records, Selection, find, find_sample, samples_of
+from qtune_service.report.shown import shown_samples
 from qtune_service.web import files as output_files
 from qtune_service.web.deps import Reader, Server, TheServer
 from qtune_service.web.files import Wanted
 from qtune_service.web.job_routes import FAILURES
 from qtune_service.web.problems import failures
-from qtune_service.wire import CommandView, FileView, HistoryView, RejectedView, SamplesView
+from qtune_service.wire import FileView, SamplesView
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["outputs"])
 LIMITS = Limits(seconds=20.0)
@@ -60,7 +54,7 @@ def _opened(output: str, version: str) -> tuple[FinishedOutput, Records]:  # noq
     return finished, samples_of(finished)
 
 
-def _finished(server: Server, job_id: str) -> tuple[FinishedOutput, Records]:
+def finished_output(server: Server, job_id: str) -> tuple[FinishedOutput, Records]:
     """The output of a job that has one. Raises OutputConflictError for others."""
     job = server.jobs.store.get(job_id)
     found = storage.stat(storage.join(job.output, "manifest.json"))
@@ -69,9 +63,9 @@ def _finished(server: Server, job_id: str) -> tuple[FinishedOutput, Records]:
     return _opened(job.output, found.version)
 
 
-def _pruned(server: Server, job_id: str) -> FinishedOutput:
+def pruned_output(server: Server, job_id: str) -> FinishedOutput:
     """The same, where more was done than to score. Raises OutputConflictError for others."""
-    finished, _ = _finished(server, job_id)
+    finished, _ = finished_output(server, job_id)
     if finished.spec.prune is None:
         raise OutputConflictError(f"job {job_id} only scored its samples", "Prune them: POST .../reprune.")
     return finished
@@ -80,7 +74,7 @@ def _pruned(server: Server, job_id: str) -> FinishedOutput:
 @router.get("/summary", responses=FAILURES)
 def get_summary(job_id: str, server: TheServer, _who: Reader) -> dict[str, Any]:
     """The numbers of a finished job: summary_statistics.json."""
-    finished = _pruned(server, job_id)
+    finished = pruned_output(server, job_id)
     body: dict[str, Any] = storage.read_json(finished.folder.at("summary_statistics.json"))
     return body
 
@@ -98,7 +92,7 @@ def list_samples(
     offset: Annotated[int, Query(ge=0, le=2**53)] = 0,
 ) -> SamplesView:
     """Samples with their tokens and scores."""
-    finished, records = _finished(server, job_id)
+    finished, records = finished_output(server, job_id)
     wanted = Selection(quadrant=quadrant, kept=kept, where=where, sort=sort, limit=limit, offset=offset)
     found = find(records, wanted, LIMITS)
     shown = shown_samples(finished, records, found.index)
@@ -108,55 +102,10 @@ def list_samples(
 @router.get("/samples/{sample_id}", responses=FAILURES)
 def get_sample(job_id: str, sample_id: str, server: TheServer, _who: Reader) -> dict[str, Any]:
     """One sample with its tokens and scores."""
-    finished, records = _finished(server, job_id)
+    finished, records = finished_output(server, job_id)
     index = find_sample(records, sample_id, LIMITS)
     (shown,) = shown_samples(finished, records, np.array([index]))
     return shown.to_json()
-
-
-@router.get("/plane", responses={**FAILURES, 200: {"model": Plane}, 304: {"description": "Not changed."}})
-def get_plane(job_id: str, server: TheServer, _who: Reader, wanted: Wanted) -> Response:
-    """The error-uncertainty plane: thresholds, histograms, points, charts, and the curve of other keep ratios."""
-    finished = _pruned(server, job_id)
-    if storage.stat(finished.folder.at("plane.json")) is None:
-        hint = f"Prune it again from its scores, in seconds; the ratio was {finished.prune.sample_keep_ratio}."
-        raise NotFoundError(f"job {job_id} was run by an earlier version, which wrote no plane.json", hint)
-    return output_files.serve(output_files.find_file(finished, "plane.json"), wanted, is_head=False)
-
-
-@router.get("/rejected", responses=FAILURES)
-def get_rejected(
-    job_id: str,
-    server: TheServer,
-    _who: Reader,
-    reason: Annotated[str | None, Query(max_length=200)] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 10,
-    offset: Annotated[int, Query(ge=0)] = 0,
-) -> RejectedView:
-    """Records that could not be used, each with its place and the reason."""
-    finished, _ = _finished(server, job_id)
-    reasons = sorted(finished.manifest["rejected_reasons"].items(), key=lambda item: (-item[1], item[0]))
-    records = rejected_of(finished)
-    where = None if reason is None else f"reason = {quoted(reason)}"
-    found = find(records, Selection(where=where, limit=limit, offset=offset), LIMITS)
-    names = [name for name in records.fields if name != "index"]
-    rows = [plain(row) for row in read_rows(records, found.index, names)]
-    return RejectedView(total=found.num_matching, by_reason=dict(reasons), records=rows)
-
-
-@router.get("/history", responses=FAILURES)
-def get_history(job_id: str, server: TheServer, _who: Reader) -> HistoryView:
-    """Speed over time, also while the job runs. Empty where nothing was scored."""
-    uri = Output(server.jobs.store.get(job_id).output).at("_qtune", "progress.json")
-    body = storage.read_json(uri) if storage.stat(uri) else {}
-    return HistoryView.model_validate(body.get("history", {}))
-
-
-@router.get("/command", responses=FAILURES)
-def get_command(job_id: str, server: TheServer, _who: Reader) -> CommandView:
-    """The command that does the same without a server."""
-    spec = JobSpec.model_validate(server.jobs.store.get(job_id).spec)
-    return CommandView(command=job_command(spec))
 
 
 @router.get(
@@ -164,7 +113,7 @@ def get_command(job_id: str, server: TheServer, _who: Reader) -> CommandView:
 )
 def get_report(job_id: str, server: TheServer, _who: Reader) -> Response:
     """The report page."""
-    finished = _pruned(server, job_id)
+    finished = pruned_output(server, job_id)
     body = storage.read_bytes(finished.folder.at("report.html"))
     return Response(body, media_type="text/html; charset=utf-8", headers={"Content-Security-Policy": REPORT_POLICY})
 
@@ -172,7 +121,7 @@ def get_report(job_id: str, server: TheServer, _who: Reader) -> Response:
 @router.get("/files", responses=FAILURES)
 def list_files(job_id: str, server: TheServer, _who: Reader) -> list[FileView]:
     """The files of a finished job."""
-    finished, _ = _finished(server, job_id)
+    finished, _ = finished_output(server, job_id)
     return [FileView.model_validate(file, from_attributes=True) for file in output_files.list_files(finished)]
 
 
@@ -181,7 +130,7 @@ def get_file(
     job_id: str, path: FilePath, request: Request, server: TheServer, _who: Reader, wanted: Wanted
 ) -> Response:
     """A file, or a range of it."""
-    finished, _ = _finished(server, job_id)
+    finished, _ = finished_output(server, job_id)
     return output_files.serve(output_files.find_file(finished, path), wanted, is_head=request.method == "HEAD")
 
 
@@ -200,7 +149,7 @@ def head_file(
 )
 def get_archive(job_id: str, server: TheServer, _who: Reader, scores: bool = False) -> StreamingResponse:
     """A tar of the product and what explains it; with scores, of all."""
-    finished, _ = _finished(server, job_id)
+    finished, _ = finished_output(server, job_id)
     folders = ("",) if scores else ("pruned/", "tokenizer/", *output_files.OTHERS)
     headers = {"Content-Disposition": f'attachment; filename="{job_id}.tar"'}
     return StreamingResponse(output_files.archive(finished, folders), media_type="application/x-tar", headers=headers)

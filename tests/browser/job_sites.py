@@ -18,7 +18,6 @@ from qtune_service.outputs.finished import FinishedOutput
 from qtune_service.web.app import create_app
 from tests.api.servers import scripted, settings
 from tests.browser.sites import Site, running
-from tests.browser.standins import add_standins
 from tests.jobs import DEMO_DATA, DEMO_MODEL
 
 
@@ -86,7 +85,7 @@ def job_site(folder: Path, *, outputs: str = "") -> Iterator[JobSite]:
         folder, max_running_jobs=4, allow_remote_code=True, **allowed
     )  # the outputs have an engine of tests
     with (
-        running(lambda: add_standins(create_app(told, scripted(folder)))) as site,
+        running(lambda: create_app(told, scripted(folder))) as site,
         client_of(site) as client,
     ):
         yield JobSite(site, folder, client)

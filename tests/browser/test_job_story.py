@@ -14,7 +14,6 @@ from qtune_service.web.app import create_app
 from tests.api.servers import settings
 from tests.browser.job_sites import JobSite, client_of
 from tests.browser.sites import open_page, running
-from tests.browser.standins import add_standins
 from tests.jobs import DEMO_DATA, DEMO_MODEL
 
 NUM_RECORDS = 300
@@ -26,7 +25,7 @@ def test_a_job_from_submission_to_its_rows(browser: Any, tmp_path: Path, monkeyp
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     told = settings(tmp_path, allowed_inputs=(str(DEMO_DATA.parent),), allowed_models=(DEMO_MODEL,))
     launchers = {"local": LocalLauncher(tmp_path / "jobs")}
-    with running(lambda: add_standins(create_app(told, launchers))) as site, client_of(site) as client:
+    with running(lambda: create_app(told, launchers)) as site, client_of(site) as client:
         place = JobSite(site, tmp_path, client)
         body = {"input": {"paths": [str(DEMO_DATA)], "limit": NUM_RECORDS}, "model": {"name": DEMO_MODEL}}
         answer = client.post("/api/v1/jobs", json={"name": "the demo", **body, "engine": {"name": "vllm"}})

@@ -1,0 +1,75 @@
+"""What the page of a job draws: the plane, rejected records, speed over time, and the job as a command."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Response
+
+from qtune_service.config import JobSpec
+from qtune_service.data import storage
+from qtune_service.errors import NotFoundError
+from qtune_service.jobs.command import job_command
+from qtune_service.outputs.folder import Output
+from qtune_service.outputs.query import Selection, find, read_rows, rejected_of
+from qtune_service.outputs.query.fields import quoted
+from qtune_service.report.plane_file import Plane
+from qtune_service.report.shown import plain
+from qtune_service.web import files as output_files
+from qtune_service.web.deps import Reader, TheServer
+from qtune_service.web.files import Wanted
+from qtune_service.web.job_routes import FAILURES
+from qtune_service.web.output_routes import FILE, LIMITS, finished_output, pruned_output
+from qtune_service.wire import CommandView, HistoryView, RejectedView
+
+router = APIRouter(prefix="/jobs/{job_id}", tags=["outputs"])
+PLANE: dict[int | str, dict[str, Any]] = {
+    **FILE,
+    200: {"description": "All of it.", "model": Plane, "headers": FILE[200]["headers"]},
+    206: {"description": "The range that was asked for.", "content": {"application/json": {"schema": {}}}},
+}
+
+
+@router.get("/plane", responses=PLANE, response_class=Response)
+def get_plane(job_id: str, server: TheServer, _who: Reader, wanted: Wanted) -> Response:
+    """The error-uncertainty plane: thresholds, histograms, points, charts, and the curve of other keep ratios."""
+    finished = pruned_output(server, job_id)
+    if storage.stat(finished.folder.at("plane.json")) is None:
+        hint = f"Prune it again from its scores, in seconds; the ratio was {finished.prune.sample_keep_ratio}."
+        raise NotFoundError(f"job {job_id} was run by an earlier version, which wrote no plane.json", hint)
+    return output_files.serve(output_files.find_file(finished, "plane.json"), wanted, is_head=False)
+
+
+@router.get("/rejected", responses=FAILURES)
+def get_rejected(
+    job_id: str,
+    server: TheServer,
+    _who: Reader,
+    reason: Annotated[str | None, Query(max_length=200)] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 10,
+    offset: Annotated[int, Query(ge=0)] = 0,
+) -> RejectedView:
+    """Records that could not be used, each with its place and the reason."""
+    finished, _ = finished_output(server, job_id)
+    reasons = sorted(finished.manifest["rejected_reasons"].items(), key=lambda item: (-item[1], item[0]))
+    records = rejected_of(finished)
+    where = None if reason is None else f"reason = {quoted(reason)}"
+    found = find(records, Selection(where=where, limit=limit, offset=offset), LIMITS)
+    names = [name for name in records.fields if name != "index"]
+    rows = [plain(row) for row in read_rows(records, found.index, names)]
+    return RejectedView(total=found.num_matching, by_reason=dict(reasons), records=rows)
+
+
+@router.get("/history", responses=FAILURES)
+def get_history(job_id: str, server: TheServer, _who: Reader) -> HistoryView:
+    """Speed over time, also while the job runs. Empty where nothing was scored."""
+    uri = Output(server.jobs.store.get(job_id).output).at("_qtune", "progress.json")
+    body = storage.read_json(uri) if storage.stat(uri) else {}
+    return HistoryView.model_validate(body.get("history", {}))
+
+
+@router.get("/command", responses=FAILURES)
+def get_command(job_id: str, server: TheServer, _who: Reader) -> CommandView:
+    """The command that does the same without a server."""
+    spec = JobSpec.model_validate(server.jobs.store.get(job_id).spec)
+    return CommandView(command=job_command(spec))
