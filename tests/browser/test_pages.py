@@ -188,7 +188,7 @@ def test_the_list_works_by_keyboard(browser: Any, site: Site) -> None:
     menu = page.get_by_role("button", name="Actions for done")
     menu.focus()
     page.keyboard.press("Enter")
-    page.wait_for_function("document.activeElement.textContent === 'Open'")
+    page.locator(".menu :focus", has_text="Open").wait_for()
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Prune again"
     page.keyboard.press("Escape")

@@ -30,7 +30,10 @@ export const keepFresh = (load, everyS) => {
     running ??= once().finally(() => { running = null; plan(); });
     return running;
   };
-  const look = () => { if (!document.hidden) now(); };
+  const look = () => {
+    if (document.hidden) clearTimeout(timer);
+    else now();
+  };
   document.addEventListener("visibilitychange", look);
   const forget = onBack(now);
   now();

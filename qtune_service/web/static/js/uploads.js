@@ -73,7 +73,8 @@ const fail = (item, stop, text) => {
 };
 
 export const facts = (dataset) =>
-  [dataset.format, dataset.rows !== null && `${count(dataset.rows)} records`, bytes(dataset.size_bytes)].filter(Boolean).join(" · ");
+  [dataset.format, dataset.rows !== null && `${count(dataset.rows)} records`, dataset.num_bad_rows && `${count(dataset.num_bad_rows)} of them unusable (${dataset.first_problem})`, bytes(dataset.size_bytes)]
+    .filter(Boolean).join(" · ");
 
 // What was uploaded before, with buttons to use or delete it.
 export const listDatasets = async (place, { isUsed, onUse }) => {
