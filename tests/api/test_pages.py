@@ -13,7 +13,7 @@ from qtune_service.cli import app as commands
 from qtune_service.web import pages
 from qtune_service.web.app import create_app
 from qtune_service.web.form import form_fields
-from qtune_service.web.schemas import JobRequest
+from qtune_service.wire import JobRequest
 from tests.api.servers import scripted, settings
 
 PAGES = ("/", "/new", "/compare", "/sign-in")
