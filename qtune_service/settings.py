@@ -47,6 +47,9 @@ class Settings(BaseSettings):
     """Jobs that run at a time; others wait in the queue."""
     max_upload_bytes: Count = 64 << 30
     """Largest dataset that may be uploaded."""
+    presigned_downloads: bool = False
+    """Send clients that download files of outputs on `s3://` to the store itself, by URLs that hold for 15 minutes; for
+    stores that clients can reach. Needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; without, the server hands on."""
     allowed_inputs: PathList = ()
     """Folders and URI prefixes that jobs may read; none: nothing."""
     allowed_outputs: PathList = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from qtune_service.config import JobSpec
 from qtune_service.data import storage
-from qtune_service.errors import OutputConflictError
+from qtune_service.errors import DatabaseError, OutputConflictError
 from qtune_service.jobs.ids import new_id
 from qtune_service.jobs.models import JobStatus
 from qtune_service.jobs.store import NewJob
@@ -159,6 +160,7 @@ async def follow_job(
             if job.status.is_final or await request.is_disconnected():
                 return
             await asyncio.sleep(EVENT_EVERY_S)
-            job = await run_in_threadpool(server.jobs.store.get, job_id)
+            with contextlib.suppress(DatabaseError):  # it comes back
+                job = await run_in_threadpool(server.jobs.store.get, job_id)
 
     return EventSourceResponse(changes(), ping=15)
