@@ -157,11 +157,21 @@ async def _life(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _go_round(jobs: JobService, ended: threading.Event) -> None:
+    """Round by round, whatever happens in one; a database that is away is told of once, and when it is back."""
+    problem = ""
     while not ended.wait(ROUND_EVERY_S):
         try:
             jobs.tick()
-        except QTuneError as error:  # a database that is away comes back, or somebody is told by /readyz
-            _log.error("jobs are not followed now: %s", error)
+        except QTuneError as error:
+            if error.code != problem:
+                _log.error("jobs are not followed now: %s", error)
+            problem = error.code
+        except Exception:  # noqa: BLE001 - the next round comes
+            _log.exception("a round failed")
+        else:
+            if problem:
+                _log.warning("jobs are followed again")
+            problem = ""
 
 
 def _operations() -> APIRouter:

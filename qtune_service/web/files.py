@@ -19,6 +19,7 @@ from fastapi import Depends, Header, Response
 from fastapi.responses import StreamingResponse
 
 from qtune_service.data import storage
+from qtune_service.data.presign import presigned
 from qtune_service.errors import NotFoundError, OutputConflictError
 from qtune_service.outputs.finished import FinishedOutput
 from qtune_service.web.problems import answer
@@ -26,6 +27,7 @@ from qtune_service.web.problems import answer
 OTHERS = ("manifest.json", "report.html", "summary_statistics.json", "plane.json")
 TYPES = {"parquet": "application/vnd.apache.parquet", "json": "application/json", "html": "text/html; charset=utf-8"}
 OTHER = "application/octet-stream"
+PRESIGNED_S = 900
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 
 
@@ -106,14 +108,16 @@ def _foreign(path: str) -> OutputConflictError:
     return OutputConflictError(f"the output names a file that does not lie in it: {path!r}", hint)
 
 
-def serve(file: OutputFile, wanted: Conditions, *, is_head: bool) -> Response:
-    """A file, a range of it, or that it has not changed."""
+def serve(file: OutputFile, wanted: Conditions, *, is_head: bool, may_redirect: bool = False) -> Response:
+    """A file, a range of it, that it has not changed, or where the store itself gives it."""
     common = {"ETag": file.etag, "Accept-Ranges": "bytes", "Cache-Control": "private, no-cache"}
     common["Content-Disposition"] = attachment(file.path.rpartition("/")[2])
     if file.sha256:
         common["X-Checksum-Sha256"] = file.sha256
     if {file.etag, "*"} & set(_tags(wanted.if_none_match)):
         return Response(status_code=304, headers=common)
+    if may_redirect and not is_head and (url := _at_the_store(file, common["Content-Disposition"])) is not None:
+        return Response(status_code=307, headers={**common, "Location": url, "Cache-Control": "no-store"})
     if wanted.range is None or (wanted.if_range or file.etag) != file.etag:
         return _body(file, 0, file.size_bytes, 200, common, is_head=is_head)
     if (span := _span(wanted.range, file.size_bytes)) is None:
@@ -123,6 +127,11 @@ def serve(file: OutputFile, wanted: Conditions, *, is_head: bool) -> Response:
     start, stop = span
     common["Content-Range"] = f"bytes {start}-{stop - 1}/{file.size_bytes}"
     return _body(file, start, stop, 206, common, is_head=is_head)
+
+
+def _at_the_store(file: OutputFile, disposition: str) -> str | None:
+    answered = {"response-content-disposition": disposition, "response-content-type": file.media_type}
+    return presigned(file.uri, seconds=PRESIGNED_S, answered=answered)
 
 
 def attachment(name: str) -> str:

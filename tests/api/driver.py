@@ -42,7 +42,7 @@ sys.stdout.flush()
 (out / "starts").open("a").write("x")
 note("begin")
 tell()
-if act == "slow":
+if act == "slow" or (act == "succeed" and argument):
     time.sleep(float(argument))
 if act != "sleep":
     note("end")
