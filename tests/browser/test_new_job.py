@@ -62,6 +62,9 @@ def test_what_is_missing_is_said_beside_its_field(browser: Any, site: Site) -> N
     page.keyboard.type("/x")
     assert paths.get_attribute("aria-invalid") is None
     assert not page.is_visible("#input-paths-error")
+    assert page.locator("#errors a").count() == 1
+    page.fill(MODEL, "x")
+    assert not page.is_visible("#errors")
     assert _jobs(site) == []
     assert seen.complaints == []
 

@@ -20,10 +20,14 @@ export const foundThere = (problem) => {
 
 export const clearErrors = (form, summary) => {
   summary.hidden = true;
-  for (const control of controls(form)) clearError(control);
+  summary.replaceChildren();
+  for (const control of controls(form)) clearError(control, summary);
 };
 
-export const clearError = (control) => {
+// Of a field that is changed: whether it is right now, the next try tells.
+export const clearError = (control, summary) => {
+  summary.querySelector(`a[href="#${control.id}"]`)?.parentElement.remove();
+  summary.hidden ||= !summary.querySelector("li");
   control.removeAttribute("aria-invalid");
   const place = document.getElementById(`${control.id}-error`);
   place.hidden = true;
@@ -44,7 +48,7 @@ export const showErrors = (form, summary, errors) => {
     });
     return h("li", {}, link);
   });
-  const title = errors.length === 1 ? "The job cannot start yet" : `The job cannot start yet: ${errors.length} things are wrong`;
+  const title = errors.length === 1 ? "One thing is wrong" : `${errors.length} things are wrong`;
   summary.replaceChildren(h("p", {}, h("strong", {}, title)), h("ul", {}, items));
   summary.hidden = false;
   summary.focus();

@@ -69,5 +69,6 @@ export const fillMenu = (list, job, onChange) => {
     return button;
   });
   const again = h("a", { href: `/new${query({ from: job.id })}`, "data-needs": "submit" }, "New job like this");
-  list.replaceChildren(h("a", { href: `/jobs/${job.id}` }, "Open"), ...buttons, again);
+  const deletion = ACTIONS[job.status].some(([, act]) => act === forget) ? [buttons.pop()] : []; // last, apart from the rest
+  list.replaceChildren(h("a", { href: `/jobs/${job.id}` }, "Open"), ...buttons, again, ...deletion);
 };

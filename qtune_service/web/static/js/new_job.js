@@ -49,7 +49,7 @@ const nameDatasets = () => {
 const use = (dataset) => {
   datasets.set(dataset.uri, dataset);
   paths.value = [...lines(paths.value), dataset.uri].join("\n");
-  clearError(paths);
+  clearError(paths, errors);
   follow();
 };
 
@@ -158,7 +158,7 @@ const connectSliders = () => {
 
 connectSliders();
 form.addEventListener("input", (event) => {
-  if (event.target.dataset.field) clearError(event.target);
+  if (event.target.dataset.field) clearError(event.target, errors);
   follow();
 });
 form.addEventListener("submit", (event) => {

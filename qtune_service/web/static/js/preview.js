@@ -17,7 +17,8 @@ export const showPreview = (place, { samples, rejected, warnings, template }) =>
   fillList(place.querySelector(".warnings"), warnings.map((text) => h("li", {}, text)));
   fillList(place.querySelector(".rejected"), rejected.map(refused));
   place.querySelector(".samples").replaceChildren(...samples.map(card));
-  place.querySelector("h2").focus();
+  place.querySelector("h2").focus({ preventScroll: true });
+  place.scrollIntoView({ block: "start" });
 };
 
 const fillList = (box, items) => {
