@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 
-from qtune_service.config import JobSpec
+from qtune_service.config import parse_spec
 from qtune_service.data import storage
 from qtune_service.errors import NotFoundError
 from qtune_service.jobs.command import job_command
@@ -71,5 +71,5 @@ def get_history(job_id: str, server: TheServer, _who: Reader) -> HistoryView:
 @router.get("/command", responses=FAILURES)
 def get_command(job_id: str, server: TheServer, _who: Reader) -> CommandView:
     """The command that does the same without a server."""
-    spec = JobSpec.model_validate(server.jobs.store.get(job_id).spec)
-    return CommandView(command=job_command(spec))
+    spec = server.jobs.store.get(job_id).spec
+    return CommandView(command=job_command(parse_spec(dict(spec), where=f"job {job_id}")))

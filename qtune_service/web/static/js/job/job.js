@@ -16,6 +16,7 @@ const article = document.getElementById("job");
 const id = article.dataset.id;
 let stop = null;
 let shown = null;
+let isIncomplete = false;
 
 const show = (job) => {
   const before = shown;
@@ -27,7 +28,12 @@ const show = (job) => {
   showCourse(job);
   if (!before) showSpec(job).catch(notifyError);
   if (!before || before.attempts !== job.attempts || isFinal(before) !== isFinal(job)) showLog(job);
-  if (job.status === "succeeded" && before?.status !== "succeeded") showResults(job).catch(notifyError);
+  if (job.status === "succeeded" && before?.status !== "succeeded") showResults(job).catch(incomplete);
+};
+
+const incomplete = (error) => {
+  isIncomplete = true;
+  notifyError(error);
 };
 
 // After a final event there are no more: whoever resumes a job follows it anew.
@@ -47,5 +53,6 @@ const start = async () => {
 };
 
 connectCopying();
-onBack(start); // somebody else may have resumed, or deleted it
+// Somebody else may have resumed or deleted it; and what could not be read then can be read now.
+onBack(() => (isIncomplete ? location.reload() : start()));
 start();

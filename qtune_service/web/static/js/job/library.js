@@ -1,5 +1,8 @@
 // The chart library, when it is first needed: 0.9 MB, which a browser keeps.
 
+import { Unreachable } from "../api.js";
+import { doubt } from "../connection.js";
+
 let loading = null;
 
 export const loadVega = () => {
@@ -10,7 +13,8 @@ export const loadVega = () => {
     script.addEventListener("error", () => {
       loading = null;
       script.remove();
-      reject(new Error("The chart library could not be loaded."));
+      doubt();
+      reject(new Unreachable("The chart library could not be loaded."));
     });
     document.head.append(script);
   });

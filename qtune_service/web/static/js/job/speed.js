@@ -40,7 +40,12 @@ export const showSpeed = async (job, history) => {
 };
 
 const draw = async (element) => {
-  await loadVega();
+  try {
+    await loadVega();
+  } catch {
+    drawing = null; // at the next news again; the connection's banner tells why
+    return;
+  }
   view = await drawChart(element, { ...structuredClone(SPEC), data: { name: "history" }, datasets: { history: waiting } });
 };
 
