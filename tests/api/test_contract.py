@@ -59,7 +59,7 @@ def api(tmp_path_factory: pytest.TempPathFactory, outputs: FinishedOutputs) -> I
 
 def failed_job(store: JobStore, folder: str) -> str:
     """One that may be resumed or deleted."""
-    job, _ = store.create(NewJob("failed", {}, f"{folder}/outputs/none", "ann", "local"))
+    job, _ = store.create(NewJob("failed", {"input": {"paths": []}}, f"{folder}/outputs/none", "ann", "local"))
     store.move(job.id, JobStatus.cancelled)
     return job.id
 
