@@ -45,6 +45,9 @@ class Settings(BaseSettings):
     """How long a browser stays signed in."""
     max_running_jobs: Count = 1
     """Jobs that run at a time; others wait in the queue."""
+    presigned_downloads: bool = False
+    """Send clients that download files of outputs on `s3://` to the store itself, by URLs that hold for 15 minutes; for
+    stores that clients can reach. Needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; without, the server hands on."""
     allowed_inputs: PathList = ()
     """Folders and URI prefixes that jobs may read; none: nothing."""
     allowed_outputs: PathList = ()

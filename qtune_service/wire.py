@@ -5,10 +5,11 @@ OpenAPI is made from it. Answers may have more fields than a client knows; reque
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from qtune_service.config import EngineSpec, InputSpec, JobSpec, LimitsSpec, ModelSpec, OutputSpec, PruneSpec
 from qtune_service.jobs.models import Job, JobStatus
@@ -18,6 +19,29 @@ Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f
 
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_text(cls, value: Any) -> Any:
+        if any(not _can_be_kept(text) for text in _texts(value)):
+            raise ValueError("a text has a character that is none: NUL, or half of a surrogate pair")
+        return value
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts of some JSON."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from value
+        yield from (text for item in value.values() for text in _texts(item))
+    elif isinstance(value, list):
+        yield from (text for item in value for text in _texts(item))
+
+
+def _can_be_kept(text: str) -> bool:
+    """Whether files and databases have it."""
+    return "\0" not in text and not any("\ud800" <= sign <= "\udfff" for sign in text)
 
 
 class JobRequest(_Body):

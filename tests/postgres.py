@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -27,30 +28,61 @@ def _programs() -> Path:
     return found[-1]
 
 
+@dataclass(frozen=True, slots=True)
+class Postgres:
+    """A server that can be stopped for a while."""
+
+    programs: Path
+    folder: Path
+    port: int
+    as_user: tuple[str, ...]
+
+    @property
+    def url(self) -> str:
+        """Of its database."""
+        return f"postgresql://qtune@127.0.0.1:{self.port}/postgres"
+
+    def start(self) -> None:
+        """Until it answers."""
+        sockets = f"-c listen_addresses=127.0.0.1 -c unix_socket_directories={self.folder}"
+        self.run("pg_ctl", "-D", "data", "-w", "-l", "log", "-o", f"-p {self.port} {sockets} -c fsync=off", "start")
+
+    def stop(self) -> None:
+        """As a crash does: connections break at once."""
+        self.run("pg_ctl", "-D", "data", "-w", "-m", "immediate", "stop")
+
+    def run(self, program: str, *arguments: str) -> None:
+        """One of its programs."""
+        command = [*self.as_user, str(self.programs / program), *arguments]
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
 @contextmanager
 def running_server() -> Iterator[str]:
-    """Start one, give its URL, stop it. It listens on 127.0.0.1 alone, and refuses to run as root."""
+    """Start one, give its URL, stop it."""
+    with stoppable_server() as server:
+        yield server.url
+
+
+@contextmanager
+def stoppable_server() -> Iterator[Postgres]:
+    """The same, to be stopped on the way. It listens on 127.0.0.1 alone, and refuses to run as root."""
     programs, folder = _programs(), Path(tempfile.mkdtemp(prefix="qtune-pg-"))
     user = _unprivileged()
     if user is not None:
         shutil.chown(folder, user)
-    as_user = [] if user is None else ["setpriv", f"--reuid={user}", "--clear-groups", "--"]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-
-    def run(program: str, *arguments: str) -> None:
-        command = [*as_user, str(programs / program), *arguments]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    run("initdb", "-D", "data", "-U", "qtune", "-A", "trust", "--no-sync", "--encoding=UTF8", "--locale=C")
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
-    run("pg_ctl", "-D", "data", "-w", "-l", "log", "-o", options, "start")
+    as_user = () if user is None else ("setpriv", f"--reuid={user}", "--clear-groups", "--")
+    server = Postgres(programs, folder, port, as_user)
+    server.run("initdb", "-D", "data", "-U", "qtune", "-A", "trust", "--no-sync", "--encoding=UTF8", "--locale=C")
+    server.start()
     try:
-        yield f"postgresql://qtune@127.0.0.1:{port}/postgres"
+        yield server
     finally:
-        run("pg_ctl", "-D", "data", "-m", "immediate", "stop")
+        server.stop()
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -94,6 +94,13 @@ def _local() -> pafs.FileSystem:
 
 
 def _resolve_s3(uri: str) -> Location:
+    client = s3_client(uri)
+    path = client.bucket + urlsplit(uri, allow_fragments=False).path
+    return Location(uri, _s3(client), path.rstrip("/"), "put")
+
+
+def s3_client(uri: str) -> S3Client:
+    """What an S3 URI and the environment say of the client to use. Raises StorageError."""
     parts = urlsplit(uri, allow_fragments=False)
     options = dict(parse_qsl(parts.query))
     unknown = sorted(set(options) - _S3_OPTIONS)
@@ -106,7 +113,7 @@ def _resolve_s3(uri: str) -> Location:
     region = options.get("region") or env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or ""
     scheme = options.get("scheme") or (urlsplit(endpoint).scheme if "://" in endpoint else "https")
     anonymous = options.get("anonymous", "").lower() in ("1", "true", "yes")
-    client = _S3Client(
+    return S3Client(
         bucket=parts.netloc,
         endpoint=endpoint.split("://")[-1].rstrip("/"),
         scheme=scheme,
@@ -114,11 +121,10 @@ def _resolve_s3(uri: str) -> Location:
         anonymous=anonymous,
         identity="|".join(env.get(name, "") for name in ("AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "AWS_PROFILE")),
     )
-    return Location(uri, _s3(client), (parts.netloc + parts.path).rstrip("/"), "put")
 
 
 @dataclass(frozen=True, slots=True)
-class _S3Client:
+class S3Client:
     """What distinguishes one S3 client from another. A new `identity` in the environment makes a new client."""
 
     bucket: str
@@ -130,7 +136,7 @@ class _S3Client:
 
 
 @functools.lru_cache(maxsize=32)
-def _s3(client: _S3Client) -> pafs.FileSystem:
+def _s3(client: S3Client) -> pafs.FileSystem:
     region = client.region
     if not region and not client.endpoint:
         where = f"s3://{client.bucket}"

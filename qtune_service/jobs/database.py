@@ -10,11 +10,14 @@ from typing import Any
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from qtune_service.errors import DatabaseError, SettingsError
 
 BUSY_S = 30
 """How long a writer of SQLite waits for another one."""
+PATIENCE = {"connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "tcp_user_timeout": 15_000}
+"""After how long a PostgreSQL server that says nothing counts as gone, in s; the last in ms."""
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -27,9 +30,9 @@ def open_database(url: str) -> Engine:
     if parsed.get_backend_name() == "sqlite":
         return _open_sqlite(url, parsed.database)
     if parsed.get_backend_name() == "postgresql":
-        return create_engine(
-            parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=10, max_overflow=20
-        )
+        options = {**PATIENCE, **parsed.query}  # the owner's URL comes first
+        url_ = parsed.set(drivername="postgresql+psycopg", query={})
+        return create_engine(url_, connect_args=options, pool_pre_ping=True, pool_size=10, max_overflow=20)
     raise SettingsError(f"QTUNE_DATABASE_URL names a {parsed.get_backend_name()} database", _hint())
 
 
@@ -78,11 +81,10 @@ def _translated(engine: Engine) -> Iterator[None]:
         yield
     except IntegrityError:
         raise  # the caller's to understand
-    except DBAPIError as error:
+    except (DBAPIError, PoolTimeoutError) as error:
         where = engine.url.render_as_string(hide_password=True)
-        raise DatabaseError(
-            f"the database {where} failed: {_first_line(error.orig)}", "Is it there, and is its disk full?"
-        ) from error
+        why = _first_line(error.orig if isinstance(error, DBAPIError) else error)
+        raise DatabaseError(f"the database {where} failed: {why}", "Is it there, and is its disk full?") from error
 
 
 def _first_line(error: BaseException | None) -> str:

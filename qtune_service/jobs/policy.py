@@ -72,7 +72,12 @@ class Policy:
 def _require(is_allowed: bool, field: str, value: str, allowed: Iterable[str]) -> None:
     if not is_allowed:
         known = ", ".join(allowed) or "nothing"
-        raise NotAllowedError(f"{field}: {value!r} is not allowed here", f"The server's owner allows: {known}.")
+        raise NotAllowedError(f"{field}: {_shown(value)!r} is not allowed here", f"The server's owner allows: {known}.")
+
+
+def _shown(place: str) -> str:
+    """Without what may be a secret: a URI's user, password and options."""
+    return re.sub(r"//[^/@]*@", "//...@", place.partition("?")[0])[:500] if "://" in place else place[:500]
 
 
 def _starts(name: str, prefix: str) -> bool:

@@ -60,6 +60,7 @@ def create_app(settings: Settings, launchers: Mapping[str, Launcher] | None = No
         version=__version__,
         summary="Prune fine-tuning data by exact perplexity and predictive entropy.",
         lifespan=_life,
+        redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
         openapi_url="/api/v1/openapi.json",
@@ -150,11 +151,21 @@ async def _life(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _go_round(jobs: JobService, ended: threading.Event) -> None:
+    """Round by round, whatever happens in one; a database that is away is told of once, and when it is back."""
+    problem = ""
     while not ended.wait(ROUND_EVERY_S):
         try:
             jobs.tick()
-        except QTuneError as error:  # a database that is away comes back, or somebody is told by /readyz
-            _log.error("jobs are not followed now: %s", error)
+        except QTuneError as error:
+            if error.code != problem:
+                _log.error("jobs are not followed now: %s", error)
+            problem = error.code
+        except Exception:  # noqa: BLE001 - the next round comes
+            _log.exception("a round failed")
+        else:
+            if problem:
+                _log.warning("jobs are followed again")
+            problem = ""
 
 
 def _operations() -> APIRouter:

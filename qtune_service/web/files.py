@@ -9,22 +9,26 @@ from __future__ import annotations
 import re
 import tarfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from fastapi import Depends, Header, Response
 from fastapi.responses import StreamingResponse
 
 from qtune_service.data import storage
-from qtune_service.errors import NotFoundError
+from qtune_service.data.presign import presigned
+from qtune_service.errors import NotFoundError, OutputConflictError
 from qtune_service.outputs.finished import FinishedOutput
 from qtune_service.web.problems import answer
 
 OTHERS = ("manifest.json", "report.html", "summary_statistics.json", "plane.json")
 TYPES = {"parquet": "application/vnd.apache.parquet", "json": "application/json", "html": "text/html; charset=utf-8"}
 OTHER = "application/octet-stream"
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)$")
+PRESIGNED_S = 900
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,31 +77,47 @@ Wanted = Annotated[Conditions, Depends(conditions)]
 def list_files(finished: FinishedOutput) -> list[OutputFile]:
     """All files of an output: what the manifest lists, and what stands beside it."""
     listed = [_listed(finished, entry) for entry in finished.manifest["files"]]
-    tokenizer = [f"tokenizer/{uri.rsplit('/', 1)[-1]}" for uri in storage.list_files(finished.folder.at("tokenizer"))]
-    return [*listed, *(found for path in (*OTHERS, *tokenizer) if (found := _beside(finished, path)) is not None)]
+    beside = (*OTHERS, *_tokenizer(finished))
+    return [*listed, *(found for path in beside if (found := _beside(finished, path)) is not None)]
 
 
 def find_file(finished: FinishedOutput, path: str) -> OutputFile:
     """One of them. Raises NotFoundError, also for what exists but is not the output's to give."""
     for entry in finished.manifest["files"]:
         if entry["path"] == path:
-            return _listed(finished, entry)
-    folder, _, name = path.rpartition("/")
-    if (path in OTHERS or (folder == "tokenizer" and name not in ("", "..", "."))) and (
-        found := _beside(finished, path)
-    ):
-        return found
+            return _checked(finished, _listed(finished, entry))
+    if (path in OTHERS or path in _tokenizer(finished)) and (found := _beside(finished, path)):
+        return _checked(finished, found)
     raise NotFoundError(f"the output has no file {path!r}", "GET .../files lists those that it has.")
 
 
-def serve(file: OutputFile, wanted: Conditions, *, is_head: bool) -> Response:
-    """A file, a range of it, or that it has not changed."""
+def _tokenizer(finished: FinishedOutput) -> list[str]:
+    return [f"tokenizer/{uri.rsplit('/', 1)[-1]}" for uri in storage.list_files(finished.folder.at("tokenizer"))]
+
+
+def _checked(finished: FinishedOutput, file: OutputFile) -> OutputFile:
+    """The file, if it really lies in the output: whoever can write there cannot make the server give away others."""
+    at, root = storage.resolve(file.uri), storage.resolve(finished.root)
+    if at.is_local and Path(root.path).resolve() not in Path(at.path).resolve().parents:
+        raise _foreign(file.path)
+    return file
+
+
+def _foreign(path: str) -> OutputConflictError:
+    hint = "Somebody changed the output. Run the job again."
+    return OutputConflictError(f"the output names a file that does not lie in it: {path!r}", hint)
+
+
+def serve(file: OutputFile, wanted: Conditions, *, is_head: bool, may_redirect: bool = False) -> Response:
+    """A file, a range of it, that it has not changed, or where the store itself gives it."""
     common = {"ETag": file.etag, "Accept-Ranges": "bytes", "Cache-Control": "private, no-cache"}
-    common["Content-Disposition"] = f'attachment; filename="{file.path.rpartition("/")[2]}"'
+    common["Content-Disposition"] = attachment(file.path.rpartition("/")[2])
     if file.sha256:
         common["X-Checksum-Sha256"] = file.sha256
-    if file.etag in _tags(wanted.if_none_match):
+    if {file.etag, "*"} & set(_tags(wanted.if_none_match)):
         return Response(status_code=304, headers=common)
+    if may_redirect and not is_head and (url := _at_the_store(file, common["Content-Disposition"])) is not None:
+        return Response(status_code=307, headers={**common, "Location": url, "Cache-Control": "no-store"})
     if wanted.range is None or (wanted.if_range or file.etag) != file.etag:
         return _body(file, 0, file.size_bytes, 200, common, is_head=is_head)
     if (span := _span(wanted.range, file.size_bytes)) is None:
@@ -107,6 +127,17 @@ def serve(file: OutputFile, wanted: Conditions, *, is_head: bool) -> Response:
     start, stop = span
     common["Content-Range"] = f"bytes {start}-{stop - 1}/{file.size_bytes}"
     return _body(file, start, stop, 206, common, is_head=is_head)
+
+
+def _at_the_store(file: OutputFile, disposition: str) -> str | None:
+    answered = {"response-content-disposition": disposition, "response-content-type": file.media_type}
+    return presigned(file.uri, seconds=PRESIGNED_S, answered=answered)
+
+
+def attachment(name: str) -> str:
+    """The header that names a download; whatever the name is, it stays one header and one name (RFC 6266)."""
+    plain = re.sub(r"[^A-Za-z0-9._-]", "_", name)
+    return f'attachment; filename="{plain}"' + ("" if plain == name else f"; filename*=UTF-8''{quote(name, safe='')}")
 
 
 def _body(file: OutputFile, start: int, stop: int, status: int, headers: dict[str, str], *, is_head: bool) -> Response:
@@ -123,7 +154,7 @@ def _tags(header: str) -> list[str]:
 
 def _span(header: str, size: int) -> tuple[int, int] | None:
     """First and last-plus-one byte of a single range; None where it cannot be met."""
-    match = _RANGE.match(header.strip())
+    match = _RANGE.fullmatch(header.strip())
     if match is None or match.groups() == ("", ""):
         return None
     first, last = match.groups()
@@ -137,18 +168,24 @@ def _span(header: str, size: int) -> tuple[int, int] | None:
 
 def archive(finished: FinishedOutput, folders: tuple[str, ...]) -> Iterator[bytes]:
     """A tar of the output's files in some folders, as it is read: nothing is held but a block."""
-    for file in list_files(finished):
-        if file.path.startswith(folders):
-            info = tarfile.TarInfo(file.path)
-            info.size, info.mode, info.mtime = file.size_bytes, 0o644, int(time.time())
-            yield info.tobuf(tarfile.PAX_FORMAT)
-            yield from storage.iter_blocks(file.uri)
-            yield b"\0" * (-file.size_bytes % tarfile.BLOCKSIZE)
+    return _tar([_checked(finished, file) for file in list_files(finished) if file.path.startswith(folders)])
+
+
+def _tar(files: Sequence[OutputFile]) -> Iterator[bytes]:
+    for file in files:
+        info = tarfile.TarInfo(file.path)
+        info.size, info.mode, info.mtime = file.size_bytes, 0o644, int(time.time())
+        yield info.tobuf(tarfile.PAX_FORMAT)
+        yield from storage.iter_blocks(file.uri)
+        yield b"\0" * (-file.size_bytes % tarfile.BLOCKSIZE)
     yield b"\0" * (2 * tarfile.BLOCKSIZE)
 
 
 def _listed(finished: FinishedOutput, entry: Mapping[str, Any]) -> OutputFile:
-    uri = finished.folder.at(*entry["path"].split("/"))
+    parts = entry["path"].split("/")
+    if {"", ".", ".."} & set(parts) or not entry["path"].isprintable() or "\\" in entry["path"]:
+        raise _foreign(entry["path"])
+    uri = finished.folder.at(*parts)
     return OutputFile(entry["path"], entry["bytes"], entry["sha256"], entry["rows"], uri, entry["sha256"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from qtune_service.config import JobSpec
 from qtune_service.data import storage
-from qtune_service.errors import OutputConflictError
+from qtune_service.errors import DatabaseError, OutputConflictError
 from qtune_service.jobs.ids import new_id
 from qtune_service.jobs.models import JobStatus
 from qtune_service.jobs.store import NewJob
@@ -29,6 +30,15 @@ MADE: dict[int | str, dict[str, Any]] = {
     200: {"model": JobView, "description": "The job that an earlier request with this key made."},
     201: {"description": "A new job.", "headers": {"Location": {"schema": {"type": "string"}}}},
     **FAILURES,
+}
+EVENT = {
+    "type": "object",
+    "description": "An event.",
+    "properties": {
+        "id": {"type": "string", "description": "The job's version."},
+        "event": {"const": "job"},
+        "data": {"type": "string", "contentMediaType": "application/json", "description": "The job, as JSON."},
+    },
 }
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)]
 
@@ -62,7 +72,14 @@ def list_jobs(
     server: TheServer,
     _who: Reader,
     status: Annotated[list[JobStatus], Query()] = [],  # noqa: B006 - FastAPI copies it
-    q: Annotated[str, Query(max_length=200, description="A part of the name, or the beginning of the id.")] = "",
+    q: Annotated[
+        str,
+        Query(
+            max_length=200,
+            pattern=r"^[^\x00-\x1f\x7f]*$",
+            description="A part of the name, or the beginning of the id.",
+        ),
+    ] = "",
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(max_length=100)] = None,
 ) -> JobPage:
@@ -121,7 +138,7 @@ def reprune_job(
 
 @router.get(
     "/{job_id}/events",
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}, **FAILURES},
+    responses={200: {"content": {"text/event-stream": {"schema": EVENT}}}, **FAILURES},
     response_class=Response,
 )
 async def follow_job(
@@ -143,6 +160,7 @@ async def follow_job(
             if job.status.is_final or await request.is_disconnected():
                 return
             await asyncio.sleep(EVENT_EVERY_S)
-            job = await run_in_threadpool(server.jobs.store.get, job_id)
+            with contextlib.suppress(DatabaseError):  # it comes back
+                job = await run_in_threadpool(server.jobs.store.get, job_id)
 
     return EventSourceResponse(changes(), ping=15)

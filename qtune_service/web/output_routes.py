@@ -44,11 +44,13 @@ HEADERS = {
     "X-Checksum-Sha256": "Of the whole file, where it is known.",
     "Content-Disposition": "The file's name.",
 }
+LOCATION = {"description": "Where.", "schema": {"type": "string", "format": "uri"}}
 SENT = {name: {"description": text, "schema": TEXT} for name, text in HEADERS.items()}
 FILE: dict[int | str, dict[str, Any]] = {
     200: {"description": "The whole file.", "content": CONTENT, "headers": SENT},
     206: {"description": "The range that was asked for.", "content": CONTENT, "headers": SENT},
     304: {"description": "It has not changed since the ETag of If-None-Match."},
+    307: {"description": "The store itself has it, at Location, for some minutes.", "headers": {"Location": LOCATION}},
     **failures(401, 403, 404, 409, 416, 422, 503),
 }
 FilePath = Annotated[str, Path(description="As `GET .../files` lists it.")]
@@ -182,7 +184,8 @@ def get_file(
 ) -> Response:
     """A file, or a range of it."""
     finished, _ = _finished(server, job_id)
-    return output_files.serve(output_files.find_file(finished, path), wanted, is_head=request.method == "HEAD")
+    found, may_redirect = output_files.find_file(finished, path), server.settings.presigned_downloads
+    return output_files.serve(found, wanted, is_head=request.method == "HEAD", may_redirect=may_redirect)
 
 
 @router.head("/files/{path:path}", responses=FILE, response_class=Response)

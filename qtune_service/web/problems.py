@@ -124,4 +124,5 @@ def install(app: FastAPI) -> None:
 
 def _field(place: Any) -> str:
     """`spec.prune.sample_keep_ratio` of ("body", "spec", "prune", "sample_keep_ratio")."""
-    return ".".join(str(part) for part in place[1:] or place)
+    text = ".".join(str(part) for part in place[1:] or place)
+    return text.encode(errors="backslashreplace").decode()  # a name that a client made up may be no text

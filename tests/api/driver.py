@@ -44,6 +44,7 @@ sys.stdout.flush()
 (out / "starts").open("a").write("x")
 tell()
 if act == "succeed":
+    time.sleep(float(argument or 0))
     manifest = {"counts": {"read": 8, "kept": 4}, "thresholds": {"alpha": 0.5}}
     (out / "manifest.json").write_text(json.dumps(manifest))
 elif act == "fail":

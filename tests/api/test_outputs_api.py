@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from qtune_service.jobs.models import JobStatus
-from qtune_service.jobs.store import JobStore, NewJob
 from qtune_service.outputs.finished import FinishedOutput
 from tests.api.servers import scripted, serving, settings
+from tests.api.stored import database_of, store_job
 from tests.finished_outputs import NUM_SAMPLES, FinishedOutputs
 
 
@@ -31,13 +31,8 @@ def client(tmp_path_factory: pytest.TempPathFactory, outputs: FinishedOutputs) -
 
 def finished_job(folder: Path, finished: FinishedOutput) -> str:
     """A job in the server's database that has an output."""
-    from qtune_service.jobs.database import open_database
-
-    store = JobStore(open_database(f"sqlite:///{folder}/qtune.db"))
-    job, _ = store.create(NewJob("done", finished.spec.model_dump(mode="json"), finished.root, "ann", "local"))
-    store.move(job.id, JobStatus.running, reference={"host": "none"})
-    store.move(job.id, JobStatus.succeeded)
-    return job.id
+    spec = finished.spec.model_dump(mode="json")
+    return store_job(database_of(folder), finished.root, JobStatus.succeeded, spec)
 
 
 def test_summary_and_report(client: httpx.Client) -> None:
