@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
@@ -123,7 +124,9 @@ def get_plane(job_id: str, server: TheServer, _who: Reader, wanted: Wanted) -> R
     if storage.stat(finished.folder.at("plane.json")) is None:
         hint = f"Prune it again from its scores, in seconds; the ratio was {finished.prune.sample_keep_ratio}."
         raise NotFoundError(f"job {job_id} was run by an earlier version, which wrote no plane.json", hint)
-    return output_files.serve(output_files.find_file(finished, "plane.json"), wanted, is_head=False)
+    return output_files.serve(
+        output_files.find_file(finished, "plane.json"), replace(wanted, range=None), is_head=False
+    )
 
 
 @router.get("/rejected", responses=FAILURES)
