@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format types contracts check bench bench-thresholds bench-scoring bench-gpu bench-chaos bench-scale bench-exports bench-report bench-inspect bench-service docs lock doctor clean
+.PHONY: help install demo test test-slow lint format types contracts check bench bench-thresholds bench-scoring bench-gpu bench-chaos bench-scale bench-exports bench-report bench-inspect bench-service bench-downloads docs lock doctor clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -61,6 +61,9 @@ bench-inspect: install ## Questions to an output of a million samples
 
 bench-service: install ## The front end: requests/s, event streams, memory, import time
 	$(BIN)/python -m benchmarks.service
+
+bench-downloads: install ## Downloads of 2 GiB from a server on this machine
+	$(BIN)/python benchmarks/downloads.py
 
 bench: bench-thresholds bench-scoring bench-chaos bench-scale bench-exports ## All benchmarks that need no GPU
 

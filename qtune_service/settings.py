@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from qtune_service.errors import SettingsError
@@ -34,7 +34,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="QTUNE_", frozen=True, extra="ignore")
 
-    data_root: Path = Path("~/.local/share/qtune").expanduser()
+    data_root: Annotated[Path, AfterValidator(Path.absolute)] = Path("~/.local/share/qtune").expanduser()
     """Folder of the server: database, logs, and outputs of jobs that name no place."""
     database_url: str = ""
     """`sqlite:///PATH` or `postgresql://...`; by default a file in data_root."""

@@ -69,8 +69,8 @@ def render() -> str:
 COMMANDS_HEAD = """# Commands
 
 Written by `make docs` from `qtune_service/cli/`. `qtune COMMAND --help` says the same. Exit codes: 0 done, 2 wrong
-flags, spec or output, 3 data, 4 runtime, 130 stopped by Ctrl-C, 143 by SIGTERM. `QTUNE_LOG=FILE` keeps what libraries
-say.
+flags, spec or output, 3 data, 4 runtime, 130 stopped by Ctrl-C, 143 by SIGTERM; of a job that was watched, 1 failed,
+5 cancelled. `QTUNE_LOG=FILE` keeps what libraries say.
 """
 
 

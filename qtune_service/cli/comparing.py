@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,8 +13,9 @@ from typer.core import TyperCommand
 from qtune_service.cli.running import exit_codes
 from qtune_service.config import PruneSpec
 from qtune_service.errors import SpecError
-from qtune_service.outputs.comparison import Candidate, compare, read_columns
-from qtune_service.outputs.finished import FinishedOutput
+
+if TYPE_CHECKING:
+    from qtune_service.outputs.comparison import Candidate
 
 STRATEGIES = ("q_tuning", "random", "longest", "perplexity", "entropy", "infobatch")
 ORDERS = ("highest", "lowest")
@@ -56,6 +57,8 @@ def compare_outputs(
     as_json: Annotated[bool, typer.Option("--json", help="Print all figures for scripts.")] = False,
 ) -> None:
     """Compare what strategies would keep, at no cost: overlap, tokens, balance of categories."""
+    from qtune_service.outputs.comparison import compare, read_columns
+    from qtune_service.outputs.finished import FinishedOutput
     from qtune_service.report.comparing import comparison_json, describe_comparison
 
     with exit_codes():
@@ -80,6 +83,8 @@ def compare_outputs(
 
 def _candidate(name: str, prune: PruneSpec, seed: int) -> Candidate:
     """A strategy by its name: NAME, NAME:ORDER or MODULE:FUNCTION. Tokens are pruned as the output's job did."""
+    from qtune_service.outputs.comparison import Candidate
+
     strategy, _, rest = name.partition(":")
     common = {**prune.model_dump(), "seed": seed, "quadrant_rule": None, "strategy_order": "highest"}
     if strategy in STRATEGIES and (not rest or rest in ORDERS):

@@ -21,7 +21,7 @@ def database_of(folder: Path) -> Engine:
 
 def store_job(engine: Engine, output: str, status: JobStatus, spec: Mapping[str, Any] | None = None) -> str:
     """A job in some status, at once, so that no server takes it before; its id."""
-    row = _new_row(NewJob("done", spec or {}, output, "ann", "local"))
+    row = _new_row(NewJob("done", spec or {"input": {"paths": []}}, output, "ann", "local"))
     with writing(engine) as connection:
         connection.execute(jobs.insert().values({**row, "status": str(status), "reference": {"host": "none"}}))
     return str(row["id"])

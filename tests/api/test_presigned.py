@@ -12,6 +12,7 @@ import httpx
 import pytest
 from botocore.config import Config
 
+from qtune_service.client import Client
 from qtune_service.data.presign import presigned
 from qtune_service.jobs.models import JobStatus
 from tests.api.servers import scripted, serving, settings
@@ -109,3 +110,16 @@ def test_files_come_from_the_store(endpoint: S3Endpoint, stored: str, tmp_path: 
         assert client.head(url).headers["content-length"] == str(wanted["size_bytes"])
         assert client.get(url, headers={"If-None-Match": f'"{wanted["sha256"]}"'}).status_code == 304
         assert client.get(f"/api/v1/jobs/{job}/archive").status_code == 200
+
+
+def test_the_client_follows_to_the_store(
+    stored: str, outputs: FinishedOutputs, tmp_path: Path, no_config: None
+) -> None:
+    """All files, checked, and again: nothing is wrong."""
+    server = serving(settings(tmp_path, presigned_downloads=True), scripted(tmp_path))
+    with server as made, Client(str(made.base_url)) as client:
+        job = store_job(database_of(tmp_path), stored, JobStatus.succeeded)
+        got = client.download(job, tmp_path / "got")
+        assert client.download(job, tmp_path / "got") == got
+    for path in got:
+        assert path.read_bytes() == Path(outputs.pruned.root, path.relative_to(tmp_path / "got")).read_bytes()

@@ -140,7 +140,7 @@ def test_ctrl_c_stops_watching_and_not_the_job(client: Client, tmp_path: Path) -
     )
     os.close(inner)
     shown = b""
-    while b"score: 3/8 \xc2\xb7 12 tok/s \xc2\xb7 ETA 0:00:05" not in shown:
+    while b"score 3/8 \xc2\xb7 12 tok/s \xc2\xb7 ETA 0:00:05" not in shown:
         shown += os.read(outer, 4096)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)
@@ -160,7 +160,7 @@ def test_lists(client: Client, tmp_path: Path) -> None:
     table = qtune("jobs", "list").stdout
     assert table.index(second) < table.index(first)
     assert "[red]first[/]" in table
-    assert "50% of 8" in table
+    assert "50%" in table
     only = qtune("jobs", "list", "--status", "failed", "--json").stdout.splitlines()
     assert [json.loads(line)["id"] for line in only] == [second]
     assert len(qtune("jobs", "list", "--limit", 1, "--json").stdout.splitlines()) == 1
@@ -284,10 +284,12 @@ def test_no_command_takes_a_token_as_an_argument() -> None:
 
 
 def test_help_is_quick() -> None:
-    """No client is loaded for it."""
-    code = "import sys, qtune_service.cli; print('httpx' in sys.modules, 'qtune_service.client.client' in sys.modules)"
+    """Neither the client nor libraries of data are loaded for it, nor the latter by commands that ask a server."""
+    code = (
+        "import sys, qtune_service.cli; print([m for m in ('httpx', 'pyarrow', 'numpy', 'duckdb') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "False"]
+    assert done.stdout.strip() == "[]"
 
 
 def test_datasets(client: Client, tmp_path: Path) -> None:

@@ -26,20 +26,15 @@ STYLES = {
 
 
 def table_of(jobs: Iterable[JobView]) -> Table:
-    """One line for each."""
+    """One line for each; in a narrow terminal names are cut, and ids are not."""
     table = Table(box=None, pad_edge=False)
-    for column in ("id", "name", "status", "progress", "kept", "owner", "made"):
-        table.add_column(column, no_wrap=column == "id")
+    for column in ("id", "name", "status", "kept", "owner", "made"):
+        table.add_column(column, no_wrap=True, min_width=26 if column == "id" else None)
     for job in jobs:
-        table.add_row(
-            job.id,
-            plain(job.name),
-            Text(job.status, style=STYLES[job.status]),
-            plain(progress_of(job)) if job.status is JobStatus.running else "",
-            kept_of(job),
-            plain(job.owner),
-            time_of(job.created_at),
-        )
+        status = plain(progress_of(job) if job.status is JobStatus.running else job.status)
+        status.stylize(STYLES[job.status])
+        share = kept_of(job).partition(" ")[0]
+        table.add_row(job.id, plain(job.name), status, share, plain(job.owner), time_of(job.created_at))
     return table
 
 
@@ -82,12 +77,12 @@ def _said(part: object) -> str:
 
 
 def progress_of(job: JobView) -> str:
-    """`score: 300/1,200 samples · 1,234 tok/s · ETA 0:01:23`; the status of a job that does not run."""
+    """`score 300/1,200 · 1,234 tok/s · ETA 0:01:23`; the status of a job that does not run."""
     if job.status is not JobStatus.running:
         return job.status
     done = job.progress
     total = "" if done.samples_total is None else f"/{done.samples_total:,}"
-    parts = [f"{job.stage or 'starting'}: {done.samples_done:,}{total}"]
+    parts = [(job.stage or "starting") + (f" {done.samples_done:,}{total}" if done.samples_done else "")]
     if done.tokens_per_s:
         parts.append(f"{done.tokens_per_s:,.0f} tok/s")
     if done.eta_s is not None:
