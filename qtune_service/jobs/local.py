@@ -143,8 +143,9 @@ def _earlier(mark: str, number: Path) -> Reference | None:
     """The driver that was started for a job's attempt, if one was: at work, or one that has ended."""
     if pid := _number(number):
         with contextlib.suppress(psutil.Error):
-            if psutil.Process(pid).environ().get(JOB_VARIABLE) == mark:
-                return _reference(psutil.Process(pid))
+            process = psutil.Process(pid)
+            if process.create_time() < number.stat().st_mtime + SAME_START_S:  # not one that got the number later
+                return _reference(process)
         return _gone(pid)
     for process in psutil.process_iter():  # one that was about to leave its number
         with contextlib.suppress(psutil.Error):

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator
 _HEAD = re.compile(rb'\s*\{\s*"logs"\s*:\s*"')
 _WHOLE = re.compile(
     rb"(?:"
-    rb'[^"\\]+'
+    rb'[^"\\]++'
     rb"|\\[^u]"
     rb"|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"  # a character of two halves stays together
     rb"|\\u(?![dD][89abAB])[0-9a-fA-F]{4}"
-    rb")*"
+    rb")*+"  # possessive: nothing is kept to go back to
 )
 
 

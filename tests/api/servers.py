@@ -85,6 +85,6 @@ def scripted(folder: Path) -> Mapping[str, Launcher]:
 def settings(folder: Path, **changes: Any) -> Settings:
     """A server's, in a folder; the input folder and the scripted models are allowed."""
     (folder / "inputs").mkdir(exist_ok=True)
-    acts = ("succeed", "slow 0.3", "fail", "vanish", "sleep", "stubborn")
+    acts = ("succeed", "slow 0.3", "slow 2", "fail", "vanish", "sleep", "stubborn")
     base = {"data_root": folder, "allowed_inputs": (str(folder / "inputs"),), "allowed_models": acts}
     return Settings(**{**base, **changes})

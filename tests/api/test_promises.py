@@ -29,6 +29,7 @@ KILLS = 5
 ENDS = {
     "succeed": ("succeeded", None),
     "slow 0.3": ("succeeded", None),
+    "slow 2": ("succeeded", None),
     "fail": ("failed", "data"),
     "vanish": ("failed", "driver_vanished"),
 }
