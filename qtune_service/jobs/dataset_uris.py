@@ -32,6 +32,8 @@ def folder_of(root: str, dataset_id: str) -> str:
 
 def resolved(spec: Mapping[str, Any], root: str) -> dict[str, Any]:
     """A spec for a driver: folders in place of `dataset://ID`."""
+    if not read_by({**spec, "from_scores": None}):
+        return dict(spec)
     paths = [path if (one := id_of_uri(path)) is None else folder_of(root, one) for path in spec["input"]["paths"]]
     return {**spec, "input": {**spec["input"], "paths": paths}}
 
@@ -40,7 +42,8 @@ def read_by(spec: Mapping[str, Any]) -> list[str]:
     """Ids of the datasets that a job of this spec reads; one that has its scores already reads none."""
     if spec.get("from_scores") is not None:
         return []
-    return [one for path in spec["input"]["paths"] if (one := id_of_uri(path)) is not None]
+    paths = spec.get("input", {}).get("paths", ())
+    return [one for path in paths if (one := id_of_uri(path)) is not None]
 
 
 def require_datasets(connection: Connection, spec: Mapping[str, Any]) -> None:
