@@ -28,6 +28,8 @@ OTHERS = ("manifest.json", "report.html", "summary_statistics.json", "plane.json
 TYPES = {"parquet": "application/vnd.apache.parquet", "json": "application/json", "html": "text/html; charset=utf-8"}
 OTHER = "application/octet-stream"
 PRESIGNED_S = 900
+BLOCK_BYTES = 1 << 20
+"""Read and sent at a time; a download holds two or three of them."""
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 
 
@@ -144,7 +146,7 @@ def _body(file: OutputFile, start: int, stop: int, status: int, headers: dict[st
     headers["Content-Length"] = str(stop - start)
     if is_head:
         return Response(status_code=status, headers=headers, media_type=file.media_type)
-    blocks = storage.iter_blocks(file.uri, start, stop)
+    blocks = storage.iter_blocks(file.uri, start, stop, BLOCK_BYTES)
     return StreamingResponse(blocks, status_code=status, headers=headers, media_type=file.media_type)
 
 
@@ -176,7 +178,7 @@ def _tar(files: Sequence[OutputFile]) -> Iterator[bytes]:
         info = tarfile.TarInfo(file.path)
         info.size, info.mode, info.mtime = file.size_bytes, 0o644, int(time.time())
         yield info.tobuf(tarfile.PAX_FORMAT)
-        yield from storage.iter_blocks(file.uri)
+        yield from storage.iter_blocks(file.uri, block_bytes=BLOCK_BYTES)
         yield b"\0" * (-file.size_bytes % tarfile.BLOCKSIZE)
     yield b"\0" * (2 * tarfile.BLOCKSIZE)
 
