@@ -39,7 +39,7 @@ CHECKS = [
 ]
 """Not `positive_data_acceptance`: rules between fields, and what the owner allows, are not in a JSON schema."""
 
-EXAMPLES = int(os.environ.get("QTUNE_TEST_EXAMPLES", "12"))
+EXAMPLES = int(os.environ.get("QTUNE_TEST_EXAMPLES", "8"))
 """Requests of an operation, right ones and as many wrong ones."""
 GOOD = {200, 201, 202, 204}
 EXPECTED = {

@@ -49,7 +49,8 @@ def test_a_log_is_followed_until_the_job_ends(client: httpx.Client, tmp_path: Pa
 def test_following_may_begin_at_the_end(client: httpx.Client, tmp_path: Path) -> None:
     """With the last lines, and then what comes."""
     job = submit(client, tmp_path, "sleep")["id"]
-    until(client, job, "running")
+    with client.stream("GET", f"/api/v1/jobs/{job}/logs", params={"follow": True}) as answer:
+        assert next(answer.iter_lines()) == "attempt 1"
     add(tmp_path, job, "2\n3\n4")
     with client.stream("GET", f"/api/v1/jobs/{job}/logs", params={"follow": True, "tail": 2}) as answer:
         text = answer.iter_text()
