@@ -1,0 +1,103 @@
+"""What ranks do in test_ranks.py; see ranks.py."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from qtune_service.training import QTuningPruner, vocab_parallel_scores
+from tests.training.models import VOCAB, padded, ragged, tiny_llama
+
+RATIOS = {"sample_keep_ratio": 0.4, "token_keep_ratio": 0.6, "bisect_max_iter": None}
+
+
+def gradients(model: Any) -> list[torch.Tensor]:
+    """Of all parameters, whole."""
+    full = [p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad for p in model.parameters()]
+    return [gradient.detach().clone() for gradient in full]
+
+
+def one_step(model: Any, batches: list[dict[str, Any]], **options: Any) -> tuple[Any, list[torch.Tensor]]:
+    """Prune, run forward and backward; (the step, gradients)."""
+    step = QTuningPruner(**{**RATIOS, **options}).prune_step(model, batches)
+    for batch in step.batches:
+        step.loss(model(input_ids=batch["input_ids"]).logits, batch).backward()
+    return step, gradients(model)
+
+
+def share(rows: dict[str, list[list[int]]], sizes: list[int], rank: int) -> dict[str, Any]:
+    """The rows of a rank."""
+    begin = sum(sizes[:rank])
+    return {name: values[begin : begin + sizes[rank]] for name, values in rows.items()}
+
+
+def data_parallel(kind: str, sizes: list[int], options: dict[str, Any]) -> dict[str, Any]:
+    """A pruned step of DDP or FSDP2."""
+    model = tiny_llama()
+    if kind == "fsdp":
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+        for layer in model.model.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        wrapped: Any = model
+    else:
+        wrapped = torch.nn.parallel.DistributedDataParallel(model)
+    mine = share(ragged(sum(sizes), seed=21), sizes, dist.get_rank())
+    step, grads = one_step(wrapped, [padded(mine)], **options)
+    again, _ = one_step(wrapped, [padded(mine)], **options)  # and training goes on
+    record = step.record
+    return {
+        "gradients": grads,
+        "counts": dict(record.counts),
+        "num_tokens": step.num_tokens,
+        "rows": int((step.batch["labels"] != -100).any(1).sum()),
+        "kept": record.kept,
+        "steps": (record.step, again.record.step),
+    }
+
+
+def vocab_parallel(seed: int) -> dict[str, Any]:
+    """Scores from this rank's half of the vocabulary, by plain shards and by DTensors."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    from qtune_service.scoring.statistics import eager_partials, nll_and_entropy
+    from qtune_service.training.sharded import partials_of_logits
+
+    torch.manual_seed(seed)
+    logits, labels = torch.randn(50, VOCAB) * 4, torch.randint(VOCAB, (50,))
+    first = 0 if dist.get_rank() == 0 else 40
+    own = logits[:, :40] if dist.get_rank() == 0 else logits[:, 40:]
+    mesh = init_device_mesh("cpu", (2,))
+    spread = distribute_tensor(logits, mesh, [Shard(1)])
+    return {
+        "plain": vocab_parallel_scores(own, labels, first).numpy(),
+        "dtensor": nll_and_entropy(partials_of_logits(spread, labels, eager_partials)).numpy(),
+        "logits": logits.numpy(),
+        "labels": labels.numpy(),
+    }
+
+
+def main() -> None:
+    """RANKS PORT FOLDER RANK."""
+    num_ranks, port, folder, rank = sys.argv[1:]
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=int(rank), world_size=int(num_ranks))
+    calls = pickle.loads((Path(folder) / "calls.pkl").read_bytes())
+    results = [globals()[function](*arguments) for function, arguments in calls]
+    (Path(folder) / f"{rank}.pkl").write_bytes(pickle.dumps(results))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
