@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from qtune_service.training import QTuningPruner, vocab_parallel_scores
+from qtune_service.training.scores import is_sharded
 from tests.training.models import VOCAB, padded, ragged, tiny_llama
 
 RATIOS = {"sample_keep_ratio": 0.4, "token_keep_ratio": 0.6, "bisect_max_iter": None}
@@ -65,6 +67,21 @@ def data_parallel(kind: str, sizes: list[int], options: dict[str, Any]) -> dict[
     }
 
 
+def trainer_steps(kind: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Some steps of a transformers Trainer under DDP or FSDP2."""
+    from tests.training.trainers import run_trainer, weights
+
+    if kind == "fsdp":
+        options = options | {"fsdp": True, "fsdp_config": {"version": 2}}
+    with tempfile.TemporaryDirectory() as folder:
+        trainer, records = run_trainer(Path(folder), **options)
+        return {
+            "weights": weights(trainer),
+            "records": [dict(record.counts) for record in records],
+            "is_sharded": is_sharded(trainer.model_wrapped),
+        }
+
+
 def vocab_parallel(seed: int) -> dict[str, Any]:
     """Scores from this rank's half of the vocabulary, by plain shards and by DTensors."""
     from torch.distributed.device_mesh import init_device_mesh
@@ -91,6 +108,7 @@ def main() -> None:
     """RANKS PORT FOLDER RANK."""
     num_ranks, port, folder, rank = sys.argv[1:]
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks}  # what torchrun sets
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=int(rank), world_size=int(num_ranks))
     calls = pickle.loads((Path(folder) / "calls.pkl").read_bytes())
