@@ -58,6 +58,11 @@ class Choice:
         return np.flatnonzero(self.is_kept)
 
     @property
+    def thresholds(self) -> Thresholds:
+        """Of the global batch."""
+        return self.record.thresholds
+
+    @property
     def loss_masks(self) -> list[NDArray[np.int8]]:
         """The final mask of each row, (T_i,)."""
         return np.split(self.rows.loss_mask, self.rows.offsets[1:-1])
