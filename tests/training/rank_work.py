@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -67,19 +66,18 @@ def data_parallel(kind: str, sizes: list[int], options: dict[str, Any]) -> dict[
     }
 
 
-def trainer_steps(kind: str, options: dict[str, Any]) -> dict[str, Any]:
+def trainer_steps(kind: str, options: dict[str, Any], folder: str) -> dict[str, Any]:
     """Some steps of a transformers Trainer: under DDP, by accelerate, or FSDP2, by transformers (accelerate shards
     on GPUs only)."""
     from tests.training.trainers import run_trainer, weights
 
-    with tempfile.TemporaryDirectory() as folder:
-        model = fully_sharded(Path(folder) / "model") if kind == "fsdp" else None
-        trainer, records = run_trainer(Path(folder), model=model, **options)
-        return {
-            "weights": weights(trainer),
-            "records": [dict(record.counts) for record in records],
-            "is_sharded": is_sharded(trainer.model_wrapped),
-        }
+    model = fully_sharded(Path(folder) / "model") if kind == "fsdp" else None
+    trainer, records = run_trainer(Path(folder), model=model, **options)
+    return {
+        "weights": weights(trainer),
+        "records": [dict(record.counts) for record in records],
+        "is_sharded": is_sharded(trainer.model_wrapped),
+    }
 
 
 def fully_sharded(folder: Path) -> Any:
@@ -87,7 +85,8 @@ def fully_sharded(folder: Path) -> Any:
     from transformers import LlamaForCausalLM
     from transformers.distributed import DistributedConfig
 
-    tiny_llama().save_pretrained(folder)
+    tiny_llama().save_pretrained(folder)  # by the first rank only
+    dist.barrier()
     config = DistributedConfig(fsdp_size=dist.get_world_size())
     return LlamaForCausalLM.from_pretrained(folder, distributed_config=config)
 
