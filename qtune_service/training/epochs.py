@@ -124,7 +124,7 @@ class Rescoring(TrainerCallback):  # type: ignore[misc]
     def __init__(self, trainer: Any, rows: EpochRows, prune: Prune, outputs: str) -> None:
         self._trainer, self._rows, self._prune, self._outputs = trainer, rows, prune, outputs
 
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_epoch_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
         """Save the model, prune with it on the first rank, and load what is kept on all."""
         epoch = int(state.epoch or 0)
         if epoch == 0:

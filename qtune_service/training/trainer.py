@@ -1,4 +1,4 @@
-"""Q-Tuning in transformers.Trainer and its heirs, TRL's SFTTrainer among them, by one line:
+"""Q-Tuning in transformers.Trainer and its heirs, TRL's SFTTrainer among them, by one line.
 
     trainer = SFTTrainer(...)
     enable_q_tuning(trainer, QTuningArguments(sample_keep_ratio=0.5))
@@ -74,8 +74,7 @@ def _check(trainer: Any) -> None:
         "Q-Tuning is enabled on this trainer already": (isinstance(trainer, QTuningMixin), "Enable it once."),
         "this model's loss does not use num_items_in_batch": (
             not uses_number or getattr(trainer, "loss_is_scaled_for_ga", None) is False,
-            "Its loss would be a mean over each micro-batch, whatever was kept there. Pass a compute_loss_func that "
-            "divides by num_items_in_batch.",
+            "It would be each micro-batch's own mean. Pass a compute_loss_func that divides by num_items_in_batch.",
         ),
         "average_tokens_across_devices is off": (
             args.world_size > 1 and not args.average_tokens_across_devices,

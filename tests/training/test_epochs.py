@@ -84,10 +84,12 @@ class Recorded:
         self.status, self.spec = status, ""
 
     def submit(self, spec: Mapping[str, Any]) -> Any:
+        """Note it."""
         self.spec = json.dumps(spec)
         return SimpleNamespace(id="job-1")
 
     def wait(self, job_id: str) -> Any:
+        """How it ended."""
         error = SimpleNamespace(message="disk full") if self.status == "failed" else None
         return SimpleNamespace(id=job_id, status=self.status, error=error)
 

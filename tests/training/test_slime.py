@@ -6,7 +6,6 @@ import inspect
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,9 @@ STAND_INS = Path(__file__).parent / "stand_ins"
 
 
 @pytest.fixture(autouse=True)
-def stand_ins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     """megatron and slime can be imported, in what the plug-in points use of them."""
     monkeypatch.syspath_prepend(str(STAND_INS))
-    yield
 
 
 def expected_masks(whole: dict[str, Any]) -> list[np.ndarray[Any, Any]]:

@@ -211,7 +211,7 @@ def test_batches_of_more_than_text_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_two_ranks_train_as_one(kind: str, expected: Any, tmp_path: Path) -> None:
-    """Under DDP and FSDP2, as accelerate sets them up: the population is that of both ranks, and weights are the same."""
+    """Under DDP and FSDP2: the population is that of both ranks, and they end with the weights of one process."""
     options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
     first, second = run_on_ranks([("trainer_steps", (kind, options, str(tmp_path)))], 2, tmp_path)
     assert first[0]["records"] == counts(expected[1])

@@ -1,4 +1,4 @@
-"""Trainers over a few random rows, for tests of training: SGD and rows in their order, so that weights can be compared."""
+"""Trainers over a few random rows: plain SGD and rows in their order, so that weights can be compared."""
 
 from __future__ import annotations
 

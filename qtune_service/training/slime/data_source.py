@@ -122,6 +122,8 @@ class PrunedDataSource:
 def generate_rollout(args: Any, rollout_id: int, data_source: Any, evaluation: bool = False) -> list[list[Any]]:
     """A rollout of a source's next rows as they are, for --rollout-function-path."""
     if evaluation:
-        raise SpecError(f"rollout {rollout_id}: nothing is generated, so nothing can be evaluated", "Leave out --eval-*.")
+        raise SpecError(
+            f"rollout {rollout_id}: nothing is generated, so nothing can be evaluated", "Leave out --eval-*."
+        )
     samples: list[list[Any]] = data_source.get_samples(args.rollout_batch_size)
     return samples

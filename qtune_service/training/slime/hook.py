@@ -15,7 +15,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import asdict
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ def postprocess(args: Any, rollout_id: int | None = None, rollout_data: dict[str
     """Mask what Q-Tuning drops from this rank's part of a rollout, in place.
 
     Arguments are those of `add_q_tuning_arguments`, as attributes of `args`; without `enable_q_tuning` among them,
-    naming the hook enables it. Older versions of slime pass `args` alone: then the caller's own `rollout_data` is meant.
+    naming the hook enables it. Older versions of slime pass `args` alone: then the caller's `rollout_data` is meant.
     """
     arguments = _arguments(args)
     if arguments is None:
@@ -73,7 +73,9 @@ def _pruned_masks(
         ]
         for name, sign in (("log_probs", -1.0), ("entropy", 1.0))
     )
-    masks = [np.concatenate((np.zeros(lead, np.int8), _array(m))) for lead, m in zip(leads, data["loss_masks"], strict=True)]
+    masks = [
+        np.concatenate((np.zeros(lead, np.int8), _array(m))) for lead, m in zip(leads, data["loss_masks"], strict=True)
+    ]
     choice = pruner.prune_scores(nll, entropy, masks, device=device)
     return [mask[lead:] for lead, mask in zip(leads, choice.loss_masks, strict=True)]
 
@@ -82,8 +84,10 @@ def _whole(args: Any, rows: Sequence[torch.Tensor], lengths: list[tuple[int, int
     """Values of whole responses, also where context parallelism parts them."""
     if cp_size == 1:
         return list(rows)
-    if getattr(args, "qkv_format", "thd") != "thd" and cp_size > 1:
-        raise SpecError("slime parts rows in the format bshd over ranks", "Use --qkv-format thd with context parallelism.")
+    if getattr(args, "qkv_format", "thd") != "thd":
+        raise SpecError(
+            "slime parts rows in the format bshd over ranks", "Use --qkv-format thd with context parallelism."
+        )
     from slime.backends.megatron_utils.cp_utils import all_gather_with_cp
 
     return [all_gather_with_cp(row, total, response) for row, (total, response) in zip(rows, lengths, strict=True)]
@@ -116,8 +120,7 @@ def _check(args: Any, data: dict[str, Any]) -> None:
 
 
 def _arguments(args: Any) -> QTuningArguments | None:
-    enabled = {"enable_q_tuning": True, **vars(args)}
-    return q_tuning_arguments(type("Arguments", (), enabled))
+    return q_tuning_arguments(SimpleNamespace(**{"enable_q_tuning": True, **vars(args)}))
 
 
 def _of_caller(frame: FrameType | None) -> tuple[int, dict[str, Any]]:
