@@ -31,7 +31,7 @@ def main() -> None:
     args = parser.parse_args()
     arguments = q_tuning_arguments(args) or parser.error("this example is about --enable-q-tuning")
     pruner = QTuningPruner(**asdict(arguments))
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())  # without it, processes on CPUs know nothing of others
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).train()
     rows = demo_rows(tokenizer, 128)

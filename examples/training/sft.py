@@ -9,6 +9,7 @@ import argparse
 import logging
 import tempfile
 
+import torch
 from datasets import load_dataset
 from rows import DEMO, MODEL
 from trl import SFTConfig, SFTTrainer
@@ -27,7 +28,8 @@ def main() -> None:
             MODEL,
             args=SFTConfig(
                 folder, per_device_train_batch_size=16, gradient_accumulation_steps=4, max_steps=3, logging_steps=1,
-                assistant_only_loss=True, padding_free=True, save_strategy="no", report_to=[],
+                assistant_only_loss=True, padding_free=True, max_length=None, save_strategy="no", report_to=[],
+                bf16=torch.cuda.is_available(),
             ),
             train_dataset=data.select_columns(["messages"]),
         )  # fmt: skip

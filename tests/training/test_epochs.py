@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from tests.jobs import DEMO_DATA, DEMO_MODEL, manifest, rows
 from tests.training.trainers import collate
 
 JOB = (str(DEMO_DATA), "--limit", "120", "--engine", "reference", "--dtype", "float32", "--sample-keep-ratio", "0.5")
+BATCH = 15
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def demo_trainer(first: Path, folder: Path, **changes: Any) -> Any:
     """A trainer of the demo's model on what a job kept."""
     options = {
-        "output_dir": str(folder), "per_device_train_batch_size": 15, "num_train_epochs": 2, "learning_rate": 1e-3,
+        "output_dir": str(folder), "per_device_train_batch_size": BATCH, "num_train_epochs": 2, "learning_rate": 1e-3,
         "use_cpu": True, "bf16": False, "report_to": [], "save_strategy": "no", "disable_tqdm": True, **changes,
     }  # fmt: skip
     data = rescored(DEMO_MODEL, never, str(first))
@@ -49,26 +51,35 @@ def never(model: str, output: str) -> None:
 def test_an_epoch_trains_on_what_the_model_keeps_by_then(first: Path, tmp_path: Path) -> None:
     """The second epoch's output is scored with the saved model, has other rows, and is what the trainer then draws; a
     resumed run finds it again."""
+    before = tokens(first)
+    size = len(before)
     seen: list[tuple[int, ...]] = []
-    trainer = demo_trainer(first, tmp_path / "run", save_strategy="steps", save_steps=5)
-    trainer.data_collator = lambda batch: seen.extend(tuple(row["input_ids"]) for row in batch) or collate(batch)
+    middle = -(-size // BATCH) + 1  # a step into the second epoch
+
+    def note(batch: list[dict[str, Any]]) -> Any:
+        seen.extend(tuple(row["input_ids"]) for row in batch)
+        return collate(batch)
+
+    trainer = demo_trainer(first, tmp_path / "run", save_strategy="steps", save_steps=middle)
+    trainer.data_collator = note
     rescore_every_epoch(trainer, by_command(*JOB), str(tmp_path))
     trainer.train()
-    before, after = ({tuple(row["input_ids"]) for row in rows(folder / "pruned")} for folder in
-                     (first, tmp_path / "epoch-1"))  # fmt: skip
+    after = tokens(tmp_path / "epoch-1")
     assert manifest(tmp_path / "epoch-1")["spec"]["model"]["name"] == str(tmp_path / "model-1")
-    assert before != after
-    size = len(rows(first / "pruned"))
-    assert len(seen) == 2 * size
-    assert set(seen[:size]) == before
-    assert set(seen[size:]) <= after
-    assert len(set(seen[size:])) >= min(size, len(after))
-    again, resumed = demo_trainer(first, tmp_path / "again"), seen.copy()
+    assert Counter(after) != Counter(before) == Counter(seen[:size])
+    assert Counter(seen[size:]) == Counter(after[place % len(after)] for place in range(size))
+    rest = seen[size + BATCH :]
     seen.clear()
-    again.data_collator = trainer.data_collator
-    rescore_every_epoch(again, never, str(tmp_path))
-    again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-5"))
-    assert seen == resumed[75:]
+    resumed = demo_trainer(first, tmp_path / "again")
+    resumed.data_collator = note
+    rescore_every_epoch(resumed, never, str(tmp_path))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{middle}"))
+    assert seen == rest
+
+
+def tokens(output: Path) -> list[tuple[int, ...]]:
+    """The rows that an output kept."""
+    return [tuple(row["input_ids"]) for row in rows(output / "pruned")]
 
 
 def test_a_job_that_fails_ends_the_training(tmp_path: Path) -> None:

@@ -17,12 +17,13 @@ from tests.training.ranks import run_on_ranks
 from tests.training.trainers import ARGUMENTS, RATE, collate, dataset, make_trainer, run_trainer, weights
 
 KINDS = ["transformers", "trl"]
-SMALL_BATCHES = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
+SMALL_BATCHES: dict[str, Any] = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
 
 
 def by_hand(arguments: QTuningArguments = ARGUMENTS, num_steps: int = 3) -> tuple[list[torch.Tensor], list[StepRecord]]:
     """Weights and records of a loop that does what the trainers are to do."""
-    model, rows, records = tiny_llama().train(), list(dataset()), []
+    model, rows = tiny_llama().train(), list(dataset())
+    records: list[StepRecord] = []
     optimizer = torch.optim.SGD(model.parameters(), RATE)
     pruner = QTuningPruner(
         arguments.sample_keep_ratio, arguments.token_keep_ratio, bisect_max_iter=None, records=[records.append]
@@ -96,7 +97,12 @@ def test_packing_trains_as_padding_does(more: dict[str, Any], expected: Any, tmp
 def test_a_resumed_run_ends_where_an_undisturbed_one_does(tmp_path: Path) -> None:
     """Bit for bit, though what is kept depends on the step's number (warm-up, random tokens)."""
     arguments = QTuningArguments(0.5, 0.5, token_strategy="random", warmup_steps=3)
-    more = {"max_steps": 5, "optim": "adamw_torch", "train_sampling_strategy": "random", "save_strategy": "steps"}
+    more: dict[str, Any] = {
+        "max_steps": 5,
+        "optim": "adamw_torch",
+        "train_sampling_strategy": "random",
+        "save_strategy": "steps",
+    }
     whole, records = run_trainer(tmp_path / "whole", arguments=arguments, save_steps=2, **more)
     checkpoint = str(tmp_path / "whole" / "checkpoint-2")
     resumed, rest = run_trainer(tmp_path / "again", arguments=arguments, resume=checkpoint, save_steps=9, **more)
