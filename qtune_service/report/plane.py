@@ -9,6 +9,7 @@ and goes through the quantiles of both scores here.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from qtune_service.core.plane import Thresholds
 from qtune_service.report.axes import Axis, entropy_axis, perplexity_axis, shown_perplexity
 from qtune_service.report.choice import fates
-from qtune_service.report.contents import ReportData
+from qtune_service.report.contents import QuadrantName, ReportData
 from qtune_service.report.density import density_layer, density_rows
 from qtune_service.report.marks import inline_row, name_layers, point_layers
 from qtune_service.report.palette import LIGHT, PADDING, Palette, chart_config
@@ -46,14 +47,26 @@ class _Scene:
 
 def plane_chart(data: ReportData, palette: Palette = LIGHT, width: int | str = 720) -> dict[str, Any]:
     """Vega-Lite specification of the plane; `data` must have thresholds."""
+    assert data.thresholds is not None
+    points, examples = point_rows(data), example_rows(data)
+    return plane_of(data.sample, data.thresholds, points, fates(data), examples=examples, palette=palette, width=width)
+
+
+def plane_of(
+    sample: EvenSample,
+    thresholds: Thresholds,
+    points: list[Row],
+    fates: Mapping[QuadrantName, str],
+    *,
+    examples: Sequence[Row] = (),
+    palette: Palette = LIGHT,
+    width: int | str = 720,
+) -> dict[str, Any]:
+    """The same of samples, those of them that are drawn as points, and what happens to each quadrant's."""
     import altair as alt
 
-    assert data.thresholds is not None
-    sample = data.sample
-    scene = _Scene(
-        alt, entropy_axis(sample, data.thresholds), perplexity_axis(sample, data.thresholds), data.thresholds, palette
-    )
-    points, cells = point_rows(data), _cells(scene, sample, len(data.point_ids))
+    scene = _Scene(alt, entropy_axis(sample, thresholds), perplexity_axis(sample, thresholds), thresholds, palette)
+    cells = _cells(scene, sample, len(points))
     x, y = alt.X("e:Q", **scene.x.encoding()), alt.Y("p:Q", **scene.y.encoding())
     layers = [
         *_corners(scene),
@@ -62,10 +75,10 @@ def plane_chart(data: ReportData, palette: Palette = LIGHT, width: int | str = 7
         *point_layers(alt, x, y, palette, num_points=len(points), over_density=bool(cells)),
         *_perplexity_rules(scene),
         *_entropy_rules(scene),
-        *name_layers(alt, palette, fates(data)),
+        *name_layers(alt, palette, fates),
     ]
     spec: dict[str, Any] = alt.layer(*layers).properties(width=width, height=HEIGHT, padding=PADDING).to_dict()
-    own = {"samples": points, "examples": example_rows(data), "picked": [], **({"plane_cells": cells} if cells else {})}
+    own = {"samples": points, "examples": list(examples), "picked": [], **({"plane_cells": cells} if cells else {})}
     return spec | {"datasets": {**spec["datasets"], **own}, "config": chart_config(palette)}
 
 

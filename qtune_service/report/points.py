@@ -13,6 +13,7 @@ from typing import Any
 from qtune_service.report.axes import MAX_DRAWN, shown_perplexity
 from qtune_service.report.contents import ExampleSample, ReportData
 from qtune_service.report.examples import shown_samples, trained_tokens
+from qtune_service.report.sample import EvenSample
 from qtune_service.report.wording import shorten
 
 MAX_ID_BYTES = 350_000
@@ -23,7 +24,11 @@ Row = dict[str, Any]
 
 def point_rows(data: ReportData) -> list[Row]:
     """One row a point, in the order of the population."""
-    points = data.sample.points()
+    return sample_rows(data.sample.points(), data.point_ids)
+
+
+def sample_rows(points: EvenSample, ids: Sequence[str]) -> list[Row]:
+    """One row for each of some samples, by their identifiers."""
     columns = zip(
         shown_perplexity(points).tolist(),
         points.mean_entropy.tolist(),
@@ -32,7 +37,7 @@ def point_rows(data: ReportData) -> list[Row]:
         points.quadrant.tolist(),
         points.kept.tolist(),
         points.num_tokens.tolist(),
-        _fitting(data.point_ids),
+        _fitting(ids),
         strict=True,
     )
     return [

@@ -58,6 +58,11 @@ class Choice:
         return np.flatnonzero(self.is_kept)
 
     @property
+    def thresholds(self) -> Thresholds:
+        """Of the global batch."""
+        return self.record.thresholds
+
+    @property
     def loss_masks(self) -> list[NDArray[np.int8]]:
         """The final mask of each row, (T_i,)."""
         return np.split(self.rows.loss_mask, self.rows.offsets[1:-1])
@@ -96,7 +101,8 @@ class QTuningPruner:
 
     group: the data-parallel ranks (by default all). rule: a user's quadrants in place of the method's. balance: deal
     kept rows out over the ranks; without it each trains on what it has kept of its own. records: what else is told
-    each record, on the first rank. Other arguments are those of QTuningArguments and of TokenScorer.
+    each record, on the first rank. is_quiet: not even there, as where several groups prune the same rows. Others are
+    those of QTuningArguments and of TokenScorer.
     """
 
     def __init__(
@@ -114,6 +120,7 @@ class QTuningPruner:
         rule: QuadrantRule | None = None,
         balance: bool = True,
         records: Sequence[RecordSink] = (),
+        is_quiet: bool = False,
         forward: Forward = call_for_logits,
         batch_tokens: int = BATCH_TOKENS,
         logits_bytes: int = LOGITS_BYTES,
@@ -130,7 +137,8 @@ class QTuningPruner:
         )
         self.step = 0
         """The next step's number. Set it when training resumes."""
-        self._group, self._rule, self._balance, self._records = group, rule, balance, tuple(records)
+        self._group, self._rule, self._balance, self._is_quiet = group, rule, balance, is_quiet
+        self._records = tuple(records)
         self._scorer = TokenScorer(forward, batch_tokens=batch_tokens, logits_bytes=logits_bytes)
         self._drift = Drift()
 
@@ -202,7 +210,7 @@ class QTuningPruner:
         here = slice(start, start + len(rows))
         quadrants, kept = labels[here], is_kept[here]
         masks = self._masks(rows, scores[:, 0], bounds, quadrants, kept, is_warmup=record.is_warmup)
-        if ranks.rank == 0:
+        if ranks.rank == 0 and not self._is_quiet:
             log_step(record)
             for tell in self._records:
                 tell(record)

@@ -51,6 +51,22 @@ class StepRecord:
         fields: dict[str, Any] = {**asdict(self), "thresholds": edges}
         return fields
 
+    def scalars(self) -> dict[str, float]:
+        """Finite numbers by name, to plot over steps."""
+        moved = {pair: count for pair, count in self.drift.items() if pair[:2] != pair[3:]}
+        found: dict[str, float] = {
+            "kept_share": self.kept / max(self.num_samples, 1),
+            "token_share": self.tokens_after / max(self.tokens_before, 1),
+            "rejected": self.num_rejected,
+            "seconds": self.seconds,
+            **{f"thresholds/{name}": value for name, value in asdict(self.thresholds).items() if np.isfinite(value)},
+            **{f"quadrants/{label}": count for label, count in self.counts.items()},
+        }
+        if self.drift:
+            found["drift/moved_share"] = sum(moved.values()) / sum(self.drift.values())
+            found |= {f"drift/{pair}": count for pair, count in moved.items()}
+        return found
+
 
 RecordSink = Callable[[StepRecord], None]
 
@@ -83,19 +99,7 @@ class TensorBoardRecords:
 
     def __call__(self, record: StepRecord) -> None:
         """Write."""
-        moved = {pair: count for pair, count in record.drift.items() if pair[:2] != pair[3:]}
-        scalars: dict[str, float] = {
-            "kept_share": record.kept / max(record.num_samples, 1),
-            "token_share": record.tokens_after / max(record.tokens_before, 1),
-            "rejected": record.num_rejected,
-            "seconds": record.seconds,
-            **{f"thresholds/{name}": value for name, value in asdict(record.thresholds).items() if np.isfinite(value)},
-            **{f"quadrants/{label}": count for label, count in record.counts.items()},
-        }
-        if record.drift:
-            scalars["drift/moved_share"] = sum(moved.values()) / sum(record.drift.values())
-            scalars |= {f"drift/{pair}": count for pair, count in moved.items()}
-        for name, value in scalars.items():
+        for name, value in record.scalars().items():
             self._writer.add_scalar(f"q_tuning/{name}", value, record.step)
 
 

@@ -4,7 +4,7 @@ Three layouts:
 
 - padded: `input_ids` (B, T) with `attention_mask` (B, T), padded on either side; written back padded on the right.
 - packed: rows end to end in one line of `input_ids` (1, L), told apart by `position_ids` that begin again at 0, or by
-  `cu_seqlens` / `cu_seq_lens_q`; written back packed, with the same keys.
+  `cu_seqlens` / `cu_seq_lens_q`; written back packed, with the same keys, `seq_idx` (each token's row) among them.
 - ragged: `input_ids` as a list of lists or of 1-D tensors; written back as the same.
 
 What is trained on comes from `labels` (-100 is not; unshifted, as transformers has them) or from `loss_mask`.
@@ -26,7 +26,8 @@ from qtune_service.errors import DataError
 IGNORED = -100
 CUMULATIVE = ("cu_seqlens", "cu_seq_lens_q", "cu_seq_lens_k")
 LONGEST = ("max_length_q", "max_length_k")
-KNOWN = frozenset({"input_ids", "attention_mask", "labels", "loss_mask", "position_ids", *CUMULATIVE, *LONGEST})
+ROW_OF = "seq_idx"
+KNOWN = frozenset({"input_ids", "attention_mask", "labels", "loss_mask", "position_ids", ROW_OF, *CUMULATIVE, *LONGEST})
 
 Batch = Mapping[str, Any]
 
@@ -124,11 +125,25 @@ def _read_padded(batch: Batch) -> tuple[Rows, Layout]:
     real = np.ones(ids.shape, np.bool_) if attention is None else _array(attention) != 0
     if real.shape != ids.shape:
         raise DataError(f"attention_mask has shape {real.shape}, input_ids {ids.shape}", "Pass a mask of 0 and 1.")
+    _check_positions(batch.get("position_ids"), real)
     padding = ids[~real]
     pad_id = int(padding[0]) if len(padding) else 0
     rows = Rows.of(ids[real], mask[real], real.sum(1).astype(np.int64))
     keys, device = frozenset(key for key in batch if batch[key] is not None), batch["input_ids"].device
     return rows, Layout(lambda chosen: _padded(chosen, keys | {"attention_mask"}, device, pad_id), device)
+
+
+def _check_positions(position_ids: Any, real: NDArray[np.bool_]) -> None:
+    """Raise DataError where a line of several holds more than one row: their borders would be lost."""
+    if position_ids is None:
+        return
+    found = np.broadcast_to(_array(position_ids), real.shape)
+    both = real[:, 1:] & real[:, :-1]
+    if (np.diff(found, axis=1) != 1)[both].any():
+        raise DataError(
+            "position_ids of a padded batch begin again within a line",
+            "Pack into one line, input_ids of shape (1, tokens): with TRL by padding_free=True or packing with `bfd`.",
+        )
 
 
 def _padded(rows: Rows, keys: frozenset[str], device: torch.device, pad_id: int) -> dict[str, Any]:
@@ -192,6 +207,9 @@ def _packed(rows: Rows, keys: frozenset[str], device: torch.device) -> dict[str,
         found[key] = torch.as_tensor(rows.offsets.astype(np.int32), device=device)
     for key in keys.intersection(LONGEST):
         found[key] = int(rows.lengths.max(initial=0))
+    if ROW_OF in keys:
+        row_of = np.repeat(np.arange(len(rows), dtype=np.int32), rows.lengths)[None]
+        found[ROW_OF] = torch.as_tensor(row_of, device=device)
     return found
 
 

@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from qtune_service.errors import DataError
 from qtune_service.scoring.statistics import Statistics, eager_partials, nll_and_entropy
 from qtune_service.training.rows import Rows, run_places
 from qtune_service.training.sharded import partials_of_logits
@@ -109,10 +110,14 @@ class TokenScorer:
         ids, places, labels = _group_tensors(rows, lengths, group)
         ids_t, places_t, labels_t = (torch.from_numpy(array).to(device) for array in (ids, places, labels))
         if head is None:
-            logits = self._forward(model, ids_t)
-            return nll_and_entropy(self._blocks(lambda block: block, logits.flatten(0, 1)[places_t], labels_t))
+            rows_of_logits = _checked(self._forward(model, ids_t).flatten(0, 1), ids_t)
+            return nll_and_entropy(self._blocks(lambda block: block, rows_of_logits[places_t], labels_t))
         found: list[torch.Tensor] = []
-        with watched(head, lambda project, hidden: found.append(self._blocks(project, hidden[places_t], labels_t))):
+
+        def see(project: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor) -> None:
+            found.append(self._blocks(project, _checked(hidden, ids_t)[places_t], labels_t))
+
+        with watched(head, see):
             self._forward(model, ids_t)
         return nll_and_entropy(found[0])
 
@@ -222,6 +227,16 @@ def _unwrapped_config(model: Any) -> Any:
     config = getattr(model, "config", None)
     find = getattr(config, "get_text_config", None)
     return find() if callable(find) else None
+
+
+def _checked(rows: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Hidden states or logits (n, .), of which there must be one for each token (B, T)."""
+    if len(rows) != ids.numel():
+        raise DataError(
+            f"the model answers {ids.numel()} tokens with {len(rows)} positions",
+            "Models that put tokens of their own before a row (prompt tuning) cannot be pruned in training.",
+        )
+    return rows
 
 
 # --- arrays

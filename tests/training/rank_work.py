@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from qtune_service.training import QTuningPruner, vocab_parallel_scores
+from qtune_service.training.scores import is_sharded
 from tests.training.models import VOCAB, padded, ragged, tiny_llama
 
 RATIOS = {"sample_keep_ratio": 0.4, "token_keep_ratio": 0.6, "bisect_max_iter": None}
@@ -65,6 +66,67 @@ def data_parallel(kind: str, sizes: list[int], options: dict[str, Any]) -> dict[
     }
 
 
+def trainer_steps(kind: str, options: dict[str, Any], folder: str) -> dict[str, Any]:
+    """Some steps of a transformers Trainer: under DDP, by accelerate, or FSDP2, by transformers (accelerate shards
+    on GPUs only)."""
+    from tests.training.trainers import run_trainer, weights
+
+    model = fully_sharded(Path(folder) / "model") if kind == "fsdp" else None
+    trainer, records = run_trainer(Path(folder), model=model, **options)
+    return {
+        "weights": weights(trainer),
+        "records": [dict(record.counts) for record in records],
+        "is_sharded": is_sharded(trainer.model_wrapped),
+    }
+
+
+def fully_sharded(folder: Path) -> Any:
+    """The tiny model, loaded in shards."""
+    from transformers import LlamaForCausalLM
+    from transformers.distributed import DistributedConfig
+
+    tiny_llama().save_pretrained(folder)  # by the first rank only
+    dist.barrier()
+    config = DistributedConfig(fsdp_size=dist.get_world_size())
+    return LlamaForCausalLM.from_pretrained(folder, distributed_config=config)
+
+
+def slime_data_parallel(parts_a_rollout: int) -> dict[str, Any]:
+    """slime's hook on every other row of a rollout."""
+    from megatron.core import mpu
+
+    from tests.training.slime_rollouts import rollout
+    from tests.training.slime_rollouts import share as share_of
+
+    mpu.data_parallel_group = dist.group.WORLD
+    whole = rollout(parts_a_rollout=parts_a_rollout)
+    return _after_slimes_hook(share_of(whole, list(range(dist.get_rank(), 24, dist.get_world_size()))))
+
+
+def slime_context_parallel() -> dict[str, Any]:
+    """slime's hook where each rank holds every second score of all rows."""
+    from megatron.core import mpu
+
+    from tests.training.slime_rollouts import rollout
+
+    rank = dist.get_rank()
+    groups = [dist.new_group([each]) for each in range(dist.get_world_size())]
+    mpu.data_parallel_group, mpu.context_parallel_size, mpu.context_parallel_rank = groups[rank], 2, rank
+    data = rollout(parts_a_rollout=2)
+    for name in ("log_probs", "entropy"):
+        data[name] = [row[rank::2] for row in data[name]]
+    return _after_slimes_hook(data)
+
+
+def _after_slimes_hook(data: dict[str, Any]) -> dict[str, Any]:
+    from qtune_service.training.slime import postprocess
+    from tests.training.slime_rollouts import slime_args
+
+    postprocess(slime_args(), 0, data)
+    masks = [mask.tolist() for mask in data["loss_masks"]]
+    return {"loss_masks": masks, "rollout_mask_sums": data["rollout_mask_sums"].tolist()}
+
+
 def vocab_parallel(seed: int) -> dict[str, Any]:
     """Scores from this rank's half of the vocabulary, by plain shards and by DTensors."""
     from torch.distributed.device_mesh import init_device_mesh
@@ -91,7 +153,9 @@ def main() -> None:
     """RANKS PORT FOLDER RANK."""
     num_ranks, port, folder, rank = sys.argv[1:]
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks}  # what torchrun sets
     torch.set_num_threads(1)
+    sys.path.insert(0, str(Path(__file__).parent / "stand_ins"))
     dist.init_process_group("gloo", rank=int(rank), world_size=int(num_ranks))
     calls = pickle.loads((Path(folder) / "calls.pkl").read_bytes())
     results = [globals()[function](*arguments) for function, arguments in calls]

@@ -74,14 +74,17 @@ def test_all_layouts_prune_alike(model: Any, layout: str) -> None:
 
 
 def test_cumulative_lengths_are_read_and_written(model: Any) -> None:
-    """A packed batch told apart by cu_seq_lens keeps its rows, and gets lengths that fit."""
+    """A packed batch told apart by cu_seq_lens keeps its rows, and gets lengths and rows' numbers that fit."""
     rows = ragged(12, seed=6)
     ends = np.cumsum([0, *map(len, rows["input_ids"])])
     batch = {**packed(rows), "cu_seq_lens_q": torch.tensor(ends, dtype=torch.int32), "max_length_q": 24}
+    batch["seq_idx"] = torch.repeat_interleave(torch.arange(12, dtype=torch.int32), torch.tensor(ends).diff())[None]
     found = QTuningPruner().prune(model, batch).batch
     lengths = np.diff(found["cu_seq_lens_q"].numpy())
     assert lengths.sum() == found["input_ids"].shape[1]
     assert found["max_length_q"] == lengths.max()
+    assert found["seq_idx"].dtype == torch.int32
+    assert torch.equal(found["seq_idx"][0].bincount(), torch.from_numpy(lengths))
     assert len(lengths) == QTuningPruner().prune(model, rows).record.kept
 
 
@@ -307,6 +310,13 @@ def test_each_step_is_logged_and_recorded(model: Any, caplog: pytest.LogCaptureF
         ({"input_ids": [[1, 2]], "labels": [[1]]}, "differ in length"),
         ({"input_ids": [[1, 2, 3]], "labels": [[2, 3, -100]]}, "not the input_ids at the same places"),
         ({"input_ids": [[1]], "labels": [[1]], "pixel_values": [[0]]}, "pixel_values"),
+        (
+            {
+                **dict.fromkeys(("input_ids", "labels"), torch.ones(2, 4).long()),
+                "position_ids": torch.tensor([[0, 1, 2, 3], [0, 1, 0, 1]]),
+            },
+            "begin again within a line",
+        ),
     ],
 )
 def test_a_batch_that_cannot_be_read_is_refused(model: Any, batch: dict[str, Any], message: str) -> None:

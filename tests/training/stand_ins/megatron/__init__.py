@@ -1,0 +1,1 @@
+"""See stand_ins/."""
