@@ -26,14 +26,15 @@ from tests.api.test_sessions import token_store
 from tests.finished_outputs import FinishedOutputs
 
 OPEN = {"healthz", "readyz", "sign_in", "get_session", "sign_out"}
-"""Names of the routes that are for everybody; and pages send to the sign-in, which is one."""
+"""Names of the routes that are for everybody; and pages send to the sign-in, which is one, with its scripts."""
+OPEN_PATHS = ("/sign-in", "/static/")
 SAFE = {"GET", "HEAD"}
 
 
 def requests(app: object, *, changing: bool) -> Iterator[tuple[str, str]]:
     """Method and path of all routes that are not for everybody."""
     for route in getattr(app, "routes"):  # noqa: B009 - of FastAPI's any kind
-        if isinstance(route, APIRoute) and route.name not in OPEN and route.path != "/sign-in":
+        if isinstance(route, APIRoute) and route.name not in OPEN and not route.path.startswith(OPEN_PATHS):
             for method in sorted(route.methods):
                 if not changing or method not in SAFE:
                     yield method, re.sub(r"\{[^}]*\}", "x", route.path)

@@ -14,13 +14,14 @@ from qtune_service.errors import EngineError, TooSlowError
 from qtune_service.jobs.previews import run_preview
 from tests.api.servers import scripted, serving, settings
 from tests.jobs import DEMO_DATA, DEMO_MODEL, REPO, qtune
+NO_MODEL = "/nowhere/none"
 
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A server that allows the demo, and a model that there is not."""
+    """A server that allows the demo, and models that there are not."""
     root = tmp_path_factory.mktemp("server")
-    allowed = {"allowed_inputs": (str(DEMO_DATA.parent),), "allowed_models": (DEMO_MODEL, f"{root}/none")}
+    allowed = {"allowed_inputs": (str(DEMO_DATA.parent),), "allowed_models": (DEMO_MODEL, NO_MODEL)}
     with serving(settings(root, **allowed), scripted(root)) as made:
         made.timeout = httpx.Timeout(120)
         yield made
@@ -44,9 +45,9 @@ def test_a_dataset_is_previewed(client: httpx.Client) -> None:
     assert (found["rejected"], found["warnings"]) == ([], [])
 
 
-def test_what_the_child_meets_is_a_problem(client: httpx.Client, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_what_the_child_meets_is_a_problem(client: httpx.Client) -> None:
     """A missing model, columns that are not there."""
-    missing = look(client, str(DEMO_DATA), f"{tmp_path_factory.getbasetemp()}/server0/none")
+    missing = look(client, str(DEMO_DATA), NO_MODEL)
     assert (missing.status_code, missing.json()["code"]) == (422, "model"), missing.text
     columns = look(client, str(DEMO_DATA), input={"prompt_column": "question", "completion_column": "answer"})
     assert (columns.status_code, columns.json()["code"]) == (422, "data")

@@ -109,7 +109,8 @@ def _announce(client: httpx.Client, length: int) -> bytes:
 def _begun(client: httpx.Client, headers: str) -> socket.socket:
     """A request for an upload whose body does not come."""
     connection = socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=10)
-    connection.sendall(f"POST /api/v1/datasets?name=a.jsonl HTTP/1.1\r\nHost: x\r\n{headers}\r\n\r\n".encode())
+    host = f"Host: {client.base_url.host}:{client.base_url.port}"
+    connection.sendall(f"POST /api/v1/datasets?name=a.jsonl HTTP/1.1\r\n{host}\r\n{headers}\r\n\r\n".encode())
     return connection
 
 
