@@ -14,6 +14,7 @@ from qtune_service.errors import EngineError, TooSlowError
 from qtune_service.jobs.previews import run_preview
 from tests.api.servers import scripted, serving, settings
 from tests.jobs import DEMO_DATA, DEMO_MODEL, REPO, qtune
+
 NO_MODEL = "/nowhere/none"
 
 
