@@ -29,12 +29,12 @@ from tests.deploy.manifests import (
     ROOT,
     Object,
     containers,
-    crd_schema,
     named,
     of_kind,
     pods,
     rendered,
     settings_of,
+    validator_of,
 )
 from tests.jobs import REPO
 
@@ -76,17 +76,17 @@ def test_ray_kinds_are_valid(folder: str, crds: Path) -> None:
     """Strictly, by KubeRay's own definitions."""
     found = of_kind(rendered(folder), "RayCluster", "RayJob")
     assert len(found) == 1
-    jsonschema.validate(found[0], crd_schema(crds, found[0]["kind"]))
+    validator_of(crds, found[0]["kind"]).validate(found[0])
 
 
 def test_the_ray_check_finds_misspelt_fields(crds: Path) -> None:
     """At any depth; so the test above can fail."""
-    schema = crd_schema(crds, "RayCluster")
+    validator = validator_of(crds, "RayCluster")
     for wrong in ("minReplica", "maxReplicas"):
         cluster = named(rendered("overlays/dev"), "RayCluster", "qtune")
         cluster["spec"]["workerGroupSpecs"][0][wrong] = "one"
         with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate(cluster, schema)
+            validator.validate(cluster)
 
 
 def test_what_the_launcher_makes_is_valid_and_allowed(crds: Path, tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_what_the_launcher_makes_is_valid_and_allowed(crds: Path, tmp_path: Path
         launcher.stop(reference, at_once=False)
         launcher.forget(job())
         asked = {tuple(line.split("/")[0].split()) for line in kube.asked}
-    jsonschema.validate(made, crd_schema(crds, "RayJob"))
+    validator_of(crds, "RayJob").validate(made)
     assert "suspend" not in made["spec"]["rayClusterSpec"]
     verbs = {"GET": "get", "POST": "create", "DELETE": "delete"}
     rules = named(objects, "Role", "qtune-api")["rules"]
@@ -162,10 +162,9 @@ def test_commands_are_the_commands(folder: str) -> None:
     assert {words[1] for words in called} <= set(commands)
 
 
-@each_service
-def test_probes_ask_for_paths_that_are_there(folder: str, tmp_path: Path) -> None:
+def test_probes_ask_for_paths_that_are_there(tmp_path: Path) -> None:
     """The api's, and Prometheus'."""
-    objects = rendered(folder)
+    objects = rendered("overlays/prod")
     asked = {
         container[probe]["httpGet"]["path"]
         for container in containers(of_kind(objects, "Deployment"))
@@ -355,7 +354,7 @@ def test_who_reaches_what(folder: str) -> None:
 
 
 def test_prod_outlives_a_node() -> None:
-    """Two servers at least, on several nodes; none is taken away before another one is ready; the Job migrates alone."""
+    """Two servers at least, on several nodes; none goes before another one is ready; the Job alone migrates."""
     objects = rendered("overlays/prod")
     spec = named(objects, "Deployment", "qtune-api")["spec"]
     assert "replicas" not in spec
