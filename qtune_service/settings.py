@@ -38,6 +38,9 @@ class Settings(BaseSettings):
     """Folder of the server: database, logs, and outputs of jobs that name no place."""
     database_url: str = ""
     """`sqlite:///PATH` or `postgresql://...`; by default a file in data_root."""
+    migrate_at_start: bool = True
+    """Bring the database's schema to this version's when the server starts. Without, it only checks, and `qtune
+    migrate` comes before: so one does it where many start, with rights that servers need not have."""
     host: str = "127.0.0.1"
     """Address to listen on. Others than this machine's own need API tokens."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8420
@@ -64,8 +67,9 @@ class Settings(BaseSettings):
     outputs_root: str = ""
     """Folder or URI for outputs of jobs that name no place; by default `outputs` in data_root. With the ray launcher
     it must be one that the cluster's nodes reach too."""
-    launcher: Literal["local", "ray"] = "local"
-    """Where new jobs run: `local`, a child process of this machine, or `ray`, a cluster."""
+    launcher: Literal["local", "ray", "kuberay"] = "local"
+    """Where new jobs run: `local`, a child process of this machine; `ray`, a cluster; `kuberay`, a cluster for each job
+    on Kubernetes."""
     ray_address: str = ""
     """Dashboard of the Ray cluster, `http://HEAD:8265`."""
     ray_token_path: Path | None = None
@@ -74,6 +78,15 @@ class Settings(BaseSettings):
     """How the command is called on the cluster's nodes, as a shell understands it."""
     ray_driver_cpus: Annotated[float, Field(ge=0)] = 0
     """CPUs that a job's driver reserves on the cluster; with 0 it runs on the head node."""
+    ray_has_gpus: bool = False
+    """The cluster has GPUs though none may be up when a job begins, as with autoscaling from 0: jobs ask for them all
+    the same."""
+    kube_cluster: str = ""
+    """RayCluster whose spec each job's own gets, with the launcher `kuberay`. Keep it suspended."""
+    kube_address: str = ""
+    """Kubernetes API; by default that of the cluster that the server runs in."""
+    kube_account: Path = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+    """Folder of the service account: `token`, `namespace`, `ca.crt`."""
 
     @model_validator(mode="after")
     def _cluster_is_named(self) -> Settings:
@@ -86,6 +99,17 @@ class Settings(BaseSettings):
             raise ValueError("ray_address holds more than an address; the token goes into a file, see ray_token_path")
         if self.ray_token_path is not None and not self.ray_token_path.is_file():
             raise ValueError(f"ray_token_path: there is no file {str(self.ray_token_path)!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _kubernetes_is_there(self) -> Settings:
+        if self.launcher == "kuberay" and not self.kube_cluster:
+            raise ValueError("launcher 'kuberay' needs QTUNE_KUBE_CLUSTER, the name of a RayCluster")
+        if self.kube_cluster and not re.fullmatch(r"https?://[^/?#@]+/?", self.kubernetes):
+            raise ValueError("outside of Kubernetes QTUNE_KUBE_ADDRESS is needed, https://HOST:PORT")
+        for name in ("token", "namespace") if self.kube_cluster else ():
+            if not (self.kube_account / name).is_file():
+                raise ValueError(f"kube_account: there is no file {str(self.kube_account / name)!r}")
         return self
 
     datasets_root: str = ""
@@ -124,6 +148,13 @@ class Settings(BaseSettings):
     def outputs(self) -> str:
         """Where outputs of jobs go that name no place."""
         return self.outputs_root.rstrip("/") or f"{self.data_root}/outputs"
+
+    @property
+    def kubernetes(self) -> str:
+        """Address of the Kubernetes API, or nothing where there is none."""
+        host, port = (os.environ.get(f"KUBERNETES_SERVICE_{name}", "") for name in ("HOST", "PORT"))
+        shown = f"[{host}]" if ":" in host else host
+        return self.kube_address or (f"https://{shown}:{port or 443}" if host else "")
 
     def ray_token(self) -> str | None:
         """The cluster's token as it is now, or None where there is none. Raises SettingsError."""

@@ -113,7 +113,7 @@ class JobView(BaseModel):
     cancel_requested: bool = Field(description="It is being stopped, and saves what it has in hand.")
     version: int = Field(description="Grows with every change; the id of its event.")
     output: str
-    launcher: str = Field(description="Where it runs: local or ray.")
+    launcher: str = Field(description="Where it runs: local, ray or kuberay.")
     spec: dict[str, Any]
 
     @classmethod

@@ -33,6 +33,7 @@ for command in (
     app.command()(command)
 app.command("compare", cls=comparing.ListsOfValues)(comparing.compare_outputs)
 app.command()(serving.serve)
+app.command()(serving.migrate)
 app.add_typer(serving.token_app, name="token")
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(datasets_app, name="datasets")

@@ -1,4 +1,4 @@
-"""`qtune serve`: the service's front end. `qtune token`: who may use it."""
+"""`qtune serve`: the service's front end. `qtune migrate`: its database. `qtune token`: who may use it."""
 
 from __future__ import annotations
 
@@ -45,6 +45,18 @@ def serve(
         )
 
 
+def migrate(data_root: RootOpt = None) -> None:
+    """Bring the database of the service to this version's schema. Several may try at once, and none does it twice."""
+    from qtune_service.jobs.database import head, open_database, revision, upgrade
+    from qtune_service.settings import load_settings
+
+    with exit_codes():
+        database = open_database(load_settings(data_root=data_root).database)
+        before = revision(database)
+        upgrade(database)
+        typer.echo(f"schema {head()}" + (", as before" if before == head() else f", was {before or 'none'}"))
+
+
 @token_app.command("create")
 def create_token(
     name: Annotated[str, typer.Option(help="Whose it is.")],
@@ -87,11 +99,12 @@ def revoke_token(name: Annotated[str, typer.Argument(help="Its name.")], data_ro
 
 def _tokens(data_root: Path | None) -> TokenStore:
     from qtune_service.jobs.access import TokenStore
-    from qtune_service.jobs.database import open_database, upgrade
+    from qtune_service.jobs.database import open_database, prepare
     from qtune_service.settings import load_settings
 
-    database = open_database(load_settings(data_root=data_root).database)
-    upgrade(database)
+    settings = load_settings(data_root=data_root)
+    database = open_database(settings.database)
+    prepare(database, may_upgrade=settings.migrate_at_start)
     return TokenStore(database)
 
 

@@ -110,11 +110,16 @@ def upgrade(engine: Engine) -> None:
         command.upgrade(config, "head")
 
 
+def prepare(engine: Engine, *, may_upgrade: bool) -> None:
+    """Bring the schema to this version's, or check that it is. Raises DatabaseError."""
+    (upgrade if may_upgrade else check_schema)(engine)
+
+
 def check_schema(engine: Engine) -> None:
     """Raise DatabaseError where the schema is not this version's."""
     if (found := revision(engine)) != head():
         raise DatabaseError(
-            f"the database has schema {found or 'none'}, this version needs {head()}", "Run `qtune serve --migrate`."
+            f"the database has schema {found or 'none'}, this version needs {head()}", "Run `qtune migrate`."
         )
 
 

@@ -18,7 +18,7 @@ from sqlalchemy import Engine, text
 from qtune_service import __version__
 from qtune_service.errors import QTuneError, SettingsError
 from qtune_service.jobs.access import TokenStore
-from qtune_service.jobs.database import open_database, reading, upgrade
+from qtune_service.jobs.database import open_database, prepare, reading
 from qtune_service.jobs.datasets import DatasetStore
 from qtune_service.jobs.launch import Launcher
 from qtune_service.jobs.policy import Policy
@@ -105,7 +105,7 @@ def _sign_in(_request: Request, error: Exception) -> Response:
 def make_server(settings: Settings, launchers: Mapping[str, Launcher] | None = None) -> Server:
     """Its parts."""
     database = open_database(settings.database)
-    upgrade(database)
+    prepare(database, may_upgrade=settings.migrate_at_start)
     tokens = TokenStore(database)
     if settings.needs_tokens and not any(token.is_valid for token in tokens.all()):
         raise SettingsError(

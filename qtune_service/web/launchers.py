@@ -6,6 +6,7 @@ The local one is always there: a server that now runs its jobs on a cluster stil
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 from qtune_service.errors import LaunchError
 from qtune_service.jobs.launch import Launcher
@@ -28,5 +29,33 @@ def make_launchers(settings: Settings) -> dict[str, Launcher]:
             api.check()
         except LaunchError as error:
             _log.warning("jobs cannot be started on the cluster now: %s", error)
-        launchers["ray"] = RayLauncher(api, folder, command=settings.ray_command, driver_cpus=settings.ray_driver_cpus)
+        launchers["ray"] = RayLauncher(
+            api,
+            folder,
+            command=settings.ray_command,
+            driver_cpus=settings.ray_driver_cpus,
+            has_gpus=settings.ray_has_gpus,
+        )
+    if settings.kube_cluster:
+        launchers["kuberay"] = _kuberay(settings, folder)
     return launchers
+
+
+def _kuberay(settings: Settings, folder: Path) -> Launcher:
+    from qtune_service.jobs.kube_api import Account, KubeApi
+    from qtune_service.jobs.kube_rayjobs import KubeRayLauncher
+
+    api = KubeApi(settings.kubernetes, Account(settings.kube_account))
+    try:
+        api.cluster(settings.kube_cluster)
+    except LaunchError as error:
+        _log.warning("jobs cannot be started on Kubernetes now: %s", error)
+    return KubeRayLauncher(
+        api,
+        folder,
+        cluster=settings.kube_cluster,
+        token=settings.ray_token,
+        command=settings.ray_command,
+        driver_cpus=settings.ray_driver_cpus,
+        has_gpus=settings.ray_has_gpus,
+    )
