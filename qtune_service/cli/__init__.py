@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from qtune_service import __version__
-from qtune_service.cli import comparing, exporting, jobs, looking, previewing, rebuilding, serving
+from qtune_service.cli import comparing, estimating, exporting, jobs, looking, previewing, rebuilding, serving
 from qtune_service.cli.remote import datasets_app, jobs_app
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 for command in (
     previewing.preview,
+    estimating.estimate,
     jobs.prune,
     jobs.score,
     jobs.run,

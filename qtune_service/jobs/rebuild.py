@@ -86,7 +86,9 @@ class Rebuilder:
         """All outputs in a folder or below a URI, in order. Raises SpecError where there is no such place."""
         root = _plain(place)
         if not storage.is_folder(root):
-            raise SpecError(f"there is no folder {storage.display(place)}", "Give the folder or URI that holds outputs.")
+            raise SpecError(
+                f"there is no folder {storage.display(place)}", "Give the folder or URI that holds outputs."
+            )
         with ThreadPoolExecutor(16) as pool:
             yield from pool.map(self._take_in, list(find_outputs(root)))
 
@@ -148,6 +150,7 @@ class Rebuilder:
 
     def _with_datasets(self, spec: dict[str, Any]) -> dict[str, Any]:
         """`dataset://ID` for folders of uploaded data: a finished job reads them no more, and can be pruned again."""
+
         def short(path: str) -> str:
             name = _last(path)
             return f"{SCHEME}{name}" if is_id(name) and path == folder_of(self.datasets_root, name) else path

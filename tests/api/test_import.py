@@ -40,7 +40,9 @@ def rebuilder(engine: Engine, outputs: FinishedOutputs, *places: object, **chang
     model = outputs.scored.spec.model.name
     roots = (*map(str, places), str(Path(outputs.scored.root).parent))
     policy = Policy(inputs=(data, "/in"), outputs=roots, models=(model, "m"), remote_code=True)
-    return Rebuilder(engine, **{"policy": policy, "launcher": "local", "owner": "ann", "datasets_root": "/d", **changes})
+    return Rebuilder(
+        engine, **{"policy": policy, "launcher": "local", "owner": "ann", "datasets_root": "/d", **changes}
+    )
 
 
 def unfinished(folder: Path, spec: dict[str, Any] = SPEC, **progress: Any) -> Path:
