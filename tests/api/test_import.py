@@ -100,7 +100,7 @@ def test_a_second_import_changes_nothing(database: Engine, outputs: FinishedOutp
 
 def test_an_unfinished_job_can_be_resumed(database: Engine, outputs: FinishedOutputs, tmp_path: Path) -> None:
     """It comes back as failed, with its own error where it left one, and with the place where it lies now."""
-    counted = {"done": 7, "total": 9, "tokens_done": 70, "tokens_per_s": 1.5, "eta_s": 1.0}
+    counted: dict[str, Any] = {"done": 7, "total": 9, "tokens_done": 70, "tokens_per_s": 1.5, "eta_s": 1.0}
     unfinished(tmp_path / "cut", stage="score", **counted)
     unfinished(tmp_path / "bad", error={"code": "data", "message": "no", "hint": "mend it"})
     found = by_output(rebuilder(database, outputs, tmp_path).run(str(tmp_path)))
