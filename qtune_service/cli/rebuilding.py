@@ -1,4 +1,4 @@
-"""`qtune jobs import`: jobs for a lost database, from their outputs. It works on the database, as `qtune token` does."""
+"""`qtune jobs import`: jobs for a lost database, from their outputs. It works on the database, as `qtune token`."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ Operations of one forward pass over a sample of T tokens, t of them trained, as 
 with A = heads x head size, H the hidden size, V the vocabulary. It is 2 N + 2 n_layer n_ctx d_attn of Kaplan et al.
 (arXiv:2001.08361, table 1; there without the head), and a third of the 6 N + 12 L H Q T of Chowdhery et al. 2022
 (arXiv:2204.02311, appendix B, for training), halved where attention is causal. Norms, activations and the entropy
-itself are left out: well under a hundredth. Sliding windows and shared prefixes make it less, so it errs upwards for these.
+itself are left out: well under a hundredth. Sliding windows and shared prefixes make it less than this.
 
 Bytes and CPU times are those of docs/performance.md, and hold for it as far as its measurements do.
 """
