@@ -67,7 +67,8 @@ def estimate(
 
 def _estimate(flags: dict[str, Any]) -> Estimate:
     from qtune_service.core.cost import ModelCost
-    from qtune_service.pipeline import estimate as estimating
+    from qtune_service.pipeline import model_cost
+    from qtune_service.pipeline.estimate import estimate as estimated
     from qtune_service.torchless import import_transformers_without_torch
 
     spec = _spec(flags)
@@ -78,12 +79,12 @@ def _estimate(flags: dict[str, Any]) -> Estimate:
     if flags["params"] is not None:
         cost = ModelCost(body=flags["params"], held=flags["params"])
     elif spec is not None:
-        cost = estimating.cost_of(spec.model)
+        cost = model_cost.cost_of(spec.model)
     else:
         raise SpecError("no model given", "Add --model, a folder or hub id, or --params, as 7e9.")
     ratio = spec.prune.sample_keep_ratio if spec is not None and spec.prune is not None else flags["sample_keep_ratio"]
-    weight_bytes = 2 if spec is None else estimating.bytes_of_dtype(spec.model)
-    return estimating.estimate(size, cost, _hardware(flags), keep_ratio=ratio, dtype_bytes=weight_bytes)
+    weight_bytes = 2 if spec is None else model_cost.bytes_of_dtype(spec.model)
+    return estimated(size, cost, _hardware(flags), keep_ratio=ratio, dtype_bytes=weight_bytes)
 
 
 def _spec(flags: dict[str, Any]) -> JobSpec | None:

@@ -1,4 +1,4 @@
-"""pipeline/estimate.py and `qtune estimate`: near to what was measured, and honest about the rest."""
+"""pipeline/estimate.py, model_cost.py and `qtune estimate`: near to what was measured, and honest about the rest."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from qtune_service.data.chat import Encoder
 from qtune_service.data.first_records import first_records
 from qtune_service.data.values import RecordProblem
 from qtune_service.errors import DataError, ModelError, SpecError
-from qtune_service.pipeline.estimate import Device, Estimate, Hardware, Size, cost_of, estimate, size_of
+from qtune_service.pipeline.estimate import Device, Estimate, Hardware, Size, estimate, size_of
+from qtune_service.pipeline.model_cost import cost_of
 from tests.jobs import DEMO_DATA, DEMO_MODEL, REPO, write_jsonl
 
 NUM_DEMO = len(DEMO_DATA.read_text().splitlines())
