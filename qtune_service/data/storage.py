@@ -33,7 +33,7 @@ from qtune_service.errors import StorageError
 
 __all__ = [
     "Entry", "WrittenFile", "display", "exists", "glob", "is_folder", "is_glob", "iter_blocks", "join", "link_or_copy",
-    "list_files", "move_in",
+    "list_files", "list_folders", "move_in",
     "open_parquet", "read_bytes", "read_json", "read_range", "read_table", "relative", "remove_file", "remove_tree",
     "resolve", "retrying", "stat", "write_bytes", "write_chunks", "write_json", "write_table",
 ]  # fmt: skip
@@ -117,6 +117,13 @@ def list_files(folder: str, *, recursive: bool = True) -> list[str]:
     selector = pafs.FileSelector(at.path, recursive=recursive, allow_not_found=True)
     infos = retrying(folder, "list", lambda: at.filesystem.get_file_info(selector))
     return sorted(uri_of(at, info.path) for info in infos if info.type == pafs.FileType.File)
+
+
+def list_folders(folder: str) -> list[str]:
+    """URIs of the folders of a folder, sorted; on an object store, prefixes that end at a `/`."""
+    at = resolve(folder)
+    infos = retrying(folder, "list", lambda: at.filesystem.get_file_info(pafs.FileSelector(at.path)))
+    return sorted(uri_of(at, info.path) for info in infos if info.type == pafs.FileType.Directory)
 
 
 def relative(uri: str, folder: str) -> str:

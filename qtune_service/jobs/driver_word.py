@@ -26,6 +26,14 @@ class DriverWord:
     manifest: Mapping[str, Any] | None = None
     """Of a finished output."""
 
+    @property
+    def complete(self) -> Progress:
+        """Of a job that is through: its driver's last words on its progress may have been missed."""
+        manifest = self.manifest or {}
+        read = manifest.get("counts", {}).get("read", self.progress.samples_done)
+        tokens = manifest.get("scoring", {}).get("tokens", self.progress.tokens_done)
+        return Progress(samples_done=read, samples_total=read, tokens_done=tokens)
+
 
 def read_word(output: str, *, before: Progress) -> DriverWord:
     """Look beside an output. before: what was known; stages that count no samples change nothing of it.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import secrets
 import threading
 import time
@@ -30,6 +31,24 @@ def new_id() -> str:
         same_time = fresh >> CHANCE_BITS <= _last >> CHANCE_BITS
         _last = _last + 1 + secrets.randbits(32) if same_time else fresh
         value = _last
+    return _text(value)
+
+
+def id_of_time(time_ms: int, of: str) -> str:
+    """The identifier of something that was made then: always the same one."""
+    chance = int.from_bytes(hashlib.sha256(of.encode()).digest()[: CHANCE_BITS // 8])
+    return _text(time_ms << CHANCE_BITS | chance)
+
+
+def time_ms_of(identifier: str) -> int:
+    """When an identifier was made, in milliseconds since 1970."""
+    value = 0
+    for letter in identifier:
+        value = value << 5 | ALPHABET.index(letter)
+    return value >> CHANCE_BITS
+
+
+def _text(value: int) -> str:
     return "".join(ALPHABET[value >> shift & 31] for shift in range(5 * (LENGTH - 1), -1, -5))
 
 

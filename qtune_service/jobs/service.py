@@ -149,7 +149,7 @@ class JobService:
         if word.error is not None and word.updated_at_s >= _started_s(job) and not job.cancel_requested:
             self._end(job, JobStatus.failed, word.error)
         elif word.manifest is not None:
-            complete = _complete(word)
+            complete = word.complete
             if job.spec.get("from_scores") is None and job.attempts == 1:
                 self._note_progress(job, complete, stage=job.stage)
             counts, thresholds = (word.manifest.get(name) or {} for name in ("counts", "thresholds"))
@@ -191,14 +191,6 @@ class JobService:
 
 def _driver(job: Job) -> str:
     return f"{job.id}:{job.attempts}"
-
-
-def _complete(word: DriverWord) -> Progress:
-    """Of a job that is through: its driver's last words on its progress may have been missed."""
-    manifest = word.manifest or {}
-    read = manifest.get("counts", {}).get("read", word.progress.samples_done)
-    tokens = manifest.get("scoring", {}).get("tokens", word.progress.tokens_done)
-    return Progress(samples_done=read, samples_total=read, tokens_done=tokens)
 
 
 def _started_s(job: Job) -> float:

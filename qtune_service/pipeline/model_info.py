@@ -33,7 +33,7 @@ class ModelInfo:
 def describe_model(spec: ModelSpec) -> ModelInfo:
     """Read the model's configuration. Raises ModelError that says what is missing."""
     config = _load_config(spec)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    text = _text_config(config)
     own_limit = getattr(text, "max_position_embeddings", None)
     limit = spec.max_model_len or own_limit
     if limit is None:
@@ -44,6 +44,15 @@ def describe_model(spec: ModelSpec) -> ModelInfo:
         )
     architectures = getattr(config, "architectures", None) or ["unknown"]
     return ModelInfo(architectures[0], int(text.vocab_size), int(limit), _fingerprint(spec, config))
+
+
+def load_text_config(spec: ModelSpec) -> Any:
+    """The model's own configuration, of its language part. Raises ModelError."""
+    return _text_config(_load_config(spec))
+
+
+def _text_config(config: Any) -> Any:
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def local_folder(name: str) -> Path | None:

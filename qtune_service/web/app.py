@@ -21,7 +21,6 @@ from qtune_service.jobs.access import TokenStore
 from qtune_service.jobs.database import open_database, prepare, reading
 from qtune_service.jobs.datasets import DatasetStore
 from qtune_service.jobs.launch import Launcher
-from qtune_service.jobs.policy import Policy
 from qtune_service.jobs.service import JobService
 from qtune_service.jobs.store import JobStore
 from qtune_service.jobs.uploads import Datasets
@@ -48,6 +47,7 @@ from qtune_service.web.launchers import make_launchers
 from qtune_service.web.metrics import Metrics
 from qtune_service.web.observing import Observed
 from qtune_service.web.origins import OwnOrigin
+from qtune_service.web.owner_policy import owner_policy
 from qtune_service.web.sessions import Sessions
 from qtune_service.wire import Problem
 
@@ -112,7 +112,6 @@ def make_server(settings: Settings, launchers: Mapping[str, Launcher] | None = N
             f"{settings.host} can be reached by others, and there is no API token",
             "Make one: qtune token create --name NAME --scope admin. Or, at your own risk: --insecure.",
         )
-    root = str(settings.data_root)
     launchers = launchers or make_launchers(settings)
     store = JobStore(database)
     metrics = Metrics(store)
@@ -124,12 +123,7 @@ def make_server(settings: Settings, launchers: Mapping[str, Launcher] | None = N
         metrics=metrics,
         tokens=tokens,
         sessions=Sessions(tokens, settings.session_hours * 3600),
-        policy=Policy(
-            inputs=settings.allowed_inputs,
-            outputs=tuple(dict.fromkeys((settings.outputs, f"{root}/outputs", *settings.allowed_outputs))),
-            models=settings.allowed_models,
-            remote_code=settings.allow_remote_code,
-        ),
+        policy=owner_policy(settings),
         datasets=make_datasets(settings, database),
         uploads=CapacityLimiter(MAX_UPLOADS),
         previews=CapacityLimiter(MAX_PREVIEWS),

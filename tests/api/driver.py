@@ -47,7 +47,7 @@ if act == "slow" or (act == "succeed" and argument):
 if act != "sleep":
     note("end")
 if act in ("succeed", "slow"):
-    manifest = {"counts": {"read": 8, "kept": 4}, "thresholds": {"alpha": 0.5}}
+    manifest = {"spec": spec, "counts": {"read": 8, "kept": 4}, "thresholds": {"alpha": 0.5}}
     (out / "manifest.json").write_text(json.dumps(manifest))
 elif act == "fail":
     tell(error={"code": "data", "message": "none of 8 records could be scored", "hint": "look"})

@@ -49,7 +49,8 @@ def type_along(page: str, folder: Path) -> None:
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout in which somebody has followed the tutorial; the other pages go on from there."""
     folder = tmp_path_factory.mktemp("checkout")
-    (folder / "examples").symlink_to(REPO / "examples")
+    for name in ("examples", "deploy"):
+        (folder / name).symlink_to(REPO / name)
     type_along("tutorial.md", folder)
     return folder
 

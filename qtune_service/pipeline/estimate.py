@@ -1,0 +1,210 @@
+"""What a job will cost, before it is run: its first records are encoded as the job would, and the rest is arithmetic.
+
+The first records stand for all, which holds for shuffled data only; how many there are is known of Parquet, and told by
+size of plain JSON. Time is operations over the device's peak times the share of it that the engine reaches. That share
+is the weakest part, so times are ranges.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from qtune_service.config import JobSpec
+from qtune_service.core.cost import Lengths, ModelCost, Needs, devices_of, needs_of
+from qtune_service.data import storage
+from qtune_service.data.batches import Encoded
+from qtune_service.data.chat import Encoder
+from qtune_service.data.first_records import FirstRecord, first_records
+from qtune_service.data.sources import SourceFile, discover
+from qtune_service.data.values import RecordProblem
+from qtune_service.errors import DataError, SpecError
+from qtune_service.pipeline.model_info import describe_model
+
+ASSUMED_SHARE, ASSUMED_RANGE = 0.5, (0.35, 0.6)
+"""Of a GPU's peak: nothing is measured yet; the goal is 0.6 on 7B."""
+MEASURED_RANGE = 0.15
+"""By how much two runs of one machine differed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A GPU by its data sheet: dense bf16, without sparsity."""
+
+    peak_tflops: float
+    memory_gib: float
+
+
+DEVICES = {
+    "a100": Device(312, 80),
+    "b200": Device(2250, 180),
+    "h100": Device(989, 80),
+    "h200": Device(989, 141),
+    "l4": Device(121, 24),
+    "l40s": Device(362, 48),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """Where it would run."""
+
+    device: Device
+    number: int = 1
+    share: float | None = None
+    """Of the peak, as measured; None: not measured, so assumed."""
+    price_per_hour: float | None = None
+
+    @property
+    def shares(self) -> tuple[float, float, float]:
+        """Low, likely, high."""
+        if self.share is None:
+            return ASSUMED_RANGE[0], ASSUMED_SHARE, ASSUMED_RANGE[1]
+        return self.share * (1 - MEASURED_RANGE), self.share, min(self.share * (1 + MEASURED_RANGE), 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What would be scored."""
+
+    samples: int
+    is_exact: bool
+    lengths: Lengths
+    num_rejected: int = 0
+    """Of the records that were looked at; as many in proportion are taken off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A likely value between two that are not unlikely."""
+
+    low: float
+    likely: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a job will cost."""
+
+    samples: int
+    samples_are_counted: bool
+    looked_at: int
+    tokens: float
+    trained_tokens: float
+    flops: float
+    gpu_hours: Range
+    gpus: int
+    hours: Range
+    cost: Range | None
+    gpus_per_model: int
+    weight_bytes: float
+    needs: Needs
+    warnings: list[str]
+
+
+def estimate(size: Size, model: ModelCost, hardware: Hardware, *, keep_ratio: float, dtype_bytes: int = 2) -> Estimate:
+    """Arithmetic alone."""
+    looked_at = len(size.lengths.tokens)
+    scored = round(size.samples * looked_at / (looked_at + size.num_rejected))
+    per_sample, error = size.lengths.flops_per_sample(model)
+    tokens = scored * sum(size.lengths.tokens) / looked_at
+    gpu_hours = _gpu_hours(scored * per_sample, error / per_sample, hardware)
+    weights = model.held * dtype_bytes
+    together = devices_of(weights, hardware.device.memory_gib * 2**30)
+    in_use = max(hardware.number // together, 1) * together
+    hours = _scaled(gpu_hours, 1 / in_use)
+    return Estimate(
+        samples=scored,
+        samples_are_counted=size.is_exact and not size.num_rejected,
+        looked_at=looked_at,
+        tokens=tokens,
+        trained_tokens=scored * sum(size.lengths.trained) / looked_at,
+        flops=scored * per_sample,
+        gpu_hours=gpu_hours,
+        gpus=in_use,
+        hours=hours,
+        cost=None if hardware.price_per_hour is None else _scaled(gpu_hours, hardware.price_per_hour),
+        gpus_per_model=together,
+        weight_bytes=weights,
+        needs=needs_of(scored, tokens, keep_ratio),
+        warnings=list(_warnings(size, hardware, together)),
+    )
+
+
+def _gpu_hours(flops: float, error: float, hardware: Hardware) -> Range:
+    low, likely, high = hardware.shares
+    each = flops / (hardware.device.peak_tflops * 1e12) / 3600
+    return Range(each * max(1 - error, 0) / high, each / likely, each * (1 + error) / low)
+
+
+def _scaled(hours: Range, factor: float) -> Range:
+    return Range(hours.low * factor, hours.likely * factor, hours.high * factor)
+
+
+def _warnings(size: Size, hardware: Hardware, together: int) -> Iterable[str]:
+    if hardware.share is None:
+        yield "The share of the peak is assumed, not measured: give --share of a run of yours."
+    if not size.is_exact:
+        yield "Samples are told by the size of the files: give --samples for their number."
+    if size.num_rejected:
+        yield f"{size.num_rejected} of the first {size.num_rejected + len(size.lengths.tokens)} records are rejected."
+    if together > hardware.number:
+        yield f"The model's weights need {together} GPUs, so times are for that many."
+    elif hardware.number % together:
+        yield f"Models on {together} GPUs each leave {hardware.number % together} of {hardware.number} idle."
+
+
+# --- the data
+
+
+def size_of(spec: JobSpec, looked_at: int, samples: int | None) -> Size:
+    """Encode the first records. Raises DataError, and SpecError where the number of samples cannot be told."""
+    info = describe_model(spec.model)
+    encoder = Encoder(spec.model, spec.input, max_model_len=info.max_model_len, vocab_size=info.vocab_size)
+    records = first_records(spec.input, looked_at)
+    found = [_encoded(encoder, record) for record in records]
+    good = [one.sample for one in found if one is not None]
+    if not good:
+        raise DataError(f"none of the first {len(found)} records can be used", "`qtune preview` shows why.")
+    lengths = Lengths([len(one.input_ids) for one in good], [int(one.loss_mask[1:].sum()) for one in good])
+    number, is_exact = (samples, True) if samples is not None else _count(spec, records, looked_at)
+    return Size(number, is_exact, lengths, len(found) - len(good))
+
+
+def _encoded(encoder: Encoder, found: FirstRecord) -> Encoded | None:
+    if isinstance(found.record, RecordProblem):
+        return None
+    outcome = encoder.encode_batch([found.record], found.format)[0]
+    return outcome if isinstance(outcome, Encoded) else None
+
+
+def _count(spec: JobSpec, records: Sequence[FirstRecord], looked_at: int) -> tuple[int, bool]:
+    """Records of the input, and whether they were counted."""
+    if len(records) < looked_at:
+        return len(records), True  # there are no more
+    if spec.input.take:
+        raise SpecError("how many records of some categories there are is not known", "Give --samples.")
+    files = discover(spec.input.paths)
+    parquet = [file for file in files if file.kind == "parquet"]
+    rows = sum(_rows(file) for file in parquet)
+    others = [file for file in files if file.kind != "parquet"]
+    packed = [file.name for file in others if file.compression is not None]
+    if packed:
+        raise SpecError(f"{packed[0]} is compressed: how many records it holds is not known", "Give --samples.")
+    number = rows + round(sum(file.size_bytes for file in others) / _record_bytes(records))
+    return min(number, spec.input.limit or number), not others or number == spec.input.limit
+
+
+def _rows(file: SourceFile) -> int:
+    with storage.open_parquet(file.uri) as opened:
+        return int(opened.metadata.num_rows)
+
+
+def _record_bytes(records: Sequence[FirstRecord]) -> float:
+    """Of a record as a line of JSON."""
+    good = [one.record for one in records if not isinstance(one.record, RecordProblem)]
+    sizes = [len(json.dumps(one, ensure_ascii=False, default=str).encode()) + 1 for one in good]
+    return sum(sizes) / len(sizes) if sizes else math.inf

@@ -1,0 +1,81 @@
+"""deploy/ray/: what `ray up` reads, checked by Ray's own schema and rules, since it has no dry run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.jobs import REPO
+
+FOLDER = REPO / "deploy" / "ray"
+FILES = sorted(FOLDER.glob("*.yaml"))
+
+
+def cluster(path: Path) -> dict[str, Any]:
+    """A file as Ray reads it, with its defaults."""
+    util = pytest.importorskip("ray.autoscaler._private.util", reason="needs Ray, whose schema this is")
+    body = yaml.safe_load(path.read_text(encoding="utf-8"))
+    made: dict[str, Any] = util.prepare_config(body)
+    util.validate_config(made)
+    return made
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_ray_takes_it(path: Path) -> None:
+    """Ray's own schema and checks, which `ray up` makes before it asks for a machine."""
+    made = cluster(path)
+    assert made["cluster_name"] == "qtune"
+    assert made["head_node_type"] in made["available_node_types"]
+
+
+def test_the_schema_refuses_what_is_wrong(tmp_path: Path) -> None:
+    """A typing mistake does not pass: the check checks."""
+    jsonschema = pytest.importorskip("jsonschema")
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text((FOLDER / "aws.yaml").read_text(encoding="utf-8").replace("idle_timeout_minutes", "idle_timeout"))
+    with pytest.raises(jsonschema.ValidationError, match="idle_timeout"):
+        cluster(wrong)
+
+
+def test_gpu_workers_come_and_go() -> None:
+    """On a cloud: from none to some, gone when idle, also where the provider takes them away; the head has no GPU."""
+    made = cluster(FOLDER / "aws.yaml")
+    worker, head = made["available_node_types"]["gpu_worker"], made["available_node_types"]["head"]
+    assert (worker["min_workers"], worker["max_workers"]) == (0, made["max_workers"])
+    assert made["idle_timeout_minutes"] > 0
+    assert worker["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+    assert "GPU" not in head["resources"]
+    assert made["provider"]["cache_stopped_nodes"] is False, "stopped nodes are paid for"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_nobody_gets_in_without_the_token(path: Path) -> None:
+    """Every node starts with token authentication and has the token; the dashboard listens on the head alone."""
+    made = cluster(path)
+    starts = [c for c in made["head_start_ray_commands"] + made["worker_start_ray_commands"] if "ray start" in c]
+    assert len(starts) == 2
+    assert all("RAY_AUTH_MODE=token ray start" in command for command in starts)
+    assert "--dashboard-host=127.0.0.1" in starts[0]
+    assert made["file_mounts"]["~/.ray/auth_token"] == "ray-token"
+    assert "chmod 600 ~/.ray/auth_token" in made["setup_commands"]
+    assert "ray-token" in (REPO / ".gitignore").read_text(encoding="utf-8").split()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_nodes_get_this_package(path: Path) -> None:
+    """The wheel and the tested versions; what is copied is there, or made by the first command of the file."""
+    made = cluster(path)
+    made_before = {"dist", "ray-token"}
+    for local in made["file_mounts"].values():
+        assert local in made_before or (REPO / local).exists(), local
+    head = re.match(r"(#.*\n)+", path.read_text(encoding="utf-8"))
+    assert head is not None
+    assert "--wheel-dir dist" in head[0]
+    assert "ray-token" in head[0]
+    (install,) = [command for command in made["setup_commands"] if "pip install" in command]
+    assert "-c ~/qtune/constraints.txt" in install
+    assert "[gpu]" in install
