@@ -18,7 +18,7 @@ from tests.s3 import S3Endpoint, serve_s3
 
 HEAD_CPUS, WORKER_CPUS, ACTOR_CPUS = 2, 3, 2.5
 """An actor fits on a worker, two do not, and none on the head."""
-NUM_SAMPLES = 300
+NUM_SAMPLES = 600
 STOP_WAIT_S = 60
 
 
@@ -98,4 +98,3 @@ def test_submit_status_logs_stop_and_again(cluster: Nodes, s3: S3Endpoint, hurry
     s3.download("out", tmp_path / "out")
     made = manifest(tmp_path / "out")
     assert made["counts"]["read"] == NUM_SAMPLES == made["counts"]["scored"] + made["counts"]["rejected"]
-    assert made["performance"]["nodes"] == 2
