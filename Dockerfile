@@ -29,6 +29,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     python scripts/install.py --engine cpu --no-dev --requirements-only
 
 FROM build AS requirements-gpu
+COPY constraints-gpu.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
     python scripts/install.py --engine gpu --no-dev --requirements-only
 

