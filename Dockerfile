@@ -56,10 +56,11 @@ WORKDIR /var/lib/qtune
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["tini", "--"]
 
-# The nodes of a Ray cluster, and `qtune prune` by itself. wget is what KubeRay asks a node's health with.
+# The nodes of a Ray cluster, and `qtune prune` by itself. wget is what KubeRay asks a node's health with, vLLM loads
+# libnuma.
 FROM runtime AS worker
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends wget=1.21* \
+    && apt-get install -y --no-install-recommends wget=1.21* libnuma1=2.0* \
     && rm -rf /var/lib/apt/lists/*
 ENV RAY_USAGE_STATS_ENABLED=0
 CMD ["qtune", "doctor"]
