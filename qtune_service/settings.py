@@ -1,6 +1,7 @@
 """Settings of the service: environment variables that begin with QTUNE_, checked when it starts.
 
-Lists are separated as paths are on the platform (`:` on Linux). Lower layers get values, never this object.
+Lists are separated as paths are on the platform (`:` on Linux). Lower layers get values, never this object. A setting
+may also be a file of its name below /run/secrets, as containers get secrets: `qtune_database_url`. The variable wins.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ def _paths(value: Any) -> Any:
     return [part for part in _SEPARATOR.split(value) if part] if isinstance(value, str) else value
 
 
+SECRETS = Path("/run/secrets")
 PathList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_paths)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -185,9 +187,13 @@ class Settings(BaseSettings):
 
 
 def load_settings(**changes: Any) -> Settings:
-    """From the environment; `changes` (flags) come first. Raises SettingsError that names each variable."""
+    """From the environment and files of secrets; `changes` (flags) come first. Raises SettingsError."""
+    if SECRETS.is_dir():
+        changes.setdefault("_secrets_dir", SECRETS)
     try:
         return Settings(**{name: value for name, value in changes.items() if value is not None})
+    except OSError as error:
+        raise SettingsError(f"a file of secrets cannot be read: {error}", "User 10001 must read it.") from error
     except ValidationError as error:
         lines = [f"  QTUNE_{str(e['loc'][0]).upper() if e['loc'] else '*'}: {e['msg']}" for e in error.errors()]
         raise SettingsError("settings are wrong\n" + "\n".join(lines), "See docs/service.md.") from error

