@@ -152,7 +152,7 @@ def test_other_images_are_pinned() -> None:
 def test_all_services_have_a_health_check_and_secrets_as_files() -> None:
     """Compose waits for health; no password stands in the environment; all that is named is there."""
     for name, service in SERVICES.items():
-        assert "healthcheck" in service or "HEALTHCHECK" in stages()["api"] and name == "api", name
+        assert "healthcheck" in service or ("HEALTHCHECK" in stages()["api"] and name == "api"), name
         assert set(service.get("secrets", ())) <= COMPOSE["secrets"].keys(), name
         assert set(service.get("depends_on", ())) <= SERVICES.keys(), name
         assert set(service["networks"]) <= COMPOSE["networks"].keys(), name
