@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format types contracts check bench bench-thresholds bench-scoring bench-gpu bench-chaos bench-scale bench-exports bench-report bench-inspect docs lock doctor clean
+.PHONY: help install demo test test-slow lint format types contracts check bench bench-thresholds bench-scoring bench-gpu bench-chaos bench-scale bench-exports bench-report bench-inspect bench-quality docs lock doctor clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -58,6 +58,10 @@ bench-report: install ## Size and build time of the report at 1e4 and 1e6 sample
 
 bench-inspect: install ## Questions to an output of a million samples
 	$(BIN)/python benchmarks/inspecting.py
+
+bench-quality: install ## Tiny models trained on data with planted flaws, by every method (hours on one thread)
+	$(BIN)/python -m benchmarks.quality run --results benchmarks/quality/results.jsonl
+	$(BIN)/python -m benchmarks.quality report --results benchmarks/quality/results.jsonl
 
 bench: bench-thresholds bench-scoring bench-chaos bench-scale bench-exports ## All benchmarks that need no GPU
 

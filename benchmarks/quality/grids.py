@@ -1,0 +1,72 @@
+"""What is run, section by section, in the order of what it is worth.
+
+Steps and learning rates were chosen on random rows alone, such that these end neither at 0 nor at 1, and hold for
+every method. Seeds are set by the caller.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from benchmarks.quality.spec import RunSpec
+
+ADDITION = RunSpec("addition", steps=1000, warmup=100)
+REWRITE = RunSpec("rewrite", steps=800, warmup=100, noise="systematic", noise_rate=0.15)
+LONG = RunSpec("long", steps=400, warmup=80, noise="spans", noise_rate=0.4, trivial_rate=0.2, eval_every=100)
+PROBE = RunSpec("addition-plain", steps=3000, rows=64, width=128, layers=3, learning_rate=1e-3, eval_every=250)
+GSM8K = RunSpec(
+    "gsm8k", steps=100, warmup=20, rows=16, noise="swapped", trivial_rate=0.0, learning_rate=1e-3, eval_every=25
+)
+
+MAIN = (
+    ("random", "dynamic"),
+    ("q-tuning", "dynamic"),
+    ("perplexity-highest", "dynamic"),
+    ("entropy-highest", "dynamic"),
+    ("random", "static"),
+    ("q-tuning", "static"),
+    ("infobatch", "dynamic"),
+)
+PROBED = ("random", "q-tuning", "perplexity-highest", "entropy-highest", "perplexity-lowest", "all-candidates")
+CHIEF = ("random", "q-tuning", "perplexity-highest")
+WORDS = (
+    ("random", "dynamic"),
+    ("q-tuning", "dynamic"),
+    ("q-tuning", "static"),
+    ("perplexity-highest", "dynamic"),
+    ("perplexity-lowest", "dynamic"),
+    ("entropy-highest", "dynamic"),
+    ("longest", "dynamic"),
+    ("infobatch", "dynamic"),
+)
+Q_TUNING = {base.task: replace(base, method="q-tuning") for base in (ADDITION, REWRITE, LONG, GSM8K)}
+
+
+def _noisy(base: RunSpec, noise: str, *rates: float) -> list[RunSpec]:
+    return [replace(base, method=method, noise=noise, noise_rate=rate) for rate in rates for method in CHIEF]
+
+
+SECTIONS: dict[str, list[RunSpec]] = {
+    "main": [replace(base, method=method, mode=mode) for base in (ADDITION, REWRITE) for method, mode in MAIN],
+    "noise": [
+        *_noisy(ADDITION, "systematic", 0.15),
+        *_noisy(REWRITE, "uniform", 0.15, 0.4),
+        *_noisy(ADDITION, "uniform", 0.0),
+    ],
+    "tokens": [
+        replace(LONG, method="random"),
+        *(
+            replace(Q_TUNING["long"], token_ratio=ratio, token_strategy=strategy)
+            for ratio, strategy in ((1.0, "neighbor"), (0.7, "neighbor"), (0.5, "neighbor"), (0.7, "random"))
+        ),
+        *(replace(Q_TUNING["rewrite"], token_ratio=ratio) for ratio in (0.7, 0.5)),
+        replace(Q_TUNING["addition"], token_ratio=0.7),
+    ],
+    "keep": [replace(Q_TUNING[task], keep=keep) for keep in (0.25, 0.125) for task in ("addition", "rewrite")],
+    "warmup": [replace(Q_TUNING[task], warmup=warmup) for task in ("addition", "rewrite") for warmup in (0, 300, 600)],
+    "gsm8k": [
+        *(replace(GSM8K, method=method, mode=mode) for method, mode in WORDS),
+        *(replace(Q_TUNING["gsm8k"], token_ratio=ratio) for ratio in (0.7, 0.5)),
+    ],
+    "probe": [replace(PROBE, method=method) for method in PROBED],
+}
