@@ -46,8 +46,8 @@ def test_rows_are_what_their_kinds_say() -> None:
     """Right rows are right, noise follows the wrong rule, rare rows the exception; clean rows were not trained on."""
     task = task_of(replace(SMALL, task="addition-plain", noise="systematic", train_rows=2000))
     for text, kind in zip(texts(task.train), task.kinds.tolist(), strict=True):
-        a, b, answer = int(text[:3]), int(text[4:7]), int(text[8:12])
-        assert answer == (without_carries(a, b) if KINDS[kind] == "noise" else a + b)
+        a, b, total = int(text[:3]), int(text[4:7]), int(text[8:12])
+        assert total == (without_carries(a, b) if KINDS[kind] == "noise" else a + b)
         assert KINDS[kind] != "trivial" or max(a, b) < 10
     task = task_of(replace(SMALL, task="rewrite", train_rows=2000))
     for text, kind in zip(texts(task.train), task.kinds.tolist(), strict=True):
@@ -107,7 +107,7 @@ def test_runs_are_made_once_and_reported(tmp_path: Path) -> None:
     assert lines[-1] == "after"
     assert "old" not in lines
     assert len([line for line in lines if line.startswith("| addition |")]) == 2
-    assert {path.name for path in (tmp_path / "images").iterdir()} == {"quality-steps.svg", "quality-seconds.svg"}
+    assert {path.name for path in (tmp_path / "images").iterdir()} == {"quality-steps.png", "quality-seconds.png"}
 
 
 def test_gsm8k_swaps_answers_and_masks_questions(shared_dir: Path) -> None:
