@@ -61,7 +61,8 @@ bench-inspect: install ## Questions to an output of a million samples
 
 bench-quality: install ## Tiny models trained on data with planted flaws, by every method (hours on one thread)
 	$(BIN)/python -m benchmarks.quality run --results benchmarks/quality/results.jsonl
-	$(BIN)/python -m benchmarks.quality report --results benchmarks/quality/results.jsonl
+	$(BIN)/python -m benchmarks.quality agree --results benchmarks/quality/agreement.jsonl
+	$(BIN)/python -m benchmarks.quality report --results benchmarks/quality/results.jsonl benchmarks/quality/agreement.jsonl
 
 bench: bench-thresholds bench-scoring bench-chaos bench-scale bench-exports ## All benchmarks that need no GPU
 

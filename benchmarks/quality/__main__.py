@@ -1,7 +1,8 @@
 """Does it work? Train tiny models on data with planted flaws, by Q-Tuning and by what it is compared with.
 
     python -m benchmarks.quality run --results benchmarks/quality/results.jsonl --seeds 0 1 2
-    python -m benchmarks.quality report --results benchmarks/quality/results.jsonl --docs docs
+    python -m benchmarks.quality agree --results benchmarks/quality/agreement.jsonl --seeds 0 1 2
+    python -m benchmarks.quality report --results benchmarks/quality/results.jsonl benchmarks/quality/agreement.jsonl
 
 Each run's result is a line of JSON, written when it ends; a run whose line is there is not made again. The report
 fills the marked tables of quality.md and draws its pictures. Everything runs on one thread.
@@ -16,8 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.quality.agreement import agreement
 from benchmarks.quality.catalogue import task_of
-from benchmarks.quality.grids import SECTIONS
+from benchmarks.quality.grids import AGREEMENT, SECTIONS
 from benchmarks.quality.report import write_report
 from benchmarks.quality.spec import RunSpec
 from benchmarks.quality.training import Run, quiet
@@ -46,6 +48,15 @@ def run_all(specs: Iterator[RunSpec], results: Path) -> None:
         print(f"{spec.task} {spec.mode} {spec.method} seed {spec.seed}: {what}, {last['cpu_s']:.0f} s", flush=True)
 
 
+def agree_all(seeds: list[int], results: Path) -> None:
+    """Compare gradients, for all tasks and seeds."""
+    with results.open("w", encoding="utf-8") as lines:
+        for seed in seeds:
+            for spec, steps in AGREEMENT:
+                for row in agreement(replace(spec, seed=seed), steps):
+                    lines.write(json.dumps(rounded(row)) + "\n")
+
+
 def read_results(path: Path) -> list[dict[str, Any]]:
     """What was written so far."""
     if not path.exists():
@@ -65,17 +76,20 @@ def rounded(value: Any) -> Any:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("run", "report"))
-    parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("action", choices=("run", "agree", "report"))
+    parser.add_argument("--results", type=Path, nargs="+", required=True)
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     given = parser.parse_args()
+    quiet()
     if given.action == "run":
-        quiet()
-        run_all(planned(given.sections, given.seeds), given.results)
+        run_all(planned(given.sections, given.seeds), given.results[0])
+    elif given.action == "agree":
+        agree_all(given.seeds, given.results[0])
     else:
-        write_report(read_results(given.results), given.docs)
+        rows = [row for path in given.results for row in read_results(path)]
+        write_report([row for row in rows if "spec" in row], [row for row in rows if "cosine" in row], given.docs)
 
 
 if __name__ == "__main__":

@@ -129,6 +129,25 @@ SHOWN: dict[str, tuple[str, ...]] = {
 }
 
 
+def agreement_table(agreements: Sequence[Result]) -> str:
+    """Markdown: cosines by method, in columns of task, held-out rows and step."""
+    rows: dict[tuple[str, float], dict[str, list[float]]] = {}
+    for each in agreements:
+        own = rows.setdefault((each["method"], each["keep"]), {})
+        for test, cosine in each["cosine"].items():
+            own.setdefault(f"{each['task']}, {test}, step {each['step']}", []).append(cosine)
+    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+    lines = [["method", "keep", *columns], ["---"] * (len(columns) + 2)]
+    lines += [[name, f"{keep:.1%}", *(spread(row[c], 2) for c in columns)] for (name, keep), row in rows.items()]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def filled(text: str, name: str, content: str) -> str:
+    """A page with something else between `<!-- NAME -->` and `<!-- end -->`."""
+    made = f"<!-- {name} -->\n{content}\n<!-- end -->"
+    return re.sub(rf"<!-- {name} -->\n.*?<!-- end -->", lambda _: made, text, flags=re.DOTALL)
+
+
 # --- pictures
 
 
@@ -186,7 +205,7 @@ def draw(runs: Sequence[Runs], folder: Path) -> None:
 # --- all of it
 
 
-def write_report(results: Sequence[Result], docs: Path) -> None:
+def write_report(results: Sequence[Result], agreements: Sequence[Result], docs: Path) -> None:
     """Fill the tables between `<!-- NAME -->` and `<!-- end -->` of quality.md, and draw."""
     page = docs / "quality.md"
     text = page.read_text(encoding="utf-8")
@@ -194,8 +213,9 @@ def write_report(results: Sequence[Result], docs: Path) -> None:
     for name, specs in SECTIONS.items():
         runs = collect(specs, results)
         if runs:
-            made = f"<!-- {name} -->\n{table(runs, SHOWN[name], baselines)}\n<!-- end -->"
-            text = re.sub(rf"<!-- {name} -->\n.*?<!-- end -->", lambda _, made=made: made, text, flags=re.DOTALL)
+            text = filled(text, name, table(runs, SHOWN[name], baselines))
+    if agreements:
+        text = filled(text, "agreement", agreement_table(agreements))
     page.write_text(text, encoding="utf-8")
     main = collect(SECTIONS["main"], results)
     if main:

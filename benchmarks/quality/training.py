@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,19 +63,25 @@ class Run:
         self.kept = np.zeros(len(KINDS), np.int64)
 
     def train(self) -> dict[str, Any]:
-        """All steps. Returns what is to be written down."""
+        """All steps, measured on the way. Returns what is to be written down."""
         spec, curve = self.spec, []
+        for step in self.until([*range(spec.eval_every, spec.steps, spec.eval_every), spec.steps]):
+            tests = {name: measure(self.model, examples) for name, examples in self.task.tests.items()}
+            curve.append({"step": step, **self.cost, "tests": tests})
+        kept = dict(zip(KINDS, (self.kept / max(self.kept.sum(), 1)).tolist(), strict=True))
+        return {"spec": spec.to_json(), "kept": kept, "curve": curve, "parameters": parameters(self.model)}
+
+    def until(self, stops: Sequence[int]) -> Iterator[int]:
+        """Train, and halt after each of some numbers of steps."""
+        spec = self.spec
         schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: pace(step / spec.steps))
-        for step in range(spec.steps):
+        for step in range(max(stops)):
             began_s = time.process_time()
             self._learn(*self._rows_of(step), is_counted=step >= spec.warmup)
             schedule.step()
             self.cost["cpu_s"] += time.process_time() - began_s
-            if (step + 1) % spec.eval_every == 0 or step + 1 == spec.steps:
-                tests = {name: measure(self.model, examples) for name, examples in self.task.tests.items()}
-                curve.append({"step": step + 1, **self.cost, "tests": tests})
-        kept = dict(zip(KINDS, (self.kept / max(self.kept.sum(), 1)).tolist(), strict=True))
-        return {"spec": spec.to_json(), "kept": kept, "curve": curve, "parameters": parameters(self.model)}
+            if step + 1 in stops:
+                yield step + 1
 
     def _rows_of(self, step: int) -> tuple[Examples, NDArray[np.int64], Any]:
         """Rows of a step, their places in the data, and weights."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks.quality.__main__ import read_results, run_all
+from benchmarks.quality.agreement import CHOICES, agreement
 from benchmarks.quality.catalogue import task_of
 from benchmarks.quality.grids import SECTIONS
 from benchmarks.quality.gsm8k import gsm8k
@@ -101,13 +102,21 @@ def test_runs_are_made_once_and_reported(tmp_path: Path) -> None:
     for result, spec in zip(found, planned, strict=True):
         result["spec"] = spec.to_json()
     page.write_text("before\n<!-- main -->\nold\n<!-- end -->\nafter\n", encoding="utf-8")
-    write_report(found, tmp_path)
+    write_report(found, [], tmp_path)
     lines = page.read_text(encoding="utf-8").splitlines()
     assert lines[0] == "before"
     assert lines[-1] == "after"
     assert "old" not in lines
     assert len([line for line in lines if line.startswith("| addition |")]) == 2
     assert {path.name for path in (tmp_path / "images").iterdir()} == {"quality-steps.png", "quality-seconds.png"}
+
+
+def test_agreement_is_that_of_gradients() -> None:
+    """At each step asked for, each method has its cosines, and what it keeps adds up."""
+    rows = agreement(replace(SMALL, steps=4), (1, 3))
+    assert [row["step"] for row in rows] == [1] * len(CHOICES) + [3] * len(CHOICES)
+    assert all(-1 <= row["cosine"]["normal"] <= 1 and sum(row["kept"].values()) == pytest.approx(1) for row in rows)
+    assert {row["method"] for row in rows} > {"random", "q-tuning"}
 
 
 def test_gsm8k_swaps_answers_and_masks_questions(shared_dir: Path) -> None:
