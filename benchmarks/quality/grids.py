@@ -34,7 +34,6 @@ WORDS = (
     ("q-tuning", "dynamic"),
     ("q-tuning", "static"),
     ("perplexity-highest", "dynamic"),
-    ("perplexity-lowest", "dynamic"),
     ("entropy-highest", "dynamic"),
     ("longest", "dynamic"),
     ("infobatch", "dynamic"),
@@ -42,36 +41,36 @@ WORDS = (
 Q_TUNING = {base.task: replace(base, method="q-tuning") for base in (ADDITION, REWRITE, LONG, GSM8K)}
 
 
-def _noisy(base: RunSpec, noise: str, *rates: float) -> list[RunSpec]:
-    return [replace(base, method=method, noise=noise, noise_rate=rate) for rate in rates for method in CHIEF]
-
-
 AGREEMENT = ((ADDITION, (100, 500, 800)), (REWRITE, (100, 300, 700)))
 """Where gradients are compared (agreement.py)."""
 
 SECTIONS: dict[str, list[RunSpec]] = {
     "main": [replace(base, method=method, mode=mode) for base in (ADDITION, REWRITE) for method, mode in MAIN],
-    "noise": [
-        *_noisy(REWRITE, "uniform", 0.15),
-        *_noisy(REWRITE, "systematic", 0.0),
-        *_noisy(ADDITION, "uniform", 0.0),
-    ],
     "tokens": [
-        *(replace(Q_TUNING["rewrite"], token_ratio=ratio) for ratio in (0.7, 0.5)),
+        replace(Q_TUNING["rewrite"], token_ratio=0.7),
         replace(LONG, method="random"),
         *(
             replace(Q_TUNING["long"], token_ratio=ratio, token_strategy=strategy)
             for ratio, strategy in ((1.0, "neighbor"), (0.7, "neighbor"), (0.5, "neighbor"), (0.7, "random"))
         ),
     ],
-    "keep": [replace(Q_TUNING[task], keep=keep) for keep in (0.25, 0.125) for task in ("addition", "rewrite")],
+    "keep": [
+        replace(Q_TUNING["rewrite"], keep=0.25),
+        replace(Q_TUNING["addition"], keep=0.25, warmup=300),
+        replace(Q_TUNING["rewrite"], keep=0.125),
+    ],
+    "noise": [
+        *(replace(REWRITE, method=method, noise="uniform") for method in CHIEF),
+        *(replace(base, noise_rate=0.0) for base in (ADDITION, Q_TUNING["addition"])),
+    ],
     "warmup": [
         *(replace(Q_TUNING["addition"], warmup=warmup) for warmup in (300, 600)),
         *(replace(Q_TUNING["rewrite"], warmup=warmup) for warmup in (0, 300)),
+        *(replace(Q_TUNING[task], warmup=300, mode="static") for task in ("addition", "rewrite")),
     ],
     "gsm8k": [
         *(replace(GSM8K, method=method, mode=mode) for method, mode in WORDS),
-        *(replace(Q_TUNING["gsm8k"], token_ratio=ratio) for ratio in (0.7, 0.5)),
+        replace(Q_TUNING["gsm8k"], token_ratio=0.7),
     ],
     "probe": [replace(PROBE, method=method) for method in PROBED],
 }

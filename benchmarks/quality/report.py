@@ -17,6 +17,7 @@ import numpy as np
 from benchmarks.quality.grids import SECTIONS
 from benchmarks.quality.spec import RunSpec
 
+ENOUGH_SEEDS = 3
 Result = dict[str, Any]
 Row = dict[str, str]
 
@@ -65,7 +66,7 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
 
 def mark(values: Sequence[float], others: Sequence[float]) -> str:
     """Whether all seeds lie beyond all of the others."""
-    if min(len(values), len(others)) < 2:
+    if min(len(values), len(others)) < ENOUGH_SEEDS:
         return ""
     return " +" if min(values) > max(others) else " -" if max(values) < min(others) else ""
 
@@ -121,8 +122,8 @@ COLUMNS: dict[str, Callable[[RunSpec], str]] = {
 SHOWN: dict[str, tuple[str, ...]] = {
     "main": ("task", "method"),
     "noise": ("task", "noise", "method"),
-    "keep": ("task", "keep", "method"),
-    "warmup": ("task", "warm-up", "method"),
+    "keep": ("task", "keep", "method", "warm-up"),
+    "warmup": ("task", "method", "warm-up"),
     "tokens": ("task", "tokens", "min_tokens_to_prune", "method"),
     "gsm8k": ("method", "tokens"),
     "probe": ("method",),
