@@ -18,7 +18,7 @@ from benchmarks.quality.spec import RunSpec
 from benchmarks.quality.tasks import IGNORED, KINDS, Examples, Task
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
-LONGEST, NUM_TEST = 256, 150  # tokens, rows
+LONGEST, NUM_TEST = 256, 100  # tokens, rows
 END = 2
 
 
