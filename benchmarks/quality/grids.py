@@ -50,6 +50,7 @@ SECTIONS: dict[str, list[RunSpec]] = {
         *(replace(base, method=method) for base in (ADDITION, REWRITE) for method in ("random", "q-tuning")),
         replace(Q_TUNING["addition"], warmup=300),
     ],
+    "time": [replace(base, steps=2 * base.steps) for base in (ADDITION, REWRITE)],
     "tokens": [
         replace(Q_TUNING["rewrite"], token_ratio=0.7),
         replace(LONG, method="random"),

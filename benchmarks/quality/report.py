@@ -119,6 +119,7 @@ COLUMNS: dict[str, Callable[[RunSpec], str]] = {
     "noise": lambda spec: f"{spec.noise} {spec.noise_rate:.0%}",
     "method": lambda spec: f"{spec.method}{', static' if spec.mode == 'static' else ''}",
     "keep": lambda spec: f"{spec.keep:.1%}",
+    "steps": lambda spec: f"{spec.steps:,}",
     "warm-up": lambda spec: str(spec.warmup),
     "tokens": lambda spec: f"{spec.token_ratio:.0%} {spec.token_strategy}" if spec.token_ratio < 1 else "all",
 }
@@ -126,6 +127,7 @@ COLUMNS: dict[str, Callable[[RunSpec], str]] = {
 SHOWN: dict[str, tuple[str, ...]] = {
     "main": ("task", "method"),
     "noise": ("task", "noise", "method"),
+    "time": ("task", "method", "steps"),
     "keep": ("task", "keep", "method", "warm-up"),
     "warmup": ("task", "method", "warm-up"),
     "tokens": ("task", "method", "tokens"),
