@@ -1,0 +1,30 @@
+"""Tasks by their names, and the models that learn them."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from benchmarks.quality.gsm8k import gsm8k, small_llama
+from benchmarks.quality.model import TinyDecoder
+from benchmarks.quality.spec import RunSpec
+from benchmarks.quality.tasks import SYMBOLS, Task, addition, rewriting
+
+BUILDERS = {"addition": addition, "addition-plain": addition, "rewrite": rewriting, "long": rewriting, "gsm8k": gsm8k}
+
+
+def task_of(spec: RunSpec) -> Task:
+    """The data of a run. Runs on the same data, one after the other, share them."""
+    return _built(spec.data)
+
+
+@lru_cache(maxsize=4)
+def _built(spec: RunSpec) -> Task:
+    return BUILDERS[spec.task](spec)
+
+
+def model_of(spec: RunSpec, task: Task) -> Any:
+    """A fresh model, or one that has read stories."""
+    if spec.task == "gsm8k":
+        return small_llama()
+    return TinyDecoder(len(SYMBOLS), task.train.ids.shape[1], spec.width, spec.layers)
