@@ -17,12 +17,11 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv /opt/build && /opt/build/bin/pip install -c constraints.txt hatchling
 COPY README.md LICENSE ./
 COPY qtune_service qtune_service
-RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --no-cache-dir --wheel-dir /opt/build .
+RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --no-cache-dir --wheel-dir /dist .
 
 FROM build AS requirements-api
 RUN --mount=type=cache,target=/root/.cache/pip \
-    python scripts/install.py --engine api --no-dev --requirements-only \
-    && /opt/qtune/bin/python -m pip uninstall -q -y setuptools pip
+    python scripts/install.py --engine api --no-dev --requirements-only
 
 FROM build AS requirements-cpu
 RUN --mount=type=cache,target=/root/.cache/pip \
@@ -75,24 +74,24 @@ ENV NVIDIA_VISIBLE_DEVICES=all \
 LABEL org.opencontainers.image.title="qtune/worker-gpu" \
     org.opencontainers.image.description="Scores fine-tuning data with vLLM on NVIDIA GPUs, under Ray"
 COPY --from=requirements-gpu /opt/qtune /opt/qtune
-RUN --mount=type=bind,from=wheel,source=/opt/build,target=/opt/build \
-    /opt/build/bin/pip --python /opt/qtune/bin/python install --no-deps --no-index --no-cache-dir /opt/build/*.whl
+COPY --from=wheel /dist /opt/dist
+RUN /opt/qtune/bin/pip install --no-deps --no-index --no-cache-dir /opt/dist/*.whl
 USER 10001:10001
 
 FROM worker AS worker-cpu
 LABEL org.opencontainers.image.title="qtune/worker-cpu" \
     org.opencontainers.image.description="Scores fine-tuning data with vLLM on CPUs, under Ray"
 COPY --from=requirements-cpu /opt/qtune /opt/qtune
-RUN --mount=type=bind,from=wheel,source=/opt/build,target=/opt/build \
-    /opt/build/bin/pip --python /opt/qtune/bin/python install --no-deps --no-index --no-cache-dir /opt/build/*.whl
+COPY --from=wheel /dist /opt/dist
+RUN /opt/qtune/bin/pip install --no-deps --no-index --no-cache-dir /opt/dist/*.whl
 USER 10001:10001
 
 FROM runtime AS api
 LABEL org.opencontainers.image.title="qtune/api" \
     org.opencontainers.image.description="Front end of Q-Tuning as a service: REST, web page, queue; no engine"
 COPY --from=requirements-api /opt/qtune /opt/qtune
-RUN --mount=type=bind,from=wheel,source=/opt/build,target=/opt/build \
-    /opt/build/bin/pip --python /opt/qtune/bin/python install --no-deps --no-index --no-cache-dir /opt/build/*.whl
+COPY --from=wheel /dist /opt/dist
+RUN /opt/qtune/bin/pip install --no-deps --no-index --no-cache-dir /opt/dist/*.whl
 ENV QTUNE_HOST=0.0.0.0
 EXPOSE 8420
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s \
