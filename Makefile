@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format types contracts check bench bench-thresholds bench-scoring bench-gpu bench-chaos bench-scale bench-exports bench-report bench-inspect bench-service bench-downloads docs lock doctor clean image-check sbom audit bench-quality
+.PHONY: help install demo test test-slow lint format types contracts check bench bench-thresholds bench-scoring bench-gpu bench-chaos bench-scale bench-exports bench-report bench-inspect bench-service bench-downloads bench-training docs lock doctor clean image-check sbom audit bench-quality
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -64,6 +64,9 @@ bench-service: install ## The front end: requests/s, event streams, memory, impo
 
 bench-downloads: install ## Downloads of 2 GiB from a server on this machine
 	$(BIN)/python benchmarks/downloads.py
+
+bench-training: install ## What a pruned training step costs and saves
+	$(BIN)/python -m benchmarks.training
 
 bench-quality: install ## Tiny models trained on data with planted flaws, by every method (hours on one thread)
 	$(BIN)/python -m benchmarks.quality run --results benchmarks/quality/results.jsonl
