@@ -43,7 +43,7 @@ PATHS = {
     "one": "/api/v1/jobs/{id}",
 }
 CLIENTS = (1, 8)
-SECONDS = 5.0
+SECONDS = 3.0
 CHANGES = 20
 
 
