@@ -6,10 +6,13 @@ There is no flag for the token itself: arguments are seen by every user of the m
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -49,15 +52,41 @@ PlainHttpOpt = Annotated[
 JsonOpt = Annotated[bool, typer.Option("--json", help="For programs: one JSON object a line.")]
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What the options say of the server to ask."""
+
+    url: str | None
+    token_file: Path | None
+    profile: str | None
+    plain_http: bool
+
+
+_OPTIONS = {"url": UrlOpt, "token_file": TokenFileOpt, "profile": ProfileOpt, "plain_http": PlainHttpOpt}
+
+
+def asks_server(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say which server, in place of its first parameter, a `Server`."""
+    signature = inspect.signature(command, eval_str=True)
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    options = [
+        inspect.Parameter(name, kind, default=False if name == "plain_http" else None, annotation=annotation)
+        for name, annotation in _OPTIONS.items()
+    ]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        server = Server(**{name: given.pop(name) for name in _OPTIONS})
+        command(server, **given)
+
+    parameters = [*list(signature.parameters.values())[1:], *options]
+    vars(run)["__signature__"] = signature.replace(parameters=parameters)
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
 @contextlib.contextmanager
-def remote(
-    url: str | None,
-    token_file: Path | None,
-    profile: str | None,
-    plain_http: bool,
-    *,
-    interrupted: str = "stopped.",
-) -> Iterator[Client]:
+def remote(server: Server, *, interrupted: str = "stopped.") -> Iterator[Client]:
     """A client, and errors as exit codes."""
     with exit_codes(interrupted):
         import stamina.instrumentation
@@ -67,7 +96,9 @@ def remote(
         stamina.instrumentation.set_on_retry_hooks([])  # that a request is sent again is no news for people
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
-            client = Client(url, read_token(token_file), profile=profile, plain_http=plain_http)
+            client = Client(
+                server.url, read_token(server.token_file), profile=server.profile, plain_http=server.plain_http
+            )
         for warning in told:
             say(f"! {warning.message}")
         with client:

@@ -9,41 +9,29 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from qtune_service.cli.remote.connecting import (
-    JsonOpt,
-    PlainHttpOpt,
-    ProfileOpt,
-    TokenFileOpt,
-    UrlOpt,
-    remote,
-    say,
-)
+from qtune_service.cli.remote.connecting import JsonOpt, Server, asks_server, remote, say
 from qtune_service.cli.remote.shown import plain, time_of
 from qtune_service.cli.remote.transferring import upload_all
 
 
+@asks_server
 def upload(
+    server: Server,
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Of this machine.")],
-    url: UrlOpt = None,
-    token_file: TokenFileOpt = None,
-    profile: ProfileOpt = None,
-    plain_http: PlainHttpOpt = False,
 ) -> None:
     """Send files to the server. Prints `dataset://ID` of each, for the input of jobs."""
-    with remote(url, token_file, profile, plain_http) as client:
+    with remote(server) as client:
         for uri in upload_all(client, files):
             typer.echo(uri)
 
 
+@asks_server
 def list_datasets(
+    server: Server,
     as_json: JsonOpt = False,
-    url: UrlOpt = None,
-    token_file: TokenFileOpt = None,
-    profile: ProfileOpt = None,
-    plain_http: PlainHttpOpt = False,
 ) -> None:
     """List datasets, the newest first."""
-    with remote(url, token_file, profile, plain_http) as client:
+    with remote(server) as client:
         found = list(client.datasets())
         if as_json:
             for one in found:
@@ -62,15 +50,13 @@ def list_datasets(
             say("no datasets yet: qtune datasets upload FILE")
 
 
+@asks_server
 def delete(
+    server: Server,
     datasets: Annotated[list[str], typer.Argument(metavar="ID...", help="As listed, with or without dataset://.")],
-    url: UrlOpt = None,
-    token_file: TokenFileOpt = None,
-    profile: ProfileOpt = None,
-    plain_http: PlainHttpOpt = False,
 ) -> None:
     """Remove datasets; refused for those that a queued or running job reads."""
-    with remote(url, token_file, profile, plain_http) as client:
+    with remote(server) as client:
         for one in datasets:
             client.delete_dataset(one)
             say(f"{one} is deleted")

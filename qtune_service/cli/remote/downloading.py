@@ -9,11 +9,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from qtune_service.cli.remote.connecting import JobArg, PlainHttpOpt, ProfileOpt, TokenFileOpt, UrlOpt, remote
+from qtune_service.cli.remote.connecting import JobArg, Server, asks_server, remote
 from qtune_service.cli.remote.transferring import bar
 
 
+@asks_server
 def download(
+    server: Server,
     job: JobArg,
     folder: Annotated[
         Path | None, typer.Argument(metavar="DIR", help="Where to. [default: a folder named as the job's id]")
@@ -24,18 +26,12 @@ def download(
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Scores, quadrants and rejected records too.")] = False,
     parallel: Annotated[int, typer.Option("--parallel", min=1, max=64, help="Files at a time.")] = 8,
-    url: UrlOpt = None,
-    token_file: TokenFileOpt = None,
-    profile: ProfileOpt = None,
-    plain_http: PlainHttpOpt = False,
 ) -> None:
     """Download what a trainer reads, and what explains it. Done again, it goes on, and fetches nothing twice."""
     from qtune_service.client.downloads import PRODUCT
 
     folder = folder or Path(job)
-    with remote(url, token_file, profile, plain_http, interrupted=f"stopped; the same command goes on in {folder}") as (
-        client
-    ):
+    with remote(server, interrupted=f"stopped; the same command goes on in {folder}") as (client):
         patterns = None if everything else files or PRODUCT
         with bar(str(folder)) as watcher:
             places = client.download(job, folder, patterns, parallel=parallel, watcher=watcher)

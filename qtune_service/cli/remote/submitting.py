@@ -8,15 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from qtune_service.cli.remote.connecting import (
-    JobArg,
-    PlainHttpOpt,
-    ProfileOpt,
-    TokenFileOpt,
-    UrlOpt,
-    remote,
-    say,
-)
+from qtune_service.cli.remote.connecting import JobArg, Server, asks_server, remote, say
 from qtune_service.cli.remote.specs import (
     KeyOpt,
     NameOpt,
@@ -36,7 +28,9 @@ if TYPE_CHECKING:
     from qtune_service.wire import JobView
 
 
+@asks_server
 def submit(
+    server: Server,
     spec: Annotated[
         Path | None,
         typer.Argument(help="A job file, .toml or .json, whose `output` may be left out.", show_default=False),
@@ -59,13 +53,9 @@ def submit(
     name: NameOpt = None,
     key: KeyOpt = None,
     watch: WatchOpt = False,
-    url: UrlOpt = None,
-    token_file: TokenFileOpt = None,
-    profile: ProfileOpt = None,
-    plain_http: PlainHttpOpt = False,
 ) -> None:
     """Submit a job, by a job file, flags, or both. Nothing of this machine is sent but what --upload names."""
-    with remote(url, token_file, profile, plain_http) as client:
+    with remote(server) as client:
         changes = {
             "input.paths": data,
             "model.name": model,
@@ -86,7 +76,9 @@ def submit(
         _made(client, client.submit(body, idempotency_key=key), watch=watch)
 
 
+@asks_server
 def reprune(
+    server: Server,
     job: JobArg,
     sample_keep_ratio: RatioOpt = None,
     token_keep_ratio: TokenRatioOpt = None,
@@ -94,13 +86,9 @@ def reprune(
     name: NameOpt = None,
     key: KeyOpt = None,
     watch: WatchOpt = False,
-    url: UrlOpt = None,
-    token_file: TokenFileOpt = None,
-    profile: ProfileOpt = None,
-    plain_http: PlainHttpOpt = False,
 ) -> None:
     """Prune again from the scores of a finished job, in seconds. What is not given stays as it was there."""
-    with remote(url, token_file, profile, plain_http) as client:
+    with remote(server) as client:
         changes = {"prune.sample_keep_ratio": sample_keep_ratio, "prune.token_keep_ratio": token_keep_ratio}
         asked = request_of(None, changes, setting or ())
         if set(asked) - {"prune"}:

@@ -10,16 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from qtune_service.cli.remote.connecting import (
-    JobArg,
-    JsonOpt,
-    PlainHttpOpt,
-    ProfileOpt,
-    TokenFileOpt,
-    UrlOpt,
-    remote,
-    say,
-)
+from qtune_service.cli.remote.connecting import JobArg, JsonOpt, Server, asks_server, remote, say
 from qtune_service.cli.remote.shown import STYLES, kept_of, next_steps, plain, progress_of
 from qtune_service.cli.running import INTERRUPTED
 from qtune_service.jobs.models import JobStatus
@@ -32,16 +23,14 @@ ENDS = {JobStatus.succeeded: 0, JobStatus.failed: 1, JobStatus.cancelled: 5}
 LINE_EVERY_S = 5.0
 
 
+@asks_server
 def watch(
+    server: Server,
     job: JobArg,
     as_json: JsonOpt = False,
-    url: UrlOpt = None,
-    token_file: TokenFileOpt = None,
-    profile: ProfileOpt = None,
-    plain_http: PlainHttpOpt = False,
 ) -> None:
     """Follow a job to its end. Exit code: 0 succeeded, 1 failed, 5 cancelled. Ctrl-C leaves the job alone."""
-    with remote(url, token_file, profile, plain_http) as client:
+    with remote(server) as client:
         raise typer.Exit(follow_to_end(client, job, as_json=as_json))
 
 
