@@ -148,7 +148,7 @@ class TokenScorer:
         seen: list[torch.Tensor] = []
         handle = head.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
         try:
-            logits = self._forward(model, torch.arange(PROBE_TOKENS, device=device)[None])
+            logits = self._forward(model, (torch.arange(PROBE_TOKENS, device=device) % _vocabulary(head))[None])
         finally:
             handle.remove()
         is_plain = len(seen) == 1 and seen[0].shape == logits.shape and torch.equal(seen[0].float(), logits.float())
@@ -221,6 +221,12 @@ def _output_embedding(model: Any) -> nn.Module | None:
     find = getattr(model, "get_output_embeddings", None)
     found = find() if callable(find) else getattr(model, "lm_head", None)
     return found if isinstance(found, nn.Module) else None
+
+
+def _vocabulary(head: nn.Module) -> int:
+    """How many tokens a head knows; 1, of which every model has the token, where it does not say."""
+    weight = getattr(head, "weight", None)
+    return 1 if weight is None or weight.ndim < 2 else int(weight.shape[0])
 
 
 def _unwrapped_config(model: Any) -> Any:

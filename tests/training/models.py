@@ -17,7 +17,7 @@ def tiny_llama(seed: int = 0, **changes: Any) -> Any:
 
     torch.manual_seed(seed)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = LlamaConfig(vocab_size=VOCAB, num_key_value_heads=2, initializer_range=0.3, **{**sizes, **changes})
+    config = LlamaConfig(num_key_value_heads=2, initializer_range=0.3, **{"vocab_size": VOCAB, **sizes, **changes})
     return LlamaForCausalLM(config)
 
 

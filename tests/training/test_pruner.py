@@ -149,6 +149,13 @@ def test_no_block_of_logits_is_larger_than_allowed() -> None:
     assert sum(model.lm_head.sizes) == step.record.tokens_before
 
 
+def test_a_vocabulary_of_five_tokens_is_scored() -> None:
+    """The first use asks for no token that the model does not have."""
+    model = tiny_llama(vocab_size=5)
+    rows = {"input_ids": [[1, 2, 3, 4], [4, 3, 2, 1], [1, 1, 2]], "loss_mask": [[0, 1, 1, 1], [0, 1, 1, 1], [0, 1, 1]]}
+    assert QTuningPruner().prune(model, rows).record.num_samples == 3
+
+
 def test_modes_random_numbers_and_gradients_are_as_before() -> None:
     """A frozen part stays in evaluation mode, dropout draws on, and no gradient appears; also after an error."""
     model = tiny_llama(attention_dropout=0.5).train()
