@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal
+
+from tests.api.local_http import Meeting, answering
 
 NAMESPACE, TOKEN = "qtune", "the-account's-token"
 ROOT = f"/apis/ray.io/v1/namespaces/{NAMESPACE}/"
@@ -44,31 +44,15 @@ def kubernetes(folder: Path) -> Iterator[Kube]:
         pass
 
     Handler.kube = kube
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
-        kube.address = f"http://127.0.0.1:{server.server_address[1]}"
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    with answering(Handler) as kube.address:
         yield kube
-        server.shutdown()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Meeting):
     kube: Kube
-    protocol_version = "HTTP/1.1"
 
-    def do_GET(self) -> None:
-        """An object."""
-        self._meet()
-
-    def do_POST(self) -> None:
-        """A new one."""
-        self._meet()
-
-    def do_DELETE(self) -> None:
-        """One less."""
-        self._meet()
-
-    def _meet(self) -> None:
+    def meet(self) -> None:
+        """As the mode says."""
         kube = self.kube
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         kube.asked.append(f"{self.command} {self.path.removeprefix(ROOT)}")

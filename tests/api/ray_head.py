@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
+
+from tests.api.local_http import Meeting, answering
 
 TOKEN = "the-cluster's-token"
 
@@ -36,31 +36,15 @@ def ray_head() -> Iterator[Head]:
         pass
 
     Handler.head = head
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
-        head.address = f"http://127.0.0.1:{server.server_address[1]}"
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    with answering(Handler) as head.address:
         yield head
-        server.shutdown()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Meeting):
     head: Head
-    protocol_version = "HTTP/1.1"
 
-    def do_GET(self) -> None:
-        """/api/version, /api/jobs/ID, /api/jobs/ID/logs."""
-        self._meet()
-
-    def do_POST(self) -> None:
-        """/api/jobs/, /api/jobs/ID/stop."""
-        self._meet()
-
-    def do_DELETE(self) -> None:
-        """/api/jobs/ID."""
-        self._meet()
-
-    def _meet(self) -> None:
+    def meet(self) -> None:
+        """As the mode says."""
         head = self.head
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         head.asked.append(f"{self.command} {self.path}")
