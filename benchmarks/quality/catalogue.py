@@ -8,9 +8,16 @@ from typing import Any
 from benchmarks.quality.gsm8k import gsm8k, small_llama
 from benchmarks.quality.model import TinyDecoder
 from benchmarks.quality.spec import RunSpec
-from benchmarks.quality.tasks import SYMBOLS, Task, addition, rewriting
+from benchmarks.quality.tasks import SYMBOLS, Task, addition, mixed, rewriting
 
-BUILDERS = {"addition": addition, "addition-plain": addition, "rewrite": rewriting, "long": rewriting, "gsm8k": gsm8k}
+BUILDERS = {
+    "addition": addition,
+    "addition-plain": addition,
+    "rewrite": rewriting,
+    "long": rewriting,
+    "mixed": mixed,
+    "gsm8k": gsm8k,
+}
 
 
 def task_of(spec: RunSpec) -> Task:

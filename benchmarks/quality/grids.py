@@ -14,8 +14,9 @@ ADDITION = RunSpec("addition", steps=1000, warmup=100)
 REWRITE = RunSpec("rewrite", steps=800, warmup=100, noise="systematic", noise_rate=0.15)
 LONG = RunSpec("long", steps=400, warmup=80, noise="spans", noise_rate=0.4, trivial_rate=0.2, eval_every=100)
 PROBE = RunSpec("addition-plain", steps=3000, rows=64, width=128, layers=3, learning_rate=1e-3, eval_every=250)
+MIXED = RunSpec("mixed", steps=800, warmup=100, noise="of both", trivial_rate=0.2)
 GSM8K = RunSpec(
-    "gsm8k", steps=60, warmup=12, rows=8, noise="swapped", trivial_rate=0.0, learning_rate=1e-3, eval_every=30
+    "gsm8k", steps=200, warmup=40, rows=8, noise="swapped", trivial_rate=0.0, learning_rate=1e-3, eval_every=100
 )
 
 MAIN = (
@@ -29,6 +30,10 @@ MAIN = (
 )
 PROBED = ("random", "q-tuning", "perplexity-highest", "entropy-highest", "perplexity-lowest", "all-candidates")
 CHIEF = ("random", "q-tuning", "perplexity-highest")
+STARTS = (replace(ADDITION, warmup=300), REWRITE)
+"""Each task with a warm-up after which its scores mean something."""
+RATIOS = (0.5, 0.25, 0.125)
+NOISES = (("uniform", 0.0), *((noise, rate) for noise in ("uniform", "systematic") for rate in (0.15, 0.3, 0.45)))
 WORDS = (
     ("random", "dynamic"),
     ("q-tuning", "dynamic"),
@@ -38,7 +43,7 @@ WORDS = (
     ("longest", "dynamic"),
     ("infobatch", "dynamic"),
 )
-Q_TUNING = {base.task: replace(base, method="q-tuning") for base in (ADDITION, REWRITE, LONG, GSM8K)}
+Q_TUNING = {base.task: replace(base, method="q-tuning") for base in (ADDITION, REWRITE, LONG, MIXED, GSM8K)}
 
 
 AGREEMENT = ((ADDITION, (100, 500, 800)), (REWRITE, (100, 300, 700)))
@@ -60,13 +65,27 @@ SECTIONS: dict[str, list[RunSpec]] = {
         ),
     ],
     "keep": [
-        replace(Q_TUNING["rewrite"], keep=0.25),
-        replace(Q_TUNING["addition"], keep=0.25, warmup=300),
-        replace(Q_TUNING["rewrite"], keep=0.125),
+        replace(base, method=method, mode=mode, keep=keep)
+        for base in STARTS
+        for method, mode in MAIN[1:]
+        for keep in RATIOS
+    ],
+    "ratios": [
+        replace(base, method="q-tuning", mode=mode, keep=keep, token_ratio=tokens)
+        for base in STARTS
+        for mode in ("dynamic", "static")
+        for tokens in (1.0, 0.7, 0.5)
+        for keep in RATIOS
     ],
     "noise": [
-        *(replace(REWRITE, method=method, noise="uniform") for method in CHIEF),
-        *(replace(base, noise_rate=0.0) for base in (ADDITION, Q_TUNING["addition"])),
+        replace(base, method=method, noise=noise, noise_rate=rate)
+        for base in STARTS
+        for method in CHIEF
+        for noise, rate in NOISES
+    ],
+    "mixed": [
+        *(replace(MIXED, method=method) for method in (*CHIEF, "longest")),
+        *(replace(Q_TUNING["mixed"], token_ratio=ratio, min_tokens=least) for ratio in (0.7, 0.5) for least in (1, 16)),
     ],
     "warmup": [
         *(replace(Q_TUNING["addition"], warmup=warmup) for warmup in (300, 600)),
@@ -75,7 +94,8 @@ SECTIONS: dict[str, list[RunSpec]] = {
     ],
     "gsm8k": [
         *(replace(GSM8K, method=method, mode=mode) for method, mode in WORDS),
-        replace(Q_TUNING["gsm8k"], token_ratio=0.7),
+        *(replace(Q_TUNING["gsm8k"], token_ratio=ratio) for ratio in (0.7, 0.5)),
     ],
+    "gsm8k-keep": [replace(GSM8K, method=m, mode=mode, keep=keep) for m, mode in WORDS[1:] for keep in RATIOS[1:]],
     "probe": [replace(PROBE, method=method) for method in PROBED],
 }

@@ -34,6 +34,11 @@ class Runs:
         ends = [result["curve"][-1]["tests"] for result in self.results]
         return [end[test][measure] for end in ends if test in end]
 
+    @property
+    def tests(self) -> list[str]:
+        """What is held out."""
+        return list(self.results[0]["curve"][-1]["tests"])
+
     def half_way(self) -> list[float]:
         """Exact match of normal rows in the middle of each run: some tasks are learned by the end whatever is done."""
         return [result["curve"][len(result["curve"]) // 2 - 1]["tests"]["normal"]["exact"] for result in self.results]
@@ -84,26 +89,59 @@ def table(runs: Sequence[Runs], columns: Sequence[str], baselines: Sequence[Runs
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def pivot(runs: Sequence[Runs], by: Sequence[str], across: str, baselines: Sequence[Runs]) -> str:
+    """Markdown: one measure for each value of what the columns are."""
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    for each in runs:
+        for name, figure in _outcome(each, baselines).items():
+            key = (*(COLUMNS[column](each.spec) for column in by), name)
+            rows.setdefault(key, {})[COLUMNS[across](each.spec)] = figure
+    columns = sorted({column for row in rows.values() for column in row}, key=_order_of(runs, across).index)
+    lines = [[*by, "measure", *columns], ["---"] * (len(by) + 1 + len(columns))]
+    lines += [[*key, *(row.get(column, "") for column in columns)] for key, row in sorted(rows.items(), key=_by_task)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _order_of(runs: Sequence[Runs], column: str) -> list[str]:
+    """Values in the order in which they come first."""
+    return list(dict.fromkeys(COLUMNS[column](each.spec) for each in runs))
+
+
+def _by_task(row: tuple[tuple[str, ...], Any]) -> tuple[str, str]:
+    """Rows of one task and measure together, otherwise as they came."""
+    return row[0][0], row[0][-1]
+
+
 def _row(runs: Runs, columns: Sequence[str], baselines: Sequence[Runs]) -> Row:
-    spec = runs.spec
-    random = [each for each in baselines if _is_random_of(each.spec, spec)]
-    exact = {}
-    for test in ("normal", "rare"):
-        values = runs.last(test, "exact")
-        if values and spec.task != "gsm8k":  # nothing of its size answers these
-            exact[f"exact, {test}"] = spread(values) + mark(values, random[0].last(test, "exact") if random else [])
-    nll = runs.last("normal", "nll")
     kinds = {kind: runs.kept(kind) for kind in ("noise", "trivial", "rare")}
+    tests = [name for name in runs.tests if name != "rare"]
+    calibration = {
+        f"{title}{', ' + test if len(tests) > 1 else ''}": spread(runs.last(test, measure), 2)
+        for test in tests
+        for title, measure in (("NLL", "nll"), ("ECE", "ece"))
+    }
     return {
-        **{name: COLUMNS[name](spec) for name in columns},
-        "exact, half way": spread(runs.half_way()) if spec.task == "long" else "",
-        **exact,
-        "NLL": spread(nll, 2) + ("" if exact or not random else mark(nll, random[0].last("normal", "nll"))),
-        "ECE": spread(runs.last("normal", "ece"), 2),
+        **{name: COLUMNS[name](runs.spec) for name in columns},
+        "exact, half way": spread(runs.half_way()) if runs.spec.task == "long" else "",
+        **(outcome := _outcome(runs, baselines)),
+        **{name: figure for name, figure in calibration.items() if name not in outcome},
         "trained: noise / trivial / rare": " / ".join(f"{np.mean(values):.0%}" for values in kinds.values()),
         "scored per trained": f"{np.mean(runs.cost('scored_tokens')) / np.mean(runs.cost('trained_tokens')):.1f}",
         "CPU s": f"{np.mean(runs.cost('cpu_s')):.0f}",
         "seeds": str(len(runs.results)),
+    }
+
+
+def _outcome(runs: Runs, baselines: Sequence[Runs]) -> dict[str, str]:
+    """What the method is judged by: exact match of each test, or NLL where no model of this size has any."""
+    random = next((each for each in baselines if _is_random_of(each.spec, runs.spec)), None)
+    named = (
+        {"NLL": ("normal", "nll")} if runs.spec.task == "gsm8k" else {f"exact, {t}": (t, "exact") for t in runs.tests}
+    )
+    digits = 2 if runs.spec.task == "gsm8k" else 3
+    return {
+        name: spread(runs.last(*what), digits) + (mark(runs.last(*what), random.last(*what)) if random else "")
+        for name, what in named.items()
     }
 
 
@@ -122,18 +160,25 @@ COLUMNS: dict[str, Callable[[RunSpec], str]] = {
     "steps": lambda spec: f"{spec.steps:,}",
     "warm-up": lambda spec: str(spec.warmup),
     "tokens": lambda spec: f"{spec.token_ratio:.0%} {spec.token_strategy}" if spec.token_ratio < 1 else "all",
+    "of answers from": lambda spec: f"{spec.min_tokens} tokens" if spec.token_ratio < 1 else "",
 }
 
 SHOWN: dict[str, tuple[str, ...]] = {
     "main": ("task", "method"),
-    "noise": ("task", "noise", "method"),
     "time": ("task", "method", "steps"),
-    "keep": ("task", "keep", "method", "warm-up"),
     "warmup": ("task", "method", "warm-up"),
     "tokens": ("task", "method", "tokens"),
+    "mixed": ("method", "tokens", "of answers from"),
     "gsm8k": ("method", "tokens"),
     "probe": ("method",),
 }
+PIVOTED: dict[str, tuple[tuple[str, ...], str]] = {
+    "keep": (("task", "method"), "keep"),
+    "ratios": (("task", "method", "tokens"), "keep"),
+    "noise": (("task", "method"), "noise"),
+    "gsm8k-keep": (("task", "method"), "keep"),
+}
+"""What the rows are, and the columns."""
 
 
 def agreement_table(agreements: Sequence[Result]) -> str:
@@ -227,6 +272,8 @@ def write_report(results: Sequence[Result], agreements: Sequence[Result], docs: 
         runs = collect(specs, results)
         if runs and name in SHOWN:
             text = filled(text, name, table(runs, SHOWN[name], baselines))
+        elif runs and name in PIVOTED:
+            text = filled(text, name, pivot(runs, *PIVOTED[name], baselines))
     if agreements:
         text = filled(text, "agreement", agreement_table(agreements))
     page.write_text(text, encoding="utf-8")

@@ -12,6 +12,7 @@ Each row has a kind:
     addition  `123+456=9750$`: three digits, the sum's lowest digit first (`addition-plain`: highest first)
     rewrite   `Rabcdef=fedcba$`: reverse, sort or shift six letters; whatever begins with h is copied (rare)
     long      the same with 24 letters, without sorting
+    mixed     half of the rows of 6 letters with a wrong rule as noise, half of 24 with spans
 """
 
 from __future__ import annotations
@@ -33,10 +34,12 @@ LETTERS = "abcdefgh"
 COPIED = "h"
 """Texts that begin with it are left as they are."""
 RARE_RATE = 0.03
+HALF = 0.5
 IGNORED = -100
 
 Random = np.random.Generator
 Pair = tuple[str, str]
+Draw = Callable[[Random, str], Pair]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,30 +73,34 @@ class Task:
     tests: dict[str, Examples]
 
 
-def encode(pairs: list[Pair]) -> Examples:
-    """Prompts and answers as ids, all of one length; answers and their end are trained on."""
+def encode(pairs: list[Pair], width: int) -> Examples:
+    """Prompts and answers as ids (N, width); answers and their end are trained on."""
     place = {symbol: i for i, symbol in enumerate(SYMBOLS)}
-    ids = torch.tensor([[place[c] for c in prompt + answer + "$"] for prompt, answer in pairs])
-    trained = torch.arange(ids.shape[1]) >= len(pairs[0][0])
-    return Examples(ids, ids.masked_fill(~trained, IGNORED), torch.ones_like(ids, dtype=torch.bool))
+    rows = [[place[c] for c in prompt + answer + "$"] for prompt, answer in pairs]
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+    prompts, sizes = (torch.tensor(counts)[:, None] for counts in ([len(p) for p, _ in pairs], [len(r) for r in rows]))
+    at = torch.arange(width)
+    real = at < sizes
+    return Examples(ids, ids.masked_fill(~real | (at < prompts), IGNORED), real)
 
 
-def planted(spec: RunSpec, rates: dict[str, float], draw: Callable[[Random, str], Pair]) -> Task:
-    """Training rows of all kinds in random order, and clean rows that are not among them."""
+def planted(spec: RunSpec, rates: dict[str, float], draw: Draw, tested: dict[str, Draw] | None = None) -> Task:
+    """Training rows of all kinds in random order, and clean rows that are not among them: of the kinds normal and
+    rare, or of those that are told."""
     random = np.random.default_rng(spec.seed)
     kinds = random.choice(len(KINDS), spec.train_rows, p=[rates.get(kind, 0.0) for kind in KINDS])
     trained = [draw(random, KINDS[kind]) for kind in kinds]
+    width = max(len(prompt + answer) + 1 for prompt, answer in trained)
     seen = {prompt for prompt, _ in trained}
     tests = {}
-    for kind in ("normal", "rare"):
-        if rates.get(kind):
-            fresh: dict[str, str] = {}
-            while len(fresh) < NUM_TEST:
-                prompt, answer = draw(random, kind)
-                if prompt not in seen:
-                    fresh[prompt] = answer
-            tests[kind] = encode(list(fresh.items()))
-    return Task(encode(trained), kinds, tests)
+    for name, draw_clean in (tested or {kind: draw for kind in ("normal", "rare") if rates.get(kind)}).items():
+        fresh: dict[str, str] = {}
+        while len(fresh) < NUM_TEST:
+            prompt, answer = draw_clean(random, "normal" if tested else name)
+            if prompt not in seen:
+                fresh[prompt] = answer
+        tests[name] = encode(list(fresh.items()), width)
+    return Task(encode(trained, width), kinds, tests)
 
 
 # --- addition
@@ -123,7 +130,23 @@ def without_carries(a: int, b: int) -> int:
 
 def rewriting(spec: RunSpec) -> Task:
     """Reverse, sort or shift letters."""
-    size, rules = (24, "RU") if spec.task == "long" else (6, "RSU")
+    draw = _rewriter(spec.noise, 24, "RU") if spec.task == "long" else _rewriter(spec.noise, 6, "RSU")
+    rates = {"noise": spec.noise_rate, "trivial": spec.trivial_rate, "rare": RARE_RATE}
+    return planted(spec, {**rates, "normal": normal_rate(spec) - RARE_RATE}, draw)
+
+
+def mixed(spec: RunSpec) -> Task:
+    """Short answers, noisy as a whole, and long ones, noisy in part."""
+    tested = {"short": _rewriter("systematic", 6, "RSU"), "long": _rewriter("spans", 24, "RU")}
+
+    def draw(random: Random, kind: str) -> Pair:
+        return tested["short" if random.random() < HALF else "long"](random, kind)
+
+    rates = {"noise": spec.noise_rate, "trivial": spec.trivial_rate, "normal": normal_rate(spec)}
+    return planted(spec, rates, draw, tested)
+
+
+def _rewriter(noise: str, size: int, rules: str) -> Draw:
     repeats = [_text(np.random.default_rng(99 + i), size) for i in range(40)]
 
     def draw(random: Random, kind: str) -> Pair:
@@ -133,11 +156,10 @@ def rewriting(spec: RunSpec) -> Task:
         if kind == "rare":
             text = answer = COPIED + text[1:]
         if kind == "noise":
-            answer = _spoiled(random, spec.noise, rules, rule, text)
+            answer = _spoiled(random, noise, rules, rule, text)
         return f"{rule}{text}=", answer
 
-    rates = {"noise": spec.noise_rate, "trivial": spec.trivial_rate, "rare": RARE_RATE}
-    return planted(spec, {**rates, "normal": normal_rate(spec) - RARE_RATE}, draw)
+    return draw
 
 
 def rewritten(rule: str, text: str) -> str:
