@@ -21,6 +21,8 @@ CASES: list[tuple[str, list[int], dict[str, Any]]] = [
     ("ddp", [3, 3, 3], {"sample_keep_ratio": 0.01}),
     ("ddp", [3, 3, 3], {"sample_keep_ratio": 0.01, "balance": False}),
     ("fsdp", [4, 9, 2], {}),
+    ("ddp", [12, 12], {"token_strategy": "random"}),
+    ("fsdp", [9, 15], {"warmup_steps": 2}),
 ]
 
 

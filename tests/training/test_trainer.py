@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -160,6 +161,16 @@ def test_records_are_in_the_trainers_log(tmp_path: Path) -> None:
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert [entry["q_tuning/kept_share"] for entry in logged] == [record.kept / 16 for record in records]
     assert logged[0]["q_tuning/quadrants/Q2"] == records[0].counts["Q2"]
+
+
+def test_warm_up_is_in_the_trainers_log(tmp_path: Path) -> None:
+    """With what is known of it; quadrants and thresholds come with the method's own steps."""
+    trainer, records = run_trainer(tmp_path, arguments=QTuningArguments(0.25, warmup_steps=2))
+    assert [(record.is_warmup, record.kept) for record in records[:2]] == [(True, 4), (True, 4)]
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [entry["q_tuning/kept_share"] for entry in logged[:2]] == [0.25, 0.25]
+    assert [any("quadrants" in name for name in entry) for entry in logged] == [False, False, True]
+    assert all(np.isfinite(list(entry.values())).all() for entry in logged)
 
 
 def stand_in(**changes: Any) -> Any:
