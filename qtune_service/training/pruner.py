@@ -132,11 +132,21 @@ class QTuningPruner:
             seed=seed,
         )
         self.step = 0
-        """The next step's number. Set it when training resumes."""
+        """The next step's number. Set it when training resumes, or load the pruner's state."""
         self._group, self._balance, self._is_quiet = group, balance, is_quiet
         self._records = tuple(records)
         self._scorer = TokenScorer(forward, batch_tokens=batch_tokens, logits_bytes=logits_bytes)
         self._population = Population(self.arguments, rule)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run goes on from: the next step's number, and each seen sample's last quadrant."""
+        keys, quadrants = self._population.drift.state()
+        return {"step": self.step, "keys": torch.from_numpy(keys), "quadrants": torch.from_numpy(quadrants)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.step = state["step"]
+        self._population.drift.restore(state["keys"].numpy(), state["quadrants"].numpy())
 
     # --- batches
 

@@ -115,6 +115,15 @@ class Drift:
     def __init__(self) -> None:
         self._last: dict[float, int] = {}
 
+    def state(self) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
+        """What is remembered: numbers (S,) and quadrants (S,), 9 bytes a sample."""
+        keys, labels = self._last.keys(), self._last.values()
+        return np.fromiter(keys, np.float64, len(keys)), np.fromiter(labels, np.int8, len(labels))
+
+    def restore(self, keys: NDArray[np.float64], labels: NDArray[np.int8]) -> None:
+        """Remember these in place of what was."""
+        self._last = dict(zip(keys.tolist(), labels.tolist(), strict=True))
+
     def moves(self, keys: NDArray[np.float64], labels: NDArray[np.int8]) -> dict[str, int]:
         """Counts by quadrant then and now of samples (S,) that were seen before; the others are remembered."""
         counts: dict[str, int] = {}

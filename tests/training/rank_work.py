@@ -5,14 +5,20 @@ from __future__ import annotations
 import os
 import pickle
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from qtune_service.errors import DataError, QTuneError
 from qtune_service.training import QTuningPruner, vocab_parallel_scores
+from qtune_service.training.collective import Ranks
+from qtune_service.training.epochs import by_command, rescore_every_epoch, rescored
 from qtune_service.training.scores import is_sharded
+from qtune_service.training.waiting import by_first, on_all
 from tests.training.models import VOCAB, padded, ragged, tiny_llama
 
 RATIOS = {"sample_keep_ratio": 0.4, "token_keep_ratio": 0.6, "bisect_max_iter": None}
@@ -78,6 +84,59 @@ def trainer_steps(kind: str, options: dict[str, Any], folder: str) -> dict[str, 
         "records": [dict(record.counts) for record in records],
         "is_sharded": is_sharded(trainer.model_wrapped),
     }
+
+
+def rescored_epochs(folder: str) -> dict[str, Any]:
+    """Two epochs of a Trainer under DDP; a job chooses the rows before each."""
+    from tests.jobs import DEMO_MODEL
+    from tests.training.epoch_runs import JOB, demo_trainer, noting
+    from tests.training.trainers import weights
+
+    seen: list[tuple[int, ...]] = []
+    jobs: list[str] = []
+
+    def prune(model: str, output: str) -> None:
+        jobs.append(Path(output).name)
+        by_command(*JOB)(model, output)
+
+    data = rescored(DEMO_MODEL, prune, f"{folder}/epoch-0")
+    trainer = demo_trainer(data, Path(folder) / "run")
+    trainer.data_collator = noting(seen)
+    rescore_every_epoch(trainer, prune, folder)
+    trainer.train()
+    half = len(seen) // 2
+    return {"jobs": jobs, "length": len(data), "epochs": [seen[:half], seen[half:]], "weights": weights(trainer)}
+
+
+def long_work(limit_s: float, work_s: float) -> float:
+    """How long a rank was busy with work that takes longer than a collective may."""
+    group = dist.new_group(timeout=timedelta(seconds=limit_s))
+    began = time.monotonic()
+    by_first(lambda: time.sleep(work_s), Ranks(group), beat_s=0.3)
+    return time.monotonic() - began
+
+
+def failing_job(folder: str) -> tuple[str, str]:
+    """What a rank says of a job that cannot be run."""
+    try:
+        rescored("model", by_command(f"{folder}/nothing.jsonl", "--engine", "reference"), f"{folder}/none")
+    except QTuneError as error:
+        return type(error).__name__, str(error)
+    raise AssertionError("it did not fail")
+
+
+def failing_load() -> tuple[str, str]:
+    """What a rank says where the second one fails."""
+
+    def load() -> None:
+        if dist.get_rank() == 1:
+            raise DataError("rank 1 sees no folder")
+
+    try:
+        on_all(load, Ranks())
+    except QTuneError as error:
+        return type(error).__name__, str(error)
+    raise AssertionError("it did not fail")
 
 
 def fully_sharded(folder: Path) -> Any:

@@ -368,6 +368,18 @@ def test_each_step_is_logged_and_recorded(model: Any, caplog: pytest.LogCaptureF
     assert [record.step for record in records] == [0, 1]
 
 
+def test_a_state_restores_the_step_and_the_drift(model: Any) -> None:
+    """A pruner of a resumed loop goes on where the other one was."""
+    rows = ragged(20, seed=15)
+    first, second = QTuningPruner(), QTuningPruner()
+    first.prune(model, rows)
+    second.load_state_dict(first.state_dict())
+    record = second.prune(model, rows).record
+    assert record.step == 1
+    assert record.drift == first.prune(model, rows).record.drift
+    assert sum(record.drift.values()) == 20
+
+
 @pytest.mark.parametrize(
     ("batch", "message"),
     [

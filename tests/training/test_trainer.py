@@ -114,6 +114,19 @@ def test_a_resumed_run_ends_where_an_undisturbed_one_does(tmp_path: Path) -> Non
         assert torch.equal(a, b)
 
 
+def test_drift_goes_on_when_a_run_resumes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Samples that were seen before the checkpoint count as seen; where it has no state, that is said."""
+    _, records = run_trainer(tmp_path, save_strategy="steps", save_steps=3, max_steps=4)
+    checkpoint = tmp_path / "checkpoint-3"
+    _, rest = run_trainer(tmp_path, resume=str(checkpoint), max_steps=4)
+    assert [record.drift for record in rest] == [record.drift for record in records[3:]]
+    assert sum(rest[0].drift.values()) == 16
+    (checkpoint / "q_tuning.pt").unlink()
+    _, anew = run_trainer(tmp_path, resume=str(checkpoint), max_steps=4)
+    assert anew[0].drift == {}
+    assert "begins anew" in caplog.text
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_evaluation_sees_every_row(kind: str, tmp_path: Path) -> None:
     """Its loss is that of a trainer without pruning."""
