@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,72 +24,16 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from qtune_service.core.metrics import sample_means
-from qtune_service.core.plane import QuadrantRule, Thresholds
+from qtune_service.core.plane import QuadrantRule
 from qtune_service.core.tokens import prune_token_masks
 from qtune_service.errors import DataError
 from qtune_service.training.arguments import QTuningArguments
 from qtune_service.training.collective import Ranks, balanced, deal
-from qtune_service.training.loss import next_token_loss
 from qtune_service.training.population import Population
-from qtune_service.training.records import RecordSink, StepRecord, log_step
+from qtune_service.training.records import RecordSink, StepRecord, log, log_step
 from qtune_service.training.rows import Batch, Layout, Rows, read_batch
 from qtune_service.training.scores import BATCH_TOKENS, LOGITS_BYTES, Forward, TokenScorer, call_for_logits
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Choice:
-    """What became of the S rows of this rank, and of the global batch."""
-
-    rows: Rows
-    """As they came in, with the masks that are left: all 0 where a row was dropped."""
-    is_kept: NDArray[np.bool_]  # (S,)
-    quadrants: NDArray[np.int8]  # (S,) 1..4; 0 where a row was not scored, as in warm-up
-    mean_nll: NDArray[np.float64]  # (S,) nats; NaN where a row was not scored
-    mean_entropy: NDArray[np.float64]  # (S,) nats; NaN where a row was not scored
-    record: StepRecord
-
-    @property
-    def kept(self) -> NDArray[np.int64]:
-        """Places of the rows that are kept."""
-        return np.flatnonzero(self.is_kept)
-
-    @property
-    def thresholds(self) -> Thresholds:
-        """Of the global batch."""
-        return self.record.thresholds
-
-    @property
-    def loss_masks(self) -> list[NDArray[np.int8]]:
-        """The final mask of each row, (T_i,)."""
-        return np.split(self.rows.loss_mask, self.rows.offsets[1:-1])
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PrunedStep:
-    """What to train on in a step."""
-
-    batches: list[dict[str, Any]]
-    """As many as came in, with the kept rows of all of them, which may come from other ranks."""
-    choice: Choice
-    num_tokens: int
-    """Tokens in the loss of the whole step, over all ranks and batches."""
-    num_ranks: int
-
-    @property
-    def record(self) -> StepRecord:
-        """Thresholds, counts and times of the global batch."""
-        return self.choice.record
-
-    @property
-    def batch(self) -> dict[str, Any]:
-        """The only batch."""
-        (only,) = self.batches
-        return only
-
-    def loss(self, logits: torch.Tensor, batch: Batch | None = None) -> torch.Tensor:
-        """The part of the step's loss that lies in a batch, by default the only one: logits (B, T, V) -> ()."""
-        labels = (self.batch if batch is None else batch)["labels"]
-        return next_token_loss(logits, labels, self.num_tokens, num_ranks=self.num_ranks)
+from qtune_service.training.step import Choice, PrunedStep
 
 
 class QTuningPruner:
@@ -136,6 +80,7 @@ class QTuningPruner:
         self._group, self._balance, self._is_quiet = group, balance, is_quiet
         self._records = tuple(records)
         self._scorer = TokenScorer(forward, batch_tokens=batch_tokens, logits_bytes=logits_bytes)
+        self._is_first_score = not is_quiet
         self._population = Population(self.arguments, rule)
 
     def state_dict(self) -> dict[str, Any]:
@@ -166,7 +111,22 @@ class QTuningPruner:
         ranks = Ranks.of(self._group, device)
         scores = None if self.is_warming_up else self._scorer.score(model, rows, device)
         choice = self._choose(rows, scores, ranks, began)
+        if scores is not None and scores.size and ranks.rank == 0:
+            self._warn_once(rows, scores[:, 0])
         return self._dealt(choice, layouts, ranks)
+
+    def _warn_once(self, rows: Rows, nll: NDArray[np.float32]) -> None:
+        """At the first scored step: whether the model knows no more of trained tokens than how frequent they are."""
+        if not self._is_first_score:
+            return
+        self._is_first_score = False
+        found, by_frequency = float(nll.mean()), _entropy_of(rows.input_ids[rows.loss_mask != 0])
+        if found > by_frequency:
+            message = "[Q-Tuning] the model's mean NLL is %.2f nats, that of the tokens' mere frequencies %.2f: %s"
+            hint = (
+                "rows of its choice may teach it less than random ones. Set warmup_steps (docs/quality.md, Recipe)."
+            )
+            log.warning(message, found, by_frequency, hint)
 
     @property
     def is_warming_up(self) -> bool:
@@ -266,6 +226,13 @@ def _keys(rows: Rows) -> NDArray[np.float64]:
     digests = [hashlib.blake2b(part.tobytes(), digest_size=8).digest() for part in parts]
     numbers: NDArray[np.uint64] = np.frombuffer(b"".join(digests), "<u8") >> np.uint64(12)
     return numbers.astype(np.float64)
+
+
+def _entropy_of(tokens: NDArray[np.int64]) -> float:
+    """Of tokens (n,) drawn by their frequencies, in nats, n >= 1, with Miller and Madow's correction for few."""
+    counts = np.unique(tokens, return_counts=True)[1]
+    shares = counts / len(tokens)
+    return float(-(shares * np.log(shares)).sum() + (len(counts) - 1) / (2 * len(tokens)))
 
 
 def _filler(rows: Rows) -> Rows:

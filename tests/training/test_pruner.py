@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
+import json
 import logging
 from typing import Any
 
@@ -15,6 +17,7 @@ from qtune_service.core.tokens import prune_token_masks
 from qtune_service.errors import DataError, SpecError
 from qtune_service.training import QTuningPruner, StepRecord
 from qtune_service.training.scores import call_for_logits
+from tests.jobs import DEMO_DATA, DEMO_MODEL
 from tests.training.models import VOCAB, exact_means, packed, padded, ragged, tiny_llama
 
 SCORE_TOLERANCE = 2e-5
@@ -74,19 +77,30 @@ def test_all_layouts_prune_alike(model: Any, layout: str) -> None:
     assert sorted(got) == expected
 
 
-def test_cumulative_lengths_are_read_and_written(model: Any) -> None:
-    """A packed batch told apart by cu_seq_lens keeps its rows, and gets lengths and rows' numbers that fit."""
+@pytest.mark.parametrize("name", ["cu_seqlens", "cu_seq_lens_q"])
+def test_cumulative_lengths_are_read_and_written(model: Any, name: str) -> None:
+    """A packed batch told apart by them keeps its rows, and gets lengths and rows' numbers that fit."""
     rows = ragged(12, seed=6)
     ends = np.cumsum([0, *map(len, rows["input_ids"])])
-    batch = {**packed(rows), "cu_seq_lens_q": torch.tensor(ends, dtype=torch.int32), "max_length_q": 24}
+    batch = {**packed(rows), name: torch.tensor(ends, dtype=torch.int32), "max_length_q": 24}
     batch["seq_idx"] = torch.repeat_interleave(torch.arange(12, dtype=torch.int32), torch.tensor(ends).diff())[None]
     found = QTuningPruner().prune(model, batch).batch
-    lengths = np.diff(found["cu_seq_lens_q"].numpy())
+    lengths = np.diff(found[name].numpy())
     assert lengths.sum() == found["input_ids"].shape[1]
     assert found["max_length_q"] == lengths.max()
     assert found["seq_idx"].dtype == torch.int32
     assert torch.equal(found["seq_idx"][0].bincount(), torch.from_numpy(lengths))
     assert len(lengths) == QTuningPruner().prune(model, rows).record.kept
+
+
+def test_lists_of_tensors_are_pruned_as_lists_are(model: Any) -> None:
+    """And come back as tensors, with the keys that they had."""
+    rows = ragged(12, seed=6)
+    batch = {name: [torch.tensor(row) for row in values] for name, values in rows.items()}
+    found, expected = (QTuningPruner().prune(model, each).batch for each in (batch, rows))
+    assert set(found) == set(expected) == {"input_ids", "labels", "loss_mask"}
+    for name, values in found.items():
+        assert [row.tolist() for row in values] == expected[name]
 
 
 def test_scoring_in_small_groups_and_blocks_changes_nothing(model: Any) -> None:
@@ -368,6 +382,24 @@ def test_each_step_is_logged_and_recorded(model: Any, caplog: pytest.LogCaptureF
     assert [record.step for record in records] == [0, 1]
 
 
+@pytest.mark.parametrize("is_able", [False, True])
+def test_a_model_that_knows_nothing_yet_is_told_once(is_able: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """By comparison with the tokens' frequencies: a random model is worse, the demo's is far better."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if is_able:
+        model, tokenizer = (kind.from_pretrained(DEMO_MODEL) for kind in (AutoModelForCausalLM, AutoTokenizer))
+        talks = [json.loads(line)["messages"] for line in DEMO_DATA.read_text("utf-8").splitlines()[:16]]
+        ids = tokenizer.apply_chat_template(talks, tokenize=True, return_dict=True)["input_ids"]
+        batch = {"input_ids": ids, "labels": ids}
+    else:
+        model, batch = tiny_llama(), ragged(20, seed=15)
+    pruner = QTuningPruner(warmup_steps=1)
+    for _ in range(3):
+        pruner.prune(model, batch)
+    assert caplog.text.count("Set warmup_steps") == (0 if is_able else 1)
+
+
 def test_a_state_restores_the_step_and_the_drift(model: Any) -> None:
     """A pruner of a resumed loop goes on where the other one was."""
     rows = ragged(20, seed=15)
@@ -402,6 +434,21 @@ def test_a_batch_that_cannot_be_read_is_refused(model: Any, batch: dict[str, Any
     """The error names what is wrong."""
     with pytest.raises(DataError, match=message):
         QTuningPruner().prune(model, batch)
+
+
+def test_the_pruner_is_called_as_the_method_names_its_arguments() -> None:
+    """In this order, by these names, with the paper's defaults."""
+    parameters = list(inspect.signature(QTuningPruner).parameters.values())[:5]
+    assert {each.name: each.default for each in parameters} == {
+        "sample_keep_ratio": 0.5,
+        "token_keep_ratio": 0.7,
+        "neighbor_lambda": 0.5,
+        "bisect_max_iter": 10,
+        "group": None,
+    }
+    names = [each.name for each in parameters]
+    assert names == ["sample_keep_ratio", "token_keep_ratio", "neighbor_lambda", "bisect_max_iter", "group"]
+    assert all(each.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for each in parameters)
 
 
 @pytest.mark.parametrize("name", ["sample_keep_ratio", "token_keep_ratio", "neighbor_lambda", "bisect_max_iter"])
