@@ -390,8 +390,8 @@ def test_a_model_that_knows_nothing_yet_is_told_once(is_able: bool, caplog: pyte
     if is_able:
         model, tokenizer = (kind.from_pretrained(DEMO_MODEL) for kind in (AutoModelForCausalLM, AutoTokenizer))
         talks = [json.loads(line)["messages"] for line in DEMO_DATA.read_text("utf-8").splitlines()[:16]]
-        ids = tokenizer.apply_chat_template(talks, tokenize=True, return_dict=True)["input_ids"]
-        batch = {"input_ids": ids, "labels": ids}
+        made = tokenizer.apply_chat_template(talks, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+        batch = {"input_ids": made["input_ids"], "loss_mask": made["assistant_masks"]}
     else:
         model, batch = tiny_llama(), ragged(20, seed=15)
     pruner = QTuningPruner(warmup_steps=1)
