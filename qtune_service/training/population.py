@@ -68,7 +68,7 @@ class Population:
         self, step: int, means: NDArray[np.float64], sizes: NDArray[np.int64], keys: NDArray[np.float64]
     ) -> Verdict:
         """By the method: mean NLL and entropy (N, 2) in nats, trained tokens (N,), a number for each content (N,)."""
-        usable = np.isfinite(means).all(1)
+        usable: NDArray[np.bool_] = np.isfinite(means).all(1)
         if not usable.any():
             self._check_scores(step, sizes)
             return self._nothing(step, len(sizes), is_warmup=False)

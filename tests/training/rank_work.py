@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import pickle
 import sys
 import time
+from collections.abc import Iterator
 from datetime import timedelta
+from logging.handlers import QueueHandler
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import torch
@@ -44,6 +49,22 @@ def share(rows: dict[str, list[list[int]]], sizes: list[int], rank: int) -> dict
     return {name: values[begin : begin + sizes[rank]] for name, values in rows.items()}
 
 
+@contextlib.contextmanager
+def logged_lines() -> Iterator[list[str]]:
+    """What is logged of pruning."""
+    log, queue = logging.getLogger("qtune_service.training"), Queue[logging.LogRecord]()
+    lines: list[str] = []
+    handler = QueueHandler(queue)
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield lines
+    finally:
+        log.removeHandler(handler)
+        while not queue.empty():
+            lines.append(queue.get().getMessage())
+
+
 def data_parallel(kind: str, sizes: list[int], options: dict[str, Any]) -> dict[str, Any]:
     """A pruned step of DDP or FSDP2."""
     model = tiny_llama()
@@ -59,7 +80,8 @@ def data_parallel(kind: str, sizes: list[int], options: dict[str, Any]) -> dict[
     else:
         wrapped = torch.nn.parallel.DistributedDataParallel(model)
     mine = share(ragged(sum(sizes), seed=21), sizes, dist.get_rank())
-    step, grads = one_step(wrapped, [padded(mine)], **options)
+    with logged_lines() as lines:
+        step, grads = one_step(wrapped, [padded(mine)], **options)
     again, _ = one_step(wrapped, [padded(mine)], **options)  # and training goes on
     record = step.record
     return {
@@ -69,6 +91,7 @@ def data_parallel(kind: str, sizes: list[int], options: dict[str, Any]) -> dict[
         "rows": int((step.batch["labels"] != -100).any(1).sum()),
         "kept": record.kept,
         "steps": (record.step, again.record.step),
+        "lines": lines,
     }
 
 
