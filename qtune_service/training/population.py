@@ -68,7 +68,7 @@ class Population:
         self, step: int, means: NDArray[np.float64], sizes: NDArray[np.int64], keys: NDArray[np.float64]
     ) -> Verdict:
         """By the method: mean NLL and entropy (N, 2) in nats, trained tokens (N,), a number for each content (N,)."""
-        usable: NDArray[np.bool_] = np.isfinite(means).all(1)
+        usable = np.isfinite(means).all(1)
         if not usable.any():
             self._check_scores(step, sizes)
             return self._nothing(step, len(sizes), is_warmup=False)
@@ -80,13 +80,13 @@ class Population:
             bisect_max_iter=a.bisect_max_iter,
             rule=self._rule,
         )
-        quadrants, is_kept = np.zeros(len(usable), np.int8), np.zeros(len(usable), np.bool_)
+        quadrants, is_kept = np.zeros(len(means), np.int8), np.zeros(len(means), np.bool_)
         quadrants[usable], is_kept[usable] = found.labels, found.is_kept
         left = np.where(found.labels == 2, self._tokens_left(sizes), sizes)
         record = StepRecord(
             step=step,
             num_samples=len(sizes),
-            num_rejected=len(usable) - len(sizes),
+            num_rejected=len(means) - len(sizes),
             target=found.target,
             kept=found.kept,
             counts=dict(zip(NAMES, found.counts.values(), strict=True)),
