@@ -27,7 +27,8 @@ class QTuningArguments:
     token_strategy: str = "neighbor"
     """How tokens of Q2 samples are chosen; see core/tokens.py."""
     warmup_steps: int = 0
-    """First steps that keep random samples, whole, instead: an untrained model's scores say nothing."""
+    """First steps that keep random samples, whole, and score none. A model that cannot do the task yet needs them: what
+    it would choose teaches it less than random samples do (docs/quality.md, Recipe)."""
     seed: int = 0
     """Of the draws of warm-up, and of the token strategy `random`."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from qtune_service.training.rows import Rows
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,26 @@ class Ranks:
         parts = [torch.empty_like(padded) for _ in sizes]
         dist.all_gather(parts, padded, group=self.group)
         return [part[:size].cpu().numpy() for part, size in zip(parts, sizes, strict=True)]
+
+    def pool(self, values: NDArray[Any]) -> tuple[NDArray[Any], slice]:
+        """The arrays of all ranks end to end, and where this rank's own lie."""
+        every = self.gather(values)
+        start = sum(len(part) for part in every[: self.rank])
+        return np.concatenate(every), slice(start, start + len(values))
+
+    def from_first(self, value: T) -> T:
+        """The first rank's value, on all."""
+        held = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(held, group=self.group, group_src=0, device=torch.device(self.device))
+        return held[0]
+
+    def all_objects(self, value: T) -> list[T]:
+        """The values of all ranks, in their order."""
+        held = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(held, value, group=self.group)
+        return held
 
 
 def balanced(rows: Rows, ranks: Ranks) -> Rows:

@@ -8,7 +8,8 @@
 The population is the dataset, not a batch, and the engine is the job's (vLLM, other machines), so an epoch costs one
 pass of scoring instead of one forward a step. The Trainer plans its steps and its learning rate once, for as many rows
 as its first dataset has. So the rows are swapped below the dataset that it holds, whose length stays: kept counts
-differ by ties only. Each epoch's rows come from a finished output of its own, which a resumed run finds again.
+differ by ties only. Each epoch's rows come from a finished output of its own, which a resumed run finds again. With
+several ranks the first one prunes, the others wait for it however long it takes (waiting.py), and all load the same.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import logging
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,12 +27,12 @@ from transformers import TrainerCallback
 from qtune_service.errors import DataError, QTuneError, SpecError
 from qtune_service.outputs.finished import FinishedOutput
 from qtune_service.outputs.folder import Output
+from qtune_service.training.waiting import all_ranks, by_first, on_all
 
 log = logging.getLogger(__name__)
 COLUMNS = ["input_ids", "labels"]
 OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "MASTER_", "LOCAL_", "GROUP_", "ROLE_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_")
 """Variables of a training run that a job in a process of its own must not take for its own."""
-POLL_S = 1.0
 
 Prune = Callable[[str, str], None]
 """From a model's folder and an output: makes the output."""
@@ -71,7 +71,8 @@ def by_service(client: Service, spec: Mapping[str, Any]) -> Prune:
     """
 
     def prune(model: str, output: str) -> None:
-        whole = {**spec, "model": {**spec.get("model", {}), "name": model}, "output": {"path": output}}
+        name = _absolute(model) if Path(model).is_dir() else model
+        whole = {**spec, "model": {**spec.get("model", {}), "name": name}, "output": {"path": _absolute(output)}}
         job = client.wait(client.submit(whole).id)
         if job.status != "succeeded":
             said = f": {job.error.message}" if job.error else ""
@@ -80,11 +81,24 @@ def by_service(client: Service, spec: Mapping[str, Any]) -> Prune:
     return prune
 
 
+def _absolute(place: str) -> str:
+    """A folder as another process names it; an URI is one already."""
+    return place if "://" in place else str(Path(place).resolve())
+
+
 def rescored(model: str, prune: Prune, output: str) -> Any:
-    """A datasets.Dataset of what is kept of a dataset under a model; an output that is finished is used as it is."""
-    if Output(output).manifest is None:
-        prune(model, output)
-    return pruned_dataset(output)
+    """A datasets.Dataset of what is kept of a dataset under a model; an output that is finished is used as it is.
+
+    All ranks of the run call it together.
+    """
+    with all_ranks() as ranks:
+        if not ranks.from_first(ranks.rank == 0 and _is_finished(output)):
+            by_first(lambda: prune(model, output), ranks)
+        return on_all(lambda: pruned_dataset(output), ranks)
+
+
+def _is_finished(output: str) -> bool:
+    return Output(output).manifest is not None
 
 
 def pruned_dataset(output: str) -> Any:
@@ -129,15 +143,12 @@ class Rescoring(TrainerCallback):  # type: ignore[misc]
         epoch = int(state.epoch or 0)
         if epoch == 0:
             return
-        output = f"{self._outputs}/epoch-{epoch}"
-        if Output(output).manifest is None:
-            model = f"{self._outputs}/model-{epoch}"
-            self._trainer.save_model(model)  # by all ranks: they may hold parts of it
-            if self._trainer.is_world_process_zero():
-                self._prune(str(Path(model).resolve()), output)
-            else:
-                _wait_for(output)
-        self._rows.swap(pruned_dataset(output))
+        model, output = f"{self._outputs}/model-{epoch}", f"{self._outputs}/epoch-{epoch}"
+        with all_ranks() as ranks:
+            if not ranks.from_first(ranks.rank == 0 and _is_finished(output)):
+                self._trainer.save_model(model)  # by all ranks: they may hold parts of it
+                by_first(lambda: self._prune(_absolute(model), output), ranks)
+            self._rows.swap(on_all(lambda: pruned_dataset(output), ranks))
 
 
 def rescore_every_epoch(trainer: Any, prune: Prune, outputs: str) -> None:
@@ -146,6 +157,8 @@ def rescore_every_epoch(trainer: Any, prune: Prune, outputs: str) -> None:
     With several ranks all must see the folder.
     """
     args, rows = trainer.args, trainer.train_dataset
+    if "://" in outputs:
+        raise SpecError(f"{outputs} is no folder, and models are saved there too", "Name a folder that all ranks see.")
     if args.dataloader_persistent_workers:
         raise SpecError("workers of the data loader outlive an epoch", "Leave out dataloader_persistent_workers.")
     if args.train_sampling_strategy == "group_by_length":
@@ -154,9 +167,3 @@ def rescore_every_epoch(trainer: Any, prune: Prune, outputs: str) -> None:
         raise SpecError("the trainer has packed the first epoch's rows", "Use padding_free=True in place of packing.")
     trainer.train_dataset = EpochRows(rows.select_columns(COLUMNS))
     trainer.add_callback(Rescoring(trainer, trainer.train_dataset, prune, outputs))
-
-
-def _wait_for(output: str) -> None:
-    """Until another rank's job is done. A collective would time out; where that rank fails, the launcher ends all."""
-    while Output(output).manifest is None:
-        time.sleep(POLL_S)

@@ -73,14 +73,15 @@ def plot_eu_plane(chosen: Chosen, path: str | Path, *, palette: Palette = LIGHT,
 
     shown = np.flatnonzero(np.asarray(chosen.quadrants) > 0)
     if not len(shown):
-        raise DataError("no sample has a quadrant to draw", "Draw a step with samples that could be scored.")
+        raise DataError("no sample has a quadrant to draw", "Draw a step that scored samples: warm-up scores none.")
     nll, entropy = (np.asarray(values, np.float64)[shown] for values in (chosen.mean_nll, chosen.mean_entropy))
     labels, is_kept = np.asarray(chosen.quadrants, np.int8)[shown], np.asarray(chosen.is_kept, np.bool_)[shown]
     placed = Placed(nll, entropy, double_midranks(nll), double_midranks(entropy), len(nll))
     sample = even_sample(placed, labels=labels, kept=is_kept, num_tokens=np.zeros(len(nll), np.int32))
     points = sample.points()
     rows = sample_rows(points, [str(place) for place in shown[points.index]])
-    fates = FATES if np.array_equal(is_kept, kept_labels(labels)) else {}  # in warm-up a quadrant tells no fate
+    is_by_quadrant = np.array_equal(is_kept, kept_labels(labels))  # else a quadrant tells no fate
+    fates = FATES if is_by_quadrant else {}
     spec = plane_of(sample, chosen.thresholds, rows, fates, palette=palette)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,12 @@
 """Q-Tuning of every step: score the global batch with the model as it is now, keep what teaches, mask what does not.
 
     rows of this rank -> token scores (scores.py) -> means -> all ranks' means (collective.py)
-      -> thresholds and quadrants of the global batch (core/thresholds.py) -> token masks of Q2 (core/tokens.py)
+      -> thresholds and quadrants of the global batch (population.py) -> token masks of Q2 (core/tokens.py)
       -> kept rows, dealt out over ranks and micro-batches (collective.py) -> batches in the layout that came in
 
 The population is the global batch: all micro-batches of a step on all ranks. The rules are those of jobs, by the same
 code. Ranks exchange four numbers a sample (mean NLL, mean entropy, trained tokens, and one that stands for the sample),
-and, to have as many rows each, the kept rows themselves.
+and, to have as many rows each, the kept rows themselves. Steps of warm-up keep random rows, whole, and score nothing.
 
 Source: Wang et al., Winning the Pruning Gamble, arXiv:2509.23873.
 """
@@ -16,84 +16,24 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from qtune_service.core.hashing import uniform
 from qtune_service.core.metrics import sample_means
-from qtune_service.core.plane import QuadrantRule, Thresholds
-from qtune_service.core.thresholds import select
-from qtune_service.core.tokens import prune_token_masks, tokens_left
+from qtune_service.core.plane import QuadrantRule
+from qtune_service.core.tokens import prune_token_masks
 from qtune_service.errors import DataError
 from qtune_service.training.arguments import QTuningArguments
 from qtune_service.training.collective import Ranks, balanced, deal
-from qtune_service.training.loss import next_token_loss
-from qtune_service.training.records import Drift, RecordSink, StepRecord, log, log_step
+from qtune_service.training.population import Population
+from qtune_service.training.records import RecordSink, StepRecord, log, log_step
 from qtune_service.training.rows import Batch, Layout, Rows, read_batch
 from qtune_service.training.scores import BATCH_TOKENS, LOGITS_BYTES, Forward, TokenScorer, call_for_logits
-
-NAMES = ("Q1", "Q2", "Q3", "Q4")
-NOWHERE = Thresholds(float("nan"), 0.0, float("inf"), -float("inf"), float("inf"))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Choice:
-    """What became of the S rows of this rank, and of the global batch."""
-
-    rows: Rows
-    """As they came in, with the masks that are left: all 0 where a row was dropped."""
-    is_kept: NDArray[np.bool_]  # (S,)
-    quadrants: NDArray[np.int8]  # (S,) 1..4; 0 where a row could not be scored
-    mean_nll: NDArray[np.float64]  # (S,) nats
-    mean_entropy: NDArray[np.float64]  # (S,) nats
-    record: StepRecord
-
-    @property
-    def kept(self) -> NDArray[np.int64]:
-        """Places of the rows that are kept."""
-        return np.flatnonzero(self.is_kept)
-
-    @property
-    def thresholds(self) -> Thresholds:
-        """Of the global batch."""
-        return self.record.thresholds
-
-    @property
-    def loss_masks(self) -> list[NDArray[np.int8]]:
-        """The final mask of each row, (T_i,)."""
-        return np.split(self.rows.loss_mask, self.rows.offsets[1:-1])
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PrunedStep:
-    """What to train on in a step."""
-
-    batches: list[dict[str, Any]]
-    """As many as came in, with the kept rows of all of them, which may come from other ranks."""
-    choice: Choice
-    num_tokens: int
-    """Tokens in the loss of the whole step, over all ranks and batches."""
-    num_ranks: int
-
-    @property
-    def record(self) -> StepRecord:
-        """Thresholds, counts and times of the global batch."""
-        return self.choice.record
-
-    @property
-    def batch(self) -> dict[str, Any]:
-        """The only batch."""
-        (only,) = self.batches
-        return only
-
-    def loss(self, logits: torch.Tensor, batch: Batch | None = None) -> torch.Tensor:
-        """The part of the step's loss that lies in a batch, by default the only one: logits (B, T, V) -> ()."""
-        labels = (self.batch if batch is None else batch)["labels"]
-        return next_token_loss(logits, labels, self.num_tokens, num_ranks=self.num_ranks)
+from qtune_service.training.step import Choice, PrunedStep
 
 
 class QTuningPruner:
@@ -136,11 +76,22 @@ class QTuningPruner:
             seed=seed,
         )
         self.step = 0
-        """The next step's number. Set it when training resumes."""
-        self._group, self._rule, self._balance, self._is_quiet = group, rule, balance, is_quiet
+        """The next step's number. Set it when training resumes, or load the pruner's state."""
+        self._group, self._balance, self._is_quiet = group, balance, is_quiet
         self._records = tuple(records)
         self._scorer = TokenScorer(forward, batch_tokens=batch_tokens, logits_bytes=logits_bytes)
-        self._drift = Drift()
+        self._is_first_score = not is_quiet
+        self._population = Population(self.arguments, rule)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run goes on from: the next step's number, and each seen sample's last quadrant."""
+        keys, quadrants = self._population.drift.state()
+        return {"step": self.step, "keys": torch.from_numpy(keys), "quadrants": torch.from_numpy(quadrants)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.step = state["step"]
+        self._population.drift.restore(state["keys"].numpy(), state["quadrants"].numpy())
 
     # --- batches
 
@@ -155,18 +106,37 @@ class QTuningPruner:
         """Prune all micro-batches of a step as one population. As many come back, each with its share of the rows."""
         began = time.perf_counter()
         read = [read_batch(batch) for batch in batches]
-        rows, layout = Rows.joined([part for part, _ in read]), read[0][1]
-        scores = self._scorer.score(model, rows, layout.device)
-        return self._step(rows, scores, [each for _, each in read], began)
-
-    def _step(self, rows: Rows, scores: NDArray[np.float32], layouts: list[Layout], began: float) -> PrunedStep:
-        ranks = Ranks.of(self._group, layouts[0].device)
+        rows, layouts = Rows.joined([part for part, _ in read]), [layout for _, layout in read]
+        device = layouts[0].device
+        ranks = Ranks.of(self._group, device)
+        scores = None if self.is_warming_up else self._scorer.score(model, rows, device)
         choice = self._choose(rows, scores, ranks, began)
+        if scores is not None and scores.size and ranks.rank == 0:
+            self._warn_once(rows, scores[:, 0])
+        return self._dealt(choice, layouts, ranks)
+
+    def _warn_once(self, rows: Rows, nll: NDArray[np.float32]) -> None:
+        """At the first scored step: whether the model knows no more of trained tokens than how frequent they are."""
+        if not self._is_first_score:
+            return
+        self._is_first_score = False
+        found, by_frequency = float(nll.mean()), _entropy_of(rows.input_ids[rows.loss_mask != 0])
+        if found > by_frequency:
+            message = "[Q-Tuning] the model's mean NLL is %.2f nats, that of the tokens' mere frequencies %.2f: %s"
+            hint = "rows of its choice may teach it less than random ones. Set warmup_steps (docs/quality.md, Recipe)."
+            log.warning(message, found, by_frequency, hint)
+
+    @property
+    def is_warming_up(self) -> bool:
+        """Whether the next step keeps random rows, and scores none."""
+        return self.step < self.arguments.warmup_steps
+
+    def _dealt(self, choice: Choice, layouts: list[Layout], ranks: Ranks) -> PrunedStep:
         mine = choice.rows.take(choice.kept)
         if self._balance:
             mine = balanced(mine, ranks)
         hands = deal(mine.lengths, len(layouts))
-        filler = _filler(rows)
+        filler = _filler(choice.rows)
         batches = [
             layout.write(mine.take(hand) if len(hand) else filler) for layout, hand in zip(layouts, hands, strict=True)
         ]
@@ -182,8 +152,9 @@ class QTuningPruner:
         *,
         device: torch.device | None = None,
     ) -> Choice:
-        """Choose by scores that are there already, in nats. All ranks of the group call it together.
+        """Choose by scores that are there already, in nats; in warm-up at random all the same.
 
+        All ranks of the group call it together.
         loss_masks: one (T_i,) a sample; position 0 is never trained on. nll and entropy: of each sample either the
         values of its trained tokens, in order, or one a position (T_i,). device: one that the group can send from.
         """
@@ -198,113 +169,53 @@ class QTuningPruner:
 
     # --- the choice
 
-    def _choose(self, rows: Rows, scores: NDArray[np.floating[Any]], ranks: Ranks, began: float) -> Choice:
-        sizes = rows.num_trained
-        bounds = np.concatenate(([0], np.cumsum(sizes)))
-        means = [sample_means(scores[:, column], bounds) for column in (0, 1)]
-        own = np.stack([*means, sizes.astype(np.float64), _keys(rows)], 1)  # (S, 4)
-        every = ranks.gather(own)
-        whole = np.concatenate(every)
-        start = sum(len(part) for part in every[: ranks.rank])
-        labels, is_kept, record = self._population(whole, began)
-        here = slice(start, start + len(rows))
-        quadrants, kept = labels[here], is_kept[here]
-        masks = self._masks(rows, scores[:, 0], bounds, quadrants, kept, is_warmup=record.is_warmup)
+    def _choose(self, rows: Rows, scores: NDArray[np.floating[Any]] | None, ranks: Ranks, began: float) -> Choice:
+        """By scores (M, 2) of all trained tokens, which nobody looks at in warm-up."""
+        bounds = np.concatenate(([0], np.cumsum(rows.num_trained)))
+        if scores is None or self.is_warming_up:
+            means, nll = np.full((len(rows), 2), np.nan), np.zeros(bounds[-1])
+            whole, here = ranks.pool(rows.num_trained)
+            verdict = self._population.draw(self.step, whole)
+        else:
+            means, nll = np.stack([sample_means(column, bounds) for column in scores.T], 1), scores[:, 0]
+            whole, here = ranks.pool(np.column_stack((means, rows.num_trained, _keys(rows))))
+            verdict = self._population.choose(self.step, whole[:, :2], whole[:, 2].astype(np.int64), whole[:, 3])
+        quadrants, is_kept = verdict.quadrants[here], verdict.is_kept[here]
+        masks = self._masks(rows, nll, np.arange(here.start, here.stop), quadrants, is_kept)
+        record = replace(verdict.record, seconds=time.perf_counter() - began)
+        self._tell(record, ranks)
+        self.step += 1
+        return Choice(rows.with_mask(masks), is_kept, quadrants, means[:, 0], means[:, 1], record)
+
+    def _tell(self, record: StepRecord, ranks: Ranks) -> None:
         if ranks.rank == 0 and not self._is_quiet:
-            log_step(record)
+            log_step(record, self.arguments.warmup_steps)
             for tell in self._records:
                 tell(record)
-        self.step += 1
-        return Choice(rows.with_mask(masks), kept, quadrants, means[0], means[1], record)
-
-    def _population(
-        self, whole: NDArray[np.float64], began: float
-    ) -> tuple[NDArray[np.int8], NDArray[np.bool_], StepRecord]:
-        """Labels and choice of the global batch (N, 4), the same on every rank."""
-        usable = np.isfinite(whole[:, :2]).all(1)
-        labels, is_kept = np.zeros(len(whole), np.int8), np.zeros(len(whole), np.bool_)
-        if not usable.any():
-            return labels, is_kept, self._nothing(whole, began)
-        a, scored = self.arguments, whole[usable]
-        is_warmup = self.step < a.warmup_steps
-        drawn = uniform(a.seed, np.full(len(scored), self.step), np.arange(len(scored)))
-        found = select(
-            scored[:, 0],
-            scored[:, 1],
-            sample_keep_ratio=a.sample_keep_ratio,
-            bisect_max_iter=a.bisect_max_iter,
-            rule=self._rule,
-            priority=drawn if is_warmup else None,
-        )
-        labels[usable], is_kept[usable] = found.labels, found.is_kept
-        sizes = scored[:, 2].astype(np.int64)
-        left = np.where(self._prunable(found.labels, is_warmup=is_warmup), self._tokens_left(sizes), sizes)
-        record = StepRecord(
-            step=self.step,
-            num_samples=len(scored),
-            num_rejected=len(whole) - len(scored),
-            target=found.target,
-            kept=found.kept,
-            counts=dict(zip(NAMES, found.counts.values(), strict=True)),
-            thresholds=found.thresholds,
-            tokens_before=int(sizes.sum()),
-            tokens_after=int(left[found.is_kept].sum()),
-            is_warmup=is_warmup,
-            seconds=time.perf_counter() - began,
-            drift=self._drift.moves(scored[:, 3], found.labels),
-        )
-        return labels, is_kept, record
 
     def _masks(
         self,
         rows: Rows,
         nll: NDArray[np.floating[Any]],
-        bounds: NDArray[np.int64],
+        places: NDArray[np.int64],
         quadrants: NDArray[np.int8],
         is_kept: NDArray[np.bool_],
-        *,
-        is_warmup: bool,
     ) -> NDArray[np.int8]:
-        """Final masks (L,) of this rank's rows."""
-        a = self.arguments
-        prunable = self._prunable(quadrants, is_warmup=is_warmup) & is_kept
+        """Final masks (L,) of this rank's rows, whose places in the global batch are (S,)."""
+        a, prunable = self.arguments, (quadrants == 2) & is_kept
         masks = prune_token_masks(
             rows.loss_mask,
             rows.offsets,
-            np.where(np.repeat(prunable, np.diff(bounds)), nll, 0.0),
+            np.where(np.repeat(prunable, rows.num_trained), nll, 0.0),
             prunable,
             token_keep_ratio=a.token_keep_ratio,
             neighbor_lambda=a.neighbor_lambda,
             min_tokens_to_prune=a.min_tokens_to_prune,
             token_strategy=a.token_strategy,
             seed=a.seed + self.step,
+            row_index=places,
         )
         return masks * np.repeat(is_kept, rows.lengths).astype(np.int8)
-
-    def _prunable(self, quadrants: NDArray[np.int8], *, is_warmup: bool) -> NDArray[np.bool_]:
-        prunable: NDArray[np.bool_] = (quadrants == 2) & (not is_warmup)
-        return prunable
-
-    def _tokens_left(self, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-        a = self.arguments
-        return tokens_left(
-            sizes,
-            token_keep_ratio=a.token_keep_ratio,
-            min_tokens_to_prune=a.min_tokens_to_prune,
-            token_strategy=a.token_strategy,
-        )
-
-    def _nothing(self, whole: NDArray[np.float64], began: float) -> StepRecord:
-        """A step without a sample that could be scored."""
-        if (whole[:, 2] > 0).any():
-            raise DataError(
-                f"none of the {len(whole)} samples of step {self.step} has finite scores",
-                "The model has most likely diverged: look at its loss and its gradients before this step.",
-            )
-        log.warning("[Q-Tuning] step %d has no trained token; there is nothing to train on", self.step)
-        seconds = time.perf_counter() - began
-        counts = dict.fromkeys(NAMES, 0)
-        return StepRecord(self.step, 0, len(whole), 0, 0, counts, NOWHERE, 0, 0, is_warmup=False, seconds=seconds)
 
 
 def _keys(rows: Rows) -> NDArray[np.float64]:
@@ -313,6 +224,13 @@ def _keys(rows: Rows) -> NDArray[np.float64]:
     digests = [hashlib.blake2b(part.tobytes(), digest_size=8).digest() for part in parts]
     numbers: NDArray[np.uint64] = np.frombuffer(b"".join(digests), "<u8") >> np.uint64(12)
     return numbers.astype(np.float64)
+
+
+def _entropy_of(tokens: NDArray[np.int64]) -> float:
+    """Of tokens (n,) drawn by their frequencies, in nats, n >= 1, with Miller and Madow's correction for few."""
+    counts = np.unique(tokens, return_counts=True)[1]
+    shares = counts / len(tokens)
+    return float(-(shares * np.log(shares)).sum() + (len(counts) - 1) / (2 * len(tokens)))
 
 
 def _filler(rows: Rows) -> Rows:

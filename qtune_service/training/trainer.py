@@ -9,7 +9,7 @@ loss over all ranks, and divides each micro-batch's loss by that number. Just th
 batches go on, with the rows that were kept, and the number of tokens that are left. So accumulation, mixed precision
 (scoring goes through the same wrapped forward), packing, gradient checkpointing and several ranks are the Trainer's
 business as ever, and evaluation, which does not go this way, sees every row. What a step keeps depends on its batches,
-the weights and its number only; that is what a resumed run restores.
+the weights and its number only; that is what a resumed run restores. The drift of samples is saved beside it.
 
 The trainer's class is changed to an heir of its own, so whatever an own subclass does stays in place.
 """
@@ -17,14 +17,20 @@ The trainer's class is changed to an heir of its own, so whatever an own subclas
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from qtune_service.errors import SpecError
 from qtune_service.training.arguments import QTuningArguments
 from qtune_service.training.pruner import QTuningPruner
-from qtune_service.training.records import StepRecord
+from qtune_service.training.records import StepRecord, log
+
+STATE = "q_tuning.pt"
+"""In a checkpoint: what the pruner remembers."""
 
 
 class QTuningMixin:
@@ -44,11 +50,39 @@ class QTuningMixin:
         self.q_tuning_record = step.record
         return step.batches, torch.tensor(max(step.num_tokens, 1), device=device)
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, *arguments: Any, **named: Any) -> Any:
+        """As ever; a checkpoint's drift is restored with it."""
+        folder = resume_from_checkpoint
+        if folder is True:
+            folder = get_last_checkpoint(self.args.output_dir)  # type: ignore[attr-defined]
+        if folder:
+            self._restore(Path(folder) / STATE)
+        return super().train(resume_from_checkpoint, *arguments, **named)  # type: ignore[misc]
+
+    def _restore(self, path: Path) -> None:
+        if path.exists():
+            self.q_tuning.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        else:
+            log.warning("[Q-Tuning] %s does not exist: the drift of samples begins anew", path)
+
     def log(self, logs: dict[str, float], *arguments: Any, **named: Any) -> None:
         """Beside the loss, the latest step's record: q_tuning/kept_share and more."""
         if "loss" in logs and self.q_tuning_record is not None:
             logs = logs | {f"q_tuning/{name}": value for name, value in self.q_tuning_record.scalars().items()}
         super().log(logs, *arguments, **named)  # type: ignore[misc]
+
+
+class SavedState(TrainerCallback):  # type: ignore[misc]
+    """Puts the pruner's state into each checkpoint."""
+
+    def __init__(self, pruner: QTuningPruner) -> None:
+        self._pruner = pruner
+
+    def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
+        """All ranks know the same, so the first one writes."""
+        folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        if state.is_world_process_zero and folder.is_dir():  # the trials of a search, never resumed, lie elsewhere
+            torch.save(self._pruner.state_dict(), folder / STATE)
 
 
 def enable_q_tuning(trainer: Any, arguments: QTuningArguments | None = None, **options: Any) -> QTuningPruner:
@@ -62,6 +96,7 @@ def enable_q_tuning(trainer: Any, arguments: QTuningArguments | None = None, **o
     own = type(trainer)
     trainer.__class__ = type(f"QTuning{own.__name__}", (QTuningMixin, own), {})
     trainer.q_tuning, trainer.q_tuning_record = pruner, None
+    trainer.add_callback(SavedState(pruner))
     return pruner
 
 

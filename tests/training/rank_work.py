@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import pickle
 import sys
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from logging.handlers import QueueHandler
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from qtune_service.errors import DataError, QTuneError
 from qtune_service.training import QTuningPruner, vocab_parallel_scores
+from qtune_service.training.collective import Ranks
+from qtune_service.training.epochs import by_command, rescore_every_epoch, rescored
 from qtune_service.training.scores import is_sharded
+from qtune_service.training.waiting import by_first, on_all
 from tests.training.models import VOCAB, padded, ragged, tiny_llama
 
 RATIOS = {"sample_keep_ratio": 0.4, "token_keep_ratio": 0.6, "bisect_max_iter": None}
@@ -38,6 +49,22 @@ def share(rows: dict[str, list[list[int]]], sizes: list[int], rank: int) -> dict
     return {name: values[begin : begin + sizes[rank]] for name, values in rows.items()}
 
 
+@contextlib.contextmanager
+def logged_lines() -> Iterator[list[str]]:
+    """What is logged of pruning."""
+    log, queue = logging.getLogger("qtune_service.training"), Queue[logging.LogRecord]()
+    lines: list[str] = []
+    handler = QueueHandler(queue)
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield lines
+    finally:
+        log.removeHandler(handler)
+        while not queue.empty():
+            lines.append(queue.get().getMessage())
+
+
 def data_parallel(kind: str, sizes: list[int], options: dict[str, Any]) -> dict[str, Any]:
     """A pruned step of DDP or FSDP2."""
     model = tiny_llama()
@@ -53,7 +80,8 @@ def data_parallel(kind: str, sizes: list[int], options: dict[str, Any]) -> dict[
     else:
         wrapped = torch.nn.parallel.DistributedDataParallel(model)
     mine = share(ragged(sum(sizes), seed=21), sizes, dist.get_rank())
-    step, grads = one_step(wrapped, [padded(mine)], **options)
+    with logged_lines() as lines:
+        step, grads = one_step(wrapped, [padded(mine)], **options)
     again, _ = one_step(wrapped, [padded(mine)], **options)  # and training goes on
     record = step.record
     return {
@@ -63,6 +91,7 @@ def data_parallel(kind: str, sizes: list[int], options: dict[str, Any]) -> dict[
         "rows": int((step.batch["labels"] != -100).any(1).sum()),
         "kept": record.kept,
         "steps": (record.step, again.record.step),
+        "lines": lines,
     }
 
 
@@ -78,6 +107,59 @@ def trainer_steps(kind: str, options: dict[str, Any], folder: str) -> dict[str, 
         "records": [dict(record.counts) for record in records],
         "is_sharded": is_sharded(trainer.model_wrapped),
     }
+
+
+def rescored_epochs(folder: str) -> dict[str, Any]:
+    """Two epochs of a Trainer under DDP; a job chooses the rows before each."""
+    from tests.jobs import DEMO_MODEL
+    from tests.training.epoch_runs import JOB, demo_trainer, noting
+    from tests.training.trainers import weights
+
+    seen: list[tuple[int, ...]] = []
+    jobs: list[str] = []
+
+    def prune(model: str, output: str) -> None:
+        jobs.append(Path(output).name)
+        by_command(*JOB)(model, output)
+
+    data = rescored(DEMO_MODEL, prune, f"{folder}/epoch-0")
+    trainer = demo_trainer(data, Path(folder) / "run")
+    trainer.data_collator = noting(seen)
+    rescore_every_epoch(trainer, prune, folder)
+    trainer.train()
+    half = len(seen) // 2
+    return {"jobs": jobs, "length": len(data), "epochs": [seen[:half], seen[half:]], "weights": weights(trainer)}
+
+
+def long_work(limit_s: float, work_s: float) -> float:
+    """How long a rank was busy with work that takes longer than a collective may."""
+    group = dist.new_group(timeout=timedelta(seconds=limit_s))
+    began = time.monotonic()
+    by_first(lambda: time.sleep(work_s), Ranks(group), beat_s=0.3)
+    return time.monotonic() - began
+
+
+def failing_job(folder: str) -> tuple[str, str]:
+    """What a rank says of a job that cannot be run."""
+    try:
+        rescored("model", by_command(f"{folder}/nothing.jsonl", "--engine", "reference"), f"{folder}/none")
+    except QTuneError as error:
+        return type(error).__name__, str(error)
+    raise AssertionError("it did not fail")
+
+
+def failing_load() -> tuple[str, str]:
+    """What a rank says where the second one fails."""
+
+    def load() -> None:
+        if dist.get_rank() == 1:
+            raise DataError("rank 1 sees no folder")
+
+    try:
+        on_all(load, Ranks())
+    except QTuneError as error:
+        return type(error).__name__, str(error)
+    raise AssertionError("it did not fail")
 
 
 def fully_sharded(folder: Path) -> Any:

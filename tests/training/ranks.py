@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT_S = 120
+TIMEOUT_S = 600
 
 
 def run_on_ranks(calls: list[tuple[str, Any]], num_ranks: int, folder: Path) -> list[list[Any]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
+import json
 import logging
 from typing import Any
 
@@ -14,6 +16,8 @@ from qtune_service.core.thresholds import select
 from qtune_service.core.tokens import prune_token_masks
 from qtune_service.errors import DataError, SpecError
 from qtune_service.training import QTuningPruner, StepRecord
+from qtune_service.training.scores import call_for_logits
+from tests.jobs import DEMO_DATA, DEMO_MODEL
 from tests.training.models import VOCAB, exact_means, packed, padded, ragged, tiny_llama
 
 SCORE_TOLERANCE = 2e-5
@@ -73,19 +77,30 @@ def test_all_layouts_prune_alike(model: Any, layout: str) -> None:
     assert sorted(got) == expected
 
 
-def test_cumulative_lengths_are_read_and_written(model: Any) -> None:
-    """A packed batch told apart by cu_seq_lens keeps its rows, and gets lengths and rows' numbers that fit."""
+@pytest.mark.parametrize("name", ["cu_seqlens", "cu_seq_lens_q"])
+def test_cumulative_lengths_are_read_and_written(model: Any, name: str) -> None:
+    """A packed batch told apart by them keeps its rows, and gets lengths and rows' numbers that fit."""
     rows = ragged(12, seed=6)
     ends = np.cumsum([0, *map(len, rows["input_ids"])])
-    batch = {**packed(rows), "cu_seq_lens_q": torch.tensor(ends, dtype=torch.int32), "max_length_q": 24}
+    batch = {**packed(rows), name: torch.tensor(ends, dtype=torch.int32), "max_length_q": 24}
     batch["seq_idx"] = torch.repeat_interleave(torch.arange(12, dtype=torch.int32), torch.tensor(ends).diff())[None]
     found = QTuningPruner().prune(model, batch).batch
-    lengths = np.diff(found["cu_seq_lens_q"].numpy())
+    lengths = np.diff(found[name].numpy())
     assert lengths.sum() == found["input_ids"].shape[1]
     assert found["max_length_q"] == lengths.max()
     assert found["seq_idx"].dtype == torch.int32
     assert torch.equal(found["seq_idx"][0].bincount(), torch.from_numpy(lengths))
     assert len(lengths) == QTuningPruner().prune(model, rows).record.kept
+
+
+def test_lists_of_tensors_are_pruned_as_lists_are(model: Any) -> None:
+    """And come back as tensors, with the keys that they had."""
+    rows = ragged(12, seed=6)
+    batch = {name: [torch.tensor(row) for row in values] for name, values in rows.items()}
+    found, expected = (QTuningPruner().prune(model, each).batch for each in (batch, rows))
+    assert set(found) == set(expected) == {"input_ids", "labels", "loss_mask"}
+    for name, values in found.items():
+        assert [row.tolist() for row in values] == expected[name]
 
 
 def test_scoring_in_small_groups_and_blocks_changes_nothing(model: Any) -> None:
@@ -278,6 +293,65 @@ def test_warm_up_keeps_random_rows_whole(model: Any) -> None:
         assert int(mask.sum()) == (sum(before[1:]) if kept else 0)
 
 
+def test_warm_up_scores_nothing() -> None:
+    """The model is not called until it is over; the same rows are kept whatever it is, and there are no quadrants."""
+    rows, calls = ragged(20, seed=16), []
+
+    def forward(model: Any, ids: torch.Tensor) -> torch.Tensor:
+        calls.append(len(ids))
+        return call_for_logits(model, ids)
+
+    pruner = QTuningPruner(0.25, warmup_steps=1, forward=forward)
+    choice = pruner.prune(tiny_llama(), rows).choice
+    assert not calls
+    assert not choice.quadrants.any()
+    assert np.isnan(choice.mean_nll).all()
+    assert np.isnan(choice.mean_entropy).all()
+    assert choice.record.counts == {"Q1": 0, "Q2": 0, "Q3": 0, "Q4": 0}
+    assert choice.record.drift == {}
+    assert choice.kept.tolist() == [0, 1, 9, 11, 15]  # as when all of them were scored
+    pruner.prune(tiny_llama(), rows)
+    assert calls
+
+
+def test_warm_up_loses_no_row(model: Any) -> None:
+    """Rows without a trained token are counted and not drawn; a step of nothing else keeps nothing, and says so."""
+    rows = ragged(10, seed=12)
+    rows["loss_mask"][4] = [0] * len(rows["loss_mask"][4])
+    pruner = QTuningPruner(1.0, warmup_steps=2)
+    step = pruner.prune(model, rows)
+    assert (step.record.num_samples, step.record.num_rejected, step.record.kept) == (9, 1, 9)
+    assert not step.choice.is_kept[4]
+    assert step.record.tokens_before == step.record.tokens_after == sum(sum(mask[1:]) for mask in rows["loss_mask"])
+    rows["loss_mask"] = [[0] * len(mask) for mask in rows["loss_mask"]]
+    empty = pruner.prune(model, rows).record
+    assert (empty.num_samples, empty.num_rejected, empty.kept, empty.is_warmup) == (0, 10, 0, True)
+
+
+def test_warm_up_with_scores_that_are_there_keeps_the_same_rows(model: Any) -> None:
+    """`prune_scores` draws as `prune` does."""
+    rows = ragged(20, seed=16)
+    drawn = QTuningPruner(0.25, warmup_steps=1).prune(model, rows).choice
+    scores = [[1.0] * sum(mask[1:]) for mask in rows["loss_mask"]]
+    choice = QTuningPruner(0.25, warmup_steps=1).prune_scores(scores, scores, rows["loss_mask"])
+    np.testing.assert_array_equal(choice.rows.loss_mask, drawn.rows.loss_mask)
+    assert choice.record.is_warmup
+    assert not choice.quadrants.any()
+
+
+def test_a_step_of_warm_up_is_logged_as_one(model: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """One line, without quadrants that were not found."""
+    pruner = QTuningPruner(0.25, warmup_steps=2)
+    with caplog.at_level(logging.INFO, "qtune_service.training"):
+        for _ in range(3):
+            pruner.prune(model, ragged(20, seed=16))
+    assert caplog.messages[:2] == [
+        "[Q-Tuning] Warm-up step 1 of 2: kept 5/20 samples at random",
+        "[Q-Tuning] Warm-up step 2 of 2: kept 5/20 samples at random",
+    ]
+    assert caplog.messages[2].startswith("[Q-Tuning] Quadrant distribution: {'Q1': ")
+
+
 def test_a_rule_of_ones_own_decides(model: Any) -> None:
     """It sees the global batch, and its labels are what is kept."""
 
@@ -308,6 +382,36 @@ def test_each_step_is_logged_and_recorded(model: Any, caplog: pytest.LogCaptureF
     assert [record.step for record in records] == [0, 1]
 
 
+@pytest.mark.parametrize("is_able", [False, True])
+def test_a_model_that_knows_nothing_yet_is_told_once(is_able: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """By comparison with the tokens' frequencies: a random model is worse, the demo's is far better."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if is_able:
+        model, tokenizer = (kind.from_pretrained(DEMO_MODEL) for kind in (AutoModelForCausalLM, AutoTokenizer))
+        talks = [json.loads(line)["messages"] for line in DEMO_DATA.read_text("utf-8").splitlines()[:16]]
+        made = tokenizer.apply_chat_template(talks, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+        batch = {"input_ids": made["input_ids"], "loss_mask": made["assistant_masks"]}
+    else:
+        model, batch = tiny_llama(), ragged(20, seed=15)
+    pruner = QTuningPruner(warmup_steps=1)
+    for _ in range(3):
+        pruner.prune(model, batch)
+    assert caplog.text.count("Set warmup_steps") == (0 if is_able else 1)
+
+
+def test_a_state_restores_the_step_and_the_drift(model: Any) -> None:
+    """A pruner of a resumed loop goes on where the other one was."""
+    rows = ragged(20, seed=15)
+    first, second = QTuningPruner(), QTuningPruner()
+    first.prune(model, rows)
+    second.load_state_dict(first.state_dict())
+    record = second.prune(model, rows).record
+    assert record.step == 1
+    assert record.drift == first.prune(model, rows).record.drift
+    assert sum(record.drift.values()) == 20
+
+
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
@@ -330,6 +434,21 @@ def test_a_batch_that_cannot_be_read_is_refused(model: Any, batch: dict[str, Any
     """The error names what is wrong."""
     with pytest.raises(DataError, match=message):
         QTuningPruner().prune(model, batch)
+
+
+def test_the_pruner_is_called_as_the_method_names_its_arguments() -> None:
+    """In this order, by these names, with the paper's defaults."""
+    parameters = list(inspect.signature(QTuningPruner).parameters.values())[:5]
+    assert {each.name: each.default for each in parameters} == {
+        "sample_keep_ratio": 0.5,
+        "token_keep_ratio": 0.7,
+        "neighbor_lambda": 0.5,
+        "bisect_max_iter": 10,
+        "group": None,
+    }
+    names = [each.name for each in parameters]
+    assert names == ["sample_keep_ratio", "token_keep_ratio", "neighbor_lambda", "bisect_max_iter", "group"]
+    assert all(each.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for each in parameters)
 
 
 @pytest.mark.parametrize("name", ["sample_keep_ratio", "token_keep_ratio", "neighbor_lambda", "bisect_max_iter"])

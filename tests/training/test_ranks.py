@@ -21,6 +21,8 @@ CASES: list[tuple[str, list[int], dict[str, Any]]] = [
     ("ddp", [3, 3, 3], {"sample_keep_ratio": 0.01}),
     ("ddp", [3, 3, 3], {"sample_keep_ratio": 0.01, "balance": False}),
     ("fsdp", [4, 9, 2], {}),
+    ("ddp", [12, 12], {"token_strategy": "random"}),
+    ("fsdp", [9, 15], {"warmup_steps": 2}),
 ]
 
 
@@ -48,6 +50,9 @@ def test_gradients_are_those_of_one_process(place: int, results: dict[int, list[
         assert rank["num_tokens"] == step.num_tokens
         for found, gradient in zip(rank["gradients"], expected, strict=True):
             torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-6)
+    first, *others = (rank["lines"] for rank in results[place])
+    assert first[-1].startswith("[Q-Tuning] ")
+    assert not any(others)  # the first rank alone logs
     rows = [rank["rows"] for rank in results[place]]
     assert sum(rows) == step.record.kept
     if options.get("balance", True):

@@ -16,9 +16,9 @@ from qtune_service.training import Choice, JsonlRecords, QTuningPruner, StepReco
 from qtune_service.training.plane import ScoredPlane, plot_eu_plane
 
 
-def two_steps(*records: Any) -> list[Choice]:
+def two_steps(*records: Any, warmup_steps: int = 0) -> list[Choice]:
     """The same 40 samples twice, with other scores the second time."""
-    pruner = QTuningPruner(0.5, bisect_max_iter=None, records=records, warmup_steps=0)
+    pruner = QTuningPruner(0.5, bisect_max_iter=None, records=records, warmup_steps=warmup_steps)
     random = np.random.default_rng(3)
     masks = [[0] + [1] * length for length in random.integers(2, 30, 40)]  # the row's length tells it apart
     scores = [[[value] * (len(mask) - 1) for value, mask in zip(random.gamma(2, 1, 40), masks, strict=True)]
@@ -38,6 +38,25 @@ def test_records_are_lines_of_json(tmp_path: Path) -> None:
     edge = replace(first.record, thresholds=replace(first.thresholds, ent_high=float("inf")))
     JsonlRecords(path)(edge)
     assert json.loads(path.read_text().splitlines()[2])["thresholds"]["ent_high"] is None
+
+
+def test_a_step_of_warm_up_is_strict_json(tmp_path: Path) -> None:
+    """Without NaN or Infinity, which JSON does not have: there are no thresholds."""
+    path = tmp_path / "steps.jsonl"
+    two_steps(JsonlRecords(path), warmup_steps=2)
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in path.read_text().splitlines()]
+    assert [line["is_warmup"] for line in lines] == [True, True]
+    names = ("alpha", "ppl_low", "ppl_high", "ent_low", "ent_high")
+    assert [line["thresholds"] for line in lines] == [dict.fromkeys(names)] * 2
+
+
+def test_a_step_of_warm_up_has_nothing_to_plot_of_quadrants() -> None:
+    """Its scalars are finite, and those of quadrants and thresholds are left out rather than 0."""
+    first, second = two_steps(warmup_steps=1)
+    assert set(first.record.scalars()) == {"kept_share", "token_share", "rejected", "seconds"}
+    assert first.record.scalars()["kept_share"] == 0.5
+    assert np.isfinite(list(second.record.scalars().values())).all()
+    assert "quadrants/Q1" in second.record.scalars()
 
 
 def test_tensorboard_reads_what_its_writer_was_told(tmp_path: Path) -> None:

@@ -119,6 +119,17 @@ def test_only_the_last_stage_prunes_and_it_can_be_switched_off(monkeypatch: pyte
     assert all(map(torch.equal, data["loss_masks"], rollout()["loss_masks"]))
 
 
+def test_the_first_rollouts_may_be_drawn(caplog: pytest.LogCaptureFixture) -> None:
+    """In warm-up half of the rows stay, whole; its steps are rollouts."""
+    whole, data = rollout(), rollout()
+    with caplog.at_level(logging.INFO, "qtune_service.training"):
+        postprocess(slime_args(q_tuning_warmup_steps=5), 3, data)
+    assert caplog.messages == ["[Q-Tuning] Warm-up step 4 of 5: kept 12/24 samples at random"]
+    left = [mask.tolist() for mask in data["loss_masks"] if mask.any()]
+    assert len(left) == 12
+    assert all(mask in [before.tolist() for before in whole["loss_masks"]] for mask in left)
+
+
 def test_each_rollout_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """In the words that users know."""
     with caplog.at_level(logging.INFO, "qtune_service.training"):

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -113,6 +114,19 @@ def test_a_resumed_run_ends_where_an_undisturbed_one_does(tmp_path: Path) -> Non
         assert torch.equal(a, b)
 
 
+def test_drift_goes_on_when_a_run_resumes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Samples that were seen before the checkpoint count as seen; where it has no state, that is said."""
+    _, records = run_trainer(tmp_path, save_strategy="steps", save_steps=3, max_steps=4)
+    checkpoint = tmp_path / "checkpoint-3"
+    _, rest = run_trainer(tmp_path, resume=str(checkpoint), max_steps=4)
+    assert [record.drift for record in rest] == [record.drift for record in records[3:]]
+    assert sum(rest[0].drift.values()) == 16
+    (checkpoint / "q_tuning.pt").unlink()
+    _, anew = run_trainer(tmp_path, resume=str(checkpoint), max_steps=4)
+    assert anew[0].drift == {}
+    assert "begins anew" in caplog.text
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_evaluation_sees_every_row(kind: str, tmp_path: Path) -> None:
     """Its loss is that of a trainer without pruning."""
@@ -160,6 +174,16 @@ def test_records_are_in_the_trainers_log(tmp_path: Path) -> None:
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert [entry["q_tuning/kept_share"] for entry in logged] == [record.kept / 16 for record in records]
     assert logged[0]["q_tuning/quadrants/Q2"] == records[0].counts["Q2"]
+
+
+def test_warm_up_is_in_the_trainers_log(tmp_path: Path) -> None:
+    """With what is known of it; quadrants and thresholds come with the method's own steps."""
+    trainer, records = run_trainer(tmp_path, arguments=QTuningArguments(0.25, warmup_steps=2))
+    assert [(record.is_warmup, record.kept) for record in records[:2]] == [(True, 4), (True, 4)]
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [entry["q_tuning/kept_share"] for entry in logged[:2]] == [0.25, 0.25]
+    assert [any("quadrants" in name for name in entry) for entry in logged] == [False, False, True]
+    assert all(np.isfinite(list(entry.values())).all() for entry in logged)
 
 
 def stand_in(**changes: Any) -> Any:

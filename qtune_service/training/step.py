@@ -1,0 +1,71 @@
+"""What a pruned step is: which rows were kept, with their masks, and the batches to train on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from qtune_service.core.plane import Thresholds
+from qtune_service.training.loss import next_token_loss
+from qtune_service.training.records import StepRecord
+from qtune_service.training.rows import Batch, Rows
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """What became of the S rows of this rank, and of the global batch."""
+
+    rows: Rows
+    """As they came in, with the masks that are left: all 0 where a row was dropped."""
+    is_kept: NDArray[np.bool_]  # (S,)
+    quadrants: NDArray[np.int8]  # (S,) 1..4; 0 where a row was not scored, as in warm-up
+    mean_nll: NDArray[np.float64]  # (S,) nats; NaN where a row was not scored
+    mean_entropy: NDArray[np.float64]  # (S,) nats; NaN where a row was not scored
+    record: StepRecord
+
+    @property
+    def kept(self) -> NDArray[np.int64]:
+        """Places of the rows that are kept."""
+        return np.flatnonzero(self.is_kept)
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """Of the global batch."""
+        return self.record.thresholds
+
+    @property
+    def loss_masks(self) -> list[NDArray[np.int8]]:
+        """The final mask of each row, (T_i,)."""
+        return np.split(self.rows.loss_mask, self.rows.offsets[1:-1])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PrunedStep:
+    """What to train on in a step."""
+
+    batches: list[dict[str, Any]]
+    """As many as came in, with the kept rows of all of them, which may come from other ranks."""
+    choice: Choice
+    num_tokens: int
+    """Tokens in the loss of the whole step, over all ranks and batches."""
+    num_ranks: int
+
+    @property
+    def record(self) -> StepRecord:
+        """Thresholds, counts and times of the global batch."""
+        return self.choice.record
+
+    @property
+    def batch(self) -> dict[str, Any]:
+        """The only batch."""
+        (only,) = self.batches
+        return only
+
+    def loss(self, logits: torch.Tensor, batch: Batch | None = None) -> torch.Tensor:
+        """The part of the step's loss that lies in a batch, by default the only one: logits (B, T, V) -> ()."""
+        labels = (self.batch if batch is None else batch)["labels"]
+        return next_token_loss(logits, labels, self.num_tokens, num_ranks=self.num_ranks)
