@@ -94,7 +94,7 @@ class Run:
         if not is_shown_more or self.choose is None:
             return rows, self.places[drawn], self.weights[torch.from_numpy(drawn)]
         chosen = self.choose(self.model, rows)
-        self.cost["scored_tokens"] += rows.num_tokens
+        self.cost["scored_tokens"] += rows.num_tokens if is_warm else 0
         kept = rows.take(chosen.places)
         return Examples(kept.ids, chosen.labels, kept.real), drawn[chosen.places], chosen.weights
 
