@@ -28,6 +28,8 @@ RAY = str(Path(sys.executable).parent / "ray")
 START_S, TRIES = 180, 3
 """Ray itself gives a node up that is not ready after 30 s, as happens on a machine with much else to do."""
 LOG = "start.log"
+LONG_S = 500
+"""No command takes as long, also where the machine is busy."""
 OBJECT_STORE_BYTES = 128 << 20
 
 
@@ -144,6 +146,30 @@ def is_up(node: Node) -> bool:
             return False
         time.sleep(0.05)
     return True
+
+
+def ray_job(cluster: Nodes, *arguments: str, folder: Path | None = None) -> subprocess.Popen[str]:
+    """`ray job ...` with the cluster's token."""
+    return subprocess.Popen(
+        [RAY, "job", arguments[0], "--address", cluster.dashboard, *arguments[1:]],
+        env=cluster.env,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def said(command: subprocess.Popen[str]) -> str:
+    """What a command prints, which succeeds."""
+    try:
+        text, _ = command.communicate(timeout=LONG_S)
+    finally:
+        kill_all([*tree(command.pid)])
+        command.kill()
+    assert command.returncode == 0, text
+    return text
 
 
 @contextmanager

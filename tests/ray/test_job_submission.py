@@ -14,16 +14,14 @@ from typing import Any
 import pytest
 
 from tests.jobs import DEMO_DATA, DEMO_MODEL, REPO, manifest
-from tests.nodes import RAY, Node, Nodes, ray_nodes
-from tests.processes import kill_all, tree, wait_for
+from tests.nodes import LONG_S, Node, Nodes, ray_job, ray_nodes, said
+from tests.processes import wait_for
 from tests.s3 import S3Endpoint, serve_s3
 
 HEAD_CPUS, WORKER_CPUS, ACTOR_CPUS = 2, 3, 2.5
 """An actor fits on a worker, two do not, and none on the head."""
 NUM_SAMPLES = 600
 STOP_WAIT_S = 60
-LONG_S = 500
-"""Nothing takes as long, also where the machine is busy."""
 SPEC: dict[str, Any] = {
     "input": {"shard_bytes": 4096},
     "model": {"name": DEMO_MODEL, "dtype": "float32"},
@@ -70,35 +68,11 @@ def folder(s3: S3Endpoint, tmp_path: Path) -> Path:
     return made
 
 
-def ray_job(cluster: Nodes, *arguments: str, folder: Path | None = None) -> subprocess.Popen[str]:
-    """`ray job ...` with the cluster's token."""
-    return subprocess.Popen(
-        [RAY, "job", arguments[0], "--address", cluster.dashboard, *arguments[1:]],
-        env=cluster.env,
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
 def submitting(cluster: Nodes, name: str, folder: Path, *more: str) -> subprocess.Popen[str]:
     """As the page says."""
     grace = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}})
     words = ("--submission-id", name, "--runtime-env-json", grace, "--working-dir", ".", *more)
     return ray_job(cluster, "submit", *words, "--", "qtune", "run", "spec.json", folder=folder)
-
-
-def said(command: subprocess.Popen[str]) -> str:
-    """What a command prints, which succeeds."""
-    try:
-        text, _ = command.communicate(timeout=LONG_S)
-    finally:
-        kill_all([*tree(command.pid)])
-        command.kill()
-    assert command.returncode == 0, text
-    return text
 
 
 def until(reached: Callable[[], object], explain: Callable[[], str]) -> None:
