@@ -20,7 +20,7 @@ from tests.s3 import S3Endpoint, serve_s3
 
 HEAD_CPUS, WORKER_CPUS, ACTOR_CPUS = 2, 3, 2.5
 """An actor fits on a worker, two do not, and none on the head."""
-NUM_SAMPLES = 600
+NUM_SAMPLES = 300
 STOP_WAIT_S = 60
 SPEC: dict[str, Any] = {
     "input": {"shard_bytes": 4096},
@@ -53,7 +53,7 @@ def hurry(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cluster(s3: S3Endpoint, hurry: Path) -> Iterator[Nodes]:
     """A head and two workers, each with a folder of its own; `qtune` is a command there."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    own = {**s3.env, "PYTHONPATH": str(REPO), "PATH": path, "QTUNE_TEST_HURRY": str(hurry)}
+    own = {**s3.env, "PYTHONPATH": str(REPO), "PATH": path, "QTUNE_TEST_HURRY": str(hurry), "QTUNE_TEST_PAUSE_S": "5"}
     with ray_nodes(HEAD_CPUS, WORKER_CPUS, WORKER_CPUS, env=own) as nodes:
         yield nodes
 
