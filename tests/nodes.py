@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,11 @@ from tests.processes import ACTOR, kill_all, titled, tree
 from tests.s3 import free_port
 
 RAY = str(Path(sys.executable).parent / "ray")
-START_S = 60
+START_S, TRIES = 180, 3
+"""Ray itself gives a node up that is not ready after 30 s, as happens on a machine with much else to do."""
+LOG = "start.log"
+LONG_S = 500
+"""No command takes as long, also where the machine is busy."""
 OBJECT_STORE_BYTES = 128 << 20
 
 
@@ -80,14 +84,18 @@ class Nodes:
 
     def start_head(self, cpus: int, gpus: int = 0) -> Node:
         """Start the head of a new cluster, at a new port. GPUs are what Ray is told, and need not be there."""
-        self.port, self.dashboard_port = free_port(), free_port()
-        ports = [f"--port={self.port}", f"--dashboard-port={self.dashboard_port}"]
-        more = [f"--ray-client-server-port={free_port()}", f"--include-dashboard={self.has_dashboard}"]
-        return self._start(cpus, gpus, "--head", *ports, *more, f"--temp-dir={self.folder}")
+
+        def arguments() -> list[str]:
+            self.port, self.dashboard_port = free_port(), free_port()
+            ports = [f"--port={self.port}", f"--dashboard-port={self.dashboard_port}"]
+            more = [f"--ray-client-server-port={free_port()}", f"--include-dashboard={self.has_dashboard}"]
+            return ["--head", *ports, *more, f"--temp-dir={self.folder}"]
+
+        return self._start(cpus, gpus, arguments)
 
     def join(self, cpus: int, gpus: int = 0) -> Node:
         """Start one more node."""
-        return self._start(cpus, gpus, f"--address={self.address}")
+        return self._start(cpus, gpus, lambda: [f"--address={self.address}"])
 
     def lose(self, node: Node) -> None:
         """Lose one node."""
@@ -100,12 +108,20 @@ class Nodes:
             node.lose()
         self.nodes.clear()
 
-    def _start(self, cpus: int, gpus: int, *arguments: str) -> Node:
+    def _start(self, cpus: int, gpus: int, arguments: Callable[[], list[str]]) -> Node:
+        for _ in range(TRIES):
+            node = self._launch(cpus, gpus, *arguments())
+            self.nodes.append(node)
+            if is_up(node):
+                return node
+            self.lose(node)
+        raise RuntimeError(f"a node did not start: {start_log(node).read_text()}")
+
+    def _launch(self, cpus: int, gpus: int, *arguments: str) -> Node:
         folder = Path(tempfile.mkdtemp(prefix="node-", dir=self.folder))
         ports = [f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats"]
         size = [f"--num-cpus={cpus}", f"--num-gpus={gpus}", f"--object-store-memory={OBJECT_STORE_BYTES}"]
-        log = folder / "start.log"
-        with log.open("wb") as output:
+        with (folder / LOG).open("wb") as output:
             process = subprocess.Popen(
                 [RAY, "start", "--block", *arguments, *ports, *size],
                 env=self.env,
@@ -114,14 +130,46 @@ class Nodes:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        node = Node(process, folder, is_head="--head" in arguments)
-        self.nodes.append(node)
-        deadline = time.monotonic() + START_S
-        while b"Ray runtime started" not in log.read_bytes():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"a node did not start: {log.read_text()}")
-            time.sleep(0.05)
-        return node
+        return Node(process, folder, is_head="--head" in arguments)
+
+
+def start_log(node: Node) -> Path:
+    """What `ray start` said."""
+    return node.folder / LOG
+
+
+def is_up(node: Node) -> bool:
+    """Wait until a node has started; False where it has not."""
+    deadline = time.monotonic() + START_S
+    while b"Ray runtime started" not in start_log(node).read_bytes():
+        if node.process.poll() is not None or time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def ray_job(cluster: Nodes, *arguments: str, folder: Path | None = None) -> subprocess.Popen[str]:
+    """`ray job ...` with the cluster's token."""
+    return subprocess.Popen(
+        [RAY, "job", arguments[0], "--address", cluster.dashboard, *arguments[1:]],
+        env=cluster.env,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def said(command: subprocess.Popen[str]) -> str:
+    """What a command prints, which succeeds."""
+    try:
+        text, _ = command.communicate(timeout=LONG_S)
+    finally:
+        kill_all([*tree(command.pid)])
+        command.kill()
+    assert command.returncode == 0, text
+    return text
 
 
 @contextmanager

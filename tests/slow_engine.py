@@ -15,7 +15,8 @@ from qtune_service.core.metrics import Sample, TokenScores
 from qtune_service.scoring.base import EngineInfo
 from qtune_service.scoring.reference import ReferenceScorer
 
-PAUSE_S = 1.5
+PAUSE_S = float(os.environ.get("QTUNE_TEST_PAUSE_S", "1.5"))
+"""Before each shard."""
 
 
 def build(model: ModelSpec, engine: EngineSpec) -> SlowScorer:

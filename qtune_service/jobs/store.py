@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -39,6 +39,7 @@ class NewJob:
     idempotency_key: str | None = None
     asked: Mapping[str, Any] | None = None
     """The spec as it was asked for, without what the server chose; by default all of it."""
+    id: str = field(default_factory=new_id)
 
     @property
     def digest(self) -> str:
@@ -282,7 +283,7 @@ def _values(seen: Mapping[str, Any]) -> dict[str, Any]:
 def _new_row(new: NewJob) -> dict[str, Any]:
     now = now_us()
     return {
-        "id": new_id(),
+        "id": new.id,
         "name": new.name,
         "status": "queued",
         "spec": dict(new.spec),

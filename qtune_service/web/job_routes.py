@@ -44,19 +44,23 @@ def submit_job(
     body: JobRequest, server: TheServer, who: Submitter, response: Response, idempotency_key: Key = None
 ) -> JobView:
     """Queue a job. With an Idempotency-Key the same request makes one job, however often it is sent."""
-    place = f"{server.settings.outputs}/{new_id()}"
-    return _queue(
-        server, who, body.name, body.to_spec(place), idempotency_key, response, chose_place=body.output is None
-    )
+    job_id = new_id()
+    spec = body.to_spec(_place(server, job_id))
+    return _queue(server, who, body.name, spec, idempotency_key, response, job_id)
+
+
+def _place(server: Server, job_id: str) -> str:
+    """Where the output of a job goes that says no place; `qtune jobs import` knows it by this name again."""
+    return f"{server.settings.outputs}/{job_id}"
 
 
 def _queue(
-    server: Server, who: Caller, name: str, spec: JobSpec, key: str | None, response: Response, *, chose_place: bool
+    server: Server, who: Caller, name: str, spec: JobSpec, key: str | None, response: Response, job_id: str
 ) -> JobView:
     server.policy.check(spec)
     plain = spec.model_dump(mode="json")
-    asked = {**plain, "output": None} if chose_place else plain
-    new = NewJob(name, plain, spec.output.path, who.name, server.settings.launcher, key, asked)
+    asked = {**plain, "output": None} if spec.output.path == _place(server, job_id) else plain
+    new = NewJob(name, plain, spec.output.path, who.name, server.settings.launcher, key, asked, job_id)
     job, is_new = server.jobs.submit(new)
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/api/v1/jobs/{job.id}"
@@ -125,11 +129,12 @@ def reprune_job(
         raise OutputConflictError(
             f"job {job_id} is {job.status}: it has no finished scores", "Wait until it succeeded."
         )
-    place = f"{server.settings.outputs}/{new_id()}"
+    new_job_id = new_id()
+    place = _place(server, new_job_id)
     changes = {"prune": body.prune.model_dump(), "output": {"path": place}, "from_scores": job.output}
     spec = JobSpec.model_validate({**job.spec, **changes})
     name = body.name or f"{job.name}, again"[:200]
-    return _queue(server, who, name, spec, idempotency_key, response, chose_place=True)
+    return _queue(server, who, name, spec, idempotency_key, response, new_job_id)
 
 
 @router.get(

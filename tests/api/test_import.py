@@ -210,7 +210,7 @@ def command(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: object) -
 
 
 def test_a_server_whose_database_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs that it ran are there again after the command, under the ids of their folders, and can be looked at."""
+    """Jobs that it ran are there again after the command, under the ids that they had, and can be looked at."""
     with process(tmp_path, port := free_port()):
         import httpx
 
@@ -226,7 +226,7 @@ def test_a_server_whose_database_is_lost(tmp_path: Path, monkeypatch: pytest.Mon
     with serving(settings(tmp_path)) as client:
         (job,) = client.get("/api/v1/jobs").json()["jobs"]
         assert (job["status"], job["counts"], job["output"]) == ("succeeded", done["counts"], done["output"])
-        assert job["id"] == Path(done["output"]).name
+        assert job["id"] == made["id"]
         assert client.get("/api/v1/jobs?q=" + job["id"][:10]).json()["jobs"] == [job]
 
 

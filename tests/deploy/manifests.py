@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 import shutil
 import subprocess
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,25 +23,33 @@ OVERLAYS = ("overlays/dev", "overlays/gpu", "overlays/prod", "oneshot")
 Object = dict[str, Any]
 
 
-@functools.cache
-def _rendered(folder: str) -> str:
-    done = subprocess.run(
-        ["kubectl", "kustomize", str(ROOT / folder)], capture_output=True, text=True, timeout=60, check=False
-    )
+def _kustomize(folder: Path) -> str:
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed")
+    command = ["kubectl", "kustomize", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, f"{folder}: {done.stderr}"
     return done.stdout
 
 
 @functools.cache
 def _objects(folder: str) -> list[Object]:
-    return [found for found in yaml.safe_load_all(_rendered(folder)) if found]
+    return [found for found in yaml.safe_load_all(_kustomize(ROOT / folder)) if found]
 
 
 def rendered(folder: str) -> list[Object]:
     """The objects of a folder. Skips where there is no kubectl."""
-    if shutil.which("kubectl") is None:
-        pytest.skip("kubectl is not installed")
     return copy.deepcopy(_objects(folder))
+
+
+def rendered_from_page(folder: Path) -> list[Object]:
+    """The overlay that docs/kubernetes.md tells readers to make, beside a copy of k8s/."""
+    page = (REPO / "docs" / "kubernetes.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^ *```text\n( *# my/kustomization\.yaml\n.*?)^ *```", page, re.DOTALL | re.MULTILINE)
+    shutil.copytree(ROOT, folder / "k8s")
+    (folder / "my").mkdir()
+    (folder / "my" / "kustomization.yaml").write_text(textwrap.dedent(block))
+    return [found for found in yaml.safe_load_all(_kustomize(folder / "my")) if found]
 
 
 def of_kind(objects: list[Object], *kinds: str) -> list[Object]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import runpy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +68,10 @@ def test_nobody_gets_in_without_the_token(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_nodes_get_this_package(path: Path) -> None:
-    """The wheel and the tested versions; what is copied is there, or made by the first command of the file."""
+def test_nodes_get_this_package(path: Path, tmp_path: Path) -> None:
+    """The wheel, and the tested versions for GPUs, by the installer, for which all that it reads is brought along.
+    What is copied is there, or made by the first commands of the file.
+    """
     made = cluster(path)
     made_before = {"dist", "ray-token"}
     for local in made["file_mounts"].values():
@@ -76,6 +80,16 @@ def test_nodes_get_this_package(path: Path) -> None:
     assert head is not None
     assert "--wheel-dir dist" in head[0]
     assert "ray-token" in head[0]
-    (install,) = [command for command in made["setup_commands"] if "pip install" in command]
-    assert "-c ~/qtune/constraints.txt" in install
-    assert "[gpu]" in install
+    (requirements,) = [command for command in made["setup_commands"] if "install.py" in command]
+    assert "--engine gpu --no-dev --requirements-only" in requirements
+    for remote, local in made["file_mounts"].items():
+        if (REPO / local).is_file() and local not in made_before:
+            place = tmp_path / remote.removeprefix("~/qtune/")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(REPO / local, place)
+    installer = runpy.run_path(str(tmp_path / "scripts" / "install.py"))
+    assert any(line.startswith("vllm") for line in installer["project"](["api", "gpu"], itself=False))
+    pins = dict(line.split("==") for line in installer["gpu_constraints"]())
+    assert f"torch=={pins['torch']}" == installer["TORCH"]
+    (package,) = [command for command in made["setup_commands"] if "pip install" in command and ".whl" in command]
+    assert "--no-deps" in package

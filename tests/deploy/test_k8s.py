@@ -33,6 +33,7 @@ from tests.deploy.manifests import (
     of_kind,
     pods,
     rendered,
+    rendered_from_page,
     settings_of,
     validator_of,
 )
@@ -216,6 +217,14 @@ def test_images_agree(folder: str) -> None:
         assert {name.removeprefix("qtune/").partition(":")[0] for name in found} <= targets
     kustomization = (ROOT / folder / "kustomization.yaml").read_text()
     assert {f"{n}:{t}" for n, t in re.findall(r"name: (qtune/\S+), newTag: ([^}]+)}", kustomization)} == set(found)
+
+
+def test_the_overlay_of_the_page_works(tmp_path: Path) -> None:
+    """As readers are told to write it: their images and settings everywhere, and nothing of ours is left."""
+    objects = rendered_from_page(tmp_path)
+    assert {c["image"].rpartition("/")[0] for c in containers(objects)} == {"registry.example.com/qtune"}
+    assert settings_of(objects)["QTUNE_OUTPUTS_ROOT"] == "s3://mine/pruned"
+    assert len(objects) == len(rendered("overlays/gpu"))
 
 
 @each_overlay

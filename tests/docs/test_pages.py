@@ -9,14 +9,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer.main
 
+from qtune_service.cli import app
 from tests.jobs import REPO, environment
 
 DOCS = REPO / "docs"
 PAGES = sorted(path.name for path in DOCS.glob("*.md"))
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
 SHOWN = re.compile(r"^\$ (qtune [^\n]*)\n([^\n]*)", re.MULTILINE)
-LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)")
+LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
+HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
+FENCED = re.compile(r"^ *```\w*\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
+TYPED = re.compile(r"(?:^ *|-- |/bin/|&& |; )qtune ([^\n#|;&]*)", re.MULTILINE)
 
 
 def commands(page: str) -> list[str]:
@@ -77,12 +82,32 @@ def test_shown_commands_answer_as_shown(checkout: Path) -> None:
         assert done.returncode == (2 if answer.startswith("error:") else 0), f"{command}\n{done.stdout}\n{done.stderr}"
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, "../README.md"])
+def test_every_command_is_one_that_there_is(page: str) -> None:
+    """Also in blocks that no test can run: every `qtune` there is a command, with flags that it has."""
+    for block in FENCED.findall((DOCS / page).read_text(encoding="utf-8")):
+        for line in TYPED.findall(block.replace("\\\n", " ")):
+            command, words = typer.main.get_command(app), line.split()
+            while words and words[0] in getattr(command, "commands", {}):
+                command = command.commands[words.pop(0)]  # type: ignore[attr-defined]
+            assert not hasattr(command, "commands"), f"qtune {line}"
+            flags = {flag for param in command.params for flag in (*param.opts, *param.secondary_opts)} | {"--help"}
+            assert {word.partition("=")[0] for word in words if word.startswith("--")} <= flags, f"qtune {line}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, "../README.md"])
 def test_links_and_pictures_are_there(page: str) -> None:
-    """Nobody ends at a missing page."""
-    text = (DOCS / page).read_text(encoding="utf-8")
-    missing = [target for target in LINK.findall(text) if not (DOCS / target).exists()]
-    assert missing == []
+    """Nobody ends at a missing page, or at its top where a section was meant."""
+    here = DOCS / page
+    found = [(here.parent / target if target else here, anchor) for target, anchor in LINK.findall(here.read_text())]
+    assert [str(target) for target, _ in found if not target.exists()] == []
+    assert [(str(target), anchor) for target, anchor in found if anchor and anchor not in anchors(target)] == []
+
+
+def anchors(page: Path) -> set[str]:
+    """Of a page's headings, as GitHub makes them."""
+    text = FENCED.sub("", page.read_text(encoding="utf-8"))
+    return {re.sub(r"[^\w\- ]", "", found).strip().lower().replace(" ", "-") for found in HEADING.findall(text)}
 
 
 def test_the_index_names_every_page() -> None:

@@ -21,6 +21,14 @@ def test_doctor_proves_the_scores_right() -> None:
     assert "Ray" in text
 
 
+def test_doctor_names_the_package_of_a_library_that_is_missing() -> None:
+    """A library of the system that the loader does not find is a finding with the packages to install."""
+    missing, there = doctor._system_library("libnuma-of-nobody.so.1"), doctor._system_library("libc.so.6")
+    assert "apt-get install libnuma1" in missing.fix
+    assert not missing.fatal, "the reference engine does without"
+    assert not there.fix
+
+
 def test_doctor_says_what_to_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     """A missing package and a failing engine are findings with a way out, not stacks."""
     monkeypatch.setattr(doctor, "_installed", lambda _name: None)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.compare import differences
-from tests.jobs import DEMO_DATA, DEMO_MODEL, REPO, demo_job, manifest, qtune, start
-from tests.nodes import RAY, Nodes, ray_nodes
+from tests.jobs import DEMO_DATA, DEMO_MODEL, QTUNE, REPO, demo_job, manifest, qtune, start
+from tests.nodes import Nodes, ray_job, ray_nodes, said
 from tests.processes import finished, wait_for
 from tests.s3 import S3Endpoint, serve_s3
 
@@ -64,21 +62,20 @@ def ray_env(cluster: Nodes) -> dict[str, str]:
 def test_a_node_that_joins_late_and_an_object_store(
     cluster: Nodes, s3: S3Endpoint, undisturbed: Path, tmp_path: Path
 ) -> None:
-    """`ray job submit` of a spec with s3:// in and out: by default the pool grows onto a node that joins while the job
-    runs, and the output is that of one machine; and pruning again from there.
+    """`ray job submit --working-dir`, status and logs of a spec with s3:// in and out: by default the pool grows onto a
+    node that joins while the job runs, and the output is that of one machine; and pruning again from there.
     """
     s3.put("in/data.jsonl", DEMO_DATA.read_bytes())
-    job_file = write_spec(tmp_path / "spec.json", spec(s3.uri("in/data.jsonl"), s3.uri("out")))
-    command = [sys.executable, "-m", "qtune_service.cli", "run", str(job_file)]
-    submit = [RAY, "job", "submit", "--address", cluster.dashboard, "--", *command]
-    process = subprocess.Popen(
-        submit, env=cluster.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    (tmp_path / "job").mkdir()
+    write_spec(tmp_path / "job" / "spec.json", spec(s3.uri("in/data.jsonl"), s3.uri("out")))
+    submit = ("submit", "--submission-id", "late", "--working-dir", ".", "--", *QTUNE, "run", "spec.json")
+    process = ray_job(cluster, *submit, folder=tmp_path / "job")
     wait_for(lambda: s3.keys("out/_qtune/scored/"), process)
+    status = ray_job(cluster, "status", "late")
     cluster.join(CPUS, GPUS)
-    text, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, text
-    assert "score: 600/600 samples" in text
+    assert "RUNNING" in said(status)
+    assert "Job 'late' succeeded" in said(process)
+    assert "score: 600/600 samples" in said(ray_job(cluster, "logs", "late"))
     s3.download("out", tmp_path / "out")
     assert manifest(tmp_path / "out")["performance"]["nodes"] == 2
     assert differences(undisturbed, tmp_path / "out", ACROSS_MACHINES, ignored=frozenset({"source"})) == []

@@ -1,4 +1,4 @@
-"""The way of docs/deploy.md onto a cluster by hand: head, two workers, `ray job submit --working-dir`, stop."""
+"""The way of docs/deploy.md onto a cluster by hand: head, two workers, `ray job submit --working-dir`, stop, again."""
 
 from __future__ import annotations
 
@@ -7,26 +7,39 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.jobs import DEMO_DATA, DEMO_MODEL, REPO, manifest
-from tests.nodes import RAY, Nodes, ray_nodes
+from tests.nodes import LONG_S, Node, Nodes, ray_job, ray_nodes, said
+from tests.processes import wait_for
 from tests.s3 import S3Endpoint, serve_s3
 
 HEAD_CPUS, WORKER_CPUS, ACTOR_CPUS = 2, 3, 2.5
 """An actor fits on a worker, two do not, and none on the head."""
-NUM_SAMPLES = 600
+NUM_SAMPLES = 300
 STOP_WAIT_S = 60
+SPEC: dict[str, Any] = {
+    "input": {"shard_bytes": 4096},
+    "model": {"name": DEMO_MODEL, "dtype": "float32"},
+    "engine": {
+        "name": "tests.slow_engine:build",
+        "num_actors": "1-2",
+        "cpus_per_actor": ACTOR_CPUS,
+        "gpus_per_actor": 0,
+    },
+}
 
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[S3Endpoint]:
-    """An object store with the demo's data."""
+    """An object store with some of the demo's data."""
     with serve_s3() as endpoint:
-        endpoint.put("in/data.jsonl", DEMO_DATA.read_bytes())
+        rows = DEMO_DATA.read_bytes().splitlines(keepends=True)[:NUM_SAMPLES]
+        endpoint.put("in/data.jsonl", b"".join(rows))
         yield endpoint
 
 
@@ -40,61 +53,69 @@ def hurry(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cluster(s3: S3Endpoint, hurry: Path) -> Iterator[Nodes]:
     """A head and two workers, each with a folder of its own; `qtune` is a command there."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    own = {**s3.env, "PYTHONPATH": str(REPO), "PATH": path, "QTUNE_TEST_HURRY": str(hurry)}
+    own = {**s3.env, "PYTHONPATH": str(REPO), "PATH": path, "QTUNE_TEST_HURRY": str(hurry), "QTUNE_TEST_PAUSE_S": "5"}
     with ray_nodes(HEAD_CPUS, WORKER_CPUS, WORKER_CPUS, env=own) as nodes:
         yield nodes
 
 
-def ray_job(cluster: Nodes, *arguments: str, folder: Path | None = None) -> str:
-    """`ray job ...` with the cluster's token, to its end: what it printed."""
-    words = [RAY, "job", arguments[0], "--address", cluster.dashboard, *arguments[1:]]
-    done = subprocess.run(words, env=cluster.env, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
+@pytest.fixture
+def folder(s3: S3Endpoint, tmp_path: Path) -> Path:
+    """A folder with a job file, on this machine alone."""
+    spec = {**SPEC, "input": {**SPEC["input"], "paths": [s3.uri("in/data.jsonl")]}, "output": {"path": s3.uri("out")}}
+    made = tmp_path / "job"
+    made.mkdir()
+    (made / "spec.json").write_text(json.dumps(spec))
+    return made
 
 
-def submit(cluster: Nodes, name: str, folder: Path, *more: str) -> str:
+def submitting(cluster: Nodes, name: str, folder: Path, *more: str) -> subprocess.Popen[str]:
     """As the page says."""
     grace = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}})
     words = ("--submission-id", name, "--runtime-env-json", grace, "--working-dir", ".", *more)
     return ray_job(cluster, "submit", *words, "--", "qtune", "run", "spec.json", folder=folder)
 
 
-@pytest.mark.slow
-def test_submit_status_logs_stop_and_again(cluster: Nodes, s3: S3Endpoint, hurry: Path, tmp_path: Path) -> None:
-    """A job file that is only here scores on both workers, over s3://. Stopped, it keeps what it had; the same
-    submission goes on from there to its end.
-    """
-    spec = {
-        "input": {"paths": [s3.uri("in/data.jsonl")], "limit": NUM_SAMPLES, "shard_bytes": 4096},
-        "model": {"name": DEMO_MODEL, "dtype": "float32"},
-        "engine": {
-            "name": "tests.slow_engine:build", "num_actors": 2, "cpus_per_actor": ACTOR_CPUS, "gpus_per_actor": 0,
-        },
-        "output": {"path": s3.uri("out")},
-    }  # fmt: skip
-    folder = tmp_path / "job"
-    folder.mkdir()
-    (folder / "spec.json").write_text(json.dumps(spec))
-    submit(cluster, "first", folder, "--no-wait")
-    deadline = time.monotonic() + 200
-    while len(s3.keys("out/_qtune/scored/")) < 2:
-        assert time.monotonic() < deadline, ray_job(cluster, "logs", "first")
+def until(reached: Callable[[], object], explain: Callable[[], str]) -> None:
+    """Wait for something on the cluster."""
+    deadline = time.monotonic() + LONG_S
+    while not reached():
+        assert time.monotonic() < deadline, explain()
         time.sleep(0.2)
-    assert "RUNNING" in ray_job(cluster, "status", "first")
+
+
+def num_actors(nodes: list[Node]) -> list[int]:
+    """On each node."""
+    return [len(node.actors()) for node in nodes]
+
+
+@pytest.mark.slow
+def test_stop_and_again_and_a_lost_node(cluster: Nodes, s3: S3Endpoint, hurry: Path, folder: Path) -> None:
+    """A job file that is only here scores on both workers, over s3://. Stopped, it keeps what it had. The same
+    submission goes on from there, loses a worker half way, and comes to its end with every sample.
+    """
+
+    def marked() -> int:
+        return len(s3.keys("out/_qtune/scored/"))
+
     head, *workers = cluster.nodes
-    assert ([len(node.actors()) for node in workers], head.actors()) == ([1, 1], [])
-    assert "score:" in ray_job(cluster, "logs", "first")
-    ray_job(cluster, "stop", "first")
-    assert "was stopped" in ray_job(cluster, "status", "first")
-    assert "Finished shards are safe" in ray_job(cluster, "logs", "first")
-    marked = len(s3.keys("out/_qtune/scored/"))
+    said(submitting(cluster, "first", folder, "--no-wait"))
+    until(lambda: marked() and num_actors(workers) == [1, 1], lambda: said(ray_job(cluster, "logs", "first")))
+    assert "RUNNING" in said(ray_job(cluster, "status", "first"))
+    assert num_actors([head]) == [0]
+    assert "Job 'first' was stopped" in said(ray_job(cluster, "stop", "first"))
+    log = said(ray_job(cluster, "logs", "first"))
+    assert "score:" in log
+    assert "Finished shards are safe" in log
+    before = marked()
     assert "out/manifest.json" not in s3.keys("out/")
 
+    second = submitting(cluster, "second", folder)
+    wait_for(lambda: marked() > before and num_actors(workers) == [1, 1], second, LONG_S)
+    cluster.lose(workers[0])
     hurry.touch()
-    said = submit(cluster, "second", folder)
-    assert "Job 'second' succeeded" in said
-    assert f"continuing: {marked} of" in said
-    s3.download("out", tmp_path / "out")
-    made = manifest(tmp_path / "out")
-    assert made["counts"]["read"] == NUM_SAMPLES == made["counts"]["scored"] + made["counts"]["rejected"]
+    log = said(second)
+    assert "Job 'second' succeeded" in log
+    assert f"continuing: {before} of" in log
+    s3.download("out", folder / "out")
+    counts = manifest(folder / "out")["counts"]
+    assert counts["read"] == NUM_SAMPLES == counts["scored"] + counts["rejected"]
