@@ -6,7 +6,7 @@ For each shape, on the same batch, in turn:
     forward   its forward pass with the loss
     score     the pruner: scores, thresholds, masks, the batch of kept rows
     naive     scores as usually written: logits of the padded batch, softmax and entropy over them in float32
-    pruned    score, then a step on the kept rows
+    pruned    score, then a step on the kept rows; `read` is the share of tokens that these have
 
 Ratios are of medians over rounds, so a machine that slows down slows all of them. Peak memory is what the process grew
 to above the model with its optimizer.
@@ -93,7 +93,7 @@ class Bench:
         if shape.checkpointing:
             model.gradient_checkpointing_enable()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-        return cls(model, optimizer, _batch(shape, device), QTuningPruner(KEEP, 0.7))
+        return cls(model, optimizer, _batch(shape, device), QTuningPruner(KEEP, 0.7, is_quiet=True))
 
     # --- ways
 
@@ -121,6 +121,11 @@ class Bench:
         """A step on what the pruner keeps."""
         step = self.pruner.prune(self.model, self.batch)
         self._train(self.model(**step.batch, num_items_in_batch=step.num_tokens).loss)
+
+    def share_read(self) -> float:
+        """Of the batch's tokens, those of kept rows: not the share of rows, least of all where these are few."""
+        kept = self.pruner.prune(self.model, self.batch).batch
+        return float(kept["attention_mask"].sum() / self.batch["attention_mask"].sum())
 
     def _train(self, loss: torch.Tensor) -> None:
         loss.backward()
@@ -151,8 +156,8 @@ def timed(run: Callable[[], None], device: str) -> float:
     return time.perf_counter() - began
 
 
-def times(shape: Shape, rounds: int, device: str) -> dict[str, float]:
-    """Median seconds of each way, taken in turn."""
+def times(shape: Shape, rounds: int, device: str) -> tuple[dict[str, float], float]:
+    """Median seconds of each way, taken in turn; the share of tokens that a pruned step trains on."""
     bench = Bench.of(shape, device)
     runs: dict[str, list[float]] = {way: [] for way in WAYS}
     for number in range(rounds + 1):
@@ -160,7 +165,7 @@ def times(shape: Shape, rounds: int, device: str) -> dict[str, float]:
             seconds = timed(getattr(bench, way), device)
             if number:  # the first round warms up
                 runs[way].append(seconds)
-    return {way: statistics.median(seconds) for way, seconds in runs.items()}
+    return {way: statistics.median(seconds) for way, seconds in runs.items()}, bench.share_read()
 
 
 def memory(shape: Shape, way: str, threads: int, device: str, answer: Any) -> None:
@@ -209,18 +214,18 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     shapes = (GPU, *SHAPES) if options.device == "cuda" else SHAPES
-    print("| shape | step s | forward | score | naive | pruned step | MiB: step | score | naive |")
-    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+    print("| shape | step s | forward | score | naive | pruned step | read | MiB: step | score | naive |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     rows = []
     for shape in shapes:
         if options.only not in (None, shape.name):
             continue
-        t = times(shape, options.rounds, options.device)
+        t, read = times(shape, options.rounds, options.device)
         mib = {way: grown(shape, way, options.threads, options.device) for way in ("step", "score", "naive")}
         shares = [f"{t[way] / t['step']:.2f}" for way in WAYS[1:]]
-        print(f"| {shape.name} | {t['step']:.2f} | {' | '.join(shares)} | "
+        print(f"| {shape.name} | {t['step']:.2f} | {' | '.join(shares)} | {read:.0%} | "
               f"{' | '.join(f'{value:.0f}' for value in mib.values())} |", flush=True)  # fmt: skip
-        rows.append({"shape": shape.name, "seconds": t, "mib": mib})
+        rows.append({"shape": shape.name, "seconds": t, "read": read, "mib": mib})
     print(json.dumps(rows))
 
 

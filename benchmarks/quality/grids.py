@@ -16,7 +16,7 @@ LONG = RunSpec("long", steps=400, warmup=80, noise="spans", noise_rate=0.4, triv
 PROBE = RunSpec("addition-plain", steps=3000, rows=64, width=128, layers=3, learning_rate=1e-3, eval_every=250)
 MIXED = RunSpec("mixed", steps=800, warmup=100, noise="of both", trivial_rate=0.2)
 GSM8K = RunSpec(
-    "gsm8k", steps=120, warmup=24, rows=8, noise="swapped", trivial_rate=0.0, learning_rate=1e-3, eval_every=60
+    "gsm8k", steps=60, warmup=12, rows=8, noise="swapped", trivial_rate=0.0, learning_rate=1e-3, eval_every=30
 )
 
 MAIN = (

@@ -19,8 +19,9 @@ export const snippets = (job, needsToken) => {
   ];
 };
 
+// A BufferReader, not a BytesIO: arrow's threads may hold what they read from when the interpreter ends.
 const pyarrow = (base, folder, needsToken) => [
-  `import io, json${needsToken ? ", os" : ""}, urllib.request`,
+  `import json${needsToken ? ", os" : ""}, urllib.request`,
   "import pyarrow as pa, pyarrow.parquet as pq",
   "",
   `job = "${base}"`,
@@ -28,7 +29,7 @@ const pyarrow = (base, folder, needsToken) => [
     ? 'headers = {"Authorization": f"Bearer {os.environ[\'QTUNE_TOKEN\']}"}\nread = lambda path: urllib.request.urlopen(urllib.request.Request(job + path, headers=headers)).read()'
     : "read = lambda path: urllib.request.urlopen(job + path).read()",
   `names = [f["path"] for f in json.loads(read("/files")) if f["path"].startswith("${folder}/")]`,
-  'table = pa.concat_tables(pq.read_table(io.BytesIO(read(f"/files/{name}"))) for name in names)',
+  'table = pa.concat_tables(pq.read_table(pa.BufferReader(read(f"/files/{name}"))) for name in names)',
 ].join("\n");
 
 const datasets = (archive, place, folder) => [
