@@ -160,7 +160,9 @@ COLUMNS: dict[str, Callable[[RunSpec], str]] = {
     "steps": lambda spec: f"{spec.steps:,}",
     "warm-up": lambda spec: str(spec.warmup),
     "tokens": lambda spec: f"{spec.token_ratio:.0%} {spec.token_strategy}" if spec.token_ratio < 1 else "all",
-    "of answers from": lambda spec: f"{spec.min_tokens} tokens" if spec.token_ratio < 1 else "",
+    "of answers of": lambda spec: (
+        ("any length" if spec.min_tokens == 1 else f"{spec.min_tokens} tokens on") if spec.token_ratio < 1 else ""
+    ),
 }
 
 SHOWN: dict[str, tuple[str, ...]] = {
@@ -168,7 +170,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "time": ("task", "method", "steps"),
     "warmup": ("task", "method", "warm-up"),
     "tokens": ("task", "method", "tokens"),
-    "mixed": ("method", "tokens", "of answers from"),
+    "mixed": ("method", "tokens", "of answers of"),
     "gsm8k": ("method", "tokens"),
     "probe": ("method",),
 }
