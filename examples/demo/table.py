@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -48,13 +48,13 @@ KINDS = (
 
 
 def _read(folder: Path, columns: list[str]) -> pa.Table:
-    if not folder.is_dir():
+    files = [pq.ParquetFile(path) for path in sorted(folder.glob("*.parquet"))]
+    if not files:
         sys.exit(f"{folder} is missing. Give the output folder of a finished run over examples/demo/data.jsonl.")
-    dataset = ds.dataset(folder, format="parquet")
-    absent = [c for c in columns if c not in dataset.schema.names]
+    absent = [c for c in columns if c not in files[0].schema_arrow.names]
     if absent:
         sys.exit(f"{folder} has no column {', '.join(absent)}: it holds other data than examples/demo/data.jsonl.")
-    return dataset.to_table(columns=columns)
+    return pa.concat_tables([file.read(columns=columns) for file in files])
 
 
 def count_quadrants(output: Path) -> dict[str, NDArray[np.int64]]:
