@@ -31,7 +31,7 @@ def download(
     from qtune_service.client.downloads import PRODUCT
 
     folder = folder or Path(job)
-    with remote(server, interrupted=f"stopped; the same command goes on in {folder}") as (client):
+    with remote(server, interrupted=f"stopped; the same command goes on in {folder}") as client:
         patterns = None if everything else files or PRODUCT
         with bar(str(folder)) as watcher:
             places = client.download(job, folder, patterns, parallel=parallel, watcher=watcher)

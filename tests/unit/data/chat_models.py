@@ -189,6 +189,10 @@ SOURCE_TEXT = (
 )
 
 
+Encoders = dict[str, Encoder]
+"""By the template's shape."""
+
+
 def make_encoder(folder: Path, template: str | None, *, max_model_len: int = 100_000, **spec: Any) -> Encoder:
     """An encoder over the tokenizer in `folder` with a template."""
     input_spec = InputSpec(paths=("data.jsonl",), chat_template=template, **spec)
@@ -207,3 +211,34 @@ def expected_text(shape: Shape, messages: Sequence[Turn], trained: Sequence[bool
     pairs = zip(range(len(messages)), messages, flags, strict=True)
     is_last = len(messages) - 1
     return "".join(shape.turn(m["content"], last_user < i == is_last) for i, m, flag in pairs if flag)
+
+
+CALL = {"type": "function", "function": {"name": "area", "arguments": '{"w": 3, "unit": "cm²"}'}}
+TOOLS = [{"name": "area", "description": "Area of a square", "parameters": {"type": "object"}}]
+
+
+def tool_record() -> dict[str, Any]:
+    """Two rounds; the first calls a tool."""
+    return {
+        "tools": TOOLS,
+        "messages": [
+            {"role": "user", "content": "Area of 3?"},
+            {"role": "assistant", "content": None, "tool_calls": [CALL]},
+            {"role": "tool", "content": '{"area": 9}'},
+            {"role": "assistant", "content": "It is 9."},
+            {"role": "user", "content": "Sure?"},
+            {"role": "assistant", "content": "Yes."},
+        ],
+    }
+
+
+def reasoning_record() -> dict[str, Any]:
+    """Two answers with reasoning."""
+    return {
+        "messages": [
+            {"role": "user", "content": "1+1?"},
+            {"role": "assistant", "content": "2", "reasoning_content": "One and one."},
+            {"role": "user", "content": "2+2?"},
+            {"role": "assistant", "content": "4", "reasoning_content": "Two and two."},
+        ]
+    }
