@@ -56,6 +56,10 @@ class StorageError(QTuneError, OSError):
     exit_code = 4
 
 
+class DamagedFileError(StorageError):
+    """A file of an output has another content than this package writes."""
+
+
 class DiskFullError(StorageError):
     """There is no room for a file."""
 

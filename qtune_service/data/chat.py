@@ -28,10 +28,12 @@ from qtune_service.data.batches import Encoded, EncodedBatch, Tokens, bounded, j
 from qtune_service.data.borders import Rendering
 from qtune_service.data.folding import check_context, describe_folding, fold
 from qtune_service.data.formats import to_conversation
+from qtune_service.data.model_source import model_folder
 from qtune_service.data.places import Placer
 from qtune_service.data.records import Conversation, RecordError, Tokenized
 from qtune_service.data.spans import token_masks, trained_spans
-from qtune_service.data.template import PLAIN_TEMPLATE, ChatTemplate, Span, read_chat_template
+from qtune_service.data.template import PLAIN_TEMPLATE, ChatTemplate, Span
+from qtune_service.data.template_text import read_chat_template
 from qtune_service.errors import ModelError
 
 __all__ = ["Encoded", "Encoder", "load_tokenizer"]
@@ -211,11 +213,12 @@ def load_tokenizer(model: ModelSpec) -> Any:
 
     name = model.tokenizer or model.name
     hint = "Give a model folder or hub id that holds a tokenizer, or name one with --tokenizer."
-    if name.startswith(("/", ".", "~")) and not Path(name).expanduser().exists():
+    folder = model_folder(name)
+    if folder is not None and not folder.exists():
         raise ModelError(f"no model at {name}", hint)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            str(Path(name).expanduser()) if name.startswith("~") else name,
+            name if folder is None else str(folder),
             revision=None if model.tokenizer else model.revision,
             trust_remote_code=model.trust_remote_code,
         )

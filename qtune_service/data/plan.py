@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import base64
 import functools
+import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,8 +19,17 @@ import pyarrow as pa
 from pydantic import TypeAdapter
 
 from qtune_service.config import FormatName
+from qtune_service.data import storage
 from qtune_service.data.sources import SourceFile, changes
-from qtune_service.errors import DataError
+from qtune_service.errors import DataError, OutputConflictError
+
+STAGED = re.compile(r"\d{4,9}-\d{5,9}\.jsonl", re.ASCII)
+"""Names of staged chunks; see `staged_name`."""
+
+
+def staged_name(file_index: int, number: int) -> str:
+    """Return the name of a staged chunk: piece `number` of an input file."""
+    return f"{file_index:04d}-{number:05d}.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +143,26 @@ class Plan:
     def formats(self) -> dict[str, FormatName]:
         """Format of each file that has records, by its name."""
         return {self.files[shard.file_index].name: shard.format for shard in self.shards}
+
+    def verify_places(self, staged: str) -> None:
+        """Raise OutputConflictError where a shard is to be read from elsewhere than its input file or `staged`.
+
+        A plan is read back from the output, where others may have written to it.
+        """
+        inputs = [file.uri for file in self.files]
+        for shard in self.shards:
+            is_input = 0 <= shard.file_index < len(inputs) and shard.uri == inputs[shard.file_index]
+            folder, _, name = shard.uri.rpartition("/")
+            if not is_input and not (folder == staged and STAGED.fullmatch(name)):
+                raise OutputConflictError(
+                    f"the plan of this output reads {storage.display(shard.uri)[:200]}, which is no input of the job",
+                    "Somebody changed the output. Run the job again with another output.",
+                )
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the plan, by which a worker knows that it reads the one that its driver checked."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def verify_unchanged(self, files_now: Sequence[SourceFile]) -> None:
         """Raise DataError where the input is not what was planned."""

@@ -18,7 +18,7 @@ from qtune_service.config import FormatName, InputSpec
 from qtune_service.data import storage
 from qtune_service.data.formats import detect_format
 from qtune_service.data.inference import infer_lines
-from qtune_service.data.plan import Chunk, ChunkScan, Piece, encode_schema
+from qtune_service.data.plan import Chunk, ChunkScan, Piece, encode_schema, staged_name
 from qtune_service.data.rows import iter_rows, schema_of
 from qtune_service.data.schema import unify
 from qtune_service.data.staging import staged_pieces
@@ -98,7 +98,7 @@ def _scan_range(chunk: Chunk, found: _Findings) -> list[Piece]:
 def _stage(chunk: Chunk, found: _Findings, work: str) -> list[Piece]:
     pieces = []
     for number, data in enumerate(staged_pieces(chunk.file, chunk.shard_bytes)):
-        uri = storage.join(work, "input", f"{chunk.file_index:04d}-{number:05d}.jsonl")
+        uri = storage.join(work, "input", staged_name(chunk.file_index, number))
         storage.write_bytes(uri, data)
         pieces.append(_scan_lines(uri, data, 0, found))
     return pieces

@@ -7,22 +7,28 @@ lines is read as such, and a file of unknown ending is taken if its content is k
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import orjson
 
 from qtune_service.data import storage
+from qtune_service.data.confined import is_really_below
 from qtune_service.data.decompress import NARROW, BrokenStreamError, Compression, compression_of, decompress
 from qtune_service.data.values import BOM
-from qtune_service.errors import DataError, StorageError
+from qtune_service.errors import DataError, NotAllowedError, StorageError
 
 Kind = Literal["jsonl", "json", "parquet"]
 HEAD_BYTES = 64 << 10
 SUPPORTED = "Supported: .jsonl, .ndjson, .json (array, or object of columns), each also .gz or .zst, and .parquet."
+INPUT_ROOTS = "QTUNE_INPUT_ROOTS"
+"""Environment variable with a JSON list; see `input_roots`."""
 ENDING = re.compile(r"\.(jsonl|ndjson|json|parquet|pq)(?:\.(gz|gzip|zst|zstd))?$", re.IGNORECASE)
 _FOREIGN = (
     (b"PK\x03\x04", "a zip archive"),
@@ -93,7 +99,27 @@ def _is_hidden(relative: str) -> bool:
     return any(part.startswith((".", "_")) for part in relative.split("/"))
 
 
+def input_roots() -> tuple[str, ...] | None:
+    """Return the folders that local input files must really be in, after links; None: anywhere.
+
+    A server sets them for its drivers: only where a job runs is it known which files a pattern or a folder leads to.
+    """
+    text = os.environ.get(INPUT_ROOTS)
+    return None if text is None else tuple(json.loads(text))
+
+
+def _check_place(uri: str) -> None:
+    """Raise NotAllowedError for a local file that is, after links, in none of the input roots."""
+    at, roots = storage.resolve(uri), input_roots()
+    if roots is not None and at.is_local and not is_really_below(Path(at.path), roots):
+        raise NotAllowedError(
+            f"{storage.display(uri)} is a link out of the folders that jobs may read",
+            "The administrator can add the folder that it leads to: QTUNE_ALLOWED_INPUTS.",
+        )
+
+
 def _look(uri: str) -> SourceFile:
+    _check_place(uri)
     entry = storage.stat(uri)
     if entry is None:
         raise StorageError(f"cannot read {storage.display(uri)}: it does not exist any more", "Check the path.")

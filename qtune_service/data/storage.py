@@ -32,8 +32,8 @@ from qtune_service.data.filesystems import Location, display, explain, first_lin
 from qtune_service.errors import StorageError
 
 __all__ = [
-    "Entry", "WrittenFile", "display", "exists", "glob", "is_folder", "is_glob", "iter_blocks", "join", "link_or_copy",
-    "list_files", "list_folders", "move_in",
+    "Entry", "WrittenFile", "display", "exists", "explained_parquet", "glob", "is_folder", "is_glob", "iter_blocks",
+    "join", "link_or_copy", "list_files", "list_folders", "move_in",
     "open_parquet", "read_bytes", "read_json", "read_range", "read_table", "relative", "remove_file", "remove_tree",
     "resolve", "retrying", "stat", "write_bytes", "write_chunks", "write_json", "write_table",
 ]  # fmt: skip
@@ -184,8 +184,15 @@ def iter_blocks(uri: str, start: int = 0, stop: int = 1 << 62, block_bytes: int 
 def open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
     """A Parquet file, its footer read. Raises StorageError, also where the content is not Parquet."""
     at = resolve(uri)
+    with explained_parquet(uri, lambda: pq.ParquetFile(at.path, filesystem=at.filesystem)) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def explained_parquet(uri: str, open_file: Callable[[], pq.ParquetFile]) -> Iterator[pq.ParquetFile]:
+    """Open and close a Parquet file; failures of it become StorageErrors."""
     try:
-        file = retrying(uri, "read", lambda: pq.ParquetFile(at.path, filesystem=at.filesystem))
+        file = retrying(uri, "read", open_file)
     except pa.ArrowException as error:
         raise StorageError(f"{display(uri)} is not a readable Parquet file: {first_line(error)}") from error
     try:

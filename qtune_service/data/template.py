@@ -16,11 +16,10 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from qtune_service.data.records import Message, RecordError
-from qtune_service.errors import ModelError, SpecError
+from qtune_service.errors import ModelError
 
 Span = tuple[int, int]  # characters of the rendered text, end excluded
 
@@ -35,20 +34,6 @@ PROBE = "Qx7probe9Xq"  # a word: it survives trimming and JSON escapes
 _ANSWER = "Zk4answer2Kz"
 _MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _THINK_OPENED = re.compile(r"(<think>\s*(</think>\s*)?|</think>\s*)$")
-
-
-def read_chat_template(value: str) -> str:
-    """The text of `InputSpec.chat_template`, which is a template or the path of one."""
-    if "{{" in value or "{%" in value:
-        return value
-    try:
-        return Path(value).expanduser().read_text(encoding="utf-8")
-    except OSError as error:
-        raise SpecError(
-            f"cannot read the chat template {value}: {error.strerror}", "Give a Jinja template or the path of one."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise SpecError(f"the chat template {value} is not UTF-8 text") from error
 
 
 class ChatTemplate:
@@ -143,10 +128,10 @@ class ChatTemplate:
         except RecordError as error:
             if isinstance(error.__cause__, TemplateSyntaxError):
                 cause = error.__cause__
-                raise ModelError(
-                    f"the chat template is not valid Jinja, line {cause.lineno}: {cause.message}",
+                raise ModelError(  # the parser's own message quotes the template, which may be a file
+                    f"the chat template is not valid Jinja, line {cause.lineno}",
                     "Give a working one with --chat-template.",
-                ) from cause
+                ) from None
 
     def _try(self, messages: Sequence[Message], **options: bool) -> str | None:
         try:

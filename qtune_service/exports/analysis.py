@@ -64,7 +64,7 @@ def write_analysis(export: Export) -> Iterator[WrittenFile]:
     yield put("stage2_final.json", json_text.array(view.stage2()))
     yield put("stage2_pruned_tokens_visualization.json", json_text.array(view.with_tokens()))
     yield put("token_pruning_visualization.html", iter([view.page().encode()]))
-    summary = storage.read_json(finished.folder.at("summary_statistics.json"))
+    summary = finished.folder.read_json("summary_statistics.json")
     yield storage.write_json(storage.join(export.folder, "summary_statistics.json"), summary)
 
 

@@ -27,7 +27,7 @@ def check_repository(export: Export) -> None:
 
 def _schema(export: Export) -> pa.Schema:
     finished = export.finished
-    with storage.open_parquet(finished.folder.part("pruned", next(iter(finished.pruned_shards)))) as file:
+    with finished.folder.open_part("pruned", next(iter(finished.pruned_shards))) as file:
         return file.schema_arrow
 
 

@@ -70,7 +70,7 @@ class LocalLauncher:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, JOB_VARIABLE: mark, "COLUMNS": "120"},
+                env={**os.environ, **job.variables, JOB_VARIABLE: mark, "COLUMNS": "120"},
                 start_new_session=True,
             )
 

@@ -99,3 +99,5 @@ class Job:
     attempts: int = 0
     """How often it was started."""
     cancel_requested: bool = False
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables that its driver gets; not stored."""

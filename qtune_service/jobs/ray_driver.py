@@ -38,7 +38,12 @@ def environment(job: Job, *, has_gpus: bool) -> dict[str, str]:
         spec = pack_spec(_asking_for_gpus(job.spec) if has_gpus else job.spec)
     except SpecError as error:
         raise LaunchError(error.message, error.hint) from error
-    return {SPEC_VARIABLE: spec, "RAY_JOB_STOP_WAIT_TIME_S": str(math.ceil(grace_s) + STOP_MORE_S), "COLUMNS": "120"}
+    return {
+        **job.variables,
+        SPEC_VARIABLE: spec,
+        "RAY_JOB_STOP_WAIT_TIME_S": str(math.ceil(grace_s) + STOP_MORE_S),
+        "COLUMNS": "120",
+    }
 
 
 def _asking_for_gpus(spec: Mapping[str, Any]) -> Mapping[str, Any]:

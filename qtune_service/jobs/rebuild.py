@@ -18,10 +18,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
 from sqlalchemy import Connection, Engine, or_, select
 
-from qtune_service.config import JobSpec, parse_spec, validated
+from qtune_service.config import JobSpec, parse_spec
 from qtune_service.data import storage
 from qtune_service.errors import DataError, OutputConflictError, QTuneError, SpecError
 from qtune_service.jobs.database import writing
@@ -43,13 +42,6 @@ CLOCKS_US = 24 * 3600 * 1_000_000
 UNFINISHED = JobError(
     "unfinished", "the job had not ended when its database was lost", "Resume it: it goes on where it was."
 )
-
-
-class _Figures(BaseModel):
-    """What is shown of a manifest, for everybody and at once: checked, so that one output breaks no page."""
-
-    counts: dict[str, int] = {}
-    thresholds: dict[str, float | str | None] = {}
 
 
 class Fate(StrEnum):
@@ -105,6 +97,8 @@ class Rebuilder:
     def _row(self, output: str) -> dict[str, Any]:
         """The job as the database will have it. Raises QTuneError where the output cannot be used."""
         word = read_word(output, before=Progress())
+        if word.damage is not None:
+            raise DataError(word.damage.message, word.damage.hint)
         spec = self._spec(output, word)
         self.policy.check(spec)
         is_done = word.manifest is not None
@@ -128,7 +122,8 @@ class Rebuilder:
             "version": 1,
             "stage": "done" if is_done else word.stage,
             "progress": asdict(word.complete if is_done else word.progress),
-            **validated(_Figures, word.manifest or {}, where=output).model_dump(),
+            "counts": word.counts,
+            "thresholds": word.thresholds,
             "error": None if error is None else asdict(error),
             "launcher": self.launcher,
             "reference": {},
@@ -140,8 +135,11 @@ class Rebuilder:
 
     def _spec(self, output: str, word: DriverWord) -> JobSpec:
         """What was asked for; its output is where it lies now."""
-        where = Output(output).at("manifest.json" if word.manifest is not None else "_qtune/job.json")
-        body = word.manifest if word.manifest is not None else _owner_of(where)
+        folder = Output(output, may_be_link=False)
+        where = folder.at("manifest.json" if word.manifest is not None else "_qtune/job.json")
+        body = word.manifest if word.manifest is not None else folder.read_object("_qtune", "job.json")
+        if body is None:
+            raise DataError(f"there is no {where}", "Its job ended before it began; nothing is lost.")
         spec = body.get("spec") if isinstance(body, Mapping) else None
         if not isinstance(spec, Mapping):
             raise DataError(f"{where} holds no job", "It is not one that this package wrote.")
@@ -178,12 +176,6 @@ def _insert(connection: Connection, row: Mapping[str, Any]) -> Rebuilt:
     fresh = {**row, "id": new_id()} if found else dict(row)
     connection.execute(jobs.insert().values(fresh))
     return Rebuilt(fresh["output"], Fate.imported, fresh["id"], fresh["status"])
-
-
-def _owner_of(uri: str) -> Any:
-    if storage.stat(uri) is None:
-        raise DataError(f"there is no {uri}", "Its job ended before it began; nothing is lost.")
-    return storage.read_json(uri)
 
 
 def _require_end(word: DriverWord) -> None:

@@ -7,18 +7,24 @@ next one, and several servers on one database do each job once.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from qtune_service.config import JobSpec, parse_spec
+from qtune_service.data.sources import INPUT_ROOTS
 from qtune_service.errors import (
+    DamagedFileError,
     DatabaseError,
     IllegalMoveError,
     LauncherAwayError,
     LaunchError,
+    NotAllowedError,
     NotFoundError,
+    OutputConflictError,
     QTuneError,
 )
 from qtune_service.jobs.beats import Beats
@@ -26,7 +32,10 @@ from qtune_service.jobs.dataset_uris import resolved
 from qtune_service.jobs.driver_word import DriverWord, read_word
 from qtune_service.jobs.launch import DriverState, Launcher
 from qtune_service.jobs.models import Job, JobError, JobStatus, Progress
+from qtune_service.jobs.policy import Policy
 from qtune_service.jobs.store import JobStore, NewJob
+from qtune_service.outputs.folder import Output
+from qtune_service.outputs.removal import clear
 
 SILENCE_S = 30.0
 """A driver that cannot be asked about and has written nothing for so long is gone."""
@@ -47,28 +56,83 @@ class JobService:
     max_running: int = 1
     datasets_root: str = ""
     """Where `dataset://` leads."""
+    policy: Policy | None = None
+    """What jobs may touch; None: anything, for tests."""
     on_scored: Callable[[int, int], None] = lambda _samples, _tokens: None
     """Told of samples and tokens that were scored since the last time."""
     beats: Beats = field(default_factory=Beats)
 
     def submit(self, new: NewJob) -> tuple[Job, bool]:
-        """Queue a job; (job, whether it is new)."""
+        """Queue a job; (job, whether it is new). Raises OutputConflictError where its output is another job's."""
+        if new.output.rpartition("/")[2] != new.id:
+            self._require_own_output(new)
         return self.store.create(new)
+
+    def _require_own_output(self, new: NewJob) -> None:
+        """Refuse an output that by its own record belongs to a job with another spec, also one of no server."""
+        recorded = Output(new.output, may_be_link=False).owner()
+        wanted = JobSpec.model_validate(resolved(new.spec, self.datasets_root))
+        if recorded is not None and recorded.fingerprint() != wanted.fingerprint():
+            raise OutputConflictError(
+                f"{new.output} belongs to another job", "Choose another output. To prune its scores again: from_scores."
+            )
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job: at once where it is queued, else as soon as its driver has saved what it has in hand."""
         return self.store.request_cancel(job_id)
 
     def resume(self, job_id: str) -> Job:
-        """Queue a failed or cancelled job again; it goes on where it was."""
+        """Queue a failed or cancelled job again; it resumes where it was.
+
+        Raises NotAllowedError where today's policy forbids it.
+        """
+        self._settled(self.store.get(job_id))
         return self.store.move(job_id, JobStatus.queued)
 
-    def delete(self, job_id: str) -> Job:
-        """Forget a job that has ended, with its log. Its output stays."""
-        job = self.store.delete(job_id)
+    def delete(self, job_id: str, *, keep_output: bool = False) -> str:
+        """Forget a job that has ended, with its log, and clear its output: why it was kept, or nothing.
+
+        The output is cleared only where it is this job's by its own record and no other job names it. Raises
+        IllegalMoveError, and OutputConflictError while another process works on the output.
+        """
+        job = self.store.get(job_id)
+        output = Output(job.output, may_be_link=False)
+        why_kept = "as requested" if keep_output else self._why_kept(job, output)
+        if why_kept:
+            self.store.delete(job_id)
+        else:
+            with output.locked():
+                self.store.delete(job_id)  # first, for it can be refused; the lock keeps everybody else away
+                clear(output)
         if (launcher := self.launchers.get(job.launcher)) is not None:
             launcher.forget(job)
-        return job
+        if why_kept and not keep_output:
+            _log.warning("job %s was deleted; its output %s was kept: %s", job_id, job.output, why_kept)
+        return why_kept
+
+    def _why_kept(self, job: Job, output: Output) -> str:
+        """Why an output is not to be cleared with its job; nothing where it is."""
+        if others := self.store.naming(job.output, other_than=job.id):
+            return f"job {others[0]} has it too"
+        try:
+            recorded = output.owner()
+        except (OutputConflictError, DamagedFileError) as error:
+            return error.message
+        if recorded is None:
+            return "it holds no record of a job"
+        wanted = JobSpec.model_validate(resolved(job.spec, self.datasets_root))
+        return "" if recorded.fingerprint() == wanted.fingerprint() else "by its own record it is of another job"
+
+    def _settled(self, job: Job) -> JobSpec:
+        """The job's spec, as today's policy has it. Raises NotAllowedError and SpecError."""
+        spec = parse_spec(dict(job.spec), where=f"job {job.id}")
+        return spec if self.policy is None else self.policy.settle(spec)
+
+    def _variables(self) -> dict[str, str]:
+        """What the driver must know of the policy: where input files may really be."""
+        if self.policy is None:
+            return {}
+        return {INPUT_ROOTS: json.dumps([*self.policy.inputs, self.datasets_root])}
 
     def log(self, job: Job, start: int = 0) -> Iterator[bytes]:
         """What a job's drivers printed, from a byte on. Raises NotFoundError where its launcher is not ours."""
@@ -99,8 +163,10 @@ class JobService:
 
     def _start(self, job: Job) -> None:
         try:
-            spec = resolved(job.spec, self.datasets_root)
-            reference = self._launcher(job).start(replace(job, spec=spec))
+            spec = resolved(self._settled(job).model_dump(mode="json"), self.datasets_root)
+            reference = self._launcher(job).start(replace(job, spec=spec, variables=self._variables()))
+        except NotAllowedError as error:
+            self._end(job, JobStatus.failed, JobError(error.code, error.message, error.hint))
         except LauncherAwayError as error:
             self._wait_for_the_launcher(job, error)
         except QTuneError as error:
@@ -146,20 +212,21 @@ class JobService:
 
     def _conclude(self, job: Job, word: DriverWord) -> None:
         """The driver is gone; what it left says how it ended. Its error first: the manifest may be another job's."""
-        if word.error is not None and word.updated_at_s >= _started_s(job) and not job.cancel_requested:
+        if word.damage is not None:
+            self._end(job, JobStatus.failed, word.damage)
+        elif word.error is not None and word.updated_at_s >= _started_s(job) and not job.cancel_requested:
             self._end(job, JobStatus.failed, word.error)
         elif word.manifest is not None:
             complete = word.complete
             if job.spec.get("from_scores") is None and job.attempts == 1:
                 self._note_progress(job, complete, stage=job.stage)
-            counts, thresholds = (word.manifest.get(name) or {} for name in ("counts", "thresholds"))
             self.store.move(
                 job.id,
                 JobStatus.succeeded,
                 stage="done",
                 progress=complete,
-                counts=counts,
-                thresholds=thresholds,
+                counts=word.counts,
+                thresholds=word.thresholds,
             )
         elif job.cancel_requested:
             self._end(job, JobStatus.cancelled, None)

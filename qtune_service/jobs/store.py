@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, Select, case, func, or_, select
 from sqlalchemy.exc import IntegrityError
 
-from qtune_service.errors import IdempotencyConflictError, IllegalMoveError, NotFoundError
+from qtune_service.errors import IdempotencyConflictError, IllegalMoveError, NotFoundError, OutputConflictError
 from qtune_service.jobs.database import reading, writing
 from qtune_service.jobs.dataset_uris import require_datasets
 from qtune_service.jobs.ids import cursor_after, id_of_cursor, new_id
@@ -83,6 +83,7 @@ class JobStore:
                 if (known := self._known(connection, new)) is not None:
                     return known, False
                 require_datasets(connection, new.spec)
+                _require_free_output(connection, new.output)
                 row = _new_row(new)
                 connection.execute(jobs.insert().values(row))
                 return _job(connection.execute(select(jobs).where(jobs.c.id == row["id"])).one()), True
@@ -140,6 +141,11 @@ class JobStore:
         with reading(self.engine) as connection:
             rows = connection.execute(select(jobs).where(jobs.c.status == "running").order_by(jobs.c.id))
             return [_job(row) for row in rows]
+
+    def naming(self, output: str, *, other_than: str) -> list[str]:
+        """Ids of other jobs whose output is this one, around it or inside it."""
+        with reading(self.engine) as connection:
+            return [row.id for row in _naming(connection, output) if row.id != other_than]
 
     def versions(self, job_ids: Sequence[str]) -> dict[str, int]:
         """Versions of those of some jobs that there are."""
@@ -212,6 +218,27 @@ class JobStore:
                 raise IllegalMoveError(f"job {job_id} is {row.status}", "Cancel it before it is deleted.")
             connection.execute(jobs.delete().where(jobs.c.id == job_id))
             return _job(row)
+
+
+def _require_free_output(connection: Connection, output: str) -> None:
+    """Raise OutputConflictError where another job has this output, one around it or one inside it."""
+    connection.execute(queue_lock.update().values(holder=new_id()))  # of two submissions one comes first
+    if known := next(iter(_naming(connection, output)), None):
+        same = known.output.rstrip("/") == output.rstrip("/")
+        raise OutputConflictError(
+            f"job {known.id} has {'this output' if same else f'the output {known.output}'}, which {output} "
+            f"{'is' if same else 'would share folders with'}",
+            "Choose another output, resume that job, or delete it (with its output, or keeping that).",
+        )
+
+
+def _naming(connection: Connection, output: str) -> list[Row[Any]]:
+    """Jobs whose output is this one, around it or inside it."""
+    place = output.rstrip("/")
+    around = [place[:at] for at, sign in enumerate(place) if sign == "/" and not place[:at].endswith((":", ":/"))]
+    same = [form for one in (place, *around) if one for form in (one, f"{one}/")]
+    wanted = or_(jobs.c.output.in_(same), jobs.c.output.startswith(f"{place}/", autoescape=True))
+    return list(connection.execute(select(jobs.c.id, jobs.c.output).where(wanted).order_by(jobs.c.id)))
 
 
 def _next_in_line() -> Select[Any]:

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from qtune_service.config import JobSpec, PruneSpec
 from qtune_service.core.plane import Quadrant
-from qtune_service.data import storage
 from qtune_service.errors import OutputConflictError
 from qtune_service.outputs.folder import Output
+from qtune_service.outputs.manifest_files import part_files, rows_by_shard
 from qtune_service.outputs.texts import Decode, read_decoder
 
 
@@ -29,11 +29,13 @@ class FinishedOutput:
     """The folder of a job that is complete. Raises OutputConflictError where it is not."""
 
     root: str
+    may_be_link: bool = True
+    """See `Output`."""
 
     @property
     def folder(self) -> Output:
         """Its paths."""
-        return Output(self.root)
+        return Output(self.root, self.may_be_link)
 
     @cached_property
     def manifest(self) -> Mapping[str, Any]:
@@ -74,8 +76,7 @@ class FinishedOutput:
     @cached_property
     def pruned_shards(self) -> dict[int, int]:
         """Shards with kept samples, in order -> how many."""
-        files = [file for file in self.manifest["files"] if file["path"].startswith("pruned/")]
-        return {int(file["path"].rpartition("-")[2].partition(".")[0]): file["rows"] for file in files}
+        return rows_by_shard(part_files(self.manifest, "pruned"))
 
     @property
     def own_columns(self) -> dict[str, str]:
@@ -93,11 +94,11 @@ class FinishedOutput:
 
     def scores(self, shard: int, columns: list[str] | None = None) -> pa.Table:
         """Rows of scores/."""
-        return storage.read_table(self.folder.part("scores", shard), columns=columns)
+        return self.folder.read_part("scores", shard, columns)
 
     def quadrants(self, shard: int) -> pa.Table:
         """Rows of quadrants/: sample_id, quadrant, error_rank, entropy_rank, kept."""
-        table = storage.read_table(self.folder.part("quadrants", shard))
+        table = self.folder.read_part("quadrants", shard)
         if "kept" in table.column_names:
             return table
         kept = pc.is_in(table["quadrant"], pa.array(["Q2", "Q4"]))
@@ -111,4 +112,4 @@ class FinishedOutput:
 
     def pruned(self, shard: int, columns: list[str] | None = None) -> pa.Table:
         """Rows of pruned/."""
-        return storage.read_table(self.folder.part("pruned", shard), columns=columns)
+        return self.folder.read_part("pruned", shard, columns)

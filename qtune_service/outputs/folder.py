@@ -7,6 +7,8 @@
     OUT/_qtune/partial/00000.arrow scores of a shard that was in hand when the job was told to stop
     OUT/_qtune/lock                who is at work: a file lock, or on an object store a lease
     OUT/_qtune/ranks/              labels and ranks of a population too large for the driver
+    OUT/_qtune/tokenizer.json      the names of the files in tokenizer/, written before them
+    OUT/_qtune/adopted.json        the score shards taken from another output, written before them
     OUT/_qtune/progress.json       for whoever follows the job
     OUT/scores|quadrants|pruned|rejected/part-00000.parquet
     OUT/tokenizer/, summary_statistics.json, plane.json, report.html
@@ -21,47 +23,128 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
 from qtune_service import __version__
 from qtune_service.config import JobSpec
-from qtune_service.data import storage
+from qtune_service.data import inside, storage
+from qtune_service.data.confined import Root
 from qtune_service.errors import OutputConflictError
 from qtune_service.outputs.lease import leased
+from qtune_service.outputs.manifest_files import PART_FOLDERS, damaged, part_path
 
-FOLDERS = ("scores", "quadrants", "pruned", "rejected", "tokenizer", "_qtune")
+FOLDERS = (*PART_FOLDERS, "tokenizer", "_qtune")
 FILES = ("manifest.json", "summary_statistics.json", "plane.json", "report.html")
+MAX_FILE_BYTES = 256 << 20
+"""The largest that a JSON file or page of an output may be: some 100 bytes for each of two million shards."""
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Paths below one output folder; local or on an object store."""
+    """Paths below one output folder; local or on an object store.
+
+    Files are read only where they really are inside it: see `data/inside.py`.
+    """
 
     root: str
+    may_be_link: bool = True
+    """Whether the folder itself may be a symbolic link: not for a server, whose outputs others can write to."""
+
+    @property
+    def _inside(self) -> Root:
+        return Root(self.root, self.may_be_link)
 
     def at(self, *parts: str) -> str:
-        """URI of something below the output."""
-        return storage.join(self.root, *parts)
+        """URI of something below the output. Raises OutputConflictError for a path that is not plain."""
+        return inside.uri_of(self._inside, *parts)
 
     def part(self, folder: str, shard: int) -> str:
         """URI of a shard's Parquet file."""
-        return self.at(folder, f"part-{shard:05}.parquet")
+        return self.at(part_path(folder, shard))
+
+    # --- reading
+
+    def stat(self, *parts: str) -> storage.Entry | None:
+        """Return size and version of a file; None where there is none. Raise OutputConflictError for a link."""
+        return inside.stat(self._inside, *parts)
+
+    def read_bytes(self, *parts: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+        """Return a whole file. Raise OutputConflictError for a link, another kind of file, or one that is larger."""
+        return inside.read_bytes(self._inside, *parts, max_bytes=max_bytes)
+
+    def read_json(self, *parts: str, max_bytes: int = MAX_FILE_BYTES) -> Any:
+        """Parse a JSON file. Raise as `read_bytes`, and StorageError where it is no JSON."""
+        return inside.read_json(self._inside, *parts, max_bytes=max_bytes)
+
+    def read_object(self, *parts: str, max_bytes: int = MAX_FILE_BYTES) -> dict[str, Any] | None:
+        """Parse a JSON object; None where there is no file. Raise OutputConflictError where it is none."""
+        if self.stat(*parts) is None:
+            return None
+        body = self.read_json(*parts, max_bytes=max_bytes)
+        if not isinstance(body, dict):
+            raise damaged(f"{'/'.join(parts)} holds no JSON object")
+        return body
+
+    def blocks(self, *parts: str, span: inside.Span = inside.WHOLE) -> Iterator[bytes]:
+        """Stream bytes of a file."""
+        return inside.blocks(self._inside, *parts, span=span)
+
+    def open_part(self, folder: str, shard: int) -> contextlib.AbstractContextManager[pq.ParquetFile]:
+        """Open a shard's Parquet file."""
+        return inside.open_parquet(self._inside, part_path(folder, shard))
+
+    def read_part(self, folder: str, shard: int, columns: list[str] | None = None) -> pa.Table:
+        """Read a shard's Parquet file."""
+        with self.open_part(folder, shard) as file:
+            return file.read(columns=columns)
+
+    def list_files(self, *parts: str) -> list[str]:
+        """Return the names of the files in a folder of the output."""
+        return inside.list_files(self._inside, *parts)
+
+    # --- taking over files
+
+    def record(self, what: str, names: list[str]) -> None:
+        """Write down which files are about to be written, so that they are known again when they are removed."""
+        storage.write_json(self.at("_qtune", f"{what}.json"), {"files": names})
+
+    def adopt(self, origin: Output, path: str) -> None:
+        """Give a file of another output the same place in this one: a hard link where possible, else a copy.
+
+        Raise OutputConflictError where the path leads out of either output.
+        """
+        inside.link_or_copy(origin._inside, self._inside, path)
+
+    # --- removing
+
+    def remove_file(self, *parts: str) -> None:
+        """Remove a file, or a link itself, if it is there."""
+        inside.remove_file(self._inside, *parts)
+
+    def remove_folder_if_empty(self, *parts: str) -> None:
+        """Remove a folder, if it is there and empty."""
+        inside.remove_folder_if_empty(self._inside, *parts)
+
+    # --- manifest
 
     @property
     def manifest(self) -> dict[str, Any] | None:
         """The manifest; None while the output is not complete."""
-        uri = self.at("manifest.json")
-        return storage.read_json(uri) if storage.stat(uri) else None
+        return self.read_object("manifest.json")
 
     def require_manifest(self) -> dict[str, Any]:
         """The manifest of a finished output. Raises OutputConflictError where the output is not complete."""
         if (manifest := self.manifest) is not None:
             return manifest
-        started = storage.stat(self.at("_qtune", "job.json")) is not None
+        started = self.stat("_qtune", "job.json") is not None
         if started:
             what, hint = "holds a job that has not finished", "Run its command again: it continues."
         else:
@@ -76,25 +159,27 @@ class Output:
 
     def marker(self, stage: str, shard: int) -> dict[str, Any] | None:
         """A shard's marker; None while it is not finished in a stage."""
-        uri = self.at("_qtune", stage, f"{shard:05}.json")
-        return storage.read_json(uri) if storage.stat(uri) else None
+        return self.read_object("_qtune", stage, f"{shard:05}.json")
 
     def finished(self, stage: str) -> dict[int, dict[str, Any]]:
         """The markers of a stage, by shard."""
         found = self._numbered(stage, "json")
         with ThreadPoolExecutor(16) as pool:
-            return dict(zip(found, pool.map(storage.read_json, found.values()), strict=True))
+            bodies = pool.map(lambda name: self.read_json("_qtune", stage, name), found.values())
+            return dict(zip(found, bodies, strict=True))
 
     def _numbered(self, folder: str, ending: str) -> dict[int, str]:
-        """Files 00000.ENDING of a working folder by number; not the half-written ones that a crash left there."""
-        where = self.at("_qtune", folder)
-        names = {uri: storage.relative(uri, where) for uri in storage.list_files(where, recursive=False)}
-        matches = {uri: re.fullmatch(rf"(\d+)\.{ending}", name) for uri, name in names.items()}
-        return {int(match[1]): uri for uri, match in matches.items() if match}
+        """Names 00000.ENDING in a working folder by number; not the half-written ones that a crash left there."""
+        matches = (re.fullmatch(rf"(\d+)\.{ending}", name) for name in self.list_files("_qtune", folder))
+        return {int(match[1]): match[0] for match in matches if match}
 
     def partial_uri(self, shard: int) -> str:
         """Where a shard's scores are kept that a stopped job had so far."""
         return self.at("_qtune", "partial", f"{shard:05}.arrow")
+
+    def read_partial(self, shard: int) -> bytes:
+        """Return those scores."""
+        return self.read_bytes("_qtune", "partial", f"{shard:05}.arrow", max_bytes=1 << 40)
 
     def partials(self) -> frozenset[int]:
         """Shards with such scores."""
@@ -104,36 +189,21 @@ class Output:
         """Rewrite progress.json."""
         storage.write_bytes(self.at("_qtune", "progress.json"), body)
 
-    def drop_strays(self, listed: Iterable[str]) -> None:
-        """Remove what crashed runs left beside the files of the manifest: half-written parts, and ones of no shard."""
-        keep = set(listed)
-        for folder in ("scores", "quadrants", "pruned", "rejected"):
-            for uri in storage.list_files(self.at(folder), recursive=False):
-                name = storage.relative(uri, self.at(folder))
-                if f"{folder}/{name}" not in keep and name.lstrip(".").startswith("part-"):
-                    storage.remove_file(uri)
-
-    def drop_working_files(self) -> None:
-        """Remove what only a running job needs; job.json stays and says whose output this is."""
-        for name in ("input", "scored", "partial", "ranks", "pruned"):
-            storage.remove_tree(self.at("_qtune", name))
-        storage.remove_file(self.at("_qtune", "plan.json"))
-
     # --- ownership
 
     def claim(self, spec: JobSpec, model_fingerprint: str) -> None:
         """Make this output the spec's own. Raises OutputConflictError where it holds something else."""
-        owner = self.at("_qtune", "job.json")
-        if storage.stat(owner):
-            self._check_owner(spec, model_fingerprint, storage.read_json(owner))
+        owner = self.read_object("_qtune", "job.json")
+        if owner is not None:
+            self._check_owner(spec, model_fingerprint, owner)
             return
-        foreign = [
-            u for u in storage.list_files(self.root, recursive=False) if not u.rsplit("/", 1)[-1].startswith(".")
-        ]
-        if foreign or any(storage.is_folder(self.at(name)) for name in FOLDERS if name != "_qtune"):
+        foreign = [name for name in self.list_files() if not name.startswith(".")]
+        foreign += [f"{name}/" for name in FOLDERS if name != "_qtune" and storage.is_folder(self.at(name))]
+        if foreign:
             raise OutputConflictError(
-                f"{self.root} is not empty and holds no job of qtune",
-                "Choose another --output, or --overwrite to remove an earlier output there.",
+                f"{self.root} is not empty and holds no job of qtune: it has {foreign[0]}",
+                "Choose another --output, or --overwrite to remove an earlier output there. What qtune did not write "
+                "is never removed.",
             )
         body = {
             "fingerprint": spec.fingerprint(),
@@ -141,7 +211,20 @@ class Output:
             "version": __version__,
             "spec": spec.model_dump(mode="json"),
         }
-        storage.write_json(owner, body)
+        storage.write_json(self.at("_qtune", "job.json"), body)
+
+    def owner(self) -> JobSpec | None:
+        """Return the spec of the job that this output belongs to by its own record; None where it has none.
+
+        Raise OutputConflictError where the record is damaged.
+        """
+        record = self.read_object("_qtune", "job.json") or self.manifest
+        if record is None:
+            return None
+        try:
+            return JobSpec.model_validate(record.get("spec"))
+        except ValidationError:
+            raise damaged("it has no valid spec") from None
 
     def _check_owner(self, spec: JobSpec, model_fingerprint: str, owner: dict[str, Any]) -> None:
         if owner["fingerprint"] == spec.fingerprint() and owner["model_fingerprint"] == model_fingerprint:
@@ -152,13 +235,6 @@ class Output:
             "Choose another --output, or --overwrite to start anew. To change only the ratios, reuse its scores:\n"
             f"  qtune prune --from-scores {self.root} --output NEW --sample-keep-ratio R",
         )
-
-    def clear(self) -> None:
-        """Remove what a job wrote here, the manifest first. Other files stay."""
-        for name in FILES:
-            storage.remove_file(self.at(name))
-        for name in FOLDERS:
-            storage.remove_tree(self.at(name))
 
     @contextlib.contextmanager
     def locked(self, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from qtune_service.data import storage
 from qtune_service.outputs.folder import Output
 
 Decode = Callable[[list[int]], str]
@@ -14,7 +13,7 @@ def read_decoder(output: Output) -> Decode:
     """A function from ids to text, special tokens included."""
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_str(storage.read_bytes(output.at("tokenizer", "tokenizer.json")).decode())
+    tokenizer = Tokenizer.from_str(output.read_bytes("tokenizer", "tokenizer.json").decode())
 
     def decode(ids: list[int]) -> str:
         return str(tokenizer.decode(ids, skip_special_tokens=False))

@@ -13,6 +13,7 @@ from qtune_service import __version__
 from qtune_service.config import JobSpec
 from qtune_service.data import storage
 from qtune_service.outputs.folder import Output
+from qtune_service.outputs.removal import drop_strays, drop_working_files
 from qtune_service.pipeline.progress import Tracker
 from qtune_service.pipeline.report_data import Pruned, report_data
 from qtune_service.pipeline.scored import Scored
@@ -76,9 +77,9 @@ def _commit(spec: JobSpec, output: Output, scored: Scored, tracker: Tracker, bod
         "performance": scored.performance,
         "scoring": scored.to_dict(),
     }
-    output.drop_strays(file["path"] for file in body["files"])
+    drop_strays(output, (file["path"] for file in body["files"]))
     storage.write_json(output.at("manifest.json"), manifest)
-    output.drop_working_files()
+    drop_working_files(output)
     return manifest
 
 

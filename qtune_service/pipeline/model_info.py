@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qtune_service.config import ModelSpec
+from qtune_service.data.model_source import model_folder
 from qtune_service.errors import ModelError
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
@@ -57,8 +58,8 @@ def _text_config(config: Any) -> Any:
 
 def local_folder(name: str) -> Path | None:
     """The model's folder, or None where the name is one of a hub. Raises ModelError where a folder holds no model."""
-    folder = Path(name).expanduser()
-    if not (name.startswith(("/", "./", "../", "~")) or folder.exists()):
+    folder = model_folder(name)
+    if folder is None:
         return None
     if not (folder / "config.json").is_file():
         what = "is not a folder with a config.json" if folder.exists() else "does not exist"

@@ -11,23 +11,27 @@ from qtune_service.data import storage
 from qtune_service.data.chat import Encoder
 from qtune_service.errors import SpecError
 from qtune_service.outputs.folder import Output
+from qtune_service.outputs.manifest_files import part_files
 from qtune_service.pipeline.scored import Scored
 
 
 def save_tokenizer(encoder: Encoder, output: Output) -> None:
     """Keep the tokenizer with the output, so that reports and exports need nothing else."""
-    if storage.is_folder(output.at("tokenizer")):
+    if output.list_files("tokenizer"):
         return
     with tempfile.TemporaryDirectory() as folder:
         encoder.save_tokenizer(Path(folder))
-        for file in sorted(Path(folder).iterdir()):
+        files = sorted(file for file in Path(folder).iterdir() if file.is_file())
+        output.record("tokenizer", [file.name for file in files])
+        for file in files:
             storage.write_bytes(output.at("tokenizer", file.name), file.read_bytes())
 
 
 def adopt_scores(spec: JobSpec, output: Output) -> Scored:
     """Give the score shards of a finished output a place in this one: hard links, or copies across filesystems.
 
-    Raises SpecError where the spec asks for other scores than the earlier output has.
+    Raises SpecError where the spec asks for other scores than the earlier output has, and OutputConflictError where
+    the earlier output names files that are not inside it.
     """
     assert spec.from_scores is not None
     origin = Output(spec.from_scores)
@@ -38,9 +42,10 @@ def adopt_scores(spec: JobSpec, output: Output) -> Scored:
             f"from_scores: {spec.from_scores} was scored from another input or model",
             "Only `prune` and `output` may differ from the earlier job.",
         )
-    scored = Scored.from_manifest(manifest)
-    names = [file["path"] for file in scored.files]
-    names += [f"tokenizer/{uri.rsplit('/', 1)[-1]}" for uri in storage.list_files(origin.at("tokenizer"))]
+    parts = [file.path for file in part_files(manifest, "scores", "rejected")]
+    tokenizer = origin.list_files("tokenizer")
+    output.record("adopted", parts)
+    output.record("tokenizer", tokenizer)
     with ThreadPoolExecutor(16) as pool:
-        list(pool.map(lambda name: storage.link_or_copy(origin.at(name), output.at(name)), names))
-    return scored
+        list(pool.map(lambda path: output.adopt(origin, path), [*parts, *(f"tokenizer/{name}" for name in tokenizer)]))
+    return Scored.from_manifest(manifest)

@@ -11,7 +11,7 @@ from qtune_service.data.sources import discover
 from qtune_service.outputs.folder import Output
 from qtune_service.pipeline.cluster import LIGHT_CPUS, Cluster, Stage, run_here, stream
 from qtune_service.pipeline.progress import Tracker
-from qtune_service.pipeline.stages import scan_chunk
+from qtune_service.pipeline.stages import read_plan, scan_chunk
 
 SMALL_INPUT_BYTES = 32 << 20
 """Input that the driver scans itself, in less time than a worker takes to start."""
@@ -23,8 +23,8 @@ def plan_shards(spec: JobSpec, output: Output, nodes: Cluster, tracker: Tracker)
     """The plan of this output. Raises DataError where an input file changed since it was made."""
     uri = output.at("_qtune", "plan.json")
     files = discover(spec.input.paths)
-    if storage.stat(uri) is not None:
-        plan = Plan.from_json(storage.read_bytes(uri).decode())
+    if output.stat("_qtune", "plan.json") is not None:
+        plan = read_plan(output)
         plan.verify_unchanged(files)
         return plan
     chunks = split(files, spec.input)

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from qtune_service.data import storage
 from qtune_service.outputs.folder import Output
 
 GROUP_SAMPLES = 1 << 22
@@ -67,7 +66,7 @@ class ScoreShards:
 
         def fill(item: tuple[int, slice]) -> None:
             shard, span = item
-            table = storage.read_table(output.part("scores", shard), columns=list(names))
+            table = output.read_part("scores", shard, list(names))
             for name, column in zip(names, columns, strict=True):
                 column[span] = table[name].to_numpy()
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from qtune_service.config import JobSpec
-from qtune_service.data.template import read_chat_template
+from qtune_service.data.model_source import model_folder
+from qtune_service.data.template_text import read_chat_template
 
 
 def portable(spec: JobSpec) -> JobSpec:
@@ -29,6 +30,5 @@ def _absolute(path: str) -> str:
 
 
 def _absolute_if_there(name: str) -> str:
-    """A model may be a folder or the name of one on a hub."""
-    folder = Path(name).expanduser()
-    return str(folder.absolute()) if folder.exists() else name
+    folder = model_folder(name)
+    return str(folder.absolute()) if folder is not None and folder.exists() else name

@@ -19,6 +19,7 @@ from qtune_service.data.chat import Encoder
 from qtune_service.data.sources import discover
 from qtune_service.errors import DataError, QTuneError
 from qtune_service.outputs.folder import Output
+from qtune_service.outputs.removal import clear
 from qtune_service.pipeline import cluster
 from qtune_service.pipeline.cluster import LIGHT_CPUS, Cluster, Stage, run_here, stream
 from qtune_service.pipeline.finish import finish_pruned, finish_scored
@@ -52,7 +53,7 @@ def run_job(
     output = Output(spec.output.path)
     with output.locked(sink.say):
         if overwrite:
-            output.clear()
+            clear(output)
         file = FileSink(output.note_progress)
         try:
             return _Job(spec, output, Tracker(sink, file), ray_address, stop or Stop()).run()
@@ -131,7 +132,13 @@ class _Job:
             "score", plan.num_records, unit="samples", resumed=resumed, actors=pool.max_actors or pool.min_actors
         )
         guard = Guard(start_supervisor(), self.spec.limits.max_shard_attempts)
-        context = replace(context, threads=pool.threads, guard=guard, partials=self.output.partials())
+        context = replace(
+            context,
+            threads=pool.threads,
+            guard=guard,
+            partials=self.output.partials(),
+            plan_digest=plan.digest,
+        )
         scoring = Scoring(self.spec, context, guard, pool, nodes, self.tracker, self.stop)
         fresh = scoring.run([index for index in range(len(plan.shards)) if index not in markers])
         category = self.spec.input.category_field

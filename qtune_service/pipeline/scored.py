@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 
 from qtune_service.errors import EngineError
+from qtune_service.outputs.manifest_files import part_files
 
 Counts = dict[str, int]
 
@@ -60,7 +61,7 @@ class Scored:
         """Read back what `to_dict` wrote."""
         body = dict(manifest["scoring"])
         shards = {int(index): rows for index, rows in body.pop("shards").items()}
-        files = tuple(f for f in manifest["files"] if f["path"].startswith(("scores/", "rejected/")))
+        files = tuple(file.to_dict() for file in part_files(manifest, "scores", "rejected"))
         return cls(shards=shards, files=files, **body)
 
 

@@ -26,9 +26,10 @@ from qtune_service.data import storage
 from qtune_service.data.chat import Encoder
 from qtune_service.data.reading import RecordProblem, ShardRecords, category_of, read_shard, sample_id
 from qtune_service.data.shards import Chunk, Plan, scan
-from qtune_service.errors import StorageError
+from qtune_service.errors import OutputConflictError, StorageError
 from qtune_service.outputs.columns import coded, final_masks, ragged, row_sums
 from qtune_service.outputs.folder import Output
+from qtune_service.outputs.manifest_files import part_path
 from qtune_service.pipeline.cluster import node_id
 from qtune_service.pipeline.model_info import ModelInfo, describe_model
 from qtune_service.pipeline.places import Places, ShardVerdict
@@ -47,6 +48,8 @@ from qtune_service.pipeline.tables import (
     with_scores,
 )
 
+MAX_PLAN_BYTES = 8 << 30
+"""Of a plan: some 500 bytes a shard."""
 EXCERPT_CHARS = 2_000
 """How much of a rejected record is kept to look at."""
 
@@ -63,6 +66,8 @@ class JobContext:
     """To report progress to, and to learn from that the job stops."""
     partials: frozenset[int] = frozenset()
     """Shards of which a stopped run left scores."""
+    plan_digest: str | None = None
+    """Of the plan that the driver checked; None: any plan will do."""
 
     @property
     def output(self) -> Output:
@@ -95,7 +100,7 @@ def scan_chunk(_index: int, payload: bytes, spec: JobSpec) -> bytes:
 def encode_shard(index: int, _payload: bytes, context: JobContext) -> bytes:
     """Read a shard, render and tokenise its records; what cannot be used is set aside with its reason."""
     started = time.perf_counter()
-    plan = _plan(context.output.root)
+    plan = _plan(context.output.root, context.plan_digest)
     shard = plan.shards[index]
     records = read_shard(plan, shard)
     good = {i: record for i, record in enumerate(records.records) if not isinstance(record, RecordProblem)}
@@ -137,7 +142,9 @@ class ScoreShard:
         good = [o for i, o in enumerate(outcomes) if i not in problems and isinstance(o, TokenScores)]
         scored = pa.array([i not in problems for i in range(len(outcomes))], pa.bool_())
         rows = with_scores(tables.rows.filter(scored), good)
-        category = own_names(_plan(self._context.output.root)).get(self._context.spec.input.category_field or "")
+        category = own_names(_plan(self._context.output.root, self._context.plan_digest)).get(
+            self._context.spec.input.category_field or ""
+        )
         poisoned = _unscored_rows(tables.rows, problems, category)
         rejected = pa.concat_tables([tables.rejected, poisoned])
         info = asdict(self._scorer.info)
@@ -152,7 +159,7 @@ class ScoreShard:
         engine = f"{self._scorer.info.name} {self._scorer.info.version} {self._scorer.info.dtype}"
         done: dict[int, TokenScores | str] = {}
         if index in self._context.partials:
-            done |= partial_scores(storage.read_bytes(output.partial_uri(index)), engine)
+            done |= partial_scores(output.read_partial(index), engine)
         left = [i for i in range(len(samples)) if i not in done]
         watch = guard.watch(index) if guard else never
         try:
@@ -200,7 +207,7 @@ def commit_shard(index: int, payload: bytes, context: JobContext) -> bytes:
 
 def reject_shard(index: int, payload: bytes, context: JobContext) -> bytes:
     """Set a failed shard's records aside; where it cannot even be read, without their lines and text."""
-    plan, problem = _plan(context.output.root), payload.decode()
+    plan, problem = _plan(context.output.root, context.plan_digest), payload.decode()
     shard = plan.shards[index]
     try:
         records = read_shard(plan, shard)
@@ -223,7 +230,7 @@ def prune_shard(index: int, payload: bytes, spec: JobSpec, renamed: dict[str, st
     verdict: ShardVerdict = pickle.loads(payload)  # noqa: S301 - from this job's driver
     places = verdict.placement.read()
     assert spec.prune is not None
-    scores = storage.read_table(output.part("scores", index))
+    scores = output.read_part("scores", index)
     population = verdict.start + np.arange(scores.num_rows)
     masks = final_masks(scores, places.labels, places.kept, population, spec.prune)
     quadrants = quadrant_rows(scores, places)
@@ -249,8 +256,18 @@ def prune_shard(index: int, payload: bytes, spec: JobSpec, renamed: dict[str, st
 
 
 @functools.lru_cache(maxsize=2)
-def _plan(root: str) -> Plan:
-    return Plan.from_json(storage.read_bytes(Output(root).at("_qtune", "plan.json")))
+def _plan(root: str, digest: str | None) -> Plan:
+    plan = read_plan(Output(root))
+    if digest not in (None, plan.digest):
+        raise OutputConflictError(f"the plan in {root} changed while its job was running", "Run the job again.")
+    return plan
+
+
+def read_plan(output: Output) -> Plan:
+    """Read the plan of an output. Raise OutputConflictError where it reads anything but the job's input."""
+    plan = Plan.from_json(output.read_bytes("_qtune", "plan.json", max_bytes=MAX_PLAN_BYTES))
+    plan.verify_places(output.at("_qtune", "input"))
+    return plan
 
 
 _ENCODERS: dict[str, Encoder] = {}
@@ -325,7 +342,7 @@ def _write(output: Output, folder: str, index: int, table: pa.Table) -> list[dic
     if table.num_rows == 0:
         return []
     written = storage.write_table(output.part(folder, index), table)
-    path = f"{folder}/part-{index:05}.parquet"
+    path = part_path(folder, index)
     return [{"path": path, "rows": table.num_rows, "bytes": written.size_bytes, "sha256": written.sha256}]
 
 

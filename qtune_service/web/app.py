@@ -118,7 +118,9 @@ def make_server(settings: Settings, launchers: Mapping[str, Launcher] | None = N
     return Server(
         settings=settings,
         database=database,
-        jobs=JobService(store, launchers, settings.max_running_jobs, settings.datasets, metrics.note_scored),
+        jobs=JobService(
+            store, launchers, settings.max_running_jobs, settings.datasets, owner_policy(settings), metrics.note_scored
+        ),
         changes=Changes(store),
         metrics=metrics,
         tokens=tokens,

@@ -95,7 +95,7 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 def _output(job: Job) -> FinishedOutput:
     if job.status is not JobStatus.succeeded:
         raise OutputConflictError(f"{job.name} is {job.status}: it has no result", "Wait until it succeeded.")
-    return FinishedOutput(job.output)
+    return FinishedOutput(job.output, may_be_link=False)
 
 
 def _tokens(job: Job) -> dict[str, int]:

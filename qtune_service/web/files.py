@@ -9,19 +9,20 @@ from __future__ import annotations
 import re
 import tarfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import quote
 
 from fastapi import Depends, Header, Response
 from fastapi.responses import StreamingResponse
 
-from qtune_service.data import storage
+from qtune_service.data.inside import Span
 from qtune_service.data.presign import presigned
 from qtune_service.errors import NotFoundError, OutputConflictError
 from qtune_service.outputs.finished import FinishedOutput
+from qtune_service.outputs.folder import Output
+from qtune_service.outputs.manifest_files import PartFile, part_files
 from qtune_service.web.problems import answer
 
 OTHERS = ("manifest.json", "report.html", "summary_statistics.json", "plane.json")
@@ -41,13 +42,18 @@ class OutputFile:
     size_bytes: int
     sha256: str | None
     rows: int | None
-    uri: str
+    output: Output
     stored_etag: str
 
     @property
     def etag(self) -> str:
         """Strong: another content has another."""
         return f'"{self.sha256 or self.stored_etag}"'
+
+    @property
+    def uri(self) -> str:
+        """Where it is stored."""
+        return self.output.at(self.path)
 
     @property
     def media_type(self) -> str:
@@ -77,37 +83,37 @@ Wanted = Annotated[Conditions, Depends(conditions)]
 
 
 def list_files(finished: FinishedOutput) -> list[OutputFile]:
-    """All files of an output: what the manifest lists, and what stands beside it."""
-    listed = [_listed(finished, entry) for entry in finished.manifest["files"]]
+    """All files of an output: what the manifest lists, and what is beside it."""
+    listed = [_listed(finished, file) for file in part_files(finished.manifest)]
     beside = (*OTHERS, *_tokenizer(finished))
     return [*listed, *(found for path in beside if (found := _beside(finished, path)) is not None)]
 
 
 def find_file(finished: FinishedOutput, path: str) -> OutputFile:
-    """One of them. Raises NotFoundError, also for what exists but is not the output's to give."""
-    for entry in finished.manifest["files"]:
-        if entry["path"] == path:
-            return _checked(finished, _listed(finished, entry))
+    """One of them. Raises NotFoundError, also for what exists but is not the output's to give.
+
+    Raises OutputConflictError for a link: whoever can write there cannot make the server give away other files.
+    """
+    for file in part_files(finished.manifest):
+        if file.path == path:
+            return _checked(_listed(finished, file))
     if (path in OTHERS or path in _tokenizer(finished)) and (found := _beside(finished, path)):
-        return _checked(finished, found)
+        return found
     raise NotFoundError(f"the output has no file {path!r}", "GET .../files lists those that it has.")
 
 
 def _tokenizer(finished: FinishedOutput) -> list[str]:
-    return [f"tokenizer/{uri.rsplit('/', 1)[-1]}" for uri in storage.list_files(finished.folder.at("tokenizer"))]
+    return [f"tokenizer/{name}" for name in finished.folder.list_files("tokenizer")]
 
 
-def _checked(finished: FinishedOutput, file: OutputFile) -> OutputFile:
-    """The file, if it really lies in the output: whoever can write there cannot make the server give away others."""
-    at, root = storage.resolve(file.uri), storage.resolve(finished.root)
-    if at.is_local and Path(root.path).resolve() not in Path(at.path).resolve().parents:
-        raise _foreign(file.path)
+def _checked(file: OutputFile) -> OutputFile:
+    """The file, where it is a regular one inside the output and as large as the manifest says."""
+    found = file.output.stat(file.path)
+    if found is None or found.size_bytes != file.size_bytes:
+        raise OutputConflictError(
+            f"{file.path} is not there as the manifest lists it", "Somebody changed the output. Run the job again."
+        )
     return file
-
-
-def _foreign(path: str) -> OutputConflictError:
-    hint = "Somebody changed the output. Run the job again."
-    return OutputConflictError(f"the output names a file that does not lie in it: {path!r}", hint)
 
 
 def serve(file: OutputFile, wanted: Conditions, *, is_head: bool, may_redirect: bool = False) -> Response:
@@ -146,7 +152,7 @@ def _body(file: OutputFile, start: int, stop: int, status: int, headers: dict[st
     headers["Content-Length"] = str(stop - start)
     if is_head:
         return Response(status_code=status, headers=headers, media_type=file.media_type)
-    blocks = storage.iter_blocks(file.uri, start, stop, BLOCK_BYTES)
+    blocks = file.output.blocks(file.path, span=Span(start, stop, BLOCK_BYTES))
     return StreamingResponse(blocks, status_code=status, headers=headers, media_type=file.media_type)
 
 
@@ -170,7 +176,7 @@ def _span(header: str, size: int) -> tuple[int, int] | None:
 
 def archive(finished: FinishedOutput, folders: tuple[str, ...]) -> Iterator[bytes]:
     """A tar of the output's files in some folders, as it is read: nothing is held but a block."""
-    return _tar([_checked(finished, file) for file in list_files(finished) if file.path.startswith(folders)])
+    return _tar([_checked(file) for file in list_files(finished) if file.path.startswith(folders)])
 
 
 def _tar(files: Sequence[OutputFile]) -> Iterator[bytes]:
@@ -178,20 +184,15 @@ def _tar(files: Sequence[OutputFile]) -> Iterator[bytes]:
         info = tarfile.TarInfo(file.path)
         info.size, info.mode, info.mtime = file.size_bytes, 0o644, int(time.time())
         yield info.tobuf(tarfile.PAX_FORMAT)
-        yield from storage.iter_blocks(file.uri, block_bytes=BLOCK_BYTES)
+        yield from file.output.blocks(file.path, span=Span(0, file.size_bytes, BLOCK_BYTES))
         yield b"\0" * (-file.size_bytes % tarfile.BLOCKSIZE)
     yield b"\0" * (2 * tarfile.BLOCKSIZE)
 
 
-def _listed(finished: FinishedOutput, entry: Mapping[str, Any]) -> OutputFile:
-    parts = entry["path"].split("/")
-    if {"", ".", ".."} & set(parts) or not entry["path"].isprintable() or "\\" in entry["path"]:
-        raise _foreign(entry["path"])
-    uri = finished.folder.at(*parts)
-    return OutputFile(entry["path"], entry["bytes"], entry["sha256"], entry["rows"], uri, entry["sha256"])
+def _listed(finished: FinishedOutput, file: PartFile) -> OutputFile:
+    return OutputFile(file.path, file.size_bytes, file.sha256, file.rows, finished.folder, file.sha256)
 
 
 def _beside(finished: FinishedOutput, path: str) -> OutputFile | None:
-    uri = finished.folder.at(*path.split("/"))
-    found = storage.stat(uri)
-    return None if found is None else OutputFile(path, found.size_bytes, None, None, uri, found.version)
+    found = finished.folder.stat(path)
+    return None if found is None else OutputFile(path, found.size_bytes, None, None, finished.folder, found.version)

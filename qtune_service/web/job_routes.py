@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from fastapi import APIRouter, Header, Query, Response
 from sse_starlette.sse import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 
 from qtune_service.config import JobSpec
-from qtune_service.data import storage
 from qtune_service.errors import OutputConflictError
 from qtune_service.jobs.ids import new_id
 from qtune_service.jobs.models import JobStatus
+from qtune_service.jobs.policy import real_output
 from qtune_service.jobs.store import NewJob
-from qtune_service.outputs.folder import Output
 from qtune_service.web.deps import Caller, Reader, Server, Submitter, TheServer
 from qtune_service.web.problems import failures
 from qtune_service.wire import JobPage, JobRequest, JobView, RepruneRequest
@@ -35,6 +35,15 @@ EVENT = {
         "event": {"const": "job"},
         "data": {"type": "string", "contentMediaType": "application/json", "description": "The job, as JSON."},
     },
+}
+OUTPUT_KEPT = "X-Output-Kept"
+"""Header of the answer to DELETE: why the output was not removed, percent-encoded."""
+DELETED: dict[int | str, dict[str, Any]] = {
+    204: {
+        "description": "The job is forgotten.",
+        "headers": {OUTPUT_KEPT: {"description": "Why its output was kept.", "schema": {"type": "string"}}},
+    },
+    **FAILURES,
 }
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)]
 
@@ -57,9 +66,9 @@ def _place(server: Server, job_id: str) -> str:
 def _queue(
     server: Server, who: Caller, name: str, spec: JobSpec, key: str | None, response: Response, job_id: str
 ) -> JobView:
-    server.policy.check(spec)
+    spec = server.policy.settle(spec)
     plain = spec.model_dump(mode="json")
-    asked = {**plain, "output": None} if spec.output.path == _place(server, job_id) else plain
+    asked = {**plain, "output": None} if spec.output.path == real_output(_place(server, job_id)) else plain
     new = NewJob(name, plain, spec.output.path, who.name, server.settings.launcher, key, asked, job_id)
     job, is_new = server.jobs.submit(new)
     response.status_code = 201 if is_new else 200
@@ -106,12 +115,15 @@ def resume_job(job_id: str, server: TheServer, _who: Submitter) -> JobView:
     return JobView.of(server.jobs.resume(job_id))
 
 
-@router.delete("/{job_id}", status_code=204, responses=FAILURES)
-def delete_job(job_id: str, server: TheServer, _who: Submitter, keep_output: bool = False) -> None:
-    """Forget a job that has ended, and remove its output unless it is to be kept."""
-    job = server.jobs.delete(job_id)
-    if not keep_output and storage.is_folder(job.output):
-        Output(job.output).clear()
+@router.delete("/{job_id}", status_code=204, responses=DELETED)
+def delete_job(job_id: str, server: TheServer, _who: Submitter, response: Response, keep_output: bool = False) -> None:
+    """Forget a job that has ended, and remove what it wrote to its output unless that is to be kept.
+
+    An output that is not this job's by its own record, or that another job has too, is kept: the header
+    `X-Output-Kept` says why.
+    """
+    if why_kept := server.jobs.delete(job_id, keep_output=keep_output):
+        response.headers[OUTPUT_KEPT] = quote(why_kept)
 
 
 @router.post("/{job_id}/reprune", status_code=201, responses=MADE)

@@ -9,9 +9,9 @@ import numpy as np
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from qtune_service.data import storage
-from qtune_service.errors import OutputConflictError
+from qtune_service.errors import NotFoundError, OutputConflictError
 from qtune_service.outputs.finished import FinishedOutput
+from qtune_service.outputs.folder import Output
 from qtune_service.outputs.query import Limits, Records, Selection, find, find_sample, samples_of
 from qtune_service.report.shown import shown_samples
 from qtune_service.web import files as output_files
@@ -24,6 +24,8 @@ from qtune_service.wire import FileView, SamplesView
 router = APIRouter(prefix="/jobs/{job_id}", tags=["outputs"])
 LIMITS = Limits(seconds=20.0)
 """What a question to an output may take."""
+MAX_PAGE_BYTES = 64 << 20
+"""The largest report or summary that is read; theirs are bounded to a few MiB, however large the data."""
 REPORT_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'self'; sandbox allow-scripts allow-downloads"
@@ -52,14 +54,14 @@ FilePath = Annotated[str, Path(description="As `GET .../files` lists it.")]
 
 @lru_cache(maxsize=32)
 def _opened(output: str, version: str) -> tuple[FinishedOutput, Records]:  # noqa: ARG001 - another version is another entry
-    finished = FinishedOutput(output)
+    finished = FinishedOutput(output, may_be_link=False)
     return finished, samples_of(finished)
 
 
 def finished_output(server: Server, job_id: str) -> tuple[FinishedOutput, Records]:
     """The output of a job that has one. Raises OutputConflictError for others."""
     job = server.jobs.store.get(job_id)
-    found = storage.stat(storage.join(job.output, "manifest.json"))
+    found = Output(job.output, may_be_link=False).stat("manifest.json")
     if found is None:
         raise OutputConflictError(f"job {job_id} is {job.status}: it has no result", "Wait until it succeeded.")
     return _opened(job.output, found.version)
@@ -77,7 +79,9 @@ def pruned_output(server: Server, job_id: str) -> FinishedOutput:
 def get_summary(job_id: str, server: TheServer, _who: Reader) -> dict[str, Any]:
     """The numbers of a finished job: summary_statistics.json."""
     finished = pruned_output(server, job_id)
-    body: dict[str, Any] = storage.read_json(finished.folder.at("summary_statistics.json"))
+    body: dict[str, Any] | None = finished.folder.read_object("summary_statistics.json", max_bytes=MAX_PAGE_BYTES)
+    if body is None:
+        raise NotFoundError(f"job {job_id} has no summary", "It may have been removed from the output.")
     return body
 
 
@@ -116,7 +120,7 @@ def get_sample(job_id: str, sample_id: str, server: TheServer, _who: Reader) -> 
 def get_report(job_id: str, server: TheServer, _who: Reader) -> Response:
     """The report page."""
     finished = pruned_output(server, job_id)
-    body = storage.read_bytes(finished.folder.at("report.html"))
+    body = finished.folder.read_bytes("report.html", max_bytes=MAX_PAGE_BYTES)
     return Response(body, media_type="text/html; charset=utf-8", headers={"Content-Security-Policy": REPORT_POLICY})
 
 

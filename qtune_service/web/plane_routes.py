@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
+from pydantic import ValidationError
 
 from qtune_service.config import parse_spec
-from qtune_service.data import storage
-from qtune_service.errors import NotFoundError
+from qtune_service.errors import NotFoundError, OutputConflictError
 from qtune_service.jobs.command import job_command
+from qtune_service.jobs.driver_word import MAX_STATUS_BYTES
 from qtune_service.outputs.folder import Output
 from qtune_service.outputs.query import Selection, find, read_rows, rejected_of
 from qtune_service.outputs.query.fields import quoted
@@ -34,7 +35,7 @@ PLANE: dict[int | str, dict[str, Any]] = {
 def get_plane(job_id: str, server: TheServer, _who: Reader, wanted: Wanted) -> Response:
     """The error-uncertainty plane: thresholds, histograms, points, charts, and the curve of other keep ratios."""
     finished = pruned_output(server, job_id)
-    if storage.stat(finished.folder.at("plane.json")) is None:
+    if finished.folder.stat("plane.json") is None:
         hint = f"Prune it again from its scores, in seconds; the ratio was {finished.prune.sample_keep_ratio}."
         raise NotFoundError(f"job {job_id} was run by an earlier version, which wrote no plane.json", hint)
     return output_files.serve(output_files.find_file(finished, "plane.json"), wanted, is_head=False)
@@ -63,9 +64,12 @@ def get_rejected(
 @router.get("/history", responses=FAILURES)
 def get_history(job_id: str, server: TheServer, _who: Reader) -> HistoryView:
     """Speed over time, also while the job runs. Empty where nothing was scored."""
-    uri = Output(server.jobs.store.get(job_id).output).at("_qtune", "progress.json")
-    body = storage.read_json(uri) if storage.stat(uri) else {}
-    return HistoryView.model_validate(body.get("history", {}))
+    output = Output(server.jobs.store.get(job_id).output, may_be_link=False)
+    body = output.read_object("_qtune", "progress.json", max_bytes=MAX_STATUS_BYTES) or {}
+    try:
+        return HistoryView.model_validate(body.get("history", {}))
+    except ValidationError:
+        raise OutputConflictError(f"the history of job {job_id} is damaged", "Somebody changed its output.") from None
 
 
 @router.get("/command", responses=FAILURES)

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 from qtune_service.errors import (
     BusyError,
+    DamagedFileError,
     DatabaseError,
     DataError,
     DatasetInUseError,
@@ -52,6 +53,7 @@ STATUSES: dict[type[QTuneError], int] = {
     SpecError: 422,
     DataError: 422,
     ModelError: 422,
+    DamagedFileError: 409,
     StorageError: 503,
     DiskFullError: 507,
     BusyError: 503,

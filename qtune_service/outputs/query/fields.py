@@ -15,10 +15,10 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
-from qtune_service.data import storage
 from qtune_service.errors import QueryError
 from qtune_service.outputs.finished import FinishedOutput
 from qtune_service.outputs.folder import Output
+from qtune_service.outputs.manifest_files import part_files, rows_by_shard
 
 ENTRY_ALPHA = "least(greatest(1 - error_rank, entropy_rank), greatest(error_rank, 1 - entropy_rank))"
 """The smallest alpha at which a sample is kept; see core/plane.py."""
@@ -134,8 +134,7 @@ def samples_of(finished: FinishedOutput) -> Records:
 
 def rejected_of(finished: FinishedOutput) -> Records:
     """The rejected records."""
-    files = [file for file in finished.manifest["files"] if file["path"].startswith("rejected/")]
-    shards = {int(file["path"].rpartition("-")[2].partition(".")[0]): file["rows"] for file in files}
+    shards = rows_by_shard(part_files(finished.manifest, "rejected"))
     stored = _stored_fields(finished.folder, ("rejected",), next(iter(shards), None), {})
     return Records(finished.folder, shards, ("rejected",), {"index": _index(), **stored})
 
@@ -146,7 +145,7 @@ def _stored_fields(
     """By name: ours first, then the records' own columns under names that are free."""
     if shard is None:
         return {}
-    fields, schemas = {}, {folder: _schema(output.part(folder, shard)) for folder in folders}
+    fields, schemas = {}, {folder: _schema(output, folder, shard) for folder in folders}
     for folder, schema in schemas.items():
         for name in STORED[folder]:
             if name in schema.names:
@@ -161,8 +160,8 @@ def _stored_fields(
     return fields
 
 
-def _schema(uri: str) -> pa.Schema:
-    with storage.open_parquet(uri) as file:
+def _schema(output: Output, folder: str, shard: int) -> pa.Schema:
+    with output.open_part(folder, shard) as file:
         return file.schema_arrow
 
 

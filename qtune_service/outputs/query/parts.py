@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from qtune_service.data import storage
 from qtune_service.errors import StorageError
+from qtune_service.outputs.folder import Output
 from qtune_service.outputs.query.fields import Field, Records
 
 AHEAD = 4
@@ -44,11 +44,11 @@ def read_part(records: Records, shard: int, names: Iterable[str], rows: NDArray[
         fields = [field for field in stored if field.folder == folder]
         if not fields:
             continue
-        uri = records.output.part(folder, shard)
-        table = read_rows_of(uri, [field.column for field in fields], rows)
+        table = read_rows_of(records.output, folder, shard, [field.column for field in fields], rows)
         if table.num_rows != len(at):
             raise StorageError(
-                f"{storage.display(uri)} has {table.num_rows:,} rows, not the {len(at):,} of the manifest",
+                f"{folder} of shard {shard} in {records.output.root} has {table.num_rows:,} rows, "
+                f"not the {len(at):,} of the manifest",
                 "The output is damaged; run the job again.",
             )
         columns |= {field.name: table[field.column] for field in fields}
@@ -62,9 +62,11 @@ def empty_part(records: Records, names: Iterable[str]) -> pa.Table:
     return pa.schema([pa.field("index", pa.int64()), *(pa.field(f.name, f.type) for f in stored)]).empty_table()
 
 
-def read_rows_of(uri: str, columns: Sequence[str], rows: NDArray[np.int64] | None = None) -> pa.Table:
-    """Columns of a Parquet file; of some rows (ascending) without holding the others."""
-    with storage.open_parquet(uri) as file:
+def read_rows_of(
+    output: Output, folder: str, shard: int, columns: Sequence[str], rows: NDArray[np.int64] | None = None
+) -> pa.Table:
+    """Columns of a shard's file; of some rows (ascending) without holding the others."""
+    with output.open_part(folder, shard) as file:
         if rows is None:
             return file.read(columns=list(columns))
         taken, start = [file.schema_arrow.empty_table().select(list(columns))], 0

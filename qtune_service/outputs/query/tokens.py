@@ -42,7 +42,7 @@ def read_tokens(finished: FinishedOutput, records: Records, index: NDArray[np.in
     found: dict[int, SampleTokens] = {}
     for shard, rows in rows_by_shard(records, index).items():
         at = np.unique(rows)
-        scores = read_rows_of(records.output.part("scores", shard), COLUMNS, at)
+        scores = read_rows_of(records.output, "scores", shard, COLUMNS, at)
         masks = _final_masks(finished, shard, at, scores)
         found |= dict(zip((records.starts[shard] + at).tolist(), _samples(finished, scores, masks), strict=True))
     return [found[i] for i in index.tolist()]

@@ -9,6 +9,7 @@ import pytest
 from qtune_service.data import storage
 from qtune_service.errors import StorageError
 from qtune_service.outputs.folder import Output
+from qtune_service.outputs.removal import drop_strays, drop_working_files
 from tests.s3 import serve_s3
 
 
@@ -22,7 +23,7 @@ def write_strays(output: Output) -> None:
     for folder, name in (
         ("scores", "part-00000.parquet"),
         ("scores", "part-00001.parquet"),
-        ("scores", ".part-00002.parquet.17-ab.tmp"),
+        ("scores", ".part-00002.parquet.17-0123abcd.tmp"),
         ("rejected", "part-00000.parquet"),
         ("pruned", "README.md"),
     ):
@@ -34,7 +35,7 @@ def test_only_what_the_manifest_does_not_list_is_dropped(scheme: str, tmp_path: 
     """Parts that no finished shard owns and half-written ones go; listed parts and foreign files stay."""
     output = Output(f"{scheme}{tmp_path}/./o")
     write_strays(output)
-    output.drop_strays(["scores/part-00000.parquet"])
+    drop_strays(output, ["scores/part-00000.parquet"])
     assert names(output.root) == ["pruned/README.md", "scores/part-00000.parquet"]
 
 
@@ -45,8 +46,8 @@ def test_strays_on_an_object_store() -> None:
         write_strays(output)
         output.mark("scored", 7, {"read": 2})
         assert output.finished("scored") == {7: {"read": 2}}
-        output.drop_working_files()
-        output.drop_strays(["scores/part-00000.parquet"])
+        drop_working_files(output)
+        drop_strays(output, ["scores/part-00000.parquet"])
         assert names(output.root) == ["pruned/README.md", "scores/part-00000.parquet"]
 
 

@@ -15,6 +15,7 @@ import pytest
 from qtune_service.core.plane import Quadrant
 from qtune_service.errors import QueryError
 from qtune_service.outputs.finished import FinishedOutput
+from qtune_service.outputs.folder import Output
 from qtune_service.outputs.query import (
     Limits,
     Records,
@@ -304,15 +305,15 @@ def test_only_the_rows_that_are_shown_are_held(
     outputs: FinishedOutputs, records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Token columns are read of the shards that hold the samples, and of these in batches."""
-    read: list[str] = []
+    read: list[tuple[str, int]] = []
 
-    def noted(uri: str, *more: Any) -> pa.Table:
-        read.append(uri)
-        return read_rows_of(uri, *more)
+    def noted(output: Output, folder: str, shard: int, *more: Any) -> pa.Table:
+        read.append((folder, shard))
+        return read_rows_of(output, folder, shard, *more)
 
     monkeypatch.setattr(tokens_module, "read_rows_of", noted)
     read_tokens(outputs.pruned, records, np.array([0, 2, NUM_SAMPLES - 1]))
-    assert [uri.rpartition("-")[2] for uri in read] == ["00000.parquet", "00004.parquet"]
+    assert read == [("scores", 0), ("scores", 4)]
 
 
 def test_groups(records: Records, table: list[Row]) -> None:
