@@ -51,7 +51,9 @@ def make_job(data_root: Path, num_bytes: int) -> str:
         prune=None,
         output=OutputSpec(path=str(root)),
     )
-    sizes = {"whole/0.bin": num_bytes, **{f"parts/{i}.bin": num_bytes // PARTS for i in range(PARTS)}}
+    sizes = {"scores/part-00000.parquet": num_bytes} | {
+        f"pruned/part-{i:05}.parquet": num_bytes // PARTS for i in range(PARTS)
+    }
     files = [{"path": at, "rows": 0, "bytes": size, "sha256": _write(root / at, size)} for at, size in sizes.items()]
     scoring = {"shards": {}, "own_columns": {}, "category_column": None}
     manifest = {"spec": spec.model_dump(mode="json"), "files": files, "scoring": scoring, "counts": {}}
@@ -159,16 +161,16 @@ def main() -> None:
 
 def report(got: Path, url: str, pid: int, job: str, size: int) -> None:
     """The table."""
-    parts = [f"parts/{i}.bin" for i in range(PARTS)]
+    parts = [f"pruned/part-{i:05}.parquet" for i in range(PARTS)]
     routes = [
-        ("`qtune jobs download`, one file", ours(url, job, got, "whole/*", 1), True),
-        ("the same, 8 files, one at a time", ours(url, job, got, "parts/*", 1), True),
-        ("the same, 8 at a time", ours(url, job, got, "parts/*", PARTS), True),
-        ("the same, all there already", ours(url, job, got, "parts/*", PARTS), False),
+        ("`qtune jobs download`, one file", ours(url, job, got, "scores/*", 1), True),
+        ("the same, 8 files, one at a time", ours(url, job, got, "pruned/*", 1), True),
+        ("the same, 8 at a time", ours(url, job, got, "pruned/*", PARTS), True),
+        ("the same, all there already", ours(url, job, got, "pruned/*", PARTS), False),
     ]
     if shutil.which("curl"):
         routes += [
-            ("curl, one file, no digest", curl(url, job, got, ["whole/0.bin"]), True),
+            ("curl, one file, no digest", curl(url, job, got, ["scores/part-00000.parquet"]), True),
             ("curl, 8 at a time, no digest", curl(url, job, got, parts), True),
         ]
     print(f"| {size / 1e9:.2f} GB | seconds | MB/s | client peak MiB | server peak MiB |\n|---|---:|---:|---:|---:|")

@@ -1,10 +1,12 @@
 """Files of datasets: each arrives aside, is checked on the way, and shows only when it is whole and known.
 
     ROOT/.ID.upload     arriving; locked by the process that receives it
+    ROOT/.ID.publishing the database is about to know ID
     ROOT/ID/NAME        a dataset, once the database knows its ID
 
-What a killed server left is found by its lock, which died with it, and by the database, which never heard of it. The
-root may be a URI: then files arrive in a local folder first, and are sent on once they have been checked.
+What a killed server left is found by its lock, which died with it, and by the mark of a dataset that the database never
+heard of. A folder without that mark is never removed: where a database was lost, the datasets are all that is left.
+The root may be a URI: then files arrive in a local folder first, and are sent on once they have been checked.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from qtune_service.data import storage
+from qtune_service.data import inside, storage
 from qtune_service.data.checking import check
+from qtune_service.data.confined import Root
 from qtune_service.data.filesystems import explain
 from qtune_service.data.sources import ENDING, SUPPORTED
 from qtune_service.errors import (
@@ -41,6 +44,7 @@ from qtune_service.jobs.ids import is_id, new_id
 MAX_NAME_BYTES = 200
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ARRIVING = re.compile(r"\.([0-9a-z]{26})\.upload")
+_PUBLISHING = re.compile(r"\.([0-9a-z]{26})\.publishing")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,21 +125,32 @@ class Datasets:
             yield block
 
     def _publish(self, new: NewDataset, path: Path) -> Dataset:
-        folder = folder_of(self.root, new.id)
+        mark = self._mark(new.id)
         try:
             with _explained(path):
-                storage.move_in(path, storage.join(folder, new.name))
+                mark.touch()
+                storage.move_in(path, storage.join(folder_of(self.root, new.id), new.name))
             return self.store.create(new)
         except BaseException:
-            storage.remove_tree(folder)
+            self._remove(new.id, new.name)
             raise
+        finally:
+            mark.unlink(missing_ok=True)
+
+    def _mark(self, dataset_id: str) -> Path:
+        return self.arrivals / f".{dataset_id}.publishing"
+
+    def _remove(self, dataset_id: str, name: str) -> None:
+        """Remove a dataset's file, and its folder where nothing else is in it."""
+        root = Root(self.root)
+        inside.remove_file(root, dataset_id, name)
+        inside.remove_folder_if_empty(root, dataset_id)
 
     def delete(self, dataset_id: str) -> None:
         """Remove a dataset. Raises NotFoundError, and DatasetInUseError while a job reads it."""
         if not is_id(dataset_id):
             raise NotFoundError(f"there is no dataset {dataset_id}")
-        self.store.delete(dataset_id)
-        storage.remove_tree(folder_of(self.root, dataset_id))
+        self._remove(dataset_id, self.store.delete(dataset_id).name)
 
     def sweep(self) -> None:
         """Remove what servers that were killed have left on this machine's disk; other servers' work stays."""
@@ -145,16 +160,19 @@ class Datasets:
         for entry in entries:
             if _ARRIVING.fullmatch(entry.name) and _is_left(entry):
                 entry.unlink(missing_ok=True)
-        folders = [entry for entry in entries if is_id(entry.name)]
-        known = self.store.known([entry.name for entry in folders])
-        for folder in folders:
-            if folder.name not in known:
-                self._sweep_folder(folder)
+        for mark, match in ((entry, _PUBLISHING.fullmatch(entry.name)) for entry in entries):
+            if match and not self._is_being_published(match[1]):
+                if not self.store.known([match[1]]):
+                    for name in inside.list_files(Root(self.root), match[1]):
+                        self._remove(match[1], name)
+                mark.unlink(missing_ok=True)
 
-    def _sweep_folder(self, folder: Path) -> None:
-        """One that the database did not know: it may have been told meanwhile, by who then let go of the lock."""
-        if all(map(_is_left, folder.iterdir())) and not self.store.known([folder.name]):
-            shutil.rmtree(folder, ignore_errors=True)
+    def _is_being_published(self, dataset_id: str) -> bool:
+        """Return whether another server of this disk holds the lock of the dataset's file."""
+        files = [self.arrivals / f".{dataset_id}.upload"]
+        if "://" not in self.root:
+            files += [Path(self.root) / dataset_id / name for name in inside.list_files(Root(self.root), dataset_id)]
+        return any(file.exists() and not _is_left(file) for file in files)
 
 
 # --- names

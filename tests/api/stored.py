@@ -14,6 +14,12 @@ from qtune_service.jobs.store import NewJob, _new_row
 from qtune_service.jobs.tables import jobs
 
 
+def _allowed(engine: Engine) -> dict[str, Any]:
+    """A spec that a server of `servers.settings` allows."""
+    inputs = Path(str(engine.url.database)).parent / "inputs"
+    return {"input": {"paths": [f"{inputs}/a.jsonl"]}, "model": {"name": "succeed"}, "output": {"path": ""}}
+
+
 def database_of(folder: Path) -> Engine:
     """Of the server with this data root."""
     return open_database(f"sqlite:///{folder}/qtune.db")
@@ -21,7 +27,8 @@ def database_of(folder: Path) -> Engine:
 
 def store_job(engine: Engine, output: str, status: JobStatus, spec: Mapping[str, Any] | None = None) -> str:
     """A job in some status, at once, so that no server takes it before; its id."""
-    row = _new_row(NewJob("done", spec or {"input": {"paths": []}}, output, "ann", "local"))
+    whole = {**(spec or _allowed(engine)), "output": {"path": output}}
+    row = _new_row(NewJob("done", whole, output, "ann", "local"))
     with writing(engine) as connection:
         connection.execute(jobs.insert().values({**row, "status": str(status), "reference": {"host": "none"}}))
     return str(row["id"])

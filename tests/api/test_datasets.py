@@ -45,7 +45,7 @@ def add(datasets: Datasets, name: str = "a.jsonl", owner: str = "ann") -> Datase
 def job_of(*paths: str, **more: Any) -> NewJob:
     """A job that reads these."""
     spec = {"input": {"paths": list(paths)}, "model": {"name": "m"}, "output": {"path": "out"}, **more}
-    return NewJob("a job", spec, "out", "ann", "local")
+    return NewJob("a job", spec, f"out/{new_id()}", "ann", "local")
 
 
 def test_a_dataset_comes_back_as_it_went_in(datasets: Datasets, tmp_path: Path) -> None:
@@ -200,13 +200,20 @@ def test_what_killed_servers_left_is_swept(datasets: Datasets, tmp_path: Path) -
     unknown = root / new_id()
     unknown.mkdir()
     (unknown / "a.jsonl").write_bytes(LINES)
-    (root / new_id()).mkdir()
+    (root / f".{unknown.name}.publishing").touch()
+    (root / f".{new_id()}.publishing").touch()
+    lost = root / new_id()  # of a database that was lost: no server was about to publish it
+    lost.mkdir()
+    (lost / "a.jsonl").write_bytes(LINES)
     (root / "somebody's").mkdir()
     arriving, publishing = root / f".{new_id()}.upload", root / new_id() / "b.jsonl"
     publishing.parent.mkdir()
+    (root / f".{publishing.parent.name}.publishing").touch()
     with arriving.open("wb") as one, publishing.open("wb") as two:
         fcntl.flock(one, fcntl.LOCK_EX)
         fcntl.flock(two, fcntl.LOCK_EX)
         datasets.sweep()
         left = {path.name for path in root.iterdir()}
-    assert left == {kept.id, "somebody's", arriving.name, publishing.parent.name}
+    marked = f".{publishing.parent.name}.publishing"
+    assert left == {kept.id, lost.name, "somebody's", arriving.name, publishing.parent.name, marked}
+    assert (lost / "a.jsonl").exists()

@@ -50,11 +50,11 @@ def served(tmp_path_factory: pytest.TempPathFactory, outputs: FinishedOutputs) -
     root = folder / "output"
     shutil.copytree(outputs.pruned.root, root)
     manifest = json.loads((root / "manifest.json").read_text())
-    (root / "big").mkdir()
-    contents = {f"big/{i} ü.bin": random.Random(i).randbytes(BIG_BYTES) for i in range(3)}
+    (root / "rejected").mkdir(exist_ok=True)
+    contents = {f"rejected/part-9000{i}.parquet": random.Random(i).randbytes(BIG_BYTES) for i in range(3)}
     for path, body in contents.items():
         (root / path).write_bytes(body)
-        entry = {"path": path, "bytes": len(body), "sha256": hashlib.sha256(body).hexdigest(), "rows": None}
+        entry = {"path": path, "bytes": len(body), "sha256": hashlib.sha256(body).hexdigest(), "rows": 0}
         manifest["files"].append(entry)
     (root / "manifest.json").write_text(json.dumps(manifest))
     with serving(settings(folder), scripted(folder)) as made:
@@ -89,7 +89,7 @@ def test_files_are_chosen_by_pattern(served: Served, tmp_path: Path) -> None:
         places = client.download(served.job, tmp_path, PRODUCT)
         folders = {place.relative_to(tmp_path).parts[0] for place in places}
         assert {"pruned", "manifest.json", "report.html", "tokenizer"} <= folders
-        assert not folders & {"scores", "quadrants", "rejected", "big"}
+        assert not folders & {"scores", "quadrants", "rejected"}
         with pytest.raises(NotFoundError, match="prunned"):
             client.download(served.job, tmp_path, ["pruned/*", "prunned/*"])
 
@@ -97,11 +97,11 @@ def test_files_are_chosen_by_pattern(served: Served, tmp_path: Path) -> None:
 def test_what_is_there_is_not_fetched_again(served: Served, tmp_path: Path) -> None:
     """Only what is missing or wrong."""
     with wire(served.port) as way, served.client(way.port) as client:
-        first, second, _third = client.download(served.job, tmp_path, "big/*")
+        first, second, _third = client.download(served.job, tmp_path, "rejected/part-9*")
         first.unlink()
         second.write_bytes(b"\0" * BIG_BYTES)
         before = way.bytes_back
-        client.download(served.job, tmp_path, "big/*")
+        client.download(served.job, tmp_path, "rejected/part-9*")
         assert 2 * BIG_BYTES < way.bytes_back - before < 2.2 * BIG_BYTES
     for path, body in served.big.items():
         assert (tmp_path / path).read_bytes() == body
@@ -114,10 +114,10 @@ def test_a_cut_download_goes_on_where_it_was(served: Served, tmp_path: Path) -> 
         return None if number <= 4 and at > 600_000 else block
 
     with wire(served.port, cut) as way, served.client(way.port) as client:
-        (place,) = client.download(served.job, tmp_path, "big/0*", parallel=1)
+        (place,) = client.download(served.job, tmp_path, "rejected/part-90000*", parallel=1)
         assert way.num_connections >= 4
         assert way.bytes_back < 1.2 * BIG_BYTES
-    assert place.read_bytes() == served.big["big/0 ü.bin"]
+    assert place.read_bytes() == served.big["rejected/part-90000.parquet"]
 
 
 def test_another_call_goes_on_too(served: Served, tmp_path: Path) -> None:
@@ -128,14 +128,14 @@ def test_another_call_goes_on_too(served: Served, tmp_path: Path) -> None:
 
     with wire(served.port, broken) as way, Client(f"http://127.0.0.1:{way.port}", patience_s=0.5) as client:
         with pytest.raises(UnreachableError):
-            client.download(served.job, tmp_path, "big/1*")
+            client.download(served.job, tmp_path, "rejected/part-90001*")
         first = way.bytes_back
     assert len(leftovers(tmp_path)) == 1
-    assert not (tmp_path / "big/1 ü.bin").exists()
+    assert not (tmp_path / "rejected/part-90001.parquet").exists()
     with wire(served.port) as way, served.client(way.port) as client:
-        client.download(served.job, tmp_path, "big/1*")
+        client.download(served.job, tmp_path, "rejected/part-90001*")
         assert first + way.bytes_back < 1.2 * BIG_BYTES
-    assert (tmp_path / "big/1 ü.bin").read_bytes() == served.big["big/1 ü.bin"]
+    assert (tmp_path / "rejected/part-90001.parquet").read_bytes() == served.big["rejected/part-90001.parquet"]
     assert leftovers(tmp_path) == []
 
 
@@ -154,15 +154,15 @@ def test_bytes_that_changed_on_the_way_are_found(served: Served, tmp_path: Path)
         return flip(block)
 
     with wire(served.port, once) as way, served.client(way.port) as client:
-        (place,) = client.download(served.job, tmp_path, "big/0*")
-    assert place.read_bytes() == served.big["big/0 ü.bin"]
+        (place,) = client.download(served.job, tmp_path, "rejected/part-90000*")
+    assert place.read_bytes() == served.big["rejected/part-90000.parquet"]
     place.unlink()
     with (
         wire(served.port, lambda _n, at, b: flip(b) if at > 1_000_000 else b) as way,
         served.client(way.port) as client,
         pytest.raises(ChecksumMismatchError, match="SHA-256"),
     ):
-        client.download(served.job, tmp_path, "big/0*")
+        client.download(served.job, tmp_path, "rejected/part-90000*")
     assert not place.exists()
     assert leftovers(tmp_path) == []
 
@@ -171,7 +171,7 @@ def test_a_full_disk_is_said_and_what_came_is_kept(served: Served, tmp_path: Pat
     """With what to do; here by a limit for files of the process."""
     code = (
         "import sys; from qtune_service.client import Client; from qtune_service.errors import DiskFullError\n"
-        "try: Client(sys.argv[1]).download(sys.argv[2], sys.argv[3], 'big/0*')\n"
+        "try: Client(sys.argv[1]).download(sys.argv[2], sys.argv[3], 'rejected/part-90000*')\n"
         "except DiskFullError as error: print(error)"
     )
     arguments = [sys.executable, "-c", code, f"http://127.0.0.1:{served.port}", served.job, str(tmp_path)]
@@ -182,15 +182,15 @@ def test_a_full_disk_is_said_and_what_came_is_kept(served: Served, tmp_path: Pat
     (part,) = tmp_path.rglob("*.part")
     assert 0 < part.stat().st_size <= 1 << 20
     with wire(served.port) as way, served.client(way.port) as client:
-        client.download(served.job, tmp_path, "big/0*")
+        client.download(served.job, tmp_path, "rejected/part-90000*")
         assert way.bytes_back < 2.2 * (1 << 20)
 
 
 def test_a_folder_that_cannot_be_written(served: Served, tmp_path: Path) -> None:
     """Is an error of storage that names the file."""
-    (tmp_path / "big").write_text("a file")
+    (tmp_path / "rejected").write_text("a file")
     with served.client() as client, pytest.raises(StorageError, match=str(tmp_path)):
-        client.download(served.job, tmp_path, "big/*")
+        client.download(served.job, tmp_path, "rejected/part-9*")
 
 
 def test_files_come_in_parallel(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_files_come_in_parallel(tmp_path: Path) -> None:
 def listing(bodies: dict[str, bytes]) -> bytes:
     """What a server says of its files."""
     files = [
-        {"path": path, "size_bytes": len(body), "sha256": hashlib.sha256(body).hexdigest(), "rows": None}
+        {"path": path, "size_bytes": len(body), "sha256": hashlib.sha256(body).hexdigest(), "rows": 0}
         for path, body in bodies.items()
     ]
     return json.dumps(files).encode()

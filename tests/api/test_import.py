@@ -131,7 +131,7 @@ def test_what_cannot_be_used_is_told_and_harms_nothing(
     found = by_output(rebuilder(database, outputs, tmp_path).run(str(tmp_path)))
     reasons = {
         "at-work": "may be at work", "forbidden": "not allowed here", "of-the-future": "colour",
-        "strange": "not of the form", "damaged": "not valid JSON", "a-list": "", "false-figures": "counts",
+        "strange": "cannot be used: error", "damaged": "not valid JSON", "a-list": "", "false-figures": "counts",
         "never-began": "nothing is lost",
     }  # fmt: skip
     assert found.pop("good").fate is Fate.imported

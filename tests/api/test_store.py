@@ -17,6 +17,7 @@ from qtune_service.errors import (
     SpecError,
 )
 from qtune_service.jobs.database import check_schema, open_database, upgrade
+from qtune_service.jobs.ids import new_id
 from qtune_service.jobs.models import MOVES, JobError, JobStatus, Progress
 from qtune_service.jobs.store import JobStore, NewJob
 from qtune_service.jobs.tables import metadata
@@ -26,7 +27,7 @@ SPEC: dict[str, Any] = {"input": {"paths": ["a.jsonl"]}, "model": {"name": "m"},
 
 def new(name: str = "a job", owner: str = "ann", key: str | None = None, **spec: Any) -> NewJob:
     """A submission."""
-    return NewJob(name, {**SPEC, **spec}, "out", owner, "local", key)
+    return NewJob(name, {**SPEC, **spec}, f"out/{new_id()}", owner, "local", key)
 
 
 def test_a_job_comes_back_as_it_went_in(store: JobStore) -> None:
