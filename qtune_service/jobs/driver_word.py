@@ -54,8 +54,8 @@ class _Scoring(_Checked):
 class _Manifest(_Checked):
     """manifest.json, as far as every page shows it."""
 
-    counts: dict[str, int] = {}
-    thresholds: dict[str, float | str | None] = {}
+    counts: Annotated[dict[str, Count], Field(max_length=100)] = {}
+    thresholds: Annotated[dict[str, float | Annotated[str, Field(max_length=100)] | None], Field(max_length=100)] = {}
     scoring: _Scoring = _Scoring()
 
 

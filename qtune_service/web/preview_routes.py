@@ -35,8 +35,7 @@ async def preview(body: PreviewRequest, server: TheServer, _who: Submitter) -> P
 def _allowed(server: Server, body: PreviewRequest) -> dict[str, Any]:
     """The spec as a driver would get it. Raises what a job's submission would."""
     spec = body.to_spec(f"{server.settings.data_root}/outputs/preview")
-    server.policy.check(spec)
-    plain = spec.model_dump(mode="json")
+    plain = server.policy.settle(spec).model_dump(mode="json")
     with reading(server.database) as connection:
         require_datasets(connection, plain)
     return resolved(plain, server.settings.datasets)
