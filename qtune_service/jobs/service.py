@@ -97,7 +97,7 @@ class JobService:
         """
         job = self.store.get(job_id)
         output = Output(job.output, may_be_link=False)
-        why_kept = "as requested" if keep_output else self._why_kept(job, output)
+        why_kept = "as requested" if keep_output else self._why_kept(job)
         if why_kept:
             self.store.delete(job_id)
         else:
@@ -110,12 +110,16 @@ class JobService:
             _log.warning("job %s was deleted; its output %s was kept: %s", job_id, job.output, why_kept)
         return why_kept
 
-    def _why_kept(self, job: Job, output: Output) -> str:
+    def _why_kept(self, job: Job) -> str:
         """Why an output is not to be cleared with its job; nothing where it is."""
         if others := self.store.naming(job.output, other_than=job.id):
             return f"job {others[0]} has it too"
+        return self._why_foreign(job)
+
+    def _why_foreign(self, job: Job) -> str:
+        """Why an output is not this job's by its own record; nothing where it is."""
         try:
-            recorded = output.owner()
+            recorded = Output(job.output, may_be_link=False).owner()
         except (OutputConflictError, DamagedFileError) as error:
             return error.message
         if recorded is None:
@@ -216,6 +220,9 @@ class JobService:
             self._end(job, JobStatus.failed, word.damage)
         elif word.error is not None and word.updated_at_s >= _started_s(job) and not job.cancel_requested:
             self._end(job, JobStatus.failed, word.error)
+        elif word.manifest is not None and word.updated_at_s < _started_s(job) and (why := self._why_foreign(job)):
+            error = JobError("output_conflict", f"the driver refused its output: {why}", "Choose another output.")
+            self._end(job, JobStatus.failed, error)
         elif word.manifest is not None:
             complete = word.complete
             if job.spec.get("from_scores") is None and job.attempts == 1:

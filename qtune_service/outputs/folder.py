@@ -191,6 +191,12 @@ class Output:
 
     # --- ownership
 
+    def check_owner(self, spec: JobSpec) -> None:
+        """Raise OutputConflictError where this output belongs to a job with another spec."""
+        owner = self.read_object("_qtune", "job.json")
+        if owner is not None and owner.get("fingerprint") != spec.fingerprint():
+            raise self._belongs_to_another(spec, owner)
+
     def claim(self, spec: JobSpec, model_fingerprint: str) -> None:
         """Make this output the spec's own. Raises OutputConflictError where it holds something else."""
         owner = self.read_object("_qtune", "job.json")
@@ -227,10 +233,12 @@ class Output:
             raise damaged("it has no valid spec") from None
 
     def _check_owner(self, spec: JobSpec, model_fingerprint: str, owner: dict[str, Any]) -> None:
-        if owner["fingerprint"] == spec.fingerprint() and owner["model_fingerprint"] == model_fingerprint:
-            return
-        differing = _differences(owner["spec"], spec.model_dump(mode="json")) or ["the files of the model"]
-        raise OutputConflictError(
+        if owner.get("fingerprint") != spec.fingerprint() or owner.get("model_fingerprint") != model_fingerprint:
+            raise self._belongs_to_another(spec, owner)
+
+    def _belongs_to_another(self, spec: JobSpec, owner: dict[str, Any]) -> OutputConflictError:
+        differing = _differences(owner.get("spec"), spec.model_dump(mode="json")) or ["the files of the model"]
+        return OutputConflictError(
             f"{self.root} belongs to another job; it differs in {', '.join(differing)}",
             "Choose another --output, or --overwrite to start anew. To change only the ratios, reuse its scores:\n"
             f"  qtune prune --from-scores {self.root} --output NEW --sample-keep-ratio R",

@@ -54,6 +54,7 @@ def run_job(
     with output.locked(sink.say):
         if overwrite:
             clear(output)
+        output.check_owner(spec)  # before anything is written there, progress included
         file = FileSink(output.note_progress)
         try:
             return _Job(spec, output, Tracker(sink, file), ray_address, stop or Stop()).run()

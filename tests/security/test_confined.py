@@ -18,7 +18,23 @@ from qtune_service.outputs.folder import Output
 from qtune_service.outputs.manifest_files import part_files, part_path
 
 SECRET = b"the secret"
-PIECES = ("..", ".", "", "a", "part-00000.parquet", "link", "up", "~", "%2e%2e", "%2f", "..%2f", "...", ". .", "{", "}")
+PIECES: tuple[str, ...] = (
+    "..",
+    ".",
+    "",
+    "a",
+    "part-00000.parquet",
+    "link",
+    "up",
+    "~",
+    "%2e%2e",
+    "%2f",
+    "..%2f",
+    "...",
+    ". .",
+    "{",
+    "}",
+)
 PIECES += ("\\..", "a\\b", "\0", "\n", "*", "?", "#", "\u2024\u2024", "\uff0e\uff0e", "x" * 300, "dev", "file:", "s3:")
 paths = st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=12).map("/".join)
 quickly = hypothesis.settings(
