@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from qtune_service.client import downloads, events, uploads
 from qtune_service.client.connection import Connection
@@ -129,9 +129,13 @@ class Client:
         """Queue a failed or cancelled job again."""
         return JobView.model_validate_json(self._connection.request("POST", f"{_job(job_id)}/resume").content)
 
-    def delete(self, job_id: str, *, keep_output: bool = False) -> None:
-        """Forget a job that has ended."""
-        self._connection.request("DELETE", _job(job_id), params={"keep_output": keep_output})
+    def delete(self, job_id: str, *, keep_output: bool = False) -> str:
+        """Forget a job that has ended and remove its output. Return why the output was kept; nothing where it was not.
+
+        The server removes only an output that is this job's by its own record, and that no other job has too.
+        """
+        response = self._connection.request("DELETE", _job(job_id), params={"keep_output": keep_output})
+        return unquote(response.headers.get("X-Output-Kept", ""))
 
     # --- following
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,7 @@ from qtune_service import __version__
 from qtune_service.config import JobSpec
 from qtune_service.data import inside, storage
 from qtune_service.data.confined import Root
+from qtune_service.data.filesystems import explain
 from qtune_service.errors import OutputConflictError
 from qtune_service.outputs.lease import leased
 from qtune_service.outputs.manifest_files import PART_FOLDERS, damaged, part_path
@@ -258,7 +260,13 @@ def _file_lock(path: Path, root: str) -> Iterator[None]:
     import fcntl
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    # No link is followed, and a FIFO in the lock's place is an error instead of a wait without end.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        raise explain(error, str(path), "lock") from error
+    with open(descriptor, "a") as file:  # noqa: PTH123 - a descriptor
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

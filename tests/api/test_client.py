@@ -56,7 +56,7 @@ def test_a_job_from_submission_to_its_log(typed_client: Client, tmp_path: Path) 
     assert again.spec["from_scores"] == done.output
     assert again.spec["prune"]["sample_keep_ratio"] == 0.25
     typed_client.wait(again.id)
-    typed_client.delete(made.id, keep_output=True)
+    assert typed_client.delete(made.id, keep_output=True) == "as requested"
     assert Path(done.output, "manifest.json").exists()
     with pytest.raises(NotFoundError, match=made.id):
         typed_client.get(made.id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -214,6 +215,20 @@ def test_deletion_follows_no_link(site: Site, outputs: FinishedOutputs, tmp_path
     job = site.stored(root, outputs.pruned)
     assert site.delete(job).status_code in (204, 409)
     assert files_of(other) == before
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link"])
+def test_a_false_lock_holds_nobody(site: Site, outputs: FinishedOutputs, kind: str) -> None:
+    """A deletion does not wait at a FIFO, nor touch what a link leads to: it is refused, and nothing is removed."""
+    root = with_foreign(outputs.pruned, site.place())
+    if kind == "fifo":
+        os.mkfifo(root / "_qtune" / "lock")
+    else:
+        (root / "_qtune" / "lock").symlink_to(site.folder / "made-by-the-lock")
+    job, before = site.stored(root, outputs.pruned), files_of(root)
+    assert site.delete(job).status_code in (409, 503)
+    assert files_of(root) == before
+    assert not (site.folder / "made-by-the-lock").exists()
 
 
 def test_a_job_without_an_output_is_deleted(site: Site, outputs: FinishedOutputs) -> None:

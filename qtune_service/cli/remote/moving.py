@@ -46,5 +46,5 @@ def delete(
         if not keep_output and not yes:
             typer.confirm(f"Remove the output of {len(jobs)} job(s) for good?", abort=True, err=True)
         for job in jobs:
-            client.delete(job, keep_output=keep_output)
-            say(f"{job} is deleted" + (", its output is kept" if keep_output else ""))
+            why_kept = client.delete(job, keep_output=keep_output)
+            say(f"{job} is deleted" + (f", its output is kept: {why_kept}" if why_kept else ""))

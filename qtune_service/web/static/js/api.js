@@ -71,7 +71,7 @@ export const proof = async (method) => {
 export const understood = async (response, stays = false) => {
   if (response.ok) {
     heard();
-    if (response.status === 204) return null;
+    if (response.status === 204) return response.headers.get("X-Output-Kept"); // why a deletion left an output
     const isJson = response.headers.get("Content-Type")?.includes("json");
     return isJson ? response.json() : response.text();
   }

@@ -25,8 +25,8 @@ export const forget = async (job) => {
   const text = "The job is forgotten. Its output is removed too, and cannot be brought back.";
   const said = await confirmed({ title: `Delete ${job.name}?`, text, action: "Delete", isDangerous: true, fields: [keep] });
   if (!said) return false;
-  await remove(`${path(job)}${query({ keep_output: said.keep ? "true" : "" })}`);
-  notify(`${job.name} is deleted${said.keep ? "; its output is kept" : ""}.`);
+  const kept = await remove(`${path(job)}${query({ keep_output: said.keep ? "true" : "" })}`);
+  notify(`${job.name} is deleted${kept ? `; its output is kept: ${decodeURIComponent(kept)}` : ""}.`);
   return true;
 };
 
