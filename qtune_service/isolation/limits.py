@@ -21,6 +21,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
+SMALL_LIBRARIES = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "RAYON_NUM_THREADS": "2",
+    "MALLOC_ARENA_MAX": "2",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+}
+"""Environment of a child with a limit of memory: stacks of threads, of which there would be as many as the machine has
+cores, count as memory, and so does the GiB that Arrow's own allocator reserves."""
 OOM_SCORE = "500"
 """Of 1000: where the machine or its container runs out of memory, a child ends before the server does."""
 

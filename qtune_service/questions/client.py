@@ -20,7 +20,7 @@ from qtune_service.errors import (
     StorageError,
 )
 from qtune_service.isolation.environment import child_environment
-from qtune_service.isolation.limits import ProcessLimits
+from qtune_service.isolation.limits import SMALL_LIBRARIES, ProcessLimits
 from qtune_service.isolation.workers import (
     AnswerTooLargeError,
     WorkerDiedError,
@@ -37,8 +37,6 @@ MIN_CHILDREN, MAX_CHILDREN = 2, 4
 WITHIN_S, WAIT_S = 60.0, 60.0
 """For an answer, reading of files included; and for a child that is free."""
 MAX_ANSWER_BYTES = 128 << 20
-THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
-"""Each thread has a stack, which counts as memory, and these would be as many as the machine has cores."""
 KNOWN: tuple[type[QTuneError], ...] = (
     QueryError, OutputConflictError, StorageError, DataError, BadDatasetError, SpecError,
 )  # fmt: skip
@@ -58,7 +56,7 @@ class Questions:
         kind = WorkerKind(
             COMMAND,
             ProcessLimits(memory_bytes),
-            {**child_environment("question", environment), **THREADS},
+            {**child_environment("question", environment), **SMALL_LIBRARIES},
             MAX_ANSWER_BYTES,
         )
         self._pool = WorkerPool(kind, min(max(MIN_CHILDREN, (os.cpu_count() or 1) // 2), MAX_CHILDREN))
