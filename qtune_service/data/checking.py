@@ -42,9 +42,7 @@ class Checked:
     first_problem: str = ""
 
 
-def check(
-    name: str, blocks: Iterator[bytes], path: Path, parquet_rows: Callable[[str, Path], int]
-) -> Checked:
+def check(name: str, blocks: Iterator[bytes], path: Path, parquet_rows: Callable[[str, Path], int]) -> Checked:
     """Look through a file. Raises BadDatasetError.
 
     path: where its bytes are once `blocks` has ended. parquet_rows: counts the rows of a Parquet file; the server

@@ -66,7 +66,7 @@ class ProcessLimits:
         _lower(resource.RLIMIT_STACK, self.stack_bytes)
         _lower(resource.RLIMIT_CORE, 0)
         if self.cpu_s is not None:
-            _lower(resource.RLIMIT_CPU, self.cpu_s)
+            _lower(resource.RLIMIT_CPU, self.cpu_s, spare=2)  # so that SIGXCPU comes before SIGKILL, and says why
         if sys.platform == "linux":
             _prctl(PR_SET_NO_NEW_PRIVS, 1)
             if self.parent is not None:
@@ -84,10 +84,11 @@ def limit_cpu_from_now(seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + 1 + seconds, hard))
 
 
-def _lower(kind: int, value: int) -> None:
+def _lower(kind: int, value: int, spare: int = 0) -> None:
+    """Set the soft limit to a value, and the hard one to `spare` more."""
     _, hard = resource.getrlimit(kind)
-    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(kind, (value, value))
+    highest = value + spare if hard == resource.RLIM_INFINITY else min(value + spare, hard)
+    resource.setrlimit(kind, (min(value, highest), highest))
 
 
 def _prctl(option: int, value: int) -> None:

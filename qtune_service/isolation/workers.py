@@ -15,7 +15,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import IO
 
 from qtune_service.isolation import frames
 from qtune_service.isolation.limits import ProcessLimits
@@ -124,7 +125,7 @@ class _Worker:
 
     process: subprocess.Popen[bytes]
     max_answer_bytes: int
-    printed: tempfile._TemporaryFileWrapper[bytes] = field(repr=False)
+    printed: IO[bytes]
     """What it prints: a file, whose size its limits bound, because nobody reads a pipe all the time."""
 
     @classmethod

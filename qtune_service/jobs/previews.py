@@ -73,7 +73,8 @@ def run_preview(
         raise _late(limits) from None
     except OutputTooLargeError:
         raise ModelError(
-            f"the preview has more than {MAX_OUTPUT_BYTES >> 20} MiB", "Does the chat template repeat itself? Ask for fewer."
+            f"the preview has more than {MAX_OUTPUT_BYTES >> 20} MiB",
+            "Does the chat template repeat itself?",
         ) from None
     if done.returncode == -signal.SIGXCPU:
         raise _late(limits)

@@ -14,7 +14,16 @@ import numpy as np
 
 from qtune_service.data.checking import rows_of_parquet
 from qtune_service.outputs.finished import FinishedOutput
-from qtune_service.outputs.query import Limits, Records, Selection, find, find_sample, read_rows, rejected_of, samples_of
+from qtune_service.outputs.query import (
+    Limits,
+    Records,
+    Selection,
+    find,
+    find_sample,
+    read_rows,
+    rejected_of,
+    samples_of,
+)
 from qtune_service.outputs.query.fields import quoted
 from qtune_service.questions.compared import compare_outputs
 from qtune_service.report.shown import plain, shown_samples

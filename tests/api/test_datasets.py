@@ -182,7 +182,11 @@ def test_nothing_stays_of_what_fails(datasets: Datasets, tmp_path: Path) -> None
     try_one(Upload("a.jsonl", "ann", sha256="0" * 64), iter([LINES]))
     try_one(Upload("a.jsonl", "ann"), iter([LINES] * 4000))
     try_one(Upload("a.jsonl", "ann", size_bytes=1 << 21), iter([LINES]))
-    try_one(Upload("a.jsonl", "ann"), iter([LINES]), Datasets(away, datasets.root, datasets.arrivals, 1 << 20, rows_of_parquet))
+    try_one(
+        Upload("a.jsonl", "ann"),
+        iter([LINES]),
+        Datasets(away, datasets.root, datasets.arrivals, 1 << 20, rows_of_parquet),
+    )
     assert datasets.store.find().datasets == ()
     with pytest.raises(DatabaseError):
         away.find()

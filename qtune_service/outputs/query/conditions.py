@@ -10,9 +10,10 @@ expression has a bounded number of them. That leaves out, among others, repeat, 
 format and lambdas, which a condition can do without.
 
 Functions that recurse natively over what they are given are left out too: json_contains follows a text of brackets as
-deep as it is, and ends the process. So are aggregates of lists by name (list_aggr), of which string_agg and others build
-long texts; list_sum, list_min, list_max, list_avg and list_count are on the list. The lists are the first fence. The
-second is that the service evaluates conditions in child processes with limits (questions/).
+deep as it is, and ends the process. So are aggregates of lists by name (list_aggr): some, as string_agg, build long
+texts. list_sum, list_min, list_max, list_avg and list_count are on the list.
+
+These lists are the first barrier. The second: the service evaluates conditions in child processes (questions/).
 """
 
 from __future__ import annotations
