@@ -104,7 +104,7 @@ def measure(root: str, folder: Path, rounds: int) -> None:
             questions,
         )
     )
-    child = psutil.Process(questions.pids[0])
+    child = psutil.Process(questions.pids[0])  # the other one has looked at the file alone
     memory = child.memory_full_info()
     print(f"\nstart-up and first answer: {start_s:.2f} s")
     print(f"a child: {memory.rss / 2**20:.0f} MiB resident, of them {memory.uss / 2**20:.0f} MiB its own")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -33,7 +32,6 @@ from qtune_service.outputs.query.search import Selection
 from qtune_service.questions import wire
 
 COMMAND = (sys.executable, "-m", "qtune_service.questions.worker")
-MIN_CHILDREN, MAX_CHILDREN = 2, 4
 WITHIN_S, WAIT_S = 60.0, 60.0
 """For an answer, reading of files included; and for a child that is free."""
 MAX_ANSWER_BYTES = 128 << 20
@@ -49,9 +47,13 @@ class QuestionFailedError(RuntimeError):
 
 
 class Questions:
-    """Answers by children. memory_bytes: of each; environment: names of variables that they get beside the usual."""
+    """Answers by children: some for questions to outputs, and another one for files that arrive.
 
-    def __init__(self, memory_bytes: int, environment: Sequence[str] = ()) -> None:
+    So an upload does not wait for questions, and a child that evaluated a user's SQL looks at nobody's upload.
+    """
+
+    def __init__(self, memory_bytes: int, size: int = 2, environment: Sequence[str] = ()) -> None:
+        """memory_bytes: of each child; size: children; environment: names of variables that they get too."""
         self._memory_bytes = memory_bytes
         kind = WorkerKind(
             COMMAND,
@@ -59,7 +61,7 @@ class Questions:
             {**child_environment("question", environment), **SMALL_LIBRARIES},
             MAX_ANSWER_BYTES,
         )
-        self._pool = WorkerPool(kind, min(max(MIN_CHILDREN, (os.cpu_count() or 1) // 2), MAX_CHILDREN))
+        self._outputs, self._arrivals = WorkerPool(kind, size), WorkerPool(kind, 1)
 
     def samples(self, root: str, version: str, selection: Selection) -> dict[str, Any]:
         """Return `total` and `samples` of an output. Raises QueryError."""
@@ -80,7 +82,7 @@ class Questions:
     def parquet_rows(self, name: str, path: Path) -> int:
         """Return the rows of an uploaded Parquet file. Raises BadDatasetError."""
         try:
-            return self._ask("parquet_rows", name=name, path=str(path))  # type: ignore[no-any-return]
+            return self._ask_pool(self._arrivals, "parquet_rows", name=name, path=str(path))  # type: ignore[no-any-return]
         except QueryError as error:
             raise BadDatasetError(
                 f"{name} has a Parquet footer that cannot be read: {error.message}",
@@ -89,17 +91,21 @@ class Questions:
 
     def close(self) -> None:
         """End the children."""
-        self._pool.close()
+        self._outputs.close()
+        self._arrivals.close()
 
     @property
     def pids(self) -> list[int]:
-        """Process ids of the children that wait for a question."""
-        return self._pool.pids()
+        """Process ids of the children that wait."""
+        return [*self._outputs.pids(), *self._arrivals.pids()]
 
     def _ask(self, operation: str, **arguments: Any) -> Any:
+        return self._ask_pool(self._outputs, operation, **arguments)
+
+    def _ask_pool(self, pool: WorkerPool, operation: str, **arguments: Any) -> Any:
         request = wire.encode({"operation": operation, "arguments": arguments})
         try:
-            body = self._pool.ask(request, within_s=WITHIN_S, wait_s=WAIT_S)
+            body = pool.ask(request, within_s=WITHIN_S, wait_s=WAIT_S)
         except WorkersBusyError:
             raise BusyError("all processes that answer questions are busy", "Try again in a minute.") from None
         except WorkerLateError:

@@ -116,7 +116,7 @@ def make_server(settings: Settings, launchers: Mapping[str, Launcher] | None = N
     launchers = launchers or make_launchers(settings)
     store = JobStore(database)
     metrics = Metrics(store)
-    questions = Questions(settings.child_memory_bytes, settings.child_environment)
+    questions = Questions(settings.child_memory_bytes, settings.max_questions, settings.child_environment)
     return Server(
         settings=settings,
         database=database,

@@ -178,21 +178,20 @@ def test_the_server_itself_never_loads_duckdb(tmp_path: Path, outputs: FinishedO
 
 
 def test_a_footer_of_many_columns_costs_the_server_nothing(target: Target, tmp_path: Path) -> None:
-    """A clear refusal in seconds, of which the server's process spends next to none."""
+    """A clear refusal, for which the server's process spends next to no time."""
     path = tmp_path / "wide.parquet"
     pq.write_table(pa.table({f"c{i}": pa.array([1], pa.int64()) for i in range(60_000)}), path)
     data = path.read_bytes()
-    started, used = time.monotonic(), time.process_time()
+    used = time.process_time()
     answer = target.client.post("/api/v1/datasets", params={"name": "wide.parquet"}, content=data)
     assert (answer.status_code, answer.json()["code"]) == (422, "bad_dataset"), answer.text
     assert f"60,000 columns, more than {MAX_COLUMNS:,}" in answer.json()["detail"]
     assert "wide.parquet" in answer.json()["detail"]
     assert time.process_time() - used < 1, "the server's CPU seconds"
-    assert time.monotonic() - started < 20
 
 
-def test_a_footer_that_ends_its_child_is_refused(target: Target, tmp_path: Path) -> None:
-    """Random bytes between a right magic and a right length, many times over."""
+def test_broken_footers_are_answered(target: Target, tmp_path: Path) -> None:
+    """Random bytes before a right length and a right magic, many times over; then a whole one is taken."""
     rng = random.Random(0)
     table = pa.table({f"c{i}": [1, 2] for i in range(20)})
     path = tmp_path / "a.parquet"
