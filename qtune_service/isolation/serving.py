@@ -19,8 +19,9 @@ from qtune_service.isolation.limits import limit_cpu_from_now
 MAX_REQUEST_BYTES = 1 << 20
 LAST_ANSWER = 1
 """Flag of an answer after which the child ends."""
-RETIRE_SHARE = 0.5
-"""Of the limit of memory: a child that holds more between requests is replaced."""
+RETIRE_SHARE = 0.6
+"""Of the limit of memory: a child that holds more between requests is replaced, so that each request finds the rest.
+What allocators have not given back counts, as it does for the limit."""
 
 
 def serve(handle: Callable[[bytes], bytes], *, cpu_s: int) -> None:
@@ -59,5 +60,5 @@ def _holds_much() -> bool:
     limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
     if limit == resource.RLIM_INFINITY:
         return False
-    resident, shared = map(int, Path("/proc/self/statm").read_text(encoding="ascii").split()[1:3])
-    return (resident - shared) * resource.getpagesize() > RETIRE_SHARE * limit
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5])
+    return pages * resource.getpagesize() > RETIRE_SHARE * limit

@@ -16,6 +16,8 @@ CPU_S = 60
 """Processor time of one question, of all threads together."""
 THREADS = 2
 MAX_TRACE_CHARS = 4000
+NO_STACK = "can't start new thread"
+"""What Python says where there is no memory for the stack of a thread."""
 
 
 def answer(request: bytes) -> bytes:
@@ -26,11 +28,17 @@ def answer(request: bytes) -> bytes:
     except QTuneError as error:
         return _error(error)
     except MemoryError:
-        return _error(QueryError("the question needs more memory than a question may take", "Ask for less."))
+        return _error(_no_memory())
     except RecursionError:
         return _error(QueryError("the question is nested too deeply", "Write it more simply."))
-    except Exception:  # noqa: BLE001 - the server answers 500 and logs it, as it does for its own
+    except Exception as error:  # noqa: BLE001 - the server answers 500 and logs it, as it does for its own
+        if NO_STACK in str(error):
+            return _error(_no_memory())
         return wire.encode({"failure": traceback.format_exc()[-MAX_TRACE_CHARS:]})
+
+
+def _no_memory() -> QueryError:
+    return QueryError("the question needs more memory than a question may take", "Ask for less.")
 
 
 def _error(error: QTuneError) -> bytes:

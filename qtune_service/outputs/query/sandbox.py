@@ -98,6 +98,8 @@ class Sandbox:
             raise QueryError(
                 f"the query needs more than {megabytes} MiB", "Give it a --limit, or narrow it."
             ) from error
+        except UnicodeDecodeError as error:  # a function cut a character in two
+            raise QueryError(f"the query failed: a value is not UTF-8 text ({error.reason})", self._hint) from error
         except duckdb.Error as error:
             raise QueryError(f"the query failed: {_plain(error)}", self._hint) from error
 
