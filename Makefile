@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format types contracts check bench bench-thresholds bench-scoring bench-gpu bench-chaos bench-scale bench-exports bench-report bench-inspect bench-service bench-downloads bench-training docs lock doctor clean image-check tools sbom audit bench-quality
+.PHONY: help install demo test test-slow lint format types contracts check bench bench-thresholds bench-scoring bench-gpu bench-chaos bench-scale bench-exports bench-report bench-inspect bench-conditions bench-service bench-downloads bench-training docs lock doctor clean image-check tools sbom audit bench-quality
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -58,6 +58,9 @@ bench-report: install ## Size and build time of the report at 1e4 and 1e6 sample
 
 bench-inspect: install ## Questions to an output of a million samples
 	$(BIN)/python benchmarks/inspecting.py
+
+bench-conditions: install ## Questions by a child process against the same in one process
+	$(BIN)/python -m benchmarks.conditions
 
 bench-service: install ## The front end: requests/s, event streams, memory, import time
 	$(BIN)/python -m benchmarks.service

@@ -119,6 +119,14 @@ class Settings(BaseSettings):
     they can read."""
     max_upload_bytes: Count = 64 << 30
     """Size of the largest file that may be uploaded."""
+    child_memory_bytes: Annotated[int, Field(ge=512 << 20)] = 3 << 29
+    """Memory that each process may take which evaluates conditions, reads outputs or makes previews. Drivers of jobs
+    have no such limit."""
+    max_questions: Count = 2
+    """Questions to outputs that are answered at a time, each by a process of its own; others wait up to a minute."""
+    child_environment: PathList = ()
+    """Names of environment variables that child processes and local drivers get beside the usual ones; `MY_*` stands
+    for all that begin so. The server's other variables, tokens and passwords among them, stay with the server."""
 
     @model_validator(mode="after")
     def _roots_are_absolute(self) -> Settings:

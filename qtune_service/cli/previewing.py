@@ -31,7 +31,7 @@ from qtune_service.cli.flags import (
 )
 from qtune_service.cli.running import exit_codes, quiet
 from qtune_service.config import JobSpec, load_spec, parse_spec
-from qtune_service.errors import QTuneError, SpecError
+from qtune_service.errors import DataError, QTuneError, SpecError
 
 if TYPE_CHECKING:
     from qtune_service.pipeline.preview import Preview, PreviewRejected, PreviewSample
@@ -59,16 +59,24 @@ def preview(
         try:
             spec = _job(data[0]) if model is None and len(data) == 1 else _flags(locals())
             found = _look(spec, limit)
-        except QTuneError as error:
+        except (QTuneError, MemoryError) as caught:
+            error = caught if isinstance(caught, QTuneError) else _no_memory()
             if as_json:
                 typer.echo(json.dumps({"error": {"code": error.code, "message": error.message, "hint": error.hint}}))
-            raise
+            raise error from caught
         if as_json:
             typer.echo(json.dumps(asdict(found)))
             return
         console = Console()
         for part in _page(found, signs=not console.is_terminal or console.no_color):
             console.print(part, highlight=False, soft_wrap=True)
+
+
+def _no_memory() -> QTuneError:
+    return DataError(
+        "the preview needs more memory than there is",
+        "Are the first records very long, or does the chat template repeat them?",
+    )
 
 
 def _job(path: str) -> JobSpec:

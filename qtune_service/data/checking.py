@@ -9,7 +9,7 @@ is read.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,8 +42,12 @@ class Checked:
     first_problem: str = ""
 
 
-def check(name: str, blocks: Iterator[bytes], path: Path) -> Checked:
-    """Look through a file; path: where its bytes are found once `blocks` has ended. Raises BadDatasetError."""
+def check(name: str, blocks: Iterator[bytes], path: Path, parquet_rows: Callable[[str, Path], int]) -> Checked:
+    """Look through a file. Raises BadDatasetError.
+
+    path: where its bytes are once `blocks` has ended. parquet_rows: counts the rows of a Parquet file; the server
+    passes one that calls `rows_of_parquet` in a child process, because a footer is a program for a native parser.
+    """
     head, blocks = _peek(blocks)
     if not head:
         raise BadDatasetError(f"{name} is empty", "Give a file that holds records.")
@@ -54,7 +58,7 @@ def check(name: str, blocks: Iterator[bytes], path: Path) -> Checked:
     _check_name(name, kind, compression)
     if kind == "parquet":
         _exhaust(blocks)
-        return Checked(kind, _rows_of_parquet(name, path), None)
+        return Checked(kind, parquet_rows(name, path), None)
     text = _slices(blocks if compression is None else _inflated(name, blocks, compression))
     try:
         return _check_lines(name, text) if kind == "jsonl" else _check_json(name, text)
@@ -218,7 +222,8 @@ def _check_json(name: str, text: Iterator[bytes]) -> Checked:
     return count.checked("json")
 
 
-def _rows_of_parquet(name: str, path: Path) -> int:
+def rows_of_parquet(name: str, path: Path) -> int:
+    """Count the rows of a local Parquet file by its footer. name: for messages. Raises BadDatasetError."""
     with path.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(max(size - 8, 0))

@@ -7,7 +7,8 @@ inside a row group has to decode what is before it; writers that keep row groups
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -19,15 +20,24 @@ from qtune_service.data.schema import EXACT_FLOAT, wide_field
 from qtune_service.errors import DataError
 
 BATCH_ROWS = 1024
+MAX_COLUMNS = 10_000
+"""Columns of a file, those inside of nested ones counted too."""
 
 
 def footer(uri: str) -> pq.FileMetaData:
-    """The file's metadata: rows and bytes of its row groups. Raises DataError for columns of the same name."""
+    """Return the file's metadata: rows and bytes of its row groups.
+
+    Raises DataError for columns of the same name, and for more than MAX_COLUMNS.
+    """
     with storage.open_parquet(uri) as file:
-        names = file.schema_arrow.names
-        twice = sorted({name for name in names if names.count(name) > 1})
+        if file.metadata.num_columns > MAX_COLUMNS:
+            raise DataError(
+                f"{storage.display(uri)} has {file.metadata.num_columns:,} columns, more than {MAX_COLUMNS:,}",
+                "Write it with the columns that are trained on.",
+            )
+        twice = sorted(name for name, count in Counter(file.schema_arrow.names).items() if count > 1)
         if twice:
-            raise DataError(f"{storage.display(uri)} has several columns named {twice[0]}", "Rename one of them.")
+            raise DataError(f"{storage.display(uri)} has several columns named {twice[0][:200]}", "Rename one of them.")
         return file.metadata
 
 
@@ -56,33 +66,44 @@ def _parts(start: int, stop: int, count: int) -> list[tuple[int, int]]:
 def schema_of(uri: str) -> pa.Schema:
     """Types of the columns; integers that a float may not hold are marked, by the file's own statistics."""
     with storage.open_parquet(uri) as file:
-        return pa.schema([_marked(field, file.metadata) for field in file.schema_arrow])
+        schema = file.schema_arrow
+        wide = {field.name for field in schema if pa.types.is_integer(field.type) and field.type.bit_width >= 64}
+        largest = _largest(file.metadata, wide)
+        return pa.schema(
+            [
+                wide_field(field.name, field.type)
+                if field.name in wide and largest[field.name] > EXACT_FLOAT
+                else pa.field(field.name, field.type)
+                for field in schema
+            ]
+        )
 
 
-def _marked(field: pa.Field[Any], metadata: pq.FileMetaData) -> pa.Field[Any]:
-    if not pa.types.is_integer(field.type) or field.type.bit_width < 64:
-        return pa.field(field.name, field.type)
-    largest = max((_largest(metadata.row_group(i), field.name) for i in range(metadata.num_row_groups)), default=0)
-    return wide_field(field.name, field.type) if largest > EXACT_FLOAT else pa.field(field.name, field.type)
+def _largest(metadata: pq.FileMetaData, names: Collection[str]) -> dict[str, Any]:
+    """Largest magnitude of each of some integer columns; infinite where the file does not say."""
+    largest: dict[str, Any] = dict.fromkeys(names, 0)
+    places = {metadata.schema.column(i).path: i for i in reversed(range(metadata.num_columns if names else 0))}
+    for index in range(metadata.num_row_groups if names else 0):
+        group = metadata.row_group(index)
+        for name in names:
+            of_group = _largest_of_group(group, places[name]) if name in places else math.inf
+            largest[name] = max(largest[name], of_group)
+    return largest
 
 
-def _largest(group: pq.RowGroupMetaData, name: str) -> Any:
-    """Largest magnitude of an integer column; infinite where the file does not say."""
-    for index in range(group.num_columns):
-        column = group.column(index)
-        if column.path_in_schema == name:
-            stats = column.statistics
-            if stats is None or not stats.has_min_max:
-                return 0 if stats is not None and stats.null_count == group.num_rows else math.inf
-            return max(abs(stats.min or 0), abs(stats.max or 0))
-    return math.inf
+def _largest_of_group(group: pq.RowGroupMetaData, column: int) -> Any:
+    stats = group.column(column).statistics
+    if stats is None or not stats.has_min_max:
+        return 0 if stats is not None and stats.null_count == group.num_rows else math.inf
+    return max(abs(stats.min or 0), abs(stats.max or 0))
 
 
 def iter_rows(uri: str, start: int, stop: int, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
     """Rows [start, stop) in batches; `columns` that the file lacks are left out."""
     with storage.open_parquet(uri) as file:
         groups, skipped = _groups_of(file.metadata, start, stop)
-        wanted = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
+        names = set(file.schema_arrow.names)
+        wanted = None if columns is None else [name for name in columns if name in names]
         at = skipped
         for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=wanted):
             low, high = max(start - at, 0), min(stop - at, batch.num_rows)

@@ -30,6 +30,10 @@ PLAIN_TEMPLATE = """\
 """For tokenizers without a template: bos, each other turn and a newline, each answer and eos."""
 
 RENDER_DATE = datetime(2024, 7, 26)  # noqa: DTZ001 - a label in a text, the one that Llama's templates fall back to
+MAX_RENDERED_CHARS = 16 << 20
+"""Of one conversation: four times the text of a context of a million tokens."""
+MAX_ERROR_CHARS = 500
+"""Of what a template says when it refuses: `raise_exception` takes any text."""
 PROBE = "Qx7probe9Xq"  # a word: it survives trimming and JSON escapes
 _ANSWER = "Zk4answer2Kz"
 _MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -116,8 +120,13 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 **self._variables,
             )
+        except MemoryError as error:
+            raise RecordError("template_error", "the chat template needs more memory than there is") from error
         except Exception as error:  # a template is a program of the user's: it may raise anything
-            raise RecordError("template_error", f"the chat template refuses it: {error}") from error
+            raise RecordError("template_error", f"the chat template refuses it: {_beginning(error)}") from error
+        if len(texts[0]) > MAX_RENDERED_CHARS:
+            what = f"the chat template makes {len(texts[0]):,} characters of it, more than {MAX_RENDERED_CHARS:,}"
+            raise RecordError("template_error", what)
         return texts[0], spans[0] if with_spans else None
 
     def _check_syntax(self) -> None:
@@ -126,12 +135,14 @@ class ChatTemplate:
         try:
             self.render([{"role": "user", "content": PROBE}])
         except RecordError as error:
-            if isinstance(error.__cause__, TemplateSyntaxError):
-                cause = error.__cause__
+            cause = error.__cause__
+            if isinstance(cause, TemplateSyntaxError):
                 raise ModelError(  # the parser's own message quotes the template, which may be a file
                     f"the chat template is not valid Jinja, line {cause.lineno}",
                     "Give a working one with --chat-template.",
                 ) from None
+            if isinstance(cause, MemoryError) or cause is None:  # too much of one short turn is too much of any
+                raise ModelError(error.detail, "Give a working one with --chat-template.") from error
 
     def _try(self, messages: Sequence[Message], **options: bool) -> str | None:
         try:
@@ -173,6 +184,12 @@ class ChatTemplate:
             return ""
         tail = text[text.index(_ANSWER) + len(_ANSWER) :].lstrip()
         return self.special_at(tail) or tail.rstrip()
+
+
+def _beginning(error: object) -> str:
+    """What an error says, or the beginning of it."""
+    text = str(error)
+    return text if len(text) <= MAX_ERROR_CHARS else f"{text[:MAX_ERROR_CHARS]} [...]"
 
 
 def _alternation(tokens: Collection[str]) -> re.Pattern[str] | None:

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
 
 from qtune_service.errors import LaunchError
+from qtune_service.isolation.environment import child_environment
 from qtune_service.jobs.launch import DriverState, Reference
 from qtune_service.jobs.models import Job
 
@@ -38,8 +38,9 @@ class LocalLauncher:
 
     name = "local"
 
-    def __init__(self, folder: Path, python: str = sys.executable) -> None:
-        self._folder, self._python = folder, python
+    def __init__(self, folder: Path, python: str = sys.executable, environment: Sequence[str] = ()) -> None:
+        """environment: names of variables that drivers get beside the usual; see isolation/environment.py."""
+        self._folder, self._python, self._environment = folder, python, environment
         self._children: dict[int, subprocess.Popen[bytes]] = {}
 
     def start(self, job: Job) -> Reference:
@@ -70,7 +71,12 @@ class LocalLauncher:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **job.variables, JOB_VARIABLE: mark, "COLUMNS": "120"},
+                env={
+                    **child_environment("driver", self._environment),
+                    **job.variables,
+                    JOB_VARIABLE: mark,
+                    "COLUMNS": "120",
+                },
                 start_new_session=True,
             )
 

@@ -132,8 +132,8 @@ class JobService:
         spec = parse_spec(dict(job.spec), where=f"job {job.id}")
         return spec if self.policy is None else self.policy.settle(spec)
 
-    def _variables(self) -> dict[str, str]:
-        """What the driver must know of the policy: where input files may really be."""
+    def variables(self) -> dict[str, str]:
+        """Return what a driver must know of the policy, as environment: where input files may really be."""
         if self.policy is None:
             return {}
         return {INPUT_ROOTS: json.dumps([*self.policy.inputs, self.datasets_root])}
@@ -168,7 +168,7 @@ class JobService:
     def _start(self, job: Job) -> None:
         try:
             spec = resolved(self._settled(job).model_dump(mode="json"), self.datasets_root)
-            reference = self._launcher(job).start(replace(job, spec=spec, variables=self._variables()))
+            reference = self._launcher(job).start(replace(job, spec=spec, variables=self.variables()))
         except NotAllowedError as error:
             self._end(job, JobStatus.failed, JobError(error.code, error.message, error.hint))
         except LauncherAwayError as error:

@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -68,6 +68,8 @@ class Datasets:
     arrivals: Path
     """Folder on this machine where files arrive; the root itself where that is local."""
     max_bytes: int
+    parquet_rows: Callable[[str, Path], int]
+    """Counts the rows of a Parquet file, whose footer may be hostile; see data/checking.py."""
 
     def check_size(self, size_bytes: int) -> None:
         """Refuse a file that will not fit. Raises TooLargeError and DiskFullError."""
@@ -90,7 +92,7 @@ class Datasets:
         path = self.arrivals / f".{dataset_id}.upload"
         with _arriving(path) as file:
             digest = hashlib.sha256()
-            found = check(name, self._stored(blocks, file, digest), path)
+            found = check(name, self._stored(blocks, file, digest), path, self.parquet_rows)
             if upload.sha256 is not None and digest.hexdigest() != upload.sha256.lower():
                 raise ChecksumMismatchError(
                     f"{name} arrived with SHA-256 {digest.hexdigest()}, not {upload.sha256.lower()}", "Send it again."

@@ -24,6 +24,7 @@ from qtune_service.jobs.launch import Launcher
 from qtune_service.jobs.service import JobService
 from qtune_service.jobs.store import JobStore
 from qtune_service.jobs.uploads import Datasets
+from qtune_service.questions.client import Questions
 from qtune_service.settings import Settings
 from qtune_service.web import (
     compare_routes,
@@ -115,6 +116,7 @@ def make_server(settings: Settings, launchers: Mapping[str, Launcher] | None = N
     launchers = launchers or make_launchers(settings)
     store = JobStore(database)
     metrics = Metrics(store)
+    questions = Questions(settings.child_memory_bytes, settings.max_questions, settings.child_environment)
     return Server(
         settings=settings,
         database=database,
@@ -126,16 +128,18 @@ def make_server(settings: Settings, launchers: Mapping[str, Launcher] | None = N
         tokens=tokens,
         sessions=Sessions(tokens, settings.session_hours * 3600),
         policy=owner_policy(settings),
-        datasets=make_datasets(settings, database),
+        datasets=make_datasets(settings, database, questions),
         uploads=CapacityLimiter(MAX_UPLOADS),
         previews=CapacityLimiter(MAX_PREVIEWS),
+        questions=questions,
     )
 
 
-def make_datasets(settings: Settings, database: Engine) -> Datasets:
+def make_datasets(settings: Settings, database: Engine, questions: Questions) -> Datasets:
     """Uploaded datasets; what is stored elsewhere arrives on this machine first."""
     arrivals = settings.data_root / "arrivals" if "://" in settings.datasets else Path(settings.datasets)
-    return Datasets(DatasetStore(database), settings.datasets, arrivals, settings.max_upload_bytes)
+    store = DatasetStore(database)
+    return Datasets(store, settings.datasets, arrivals, settings.max_upload_bytes, questions.parquet_rows)
 
 
 @contextlib.asynccontextmanager
@@ -149,6 +153,7 @@ async def _life(app: FastAPI) -> AsyncIterator[None]:
     yield
     ended.set()
     thread.join()
+    server.questions.close()
     server.database.dispose()
 
 

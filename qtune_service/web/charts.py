@@ -17,6 +17,7 @@ from fastapi import APIRouter, Depends, Response
 from fastapi.responses import FileResponse
 
 from qtune_service.errors import StorageError
+from qtune_service.isolation.environment import child_environment
 from qtune_service.report.scripts import chart_library_version, module_script
 from qtune_service.web.deps import TheServer
 
@@ -66,7 +67,7 @@ def _make(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-c", _WRITE, str(part)]
-        subprocess.run(command, check=True, capture_output=True, timeout=MAKE_TIMEOUT_S)
+        subprocess.run(command, check=True, capture_output=True, timeout=MAKE_TIMEOUT_S, env=child_environment("plain"))
         part.replace(path)
     except (OSError, subprocess.SubprocessError) as error:
         raise StorageError(f"the chart library could not be written to {path}: {error}", "Is the disk full?") from error

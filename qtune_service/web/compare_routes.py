@@ -5,23 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
-import numpy as np
 from fastapi import APIRouter, Query
-from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from qtune_service.errors import OutputConflictError, QTuneError
 from qtune_service.jobs.models import Job, JobStatus
 from qtune_service.outputs.finished import FinishedOutput
-from qtune_service.outputs.pairing import Pairing, pair
-from qtune_service.outputs.query import samples_of
-from qtune_service.report.shown import shown_samples
+from qtune_service.questions.client import Questions
 from qtune_service.web.deps import Reader, TheServer
 from qtune_service.web.job_routes import FAILURES
 from qtune_service.wire import JobView
 
 router = APIRouter(prefix="/compare", tags=["outputs"])
-QUADRANTS = ("Q1", "Q2", "Q3", "Q4")
 NOT_SETTINGS = {"output.path"}
 Id = Annotated[str, Query(min_length=1, max_length=100, description="Id of a job.")]
 
@@ -71,7 +66,7 @@ def compare_jobs(
     specs = [dict(_flat(job.spec)) for job in jobs]
     names = [name for name in dict.fromkeys([*specs[0], *specs[1]]) if name not in NOT_SETTINGS]
     different = [name for name in names if specs[0].get(name) != specs[1].get(name)]
-    samples, why = _samples(*jobs, examples)
+    samples, why = _samples(server.questions, *jobs, examples)
     return CompareView(
         a=JobView.of(jobs[0]),
         b=JobView.of(jobs[1]),
@@ -102,43 +97,21 @@ def _tokens(job: Job) -> dict[str, int]:
     return dict(_output(job).manifest.get("tokens", {})) if job.status is JobStatus.succeeded else {}
 
 
-def _samples(a: Job, b: Job, num_examples: int) -> tuple[ComparedSamples | None, str]:
+def _samples(questions: Questions, a: Job, b: Job, num_examples: int) -> tuple[ComparedSamples | None, str]:
     """The comparison, or why there is none."""
     try:
         outputs = _output(a), _output(b)
-        paired = pair(*outputs)
+        found = questions.compare(
+            (outputs[0].root, outputs[1].root), (_version(outputs[0]), _version(outputs[1])), num_examples
+        )
     except QTuneError as error:
         return None, f"{error.message}. {error.hint}"
-    if not paired.rows.size:
+    if found is None:
         return None, "The two jobs have no sample in common: they read other files."
-    return _compared(paired, *outputs, num_examples), ""
+    return ComparedSamples.model_validate(found), ""
 
 
-def _compared(paired: Pairing, a: FinishedOutput, b: FinishedOutput, num_examples: int) -> ComparedSamples:
-    common = paired.rows.shape[1]
-    (neither, by_b), (by_a, by_both) = paired.fates.tolist()
-    either = by_a + by_b + by_both
-    only_a, only_b = paired.kept_by_one()
-    return ComparedSamples(
-        common=common,
-        only_in_a=len(paired.a.kept) - common,
-        only_in_b=len(paired.b.kept) - common,
-        kept_by_both=by_both,
-        kept_by_a=by_a,
-        kept_by_b=by_b,
-        kept_by_neither=neither,
-        overlap=by_both / either if either else None,
-        moves={
-            name: dict(zip(QUADRANTS, row, strict=True))
-            for name, row in zip(QUADRANTS, paired.moves.tolist(), strict=True)
-        },
-        examples_a=_examples(a, only_a, num_examples),
-        examples_b=_examples(b, only_b, num_examples),
-    )
-
-
-def _examples(finished: FinishedOutput, index: NDArray[np.int64], number: int) -> list[dict[str, Any]]:
-    """Some samples, evenly from all."""
-    number = min(number, len(index))
-    picked = index[np.arange(number) * len(index) // max(number, 1)]
-    return [sample.to_json() for sample in shown_samples(finished, samples_of(finished), picked)]
+def _version(finished: FinishedOutput) -> str:
+    """The version of an output's manifest, by which a child knows whether it has opened this one."""
+    found = finished.folder.stat("manifest.json")
+    return found.version if found is not None else ""

@@ -15,6 +15,7 @@ from qtune_service.jobs.access import Scope, TokenStore
 from qtune_service.jobs.policy import Policy
 from qtune_service.jobs.service import JobService
 from qtune_service.jobs.uploads import Datasets
+from qtune_service.questions.client import Questions
 from qtune_service.settings import Settings
 from qtune_service.web.events import Changes
 from qtune_service.web.metrics import Metrics
@@ -37,6 +38,8 @@ class Server:
     """Uploads that are received at a time; others wait, and so do their senders."""
     previews: CapacityLimiter
     """Previews that are made at a time."""
+    questions: Questions
+    """Questions to outputs, answered by child processes."""
     metrics: Metrics
     changes: Changes
 

@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 def make_launchers(settings: Settings) -> dict[str, Launcher]:
     """By name. A cluster that is not there now is told about, for jobs can be looked at all the same."""
     folder = settings.data_root / "jobs"
-    launchers: dict[str, Launcher] = {"local": LocalLauncher(folder)}
+    launchers: dict[str, Launcher] = {"local": LocalLauncher(folder, environment=settings.child_environment)}
     if settings.ray_address:
         from qtune_service.jobs.ray_api import RayApi
         from qtune_service.jobs.ray_jobs import RayLauncher

@@ -5,15 +5,13 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from qtune_service.errors import NotFoundError, OutputConflictError
 from qtune_service.outputs.finished import FinishedOutput
 from qtune_service.outputs.folder import Output
-from qtune_service.outputs.query import Limits, Records, Selection, find, find_sample, samples_of
-from qtune_service.report.shown import shown_samples
+from qtune_service.outputs.query import Selection
 from qtune_service.web import files as output_files
 from qtune_service.web.deps import Reader, Server, TheServer
 from qtune_service.web.files import Wanted
@@ -22,8 +20,6 @@ from qtune_service.web.problems import failures
 from qtune_service.wire import FileView, SamplesView
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["outputs"])
-LIMITS = Limits(seconds=20.0)
-"""What a question to an output may take."""
 MAX_PAGE_BYTES = 64 << 20
 """The largest report or summary that is read; theirs are bounded to a few MiB, however large the data."""
 REPORT_POLICY = (
@@ -53,18 +49,17 @@ FilePath = Annotated[str, Path(description="As `GET .../files` lists it.")]
 
 
 @lru_cache(maxsize=32)
-def _opened(output: str, version: str) -> tuple[FinishedOutput, Records]:  # noqa: ARG001 - another version is another entry
-    finished = FinishedOutput(output, may_be_link=False)
-    return finished, samples_of(finished)
+def _opened(output: str, version: str) -> FinishedOutput:  # noqa: ARG001 - another version is another entry
+    return FinishedOutput(output, may_be_link=False)
 
 
-def finished_output(server: Server, job_id: str) -> tuple[FinishedOutput, Records]:
-    """The output of a job that has one. Raises OutputConflictError for others."""
+def finished_output(server: Server, job_id: str) -> tuple[FinishedOutput, str]:
+    """Return the output of a job, and the version of its manifest. Raises OutputConflictError where there is none."""
     job = server.jobs.store.get(job_id)
     found = Output(job.output, may_be_link=False).stat("manifest.json")
     if found is None:
         raise OutputConflictError(f"job {job_id} is {job.status}: it has no result", "Wait until it succeeded.")
-    return _opened(job.output, found.version)
+    return _opened(job.output, found.version), found.version
 
 
 def pruned_output(server: Server, job_id: str) -> FinishedOutput:
@@ -98,20 +93,16 @@ def list_samples(
     offset: Annotated[int, Query(ge=0, le=2**53)] = 0,
 ) -> SamplesView:
     """Samples with their tokens and scores."""
-    finished, records = finished_output(server, job_id)
+    finished, version = finished_output(server, job_id)
     wanted = Selection(quadrant=quadrant, kept=kept, where=where, sort=sort, limit=limit, offset=offset)
-    found = find(records, wanted, LIMITS)
-    shown = shown_samples(finished, records, found.index)
-    return SamplesView(total=found.num_matching, samples=[sample.to_json() for sample in shown])
+    return SamplesView.model_validate(server.questions.samples(finished.root, version, wanted))
 
 
 @router.get("/samples/{sample_id}", responses=FAILURES)
 def get_sample(job_id: str, sample_id: str, server: TheServer, _who: Reader) -> dict[str, Any]:
     """One sample with its tokens and scores."""
-    finished, records = finished_output(server, job_id)
-    index = find_sample(records, sample_id, LIMITS)
-    (shown,) = shown_samples(finished, records, np.array([index]))
-    return shown.to_json()
+    finished, version = finished_output(server, job_id)
+    return server.questions.sample(finished.root, version, sample_id)
 
 
 @router.get(

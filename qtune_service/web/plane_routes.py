@@ -12,15 +12,12 @@ from qtune_service.errors import NotFoundError, OutputConflictError
 from qtune_service.jobs.command import job_command
 from qtune_service.jobs.driver_word import MAX_STATUS_BYTES
 from qtune_service.outputs.folder import Output
-from qtune_service.outputs.query import Selection, find, read_rows, rejected_of
-from qtune_service.outputs.query.fields import quoted
 from qtune_service.report.plane_file import Plane
-from qtune_service.report.shown import plain
 from qtune_service.web import files as output_files
 from qtune_service.web.deps import Reader, TheServer
 from qtune_service.web.files import Wanted
 from qtune_service.web.job_routes import FAILURES
-from qtune_service.web.output_routes import FILE, LIMITS, finished_output, pruned_output
+from qtune_service.web.output_routes import FILE, finished_output, pruned_output
 from qtune_service.wire import CommandView, HistoryView, RejectedView
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["outputs"])
@@ -51,14 +48,10 @@ def get_rejected(
     offset: Annotated[int, Query(ge=0)] = 0,
 ) -> RejectedView:
     """Records that could not be used, each with its place and the reason."""
-    finished, _ = finished_output(server, job_id)
+    finished, version = finished_output(server, job_id)
     reasons = sorted(finished.manifest["rejected_reasons"].items(), key=lambda item: (-item[1], item[0]))
-    records = rejected_of(finished)
-    where = None if reason is None else f"reason = {quoted(reason)}"
-    found = find(records, Selection(where=where, limit=limit, offset=offset), LIMITS)
-    names = [name for name in records.fields if name != "index"]
-    rows = [plain(row) for row in read_rows(records, found.index, names)]
-    return RejectedView(total=found.num_matching, by_reason=dict(reasons), records=rows)
+    found = server.questions.rejected(finished.root, version, reason=reason, limit=limit, offset=offset)
+    return RejectedView(by_reason=dict(reasons), **found)
 
 
 @router.get("/history", responses=FAILURES)

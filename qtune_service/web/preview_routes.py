@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from qtune_service.errors import BusyError
 from qtune_service.jobs.database import reading
 from qtune_service.jobs.dataset_uris import require_datasets, resolved
-from qtune_service.jobs.previews import run_preview
+from qtune_service.jobs.previews import PreviewLimits, run_preview
 from qtune_service.web.dataset_routes import UPLOAD_FAILURES
 from qtune_service.web.deps import Server, Submitter, TheServer
 from qtune_service.wire import PreviewRequest, PreviewView
@@ -28,7 +28,13 @@ async def preview(body: PreviewRequest, server: TheServer, _who: Submitter) -> P
     spec = await to_thread.run_sync(_allowed, server, body)
     if server.previews.statistics().tasks_waiting >= MAX_WAITING:
         raise BusyError(f"{MAX_WAITING} previews are waiting already", "Try again in a minute.")
-    found = await to_thread.run_sync(run_preview, spec, body.n, limiter=server.previews)
+    settings = server.settings
+    limits = PreviewLimits(
+        memory_bytes=settings.child_memory_bytes,
+        environment=settings.child_environment,
+        variables=server.jobs.variables(),
+    )
+    found = await to_thread.run_sync(run_preview, spec, body.n, limits, limiter=server.previews)
     return PreviewView.model_validate(found)
 
 

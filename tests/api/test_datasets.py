@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
+from qtune_service.data.checking import rows_of_parquet
 from qtune_service.errors import (
     DatabaseError,
     DatasetInUseError,
@@ -34,7 +35,7 @@ LINES = b'{"prompt": "a", "completion": "b"}\n' * 10
 @pytest.fixture
 def datasets(database: Engine, tmp_path: Path) -> Datasets:
     """None yet."""
-    return Datasets(DatasetStore(database), str(tmp_path / "data"), tmp_path / "data", 1 << 20)
+    return Datasets(DatasetStore(database), str(tmp_path / "data"), tmp_path / "data", 1 << 20, rows_of_parquet)
 
 
 def add(datasets: Datasets, name: str = "a.jsonl", owner: str = "ann") -> Dataset:
@@ -181,7 +182,11 @@ def test_nothing_stays_of_what_fails(datasets: Datasets, tmp_path: Path) -> None
     try_one(Upload("a.jsonl", "ann", sha256="0" * 64), iter([LINES]))
     try_one(Upload("a.jsonl", "ann"), iter([LINES] * 4000))
     try_one(Upload("a.jsonl", "ann", size_bytes=1 << 21), iter([LINES]))
-    try_one(Upload("a.jsonl", "ann"), iter([LINES]), Datasets(away, datasets.root, datasets.arrivals, 1 << 20))
+    try_one(
+        Upload("a.jsonl", "ann"),
+        iter([LINES]),
+        Datasets(away, datasets.root, datasets.arrivals, 1 << 20, rows_of_parquet),
+    )
     assert datasets.store.find().datasets == ()
     with pytest.raises(DatabaseError):
         away.find()

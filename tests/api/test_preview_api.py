@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from qtune_service.errors import EngineError, TooSlowError
-from qtune_service.jobs.previews import run_preview
+from qtune_service.jobs.previews import PreviewLimits, run_preview
 from tests.api.servers import scripted, serving, settings
 from tests.jobs import DEMO_DATA, DEMO_MODEL, REPO, qtune
 
@@ -84,7 +84,7 @@ def child(tmp_path: Path, text: str) -> tuple[str, ...]:
 def test_a_preview_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     """It does not hold its place for ever."""
     with pytest.raises(TooSlowError, match="more than"):
-        run_preview({}, 1, command=child(tmp_path, "import time; time.sleep(60)"), limit_s=0.5)
+        run_preview({}, 1, PreviewLimits(0.5), command=child(tmp_path, "import time; time.sleep(60)"))
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_preview_that_takes_too_long_is_ended(tmp_path: Path) -> None:
 def test_a_preview_that_breaks_is_told(tmp_path: Path, text: str, told: str) -> None:
     """As ours, not as the caller's fault."""
     with pytest.raises(EngineError, match=told):
-        run_preview({}, 1, command=child(tmp_path, text))
+        run_preview({}, 1, PreviewLimits(), command=child(tmp_path, text))
 
 
 def test_the_command_shows_the_same_in_a_terminal() -> None:

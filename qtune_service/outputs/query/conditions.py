@@ -8,6 +8,12 @@ DuckDB's memory limit does not count the texts that functions make (measured: `r
 under a limit of 256 MB). Hence the list of functions: each makes at most about as much as it is given, and an
 expression has a bounded number of them. That leaves out, among others, repeat, lpad, replace, ||, range, string_split,
 format and lambdas, which a condition can do without.
+
+Functions that recurse natively over what they are given are left out too: json_contains follows a text of brackets as
+deep as it is, and ends the process. So are aggregates of lists by name (list_aggr): some, as string_agg, build long
+texts. list_sum, list_min, list_max, list_avg and list_count are on the list.
+
+These lists are the first barrier. The second: the service evaluates conditions in child processes (questions/).
 """
 
 from __future__ import annotations
@@ -24,6 +30,9 @@ from qtune_service.outputs.query.sandbox import Sandbox
 MAX_CHARS, SHOWN_CHARS = 20_000, 200
 MAX_NODES, MAX_CALLS = 200, 50
 """Parts of an expression, constants not counted, and of these calls: each may hold a copy of a shard's text."""
+MAX_DEPTH = 100
+"""Of expressions within each other."""
+MAX_ERROR_CHARS = 500
 
 KINDS = frozenset(
     {"BETWEEN", "CASE", "CAST", "COLLATE", "COLUMN_REF", "COMPARISON", "CONJUNCTION", "CONSTANT", "FUNCTION"}
@@ -44,11 +53,11 @@ FUNCTIONS = _words("""
     regexp_matches regexp_full_match regexp_extract
     array_extract list_extract list_element element_at array_length list_contains list_has array_contains array_has
     list_has_any list_has_all array_has_any array_has_all && @> <@ list_position list_indexof array_position
-    array_indexof list_value list_aggregate list_aggr list_sum list_min list_max list_avg list_count list_unique
+    array_indexof list_value list_sum list_min list_max list_avg list_count list_unique
     cardinality map_contains map_extract map_extract_value map_keys map_values
     struct_extract struct_extract_at struct_pack row
     -> ->> json_extract json_extract_string json_extract_path json_extract_path_text json_value json_exists json_type
-    json_valid json_array_length json_contains json_keys
+    json_valid json_array_length json_keys
     date_part datepart date_trunc datetrunc date_diff datediff year month day hour minute second dayofweek weekday week
     quarter epoch epoch_ms strptime try_strptime now today current_date get_current_timestamp
     to_years to_months to_weeks to_days to_hours to_minutes to_seconds
@@ -84,7 +93,8 @@ def parse_condition(text: str, records: Records, sandbox: Sandbox) -> Condition:
         raise _refused("it is nested too deeply", text, records) from None
     if found["error"]:
         raise QueryError(
-            f"the condition is not valid SQL: {found['error_message']}\n  {text[:SHOWN_CHARS]}", records.hint()
+            f"the condition is not valid SQL: {found['error_message'][:MAX_ERROR_CHARS]}\n  {text[:SHOWN_CHARS]}",
+            records.hint(),
         )
     expression = _sole_condition(found["statements"])
     if expression is None:
@@ -108,7 +118,10 @@ def _sole_condition(statements: list[Mapping[str, Any]]) -> Mapping[str, Any] | 
 
 def _checked(expression: Any, text: str, records: Records) -> Iterator[str]:
     """The fields that an expression names."""
-    nodes = [node for node in _nodes(expression) if node["class"] != "CONSTANT"]
+    deep = [(node, depth) for node, depth in _nodes(expression) if node["class"] != "CONSTANT"]
+    if max((depth for _, depth in deep), default=0) > MAX_DEPTH:
+        raise _refused(f"it is nested more than {MAX_DEPTH} levels deep", text, records)
+    nodes = [node for node, _ in deep]
     if len(nodes) > MAX_NODES or sum(node["class"] in ("FUNCTION", "CAST") for node in nodes) > MAX_CALLS:
         raise _refused(f"it has more than {MAX_NODES} parts, or {MAX_CALLS} calls of functions", text, records)
     for node in nodes:
@@ -144,17 +157,18 @@ _WORDS = {
 }
 
 
-def _nodes(value: Any) -> Iterator[Mapping[str, Any]]:
-    """All expressions within one."""
-    left = [value]
+def _nodes(value: Any) -> Iterator[tuple[Mapping[str, Any], int]]:
+    """All expressions within one, and how deep each is inside of others."""
+    left = [(value, 0)]
     while left:
-        value = left.pop()
+        value, depth = left.pop()
         if isinstance(value, dict):
             if "class" in value:
-                yield value
-            left += value.values()
+                yield value, depth
+                depth += 1
+            left += [(inner, depth) for inner in value.values()]
         elif isinstance(value, list):
-            left += value
+            left += [(inner, depth) for inner in value]
 
 
 def _refused(why: str, text: str, records: Records) -> QueryError:

@@ -1,6 +1,6 @@
 """DuckDB with nothing but the tables that it is given: no files, no network, no extensions, no settings to change.
 
-Used for conditions that come over the network too; conditions.py keeps out what this does not bound.
+conditions.py keeps out what this does not bound. The service evaluates conditions in child processes (questions/).
 """
 
 from __future__ import annotations
@@ -18,6 +18,12 @@ from qtune_service.errors import QueryError
 
 if TYPE_CHECKING:
     import duckdb
+
+
+MAX_EXPRESSION_DEPTH = "250"
+"""Beyond, DuckDB's parser, which recurses, refuses a statement. Parentheses count too."""
+MAX_ERROR_CHARS = 500
+"""Of what DuckDB says: it quotes values, which may be as long as a record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,7 @@ class Sandbox:
             "temp_directory": "",
             "memory_limit": f"{limits.memory_bytes}B",
             "threads": str(limits.threads),
+            "max_expression_depth": MAX_EXPRESSION_DEPTH,
         }
         self._connection = duckdb.connect(":memory:", config=settings)
         self._connection.execute("SET lock_configuration = true")
@@ -91,6 +98,8 @@ class Sandbox:
             raise QueryError(
                 f"the query needs more than {megabytes} MiB", "Give it a --limit, or narrow it."
             ) from error
+        except UnicodeDecodeError as error:  # a function cut a character in two
+            raise QueryError(f"the query failed: a value is not UTF-8 text ({error.reason})", self._hint) from error
         except duckdb.Error as error:
             raise QueryError(f"the query failed: {_plain(error)}", self._hint) from error
 
@@ -99,4 +108,4 @@ def _plain(error: duckdb.Error) -> str:
     """What DuckDB says, without its kind and the statement, of which the user wrote a part only."""
     text = str(error).split("\n\nLINE", 1)[0].strip()
     kind, _, rest = text.partition(": ")
-    return rest if kind.endswith("Error") else text
+    return (rest if kind.endswith("Error") else text)[:MAX_ERROR_CHARS]

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from qtune_service.data.checking import MAX_RECORD_BYTES, Checked, check
+from qtune_service.data.checking import MAX_RECORD_BYTES, Checked, check, rows_of_parquet
 from qtune_service.errors import BadDatasetError
 
 ROWS: list[dict[str, Any]] = [
@@ -41,7 +41,7 @@ def look(tmp_path: Path, name: str, data: bytes, block_bytes: int = 1 << 20) -> 
                 file.write(data[start : start + block_bytes])
                 yield data[start : start + block_bytes]
 
-    return check(name, blocks(), path)
+    return check(name, blocks(), path, rows_of_parquet)
 
 
 @pytest.mark.parametrize("block_bytes", [7, 1000, 1 << 20])
