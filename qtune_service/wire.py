@@ -19,7 +19,7 @@ Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f
 
 MAX_DEPTH = 64
 """Levels of lists and objects in a request."""
-MAX_VALUES = 50_000
+MAX_VALUES = 20_000
 """Values in a request, keys included: so many can be wrong at most."""
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 

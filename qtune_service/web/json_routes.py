@@ -2,8 +2,8 @@
 
 FastAPI reads and validates a body before it looks at the other dependencies, and on the event loop. Here the caller is
 identified before a byte is read, a body has BODY_S to arrive, and a large one is parsed and validated in one worker
-thread for all requests, so that other requests are answered meanwhile. What wire.py refuses bounds the work: depth,
-number of values, and with that the number of errors.
+thread for all requests, so that other requests are answered meanwhile. A thread alone would not do: the parser and the
+validator hold the interpreter's lock. So values are counted in the bytes first, which bounds what both have to do.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Coroutine
 from email.message import Message
+from itertools import islice
 from typing import Any
 
 import anyio
@@ -26,13 +27,15 @@ from starlette.responses import Response
 from qtune_service.errors import TooSlowError
 from qtune_service.jobs.access import Scope
 from qtune_service.web.deps import SCOPES, allow, server_of
-from qtune_service.web.problems import InvalidBodyError
-from qtune_service.wire import MAX_DEPTH
+from qtune_service.web.problems import MAX_LISTED, InvalidBodyError
+from qtune_service.wire import MAX_DEPTH, MAX_VALUES
 
 BODY_S = 30.0
 """A body that has not arrived after so long is given up."""
 SMALL_BYTES = 8 << 10
 """Bodies up to this size are parsed on the event loop: a thread would cost more."""
+SIGNS = (b"[", b"{", b",", b":")
+MANY_ERRORS = 1000
 NOT_READABLE = "There was an error parsing the body"
 
 
@@ -104,16 +107,50 @@ def _is_json(content_type: str) -> bool:
 
 def _validated(model: type[BaseModel], body: bytes) -> BaseModel:
     """Return the model's instance. Raise InvalidBodyError, RequestValidationError, and HTTPException for other bytes."""
+    if _num_values(body) > MAX_VALUES:
+        raise RequestValidationError([{"loc": ("body",), "msg": f"the body has more than {MAX_VALUES:,} values"}])
     try:
         value = json.loads(body)
     except json.JSONDecodeError as error:
         raise RequestValidationError([{"loc": ("body", error.pos), "msg": "JSON decode error"}]) from None
-    except RecursionError:
-        message = f"the body is nested more than {MAX_DEPTH} levels deep"
-        raise RequestValidationError([{"loc": ("body",), "msg": message}]) from None
+    except RecursionError:  # too deep even to be parsed
+        raise HTTPException(400, f"the body is nested more than {MAX_DEPTH} levels deep") from None
     except ValueError:  # not UTF-8, or a number of thousands of digits
         raise HTTPException(400, NOT_READABLE) from None
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise InvalidBodyError(error) from None
+        raise InvalidBodyError(_first_errors(model, value, error), error.error_count()) from None
+
+
+def _num_values(body: bytes) -> int:
+    """Return how many values and keys a JSON text has at most: the signs before which one can stand."""
+    if sum(map(body.count, SIGNS)) <= MAX_VALUES:  # the usual case, though strings may have such signs, too
+        return 0
+    plain = body.replace(rb"\\", b"").replace(rb"\"", b"")
+    outside_strings = b"".join(plain.split(b'"')[::2])
+    return sum(map(outside_strings.count, SIGNS))
+
+
+def _first_errors(model: type[BaseModel], value: Any, error: ValidationError) -> list[dict[str, Any]]:
+    """Return some errors. pydantic renders all or none: where there are many, those of a shortened body."""
+    if error.error_count() > MANY_ERRORS:
+        try:
+            model.model_validate(_shortened(value))
+        except ValidationError as shortened:
+            error = shortened
+        else:
+            return [{"loc": ("body",), "msg": f"{error.error_count()} values are wrong"}]
+    return [
+        {**one, "loc": ("body", *one["loc"])}
+        for one in error.errors(include_url=False, include_context=False, include_input=False)[:MAX_LISTED]
+    ]
+
+
+def _shortened(value: Any) -> Any:
+    """Return JSON with the first items of each list, and the first keys of each object; it is not deep."""
+    if isinstance(value, list):
+        return [_shortened(one) for one in value[:MAX_LISTED]]
+    if isinstance(value, dict):
+        return {name: _shortened(value[name]) for name in islice(value, MAX_LISTED)}
+    return value

@@ -13,7 +13,6 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from qtune_service.errors import (
@@ -89,12 +88,11 @@ class BodyTooLargeError(HTTPException):
 
 
 class InvalidBodyError(RequestValidationError):
-    """A body that its model refuses. It keeps the errors that are listed, and the number of all."""
+    """A body that its model refuses: the errors that are listed, and the number of all."""
 
-    def __init__(self, error: ValidationError) -> None:
-        found = error.errors(include_url=False, include_context=False, include_input=False)
-        super().__init__([{**one, "loc": ("body", *one["loc"])} for one in found[:MAX_LISTED]])
-        self.total = len(found)
+    def __init__(self, errors: list[dict[str, Any]], total: int) -> None:
+        super().__init__(errors)
+        self.total = total
 
 
 def answer(
