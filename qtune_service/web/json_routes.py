@@ -152,5 +152,5 @@ def _shortened(value: Any) -> Any:
     if isinstance(value, list):
         return [_shortened(one) for one in value[:MAX_LISTED]]
     if isinstance(value, dict):
-        return {name: _shortened(value[name]) for name in islice(value, MAX_LISTED)}
+        return {name: _shortened(value[name]) for name in islice(value, 2 * MAX_LISTED)}
     return value
