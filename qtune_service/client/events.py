@@ -37,14 +37,14 @@ def follow(
     """The job now, and at every change, until it has ended. lost: called when the connection breaks off."""
     seen = 0
     while True:
-        job = _job(connection, path, patience_s)
-        if job.version > seen:
-            seen = job.version
-            yield job
-        if job.status.is_final:
+        found = _job(connection, path, patience_s)
+        if found.version > seen:
+            seen = found.version
+            yield found
+        if found.status.is_final:
             return
         try:
-            for job in _events(connection, path, job, seen, deadline):
+            for job in _events(connection, path, found, seen, deadline):
                 seen = job.version
                 yield job
                 if job.status.is_final:
@@ -56,9 +56,7 @@ def follow(
         time.sleep(PAUSE_S)
 
 
-def _events(
-    connection: Connection, path: str, before: JobView, seen: int, deadline: float | None
-) -> Iterator[JobView]:
+def _events(connection: Connection, path: str, before: JobView, seen: int, deadline: float | None) -> Iterator[JobView]:
     """Return the changes that one connection brings, with the spec that the job had before: it never changes.
 
     An event is lines of `name: value` that an empty line ends; ours have one line of data.

@@ -37,14 +37,14 @@ def keep_private(data_root: Path, database_url: str, *, may_be_shared: bool = Fa
     What cannot be changed is logged as a warning. Raises SettingsError where every user may write, unless
     may_be_shared.
     """
-    global _outer_umask
+    global _outer_umask  # noqa: PLW0603 - as the umask itself, it is the process's
     before = os.umask(UMASK)
     if _outer_umask == UNCHANGED:
         _outer_umask = before
     try:
         data_root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SettingsError(f"the folder {data_root} cannot be made: {error.strerror}", "See QTUNE_DATA_ROOT.") from error
+        raise SettingsError(f"{data_root} cannot be made: {error.strerror}", "See QTUNE_DATA_ROOT.") from error
     for path in _private_paths(data_root, database_url):
         exposed = _tightened(path)
         if exposed & stat.S_IWOTH and not may_be_shared:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
-from urllib.parse import urljoin, urlsplit, urlunsplit
 
 from anyio import CapacityLimiter
 from fastapi import Depends, Request
@@ -160,19 +159,13 @@ async def page_reader(request: Request, who: SomeCaller) -> Caller:
 
 
 def local_path(text: str) -> str:
-    """Return a path of this server, resolved as a browser resolves it; `/` for anything else.
+    """Return a path of this server to go to, or `/` for a text that could name another host to a browser.
 
-    `/.//evil.example` becomes `//evil.example` when its dots are resolved, which names another host.
+    `/.//evil.example` becomes `//evil.example` when its dots are resolved; no path of this server has two slashes.
     """
-    if not text.startswith("/") or not text.isprintable() or "\\" in text:
-        return "/"
-    try:
-        found = urlsplit(urljoin("http://this.invalid/", text))
-    except ValueError:
-        return "/"
-    if (found.scheme, found.netloc) != ("http", "this.invalid") or found.path.startswith("//"):
-        return "/"
-    return urlunsplit(("", "", found.path or "/", found.query, found.fragment))
+    path = text.partition("?")[0].partition("#")[0]
+    is_local = path.startswith("/") and "//" not in path and text.isprintable() and "\\" not in text
+    return text if is_local else "/"
 
 
 Reader = Annotated[Caller, Depends(reader)]

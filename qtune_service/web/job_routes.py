@@ -34,7 +34,7 @@ EVENT = {
     "properties": {
         "id": {"type": "string", "description": "The job's version."},
         "event": {"const": "job"},
-        "data": {"type": "string", "contentMediaType": "application/json", "description": "The job, as JSON, as in a list."},
+        "data": {"type": "string", "contentMediaType": "application/json", "description": "The job, as a list has it."},
     },
 }
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)]
@@ -149,7 +149,7 @@ async def follow_job(
     _who: Reader,
     last_event_id: Annotated[int | None, Header(alias="Last-Event-ID")] = None,
 ) -> EventSourceResponse:
-    """Server-sent events: the job without its spec at every change, until it ends. With Last-Event-ID only newer ones."""
+    """Server-sent events: the job without its spec at every change, until it ends. With Last-Event-ID what is newer."""
     await run_in_threadpool(server.jobs.store.item, job_id)  # a problem, not a stream, for a job that is not there
 
     async def stream() -> AsyncIterator[dict[str, Any]]:

@@ -106,7 +106,7 @@ def _is_json(content_type: str) -> bool:
 
 
 def _validated(model: type[BaseModel], body: bytes) -> BaseModel:
-    """Return the model's instance. Raise InvalidBodyError, RequestValidationError, and HTTPException for other bytes."""
+    """Return the model's instance. Raise InvalidBodyError, RequestValidationError or HTTPException."""
     if _num_values(body) > MAX_VALUES:
         raise RequestValidationError([{"loc": ("body",), "msg": f"the body has more than {MAX_VALUES:,} values"}])
     try:

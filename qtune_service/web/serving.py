@@ -1,4 +1,7 @@
-"""The HTTP server that runs the application: uvicorn, with the limits of connections.py. For `qtune serve` and tests."""
+"""The HTTP server that runs the application: uvicorn with the limits of connections.py.
+
+`qtune serve`, tests and benchmarks share its configuration.
+"""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ CSRF_HEADER = "X-CSRF-Token"
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A browser that is signed in. Requests that change something repeat `csrf_token`, which other sites cannot read."""
+    """A browser that is signed in. Requests that change something repeat `csrf_token`, which no other site can read."""
 
     token: Token
     csrf_token: str

@@ -25,9 +25,7 @@ DRIVER = str(Path(__file__).parent / "driver.py")
 
 
 @contextmanager
-def serving(
-    settings: Settings, launchers: Mapping[str, Launcher] | None = None, **more: Any
-) -> Iterator[httpx.Client]:
+def serving(settings: Settings, launchers: Mapping[str, Launcher] | None = None, **more: Any) -> Iterator[httpx.Client]:
     """Run a server on a free port until the block ends. `more` goes to make_http_server."""
     app = create_app(settings, launchers)
     port = free_port()

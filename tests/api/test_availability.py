@@ -1,4 +1,4 @@
-"""What keeps a server answering: probes without worker threads, slots and rates of uploads, lists without specs, logs."""
+"""What keeps a server answering: probes without threads, slots and rates of uploads, lists without specs, logs."""
 
 from __future__ import annotations
 
@@ -91,7 +91,9 @@ def test_a_probe_of_a_database_that_hangs_is_bounded(client: httpx.Client, monke
 def uploading(client: httpx.Client, token: str = "") -> Iterator[socket.socket]:
     """Begin an upload whose body does not come."""
     bearer = f"Authorization: Bearer {token}\r\n" if token else ""
-    head = f"POST /api/v1/datasets?name=a.jsonl HTTP/1.1\r\nHost: 127.0.0.1\r\n{bearer}Transfer-Encoding: chunked\r\n\r\n"
+    head = (
+        f"POST /api/v1/datasets?name=a.jsonl HTTP/1.1\r\nHost: 127.0.0.1\r\n{bearer}Transfer-Encoding: chunked\r\n\r\n"
+    )
     with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=20) as connection:
         connection.sendall(head.encode())
         yield connection
@@ -206,7 +208,10 @@ def test_datasets_are_looked_up_in_one_query(database: Engine) -> None:
     assert len([statement for statement in found if "SELECT" in statement]) == 1
     many = {"input": {"paths": [f"dataset://{new_id()}" for _ in range(20_000)] + spec["input"]["paths"]}}
     began = time.monotonic()
-    with pytest.raises(UnknownDatasetError, match=r"input\.paths: there is no dataset"), reading(database) as connection:
+    with (
+        pytest.raises(UnknownDatasetError, match=r"input\.paths: there is no dataset"),
+        reading(database) as connection,
+    ):
         require_datasets(connection, many)
     assert time.monotonic() - began < 5
 
@@ -224,7 +229,15 @@ def test_a_header_cannot_forge_a_line_of_the_log(tmp_path: Path) -> None:
     command = [*QTUNE, "serve", "--port", str(port), "--data-root", str(tmp_path / "root")]
     server = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE)
     forged = "2026-01-01 00:00:00,000 INFO [x] 6.6.6.6 root DELETE /api/v1/jobs 204 1 ms"
-    claims = ["10.0.0.9", "2001:db8::1", "fe80::1%eth0", f"evil {forged}", "1.2.3.4\t5.6.7.8", "\x1b[2J", f"::1%\t{forged}"]
+    claims = [
+        "10.0.0.9",
+        "2001:db8::1",
+        "fe80::1%eth0",
+        f"evil {forged}",
+        "1.2.3.4\t5.6.7.8",
+        "\x1b[2J",
+        f"::1%\t{forged}",
+    ]
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
             deadline = time.monotonic() + 60
@@ -237,9 +250,9 @@ def test_a_header_cannot_forge_a_line_of_the_log(tmp_path: Path) -> None:
                 except httpx.TransportError:
                     time.sleep(0.05)
             for number, claim in enumerate(claims):
-                raw = f"GET /marked/{number} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nX-Forwarded-For: {claim}\r\n\r\n"
+                headers = f"Host: 127.0.0.1\r\nConnection: close\r\nX-Forwarded-For: {claim}"
                 with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
-                    connection.sendall(raw.encode())
+                    connection.sendall(f"GET /marked/{number} HTTP/1.1\r\n{headers}\r\n\r\n".encode())
                     assert connection.recv(4096)
     finally:
         server.terminate()

@@ -137,7 +137,16 @@ def test_errors_of_queries_are_bounded(client: httpx.Client) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["{}", "[]", "1", '"a,b:[{"', r'"\\"', r'["\"",1]', r'{"a\\":["\\\"[", {"b": [1, 2, {}]}]}', '[[[1],[2,3]],"\\\\"]'],
+    [
+        "{}",
+        "[]",
+        "1",
+        '"a,b:[{"',
+        r'"\\"',
+        r'["\"",1]',
+        r'{"a\\":["\\\"[", {"b": [1, 2, {}]}]}',
+        '[[[1],[2,3]],"\\\\"]',
+    ],
 )
 def test_values_are_counted_in_the_bytes_as_in_the_value(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """At least as many, and at most one more for each empty list or object: what passes the count passes the check."""
@@ -157,8 +166,13 @@ def test_the_check_of_a_value_has_limits() -> None:
     """Exactly: 64 levels, and 20,000 values."""
     check_json(json.loads("[" * MAX_DEPTH + "1" + "]" * MAX_DEPTH))
     check_json([1] * (MAX_VALUES - 1))
-    for wrong in (json.loads("[" * (MAX_DEPTH + 1) + "1" + "]" * (MAX_DEPTH + 1)), [1] * MAX_VALUES, ["\0"], {"\udc00": 1}):
-        with pytest.raises(ValueError, match="more than|character"):
+    for wrong in (
+        json.loads("[" * (MAX_DEPTH + 1) + "1" + "]" * (MAX_DEPTH + 1)),
+        [1] * MAX_VALUES,
+        ["\0"],
+        {"\udc00": 1},
+    ):
+        with pytest.raises(ValueError, match=r"more than|character"):
             check_json(wrong)
 
 

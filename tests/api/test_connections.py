@@ -63,23 +63,45 @@ def closed_after_s(connection: socket.socket) -> float:
     return time.monotonic() - began
 
 
+def is_closed(connection: socket.socket) -> bool:
+    """Send a byte; return whether the server has closed the connection."""
+    try:
+        connection.sendall(b"x")
+        return connection.recv(4096) == b""
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        return True
+
+
+def takes_bytes(connection: socket.socket, block: bytes, limit: int = 4 << 20) -> int:
+    """Send a block again and again; return how many bytes the server takes before it closes the connection."""
+    sent = 0
+    try:
+        while sent < limit:
+            connection.sendall(block)
+            sent += len(block)
+    except ConnectionError:
+        pass
+    return sent
+
+
 @pytest.mark.parametrize(
     "sent",
-    [b"", b"GET", b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: ", b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n"],
+    [
+        b"",
+        b"GET",
+        b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: ",
+        b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n",
+    ],
 )
 def test_a_head_that_does_not_end_is_given_up(client: httpx.Client, sent: bytes) -> None:
     """A connection without a whole head is closed, also one that sends a byte now and then."""
     with opened(client, sent) as silent, opened(client, sent) as dripping:
         dripping.settimeout(0.2)
         began = time.monotonic()
-        with pytest.raises((ConnectionError, EOFError)):
-            while True:
-                dripping.sendall(b"x")
-                try:
-                    if dripping.recv(4096) == b"":
-                        raise EOFError
-                except TimeoutError:
-                    assert time.monotonic() - began < IDLE_S + 10
+        while not is_closed(dripping):
+            assert time.monotonic() - began < IDLE_S + 10
         assert closed_after_s(silent) < IDLE_S + 10
 
 
@@ -110,14 +132,7 @@ def test_a_stream_outlives_the_limit(client: httpx.Client, folder: Path) -> None
 def test_a_head_without_end_is_refused(client: httpx.Client, padding: bytes) -> None:
     """Soon after its limit, and not when the memory is full."""
     with opened(client, b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n") as connection:
-        sent, block = 0, padding * (8192 // len(padding))
-        try:
-            while sent < 4 << 20:
-                connection.sendall(block)
-                sent += len(block)
-        except ConnectionError:
-            pass
-        assert sent < 4 << 20
+        assert takes_bytes(connection, padding * (8192 // len(padding))) < 4 << 20
         assert closed_after_s(connection) < 5
 
 
@@ -125,9 +140,7 @@ def test_trailers_without_end_are_refused(client: httpx.Client) -> None:
     """What follows a body in chunks is as limited as a head."""
     head = b"POST /api/v1/session HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"
     with opened(client, head) as connection:
-        with pytest.raises(ConnectionError):
-            for _ in range(400):
-                connection.sendall(b"X-Trailer: x\r\n" * 700)
+        assert takes_bytes(connection, b"X-Trailer: x\r\n" * 700) < 4 << 20
         assert closed_after_s(connection) < 5
 
 
@@ -192,7 +205,7 @@ def test_a_server_with_few_descriptors_goes_on_answering(tmp_path: Path) -> None
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, 160))
 
     command = [*QTUNE, "serve", "--port", str(port), "--data-root", str(tmp_path)]
-    server = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, preexec_fn=few)
+    server = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, preexec_fn=few)  # noqa: PLW1509
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client, ExitStack() as stack:
             deadline = time.monotonic() + 60

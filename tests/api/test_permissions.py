@@ -100,7 +100,7 @@ def test_what_is_there_from_before_is_tightened(tmp_path: Path) -> None:
     elsewhere.parent.mkdir()
     for path in (root / "jobs" / "1.log", elsewhere):
         path.touch(0o644)
-    os.chmod(root, 0o775)
+    root.chmod(0o775)
     done = run(*TOKEN, QTUNE_DATA_ROOT=str(root), QTUNE_DATABASE_URL=f"sqlite:///{elsewhere}")
     assert (done.returncode, done.stderr) == (0, "Keep it: it is not shown again.\n")
     assert exposed(root) == {}
@@ -110,7 +110,7 @@ def test_what_is_there_from_before_is_tightened(tmp_path: Path) -> None:
 def test_a_folder_shared_by_everybody_is_refused(tmp_path: Path) -> None:
     """As /tmp is, which is left as it is; a setting for volumes of containers starts all the same, with a warning."""
     (tmp_path / "other").touch()
-    os.chmod(tmp_path, 0o1777)
+    tmp_path.chmod(0o1777)
     refused = run(*TOKEN, QTUNE_DATA_ROOT=str(tmp_path))
     assert refused.returncode == 2, refused.stderr
     assert f"every user of this machine may write to {tmp_path}" in refused.stderr.replace("\n", " ")
@@ -129,7 +129,7 @@ def test_a_volume_that_is_not_ours(tmp_path: Path, mode: int, is_refused: bool) 
     root = tmp_path / "volume"
     root.mkdir()
     os.chown(root, 0, 10001)
-    os.chmod(root, mode)
+    root.chmod(mode)
     code = (
         "import logging, os, sys; from pathlib import Path\n"
         "from qtune_service.jobs.permissions import keep_private\n"
@@ -138,8 +138,10 @@ def test_a_volume_that_is_not_ours(tmp_path: Path, mode: int, is_refused: bool) 
         "open(f'{sys.argv[1]}/qtune.db', 'w')\n"
     )
     for parent in (tmp_path, *tmp_path.parents[:2]):
-        os.chmod(parent, 0o755)
-    done = subprocess.run([sys.executable, "-c", code, str(root)], cwd=REPO, capture_output=True, text=True, check=False)
+        parent.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(root)], cwd=REPO, capture_output=True, text=True, check=False
+    )
     if is_refused:
         assert "QTUNE_SHARED_DATA_ROOT" in done.stderr
         return

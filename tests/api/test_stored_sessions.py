@@ -14,12 +14,12 @@ import httpx
 import pytest
 from sqlalchemy import Engine, select, update
 
-from qtune_service.jobs import sessions as sessions_module
 from qtune_service.jobs.access import Scope, Token, TokenStore
 from qtune_service.jobs.database import open_database, reading, upgrade, writing
 from qtune_service.jobs.sessions import MAX_PER_TOKEN, SessionStore
 from qtune_service.jobs.store import now_us
 from qtune_service.jobs.tables import sessions as sessions_table
+from qtune_service.jobs.tables import tokens as tokens_table
 from tests.api.servers import scripted, serving, settings
 
 SESSION, COOKIE = "/api/v1/session", "qtune_session"
@@ -121,8 +121,8 @@ def test_a_revoked_or_expired_token_ends_its_sessions(database: Engine) -> None:
         left = connection.execute(select(sessions_table.c.token_id)).scalars().all()
     assert left == [expiring.id]
     with writing(database) as connection:
-        table = sessions_module.tokens
-        connection.execute(update(table).where(table.c.id == expiring.id).values(expires_at=now_us() - 1))
+        expired = update(tokens_table).where(tokens_table.c.id == expiring.id).values(expires_at=now_us() - 1)
+        connection.execute(expired)
     assert [SessionStore(database).find(secret) for secret in secrets] == [None, None]
 
 
@@ -140,7 +140,8 @@ def test_the_migration_fills_the_models_names(tmp_path: Path) -> None:
     row = (
         "INSERT INTO jobs (id, name, status, spec, output, owner, created_at, updated_at, version, stage, progress, "
         "counts, thresholds, launcher, reference, attempts, cancel_requested, request_digest) VALUES "
-        "('{id}', 'a', 'failed', '{spec}', '/o', 'ann', 1, 1, 1, '', '{{}}', '{{}}', '{{}}', 'local', '{{}}', 1, 0, 'd')"
+        "('{id}', 'a', 'failed', '{spec}', '/o', 'ann', 1, 1, 1, '', '{{}}', '{{}}', "
+        "'{{}}', 'local', '{{}}', 1, 0, 'd')"
     )
     with writing(engine) as connection:
         config.attributes["connection"] = connection
