@@ -38,6 +38,9 @@ class Settings(BaseSettings):
 
     data_root: Annotated[Path, AfterValidator(Path.absolute)] = Path("~/.local/share/qtune").expanduser()
     """Folder of the server: database, logs, and outputs of jobs that name no place."""
+    shared_data_root: bool = False
+    """Start although every user of the machine may write to data_root and this cannot be changed: for volumes of
+    containers, which other users do not reach."""
     database_url: str = ""
     """`sqlite:///PATH` or `postgresql://...`; by default a file in data_root."""
     migrate_at_start: bool = True

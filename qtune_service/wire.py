@@ -5,16 +5,23 @@ OpenAPI is made from it. Answers may have more fields than a client knows; reque
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from qtune_service.config import EngineSpec, InputSpec, JobSpec, LimitsSpec, ModelSpec, OutputSpec, PruneSpec
-from qtune_service.jobs.models import Job, JobStatus
+from qtune_service.jobs.models import JobItem, JobStatus
 
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+
+
+MAX_DEPTH = 64
+"""Levels of lists and objects in a request."""
+MAX_VALUES = 20_000
+"""Values in a request, keys included: so many can be wrong at most."""
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 class _Body(BaseModel):
@@ -22,26 +29,35 @@ class _Body(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _is_text(cls, value: Any) -> Any:
-        if any(not _can_be_kept(text) for text in _texts(value)):
-            raise ValueError("a text has a character that is none: NUL, or half of a surrogate pair")
+    def _is_plain(cls, value: Any) -> Any:
+        check_json(value)
         return value
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """All texts of some JSON."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        yield from value
-        yield from (text for item in value.values() for text in _texts(item))
-    elif isinstance(value, list):
-        yield from (text for item in value for text in _texts(item))
+def check_json(value: Any) -> None:
+    """Raise ValueError for JSON that is too deep, has too many values, or texts that files and databases cannot hold.
 
-
-def _can_be_kept(text: str) -> bool:
-    """Whether files and databases have it."""
-    return "\0" not in text and not any("\ud800" <= sign <= "\udfff" for sign in text)
+    One pass without recursion, so the time is linear in the size.
+    """
+    level, depth, num_values = [value], 0, 1
+    while level:
+        depth += 1
+        below: list[Any] = []
+        for one in level:
+            if isinstance(one, str):
+                if _NO_TEXT.search(one):
+                    raise ValueError("a text has a character that is none: NUL, or half of a surrogate pair")
+            elif isinstance(one, dict):
+                below += one
+                below += one.values()
+            elif isinstance(one, list):
+                below += one
+        num_values += len(below)
+        if num_values > MAX_VALUES:
+            raise ValueError(f"the body has more than {MAX_VALUES:,} values")
+        if below and depth > MAX_DEPTH:
+            raise ValueError(f"the body is nested more than {MAX_DEPTH} levels deep")
+        level = below
 
 
 class JobRequest(_Body):
@@ -93,8 +109,8 @@ class ErrorView(BaseModel):
     hint: str
 
 
-class JobView(BaseModel):
-    """A job."""
+class JobListItem(BaseModel):
+    """A job in a list, and in an event: all but its spec, which may be large."""
 
     id: str
     name: str
@@ -114,18 +130,24 @@ class JobView(BaseModel):
     version: int = Field(description="Grows with every change; the id of its event.")
     output: str
     launcher: str = Field(description="Where it runs: local, ray or kuberay.")
-    spec: dict[str, Any]
+    model: str = Field(description="Name of the model, as in the spec.")
 
     @classmethod
-    def of(cls, job: Job) -> JobView:
-        """As the API shows it."""
+    def of(cls, job: JobItem) -> Self:
+        """Return a job as the API shows it."""
         return cls.model_validate(job, from_attributes=True)
+
+
+class JobView(JobListItem):
+    """A job."""
+
+    spec: dict[str, Any]
 
 
 class JobPage(BaseModel):
     """Some jobs, the newest first."""
 
-    jobs: list[JobView]
+    jobs: list[JobListItem]
     next_cursor: str | None = Field(description="For the next page; null at the end.")
 
 

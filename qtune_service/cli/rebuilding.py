@@ -45,11 +45,13 @@ def import_jobs(
 
 def _rebuilt(places: list[str] | None, owner: str, data_root: Path | None) -> Iterator[Rebuilt]:
     from qtune_service.jobs.database import open_database, upgrade
+    from qtune_service.jobs.permissions import keep_private
     from qtune_service.jobs.rebuild import Rebuilder
     from qtune_service.settings import load_settings
     from qtune_service.web.owner_policy import owner_policy
 
     settings = load_settings(data_root=data_root)
+    keep_private(settings.data_root, settings.database, may_be_shared=settings.shared_data_root)
     database = open_database(settings.database)
     upgrade(database)
     policy = owner_policy(settings)

@@ -30,28 +30,30 @@ def serve(
 ) -> None:
     """Start the service: jobs by REST. Settings are environment variables, QTUNE_...; see docs/service.md."""
     with exit_codes():
-        import uvicorn
-
+        from qtune_service.jobs.permissions import keep_private
         from qtune_service.settings import load_settings
         from qtune_service.web.app import create_app
         from qtune_service.web.observing import write_logs
+        from qtune_service.web.serving import serve as serve_http
 
         settings = load_settings(data_root=data_root, host=host, port=port, insecure=insecure)
+        write_logs()
+        keep_private(settings.data_root, settings.database, may_be_shared=settings.shared_data_root)
         app = create_app(settings)
         Console(stderr=True).print(f"serving on http://{settings.host}:{settings.port}", highlight=False)
-        write_logs()
-        uvicorn.run(
-            app, access_log=False, host=settings.host, port=settings.port, log_level="warning", server_header=False
-        )
+        serve_http(app, settings)
 
 
 def migrate(data_root: RootOpt = None) -> None:
     """Bring the database of the service to this version's schema. Several may try at once, and none does it twice."""
     from qtune_service.jobs.database import head, open_database, revision, upgrade
+    from qtune_service.jobs.permissions import keep_private
     from qtune_service.settings import load_settings
 
     with exit_codes():
-        database = open_database(load_settings(data_root=data_root).database)
+        settings = load_settings(data_root=data_root)
+        keep_private(settings.data_root, settings.database, may_be_shared=settings.shared_data_root)
+        database = open_database(settings.database)
         before = revision(database)
         upgrade(database)
         typer.echo(f"schema {head()}" + (", as before" if before == head() else f", was {before or 'none'}"))
@@ -100,9 +102,11 @@ def revoke_token(name: Annotated[str, typer.Argument(help="Its name.")], data_ro
 def _tokens(data_root: Path | None) -> TokenStore:
     from qtune_service.jobs.access import TokenStore
     from qtune_service.jobs.database import open_database, prepare
+    from qtune_service.jobs.permissions import keep_private
     from qtune_service.settings import load_settings
 
     settings = load_settings(data_root=data_root)
+    keep_private(settings.data_root, settings.database, may_be_shared=settings.shared_data_root)
     database = open_database(settings.database)
     prepare(database, may_upgrade=settings.migrate_at_start)
     return TokenStore(database)

@@ -29,6 +29,7 @@ from qtune_service.wire import (
     DatasetPage,
     DatasetView,
     FileView,
+    JobListItem,
     JobPage,
     JobRequest,
     JobView,
@@ -116,8 +117,11 @@ class Client:
         """A job as it is now."""
         return JobView.model_validate_json(self._get(_job(job_id)))
 
-    def list(self, status: Sequence[JobStatus | str] = (), q: str = "") -> Iterator[JobView]:
-        """Jobs, the newest first, fetched page by page. q: a part of the name, or the beginning of the id."""
+    def list(self, status: Sequence[JobStatus | str] = (), q: str = "") -> Iterator[JobListItem]:
+        """Return jobs without their specs, the newest first, fetched page by page; `get` has the spec of one.
+
+        q: a part of the name, or the beginning of the id.
+        """
         for body in self._pages("/jobs", status=[str(one) for one in status], q=q):
             yield from JobPage.model_validate_json(body).jobs
 

@@ -16,7 +16,7 @@ import httpx
 from qtune_service.client.connection import Connection
 from qtune_service.client.retries import TurnedAwayError
 from qtune_service.errors import WaitTimeoutError
-from qtune_service.wire import JobView
+from qtune_service.wire import JobListItem, JobView
 
 SILENCE_S = 45.0
 """The server says something every 15 s; one that does not for so long is gone."""
@@ -37,14 +37,14 @@ def follow(
     """The job now, and at every change, until it has ended. lost: called when the connection breaks off."""
     seen = 0
     while True:
-        job = _job(connection, path, patience_s)
-        if job.version > seen:
-            seen = job.version
-            yield job
-        if job.status.is_final:
+        found = _job(connection, path, patience_s)
+        if found.version > seen:
+            seen = found.version
+            yield found
+        if found.status.is_final:
             return
         try:
-            for job in _events(connection, path, seen, deadline):
+            for job in _events(connection, path, found, seen, deadline):
                 seen = job.version
                 yield job
                 if job.status.is_final:
@@ -56,14 +56,18 @@ def follow(
         time.sleep(PAUSE_S)
 
 
-def _events(connection: Connection, path: str, seen: int, deadline: float | None) -> Iterator[JobView]:
-    """Of one connection. An event is lines of `name: value` that an empty line ends; ours have one line of data."""
+def _events(connection: Connection, path: str, before: JobView, seen: int, deadline: float | None) -> Iterator[JobView]:
+    """Return the changes that one connection brings, with the spec that the job had before: it never changes.
+
+    An event is lines of `name: value` that an empty line ends; ours have one line of data.
+    """
     headers = {"Last-Event-ID": str(seen), "Accept": "text/event-stream"}
     silence_s = SILENCE_S if deadline is None else min(SILENCE_S, max(deadline - time.monotonic(), 0.01))
     with connection.stream(f"{path}/events", headers=headers, timeout_s=silence_s) as response:
         for line in response.iter_lines():
             if line.startswith("data:"):
-                yield JobView.model_validate_json(line.removeprefix("data:").strip())
+                item = JobListItem.model_validate_json(line.removeprefix("data:").strip())
+                yield JobView(**dict(item), spec=before.spec)
             _check(deadline, path)
 
 

@@ -21,7 +21,7 @@ from qtune_service.errors import NotFoundError, SpecError
 from qtune_service.jobs.database import reading, writing
 from qtune_service.jobs.ids import is_id, new_id
 from qtune_service.jobs.store import now_us
-from qtune_service.jobs.tables import tokens
+from qtune_service.jobs.tables import sessions, tokens
 
 PREFIX = "qtune"
 USED_EVERY_US = 60_000_000
@@ -87,21 +87,22 @@ class TokenStore:
         """Raises NotFoundError."""
         if (row := self._row(token_id)) is None:
             raise NotFoundError(f"there is no token {token_id}", "`qtune token list` shows those that there are.")
-        return _token(row)
+        return token_of(row)
 
     def all(self) -> list[Token]:
         """The newest first."""
         with reading(self.engine) as connection:
-            return [_token(row) for row in connection.execute(select(tokens).order_by(tokens.c.id.desc()))]
+            return [token_of(row) for row in connection.execute(select(tokens).order_by(tokens.c.id.desc()))]
 
     def revoke(self, name: str) -> Token:
-        """No longer let anybody in by it. Its name becomes free. Raises NotFoundError."""
+        """Make a token invalid and end its sessions. Its name becomes free. Raises NotFoundError."""
         with writing(self.engine) as connection:
             row = connection.execute(select(tokens).where(tokens.c.name == name)).one_or_none()
             if row is None:
                 raise NotFoundError(f"there is no token named {name!r}", "`qtune token list` shows the names.")
             values = {"revoked_at": now_us(), "name": f"{name} (revoked {row.id})"[:100]}
             connection.execute(tokens.update().where(tokens.c.id == row.id).values(values))
+            connection.execute(sessions.delete().where(sessions.c.token_id == row.id))
         return self.get(row.id)
 
     def check(self, text: str) -> Token | None:
@@ -113,12 +114,6 @@ class TokenStore:
         is_right = hmac.compare_digest(known, _digest(secret)) and row is not None and prefix == PREFIX
         return None if not is_right or row is None else self._if_valid(row)
 
-    def find_valid(self, token_id: str) -> tuple[Token, str] | None:
-        """A token that lets in now, by its id, and the digest of its secret; None for others."""
-        row = self._row(token_id)
-        token = None if row is None else self._if_valid(row)
-        return None if row is None or token is None else (token, row.digest)
-
     def _row(self, token_id: str) -> Row[Any] | None:
         if not is_id(token_id):  # whatever else was sent never reaches the database
             return None
@@ -126,12 +121,13 @@ class TokenStore:
             return connection.execute(select(tokens).where(tokens.c.id == token_id)).one_or_none()
 
     def _if_valid(self, row: Row[Any]) -> Token | None:
-        if not (token := _token(row)).is_valid:
+        if not (token := token_of(row)).is_valid:
             return None
-        self._note_use(row)
+        self.note_use(row)
         return token
 
-    def _note_use(self, row: Row[Any]) -> None:
+    def note_use(self, row: Row[Any]) -> None:
+        """Store the time of a token's last use, at most once a minute."""
         now = now_us()
         if row.last_used_at is None or now - row.last_used_at > USED_EVERY_US:
             with writing(self.engine) as connection:
@@ -142,7 +138,8 @@ def _digest(secret: str) -> str:
     return hashlib.sha256(secret.encode(errors="replace")).hexdigest()
 
 
-def _token(row: Row[Any]) -> Token:
+def token_of(row: Row[Any]) -> Token:
+    """Return the token that a row of the table holds."""
     names = ("created_at", "expires_at", "revoked_at", "last_used_at")
     times: Any = {
         name: None if (us := getattr(row, name)) is None else datetime.fromtimestamp(us / 1e6, UTC) for name in names

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +46,7 @@ def _open_sqlite(url: str, path: str | None) -> Engine:
     if path in (None, "", ":memory:"):
         raise SettingsError("QTUNE_DATABASE_URL names no file", "A database in memory forgets every job; give a path.")
     Path(str(path)).parent.mkdir(parents=True, exist_ok=True)
+    _make_private(str(path))
     engine = create_engine(url, connect_args={"timeout": BUSY_S})
 
     @event.listens_for(engine, "connect")
@@ -59,6 +62,12 @@ def _open_sqlite(url: str, path: str | None) -> Engine:
         connection.exec_driver_sql("BEGIN" if is_reader else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def _make_private(path: str) -> None:
+    """Make the database's file for its user alone, whatever the umask; SQLite gives its log the same mode."""
+    with contextlib.suppress(OSError):  # it exists, or cannot be made, which SQLite explains
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
 
 @contextmanager

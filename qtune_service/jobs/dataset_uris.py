@@ -47,10 +47,16 @@ def read_by(spec: Mapping[str, Any]) -> list[str]:
 
 
 def require_datasets(connection: Connection, spec: Mapping[str, Any]) -> None:
-    """Hold the datasets that a job is going to read until the transaction ends. Raises UnknownDatasetError."""
-    for dataset_id in read_by(spec):
-        wanted = select(datasets.c.id).where(datasets.c.id == dataset_id)
-        if connection.execute(wanted.with_for_update(read=True)).one_or_none() is None:
-            raise UnknownDatasetError(
-                f"input.paths: there is no dataset {dataset_id}", "GET /api/v1/datasets lists those that there are."
-            )
+    """Hold the datasets that a job is going to read until the transaction ends. Raises UnknownDatasetError.
+
+    One query, however many there are. Rows are locked in the order of their ids, so that two jobs cannot block each
+    other.
+    """
+    if not (named := sorted(set(read_by(spec)))):
+        return
+    wanted = select(datasets.c.id).where(datasets.c.id.in_(named)).order_by(datasets.c.id)
+    found = set(connection.execute(wanted.with_for_update(read=True)).scalars())
+    if (missing := next((one for one in named if one not in found), None)) is not None:
+        raise UnknownDatasetError(
+            f"input.paths: there is no dataset {missing}", "GET /api/v1/datasets lists those that there are."
+        )

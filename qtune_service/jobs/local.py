@@ -23,6 +23,7 @@ from qtune_service.errors import LaunchError
 from qtune_service.isolation.environment import child_environment
 from qtune_service.jobs.launch import DriverState, Reference
 from qtune_service.jobs.models import Job
+from qtune_service.jobs.permissions import driver_umask
 
 JOB_VARIABLE = "QTUNE_JOB"
 NOTE_AND_BECOME = 'set -C && echo $$ > "$0" && exec "$@"'
@@ -78,6 +79,7 @@ class LocalLauncher:
                     "COLUMNS": "120",
                 },
                 start_new_session=True,
+                umask=driver_umask(),
             )
 
     def state(self, reference: Reference) -> DriverState:

@@ -72,13 +72,12 @@ class JobError:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """A job. Times are UTC."""
+class JobItem:
+    """A job in a list: all but its spec, which may be large. Times are UTC."""
 
     id: str
     name: str
     status: JobStatus
-    spec: Mapping[str, Any]
     output: str
     """Folder or URI of its result."""
     owner: str
@@ -94,10 +93,19 @@ class Job:
     started_at: datetime | None = None
     finished_at: datetime | None = None
     launcher: str = ""
-    reference: Mapping[str, Any] = field(default_factory=dict)
-    """What the launcher knows it by: a process, or a submission."""
     attempts: int = 0
     """How often it was started."""
     cancel_requested: bool = False
-    variables: Mapping[str, str] = field(default_factory=dict)
+    model: str = ""
+    """Name of the model, as in the spec."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job(JobItem):
+    """A job with what it needs to run."""
+
+    spec: Mapping[str, Any] = field(kw_only=True)
+    reference: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+    """What the launcher knows it by: a process, or a submission."""
+    variables: Mapping[str, str] = field(default_factory=dict, kw_only=True)
     """Environment variables that its driver gets; not stored."""

@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,10 +21,12 @@ from qtune_service.errors import IdempotencyConflictError, IllegalMoveError, Not
 from qtune_service.jobs.database import reading, writing
 from qtune_service.jobs.dataset_uris import require_datasets
 from qtune_service.jobs.ids import cursor_after, id_of_cursor, new_id
-from qtune_service.jobs.models import Job, JobError, JobStatus, Progress, check_move
+from qtune_service.jobs.models import Job, JobError, JobItem, JobStatus, Progress, check_move
 from qtune_service.jobs.tables import jobs, queue_lock
 
 TIMES = ("created_at", "updated_at", "started_at", "finished_at")
+ITEM_COLUMNS = tuple(jobs.c[one.name] for one in fields(JobItem))
+"""All that a list shows. Reading a spec for it would cost up to a MiB a job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class NewJob:
 class Page:
     """Some jobs, the newest first, and where the next ones begin."""
 
-    jobs: tuple[Job, ...]
+    jobs: tuple[JobItem, ...]
     next_cursor: str | None
 
 
@@ -119,8 +121,8 @@ class JobStore:
         limit: int = 50,
         cursor: str | None = None,
     ) -> Page:
-        """Jobs by status, by a part of their name or id, by owner; the newest first."""
-        wanted = select(jobs).order_by(jobs.c.id.desc()).limit(limit + 1)
+        """Return jobs by status, by a part of their name or id, by owner; the newest first."""
+        wanted = select(*ITEM_COLUMNS).order_by(jobs.c.id.desc()).limit(limit + 1)
         if statuses:
             wanted = wanted.where(jobs.c.status.in_([str(s) for s in statuses]))
         if query:
@@ -132,9 +134,22 @@ class JobStore:
         if cursor is not None:
             wanted = wanted.where(jobs.c.id < id_of_cursor(cursor))
         with reading(self.engine) as connection:
-            found = [_job(row) for row in connection.execute(wanted)]
+            found = [JobItem(**_item_fields(row)) for row in connection.execute(wanted)]
         more = len(found) > limit
         return Page(tuple(found[:limit]), cursor_after(found[limit - 1].id) if more else None)
+
+    def item(self, job_id: str) -> JobItem:
+        """Return a job without its spec. Raises NotFoundError."""
+        found = self.items([job_id])
+        if not found:
+            raise _unknown(job_id)
+        return found[job_id]
+
+    def items(self, job_ids: Sequence[str]) -> dict[str, JobItem]:
+        """Return those of some jobs that exist, by id, without their specs."""
+        with reading(self.engine) as connection:
+            rows = connection.execute(select(*ITEM_COLUMNS).where(jobs.c.id.in_(job_ids))).all()
+        return {row.id: JobItem(**_item_fields(row)) for row in rows}
 
     def running(self) -> list[Job]:
         """All running jobs, the oldest first."""
@@ -299,8 +314,12 @@ def _row(connection: Connection, job_id: str, *, lock: bool = False) -> Row[Any]
     wanted = select(jobs).where(jobs.c.id == job_id)
     row = connection.execute(wanted.with_for_update() if lock else wanted).one_or_none()
     if row is None:
-        raise NotFoundError(f"there is no job {job_id}", "`qtune jobs list` shows those that there are.")
+        raise _unknown(job_id)
     return row
+
+
+def _unknown(job_id: str) -> NotFoundError:
+    return NotFoundError(f"there is no job {job_id}", "`qtune jobs list` shows those that there are.")
 
 
 def _values(seen: Mapping[str, Any]) -> dict[str, Any]:
@@ -334,20 +353,18 @@ def _new_row(new: NewJob) -> dict[str, Any]:
 
 
 def _job(row: Row[Any]) -> Job:
-    times: Any = {
-        name: time_of(getattr(row, name)) for name in ("created_at", "updated_at", "started_at", "finished_at")
+    return Job(**_item_fields(row), spec=row.spec, reference=row.reference)
+
+
+def _item_fields(row: Row[Any]) -> dict[str, Any]:
+    found = {one.name: getattr(row, one.name) for one in fields(JobItem)}
+    return {
+        **found,
+        **{name: time_of(found[name]) for name in TIMES},
+        "status": JobStatus(row.status),
+        "progress": Progress(**row.progress),
+        "error": None if row.error is None else JobError(**row.error),
     }
-    same = ("id", "name", "spec", "output", "owner", "version", "stage", "counts", "thresholds", "launcher")
-    return Job(
-        **{name: getattr(row, name) for name in same},
-        **times,
-        status=JobStatus(row.status),
-        progress=Progress(**row.progress),
-        error=None if row.error is None else JobError(**row.error),
-        reference=row.reference,
-        attempts=row.attempts,
-        cancel_requested=row.cancel_requested,
-    )
 
 
 def now_us() -> int:

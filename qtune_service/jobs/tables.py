@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
     JSON,
     BigInteger,
@@ -22,6 +24,13 @@ NAMING = {
     "pk": "pk_%(table_name)s",
 }
 metadata = MetaData(naming_convention=NAMING)
+
+
+def _model_of(context: Any) -> str:
+    """Return the model's name in the spec of a job that is inserted."""
+    spec = context.get_current_parameters()["spec"]
+    return str(spec.get("model", {}).get("name", ""))
+
 
 jobs = Table(
     "jobs",
@@ -48,6 +57,7 @@ jobs = Table(
     Column("cancel_requested", Boolean, nullable=False),
     Column("idempotency_key", String(200)),
     Column("request_digest", String(64), nullable=False),
+    Column("model", Text, nullable=False, default=_model_of, server_default=""),
     UniqueConstraint("owner", "idempotency_key"),
     Index(None, "status", "id"),
 )
@@ -71,6 +81,15 @@ tokens = Table(
     Column("expires_at", BigInteger),
     Column("revoked_at", BigInteger),
     Column("last_used_at", BigInteger),
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("digest", String(64), primary_key=True),
+    Column("token_id", String(32), nullable=False, index=True),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
 )
 
 datasets = Table(

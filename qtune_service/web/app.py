@@ -13,12 +13,12 @@ from anyio import CapacityLimiter
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse, RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from qtune_service import __version__
 from qtune_service.errors import QTuneError, SettingsError
 from qtune_service.jobs.access import TokenStore
-from qtune_service.jobs.database import open_database, prepare, reading
+from qtune_service.jobs.database import open_database, prepare
 from qtune_service.jobs.datasets import DatasetStore
 from qtune_service.jobs.launch import Launcher
 from qtune_service.jobs.service import JobService
@@ -49,11 +49,13 @@ from qtune_service.web.metrics import Metrics
 from qtune_service.web.observing import Observed
 from qtune_service.web.origins import OwnOrigin
 from qtune_service.web.owner_policy import owner_policy
+from qtune_service.web.readiness import Readiness
 from qtune_service.web.sessions import Sessions
+from qtune_service.web.slots import UploadSlots
 from qtune_service.wire import Problem
 
 ROUND_EVERY_S = 0.5
-MAX_UPLOADS, MAX_PREVIEWS = 8, 2
+MAX_PREVIEWS = 2
 _log = logging.getLogger(__name__)
 
 
@@ -129,7 +131,9 @@ def make_server(settings: Settings, launchers: Mapping[str, Launcher] | None = N
         sessions=Sessions(tokens, settings.session_hours * 3600),
         policy=owner_policy(settings),
         datasets=make_datasets(settings, database, questions),
-        uploads=CapacityLimiter(MAX_UPLOADS),
+        uploads=UploadSlots(),
+        bodies=CapacityLimiter(1),
+        readiness=Readiness(database),
         previews=CapacityLimiter(MAX_PREVIEWS),
         questions=questions,
     )
@@ -180,15 +184,14 @@ def _operations() -> APIRouter:
     router = APIRouter(tags=["operations"])
 
     @router.get("/healthz")
-    def healthz() -> dict[str, str]:
-        """Whether the process answers."""
+    async def healthz() -> dict[str, str]:
+        """Whether the process answers. It needs no worker thread, so it answers while all of them are busy."""
         return {"status": "ok", "version": __version__}
 
     @router.get("/readyz", responses={503: {"model": Problem}})
-    def readyz(server: TheServer) -> dict[str, str]:
-        """Whether the database does, too."""
-        with reading(server.database) as connection:
-            connection.execute(text("SELECT 1"))
+    async def readyz(server: TheServer) -> dict[str, str]:
+        """Whether the database answers, too, within some seconds."""
+        await server.readiness.check()
         return {"status": "ok"}
 
     @router.get("/metrics", response_class=PlainTextResponse, responses=problems.failures(401, 403))

@@ -8,6 +8,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from qtune_service.web.problems import BodyTooLargeError, answer
 
 MAX_BYTES = 1 << 20
+SESSION, SESSION_BYTES = "/api/v1/session", 4 << 10
+"""Open to everybody, and takes a token alone."""
 UPLOADS = ("POST", "/api/v1/datasets")
 """Streamed to disk, never held."""
 
@@ -15,30 +17,33 @@ UPLOADS = ("POST", "/api/v1/datasets")
 class BodyLimit:
     """Refuses larger ones, whether they say how large they are or not."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int = MAX_BYTES) -> None:
-        self._app, self._max_bytes = app, max_bytes
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 413."""
-        if scope["type"] != "http" or (scope["method"], scope["path"].rstrip("/")) == UPLOADS:
+        path = scope["path"].rstrip("/") if scope["type"] == "http" else ""
+        if scope["type"] != "http" or (scope["method"], path) == UPLOADS:
             await self._app(scope, receive, send)
             return
+        max_bytes = SESSION_BYTES if path == SESSION else MAX_BYTES
         told = Headers(scope=scope).get("content-length", "")
-        if told.isdecimal() and int(told[:20]) > self._max_bytes:
-            refusal = BodyTooLargeError(self._max_bytes)
+        if told.isdecimal() and int(told[:20]) > max_bytes:
+            refusal = BodyTooLargeError(max_bytes)
             await answer(413, refusal.code, refusal.detail, refusal.hint)(scope, receive, send)
             return
-        await self._app(scope, self._counted(receive), send)
+        await self._app(scope, _counted(receive, max_bytes), send)
 
-    def _counted(self, receive: Receive) -> Receive:
-        size = 0
 
-        async def counted() -> Message:
-            nonlocal size
-            message = await receive()
-            size += len(message.get("body", b""))
-            if size > self._max_bytes:
-                raise BodyTooLargeError(self._max_bytes)
-            return message
+def _counted(receive: Receive, max_bytes: int) -> Receive:
+    size = 0
 
-        return counted
+    async def counted() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > max_bytes:
+            raise BodyTooLargeError(max_bytes)
+        return message
+
+    return counted

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any
 
@@ -27,6 +28,8 @@ router = APIRouter(prefix="/datasets", tags=["datasets"])
 BLOCK_BYTES = 1 << 20
 IDLE_S = 60.0
 """A sender that is silent for so long is given up."""
+WINDOW_S, WINDOW_BYTES = 30.0, 64 << 10
+"""In each time of so many seconds that the server waits for a sender, it must send so many bytes."""
 LINGER_BYTES, LINGER_S = 64 << 20, 5.0
 """After a refusal so much is read and forgotten: a sender that writes on would not see the answer."""
 BODY: dict[str, Any] = {
@@ -57,7 +60,8 @@ async def upload(
     body = _Body(request.stream())
     receive = functools.partial(server.datasets.receive, asked, body.pulled())
     try:
-        dataset: Dataset = await to_thread.run_sync(receive, limiter=server.uploads)
+        async with server.uploads.of(who.name):
+            dataset: Dataset = await to_thread.run_sync(receive, limiter=server.uploads.everybody)
     except ClientDisconnect:
         raise HTTPException(400, "the sender went away") from None  # nobody hears it
     except QTuneError:
@@ -74,6 +78,7 @@ class _Body:
     def __init__(self, stream: AsyncIterator[bytes]) -> None:
         self._stream = stream
         self.has_begun = self._has_ended = False
+        self._waited_s, self._window_bytes = 0.0, 0
 
     def pulled(self) -> Iterator[bytes]:
         """Blocks, for a thread that anyio started. Raises ClientDisconnect and TooSlowError."""
@@ -90,14 +95,29 @@ class _Body:
         return b"".join(gathered)
 
     async def _next_piece(self) -> bytes:
+        """Return what came next, or nothing at the end. Raise TooSlowError. Time that is not the sender's is free."""
         self.has_begun = True
+        asked_s = time.monotonic()
         try:
             with anyio.fail_after(IDLE_S):
                 piece = await anext(self._stream, None)
         except TimeoutError:
             raise TooSlowError(f"nothing came for {IDLE_S:.0f} s", "Send the file again.") from None
         self._has_ended = piece is None
+        self._note(len(piece or b""), time.monotonic() - asked_s)
         return piece or b""
+
+    def _note(self, num_bytes: int, waited_s: float) -> None:
+        self._window_bytes += num_bytes
+        self._waited_s += waited_s
+        if self._waited_s < WINDOW_S or self._has_ended:
+            return
+        if self._window_bytes < WINDOW_BYTES:
+            raise TooSlowError(
+                f"{self._window_bytes:,} bytes came within {self._waited_s:.0f} s, and {WINDOW_BYTES:,} are required",
+                "Send the file again over a faster connection.",
+            )
+        self._waited_s, self._window_bytes = 0.0, 0
 
     async def linger(self) -> None:
         """Read on for a while, so that the sender comes to see the answer."""

@@ -12,26 +12,26 @@ from dataclasses import dataclass, field
 
 from starlette.concurrency import run_in_threadpool
 
-from qtune_service.errors import DatabaseError, NotFoundError
-from qtune_service.jobs.models import Job
+from qtune_service.errors import DatabaseError
+from qtune_service.jobs.models import JobItem
 from qtune_service.jobs.store import JobStore
-from qtune_service.wire import JobView
+from qtune_service.wire import JobListItem
 
 EVERY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A job at a version, as JSON."""
+    """A job at a version, as JSON without its spec, which never changes and may be large."""
 
     version: int
     body: str
     is_last: bool
 
     @classmethod
-    def of(cls, job: Job) -> Change:
-        """Rendered as the API shows it."""
-        return cls(job.version, JobView.of(job).model_dump_json(), job.status.is_final)
+    def of(cls, job: JobItem) -> Change:
+        """Return a job rendered as a list shows it."""
+        return cls(job.version, JobListItem.of(job).model_dump_json(), job.status.is_final)
 
 
 @dataclass(slots=True)
@@ -63,7 +63,7 @@ class Changes:
         followed.followers += 1
         try:
             if followed.latest is None:
-                followed.latest = Change.of(await run_in_threadpool(self._store.get, job_id))
+                followed.latest = Change.of(await run_in_threadpool(self._store.item, job_id))
             self._start()
             while not followed.is_gone:
                 changed, latest = followed.changed, followed.latest
@@ -92,11 +92,15 @@ class Changes:
 
     async def _look(self) -> None:
         versions = await run_in_threadpool(self._store.versions, list(self._followed))
-        for job_id, followed in list(self._followed.items()):
-            if followed.latest is None or versions.get(job_id) == followed.latest.version:
-                continue
-            try:
-                followed.latest = Change.of(await run_in_threadpool(self._store.get, job_id))
-            except NotFoundError:
+        changed = {
+            job_id: followed
+            for job_id, followed in self._followed.items()
+            if followed.latest is not None and versions.get(job_id) != followed.latest.version
+        }
+        items = await run_in_threadpool(self._store.items, list(changed)) if changed else {}
+        for job_id, followed in changed.items():
+            if (item := items.get(job_id)) is None:
                 followed.is_gone = True
+            else:
+                followed.latest = Change.of(item)
             followed.tell()

@@ -17,10 +17,11 @@ from qtune_service.jobs.models import JobStatus
 from qtune_service.jobs.policy import real_output
 from qtune_service.jobs.store import NewJob
 from qtune_service.web.deps import Caller, Reader, Server, Submitter, TheServer
+from qtune_service.web.json_routes import JsonRoute
 from qtune_service.web.problems import failures
-from qtune_service.wire import JobPage, JobRequest, JobView, RepruneRequest
+from qtune_service.wire import JobListItem, JobPage, JobRequest, JobView, RepruneRequest
 
-router = APIRouter(prefix="/jobs", tags=["jobs"])
+router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=JsonRoute)
 FAILURES = failures(401, 403, 404, 409, 422, 503)
 MADE: dict[int | str, dict[str, Any]] = {
     200: {"model": JobView, "description": "The job that an earlier request with this key made."},
@@ -33,7 +34,7 @@ EVENT = {
     "properties": {
         "id": {"type": "string", "description": "The job's version."},
         "event": {"const": "job"},
-        "data": {"type": "string", "contentMediaType": "application/json", "description": "The job, as JSON."},
+        "data": {"type": "string", "contentMediaType": "application/json", "description": "The job, as a list has it."},
     },
 }
 OUTPUT_KEPT = "X-Output-Kept"
@@ -92,9 +93,9 @@ def list_jobs(
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(max_length=100)] = None,
 ) -> JobPage:
-    """Jobs, the newest first."""
+    """Jobs without their specs, the newest first."""
     page = server.jobs.store.find(statuses=status, query=q, limit=limit, cursor=cursor)
-    return JobPage(jobs=[JobView.of(job) for job in page.jobs], next_cursor=page.next_cursor)
+    return JobPage(jobs=[JobListItem.of(job) for job in page.jobs], next_cursor=page.next_cursor)
 
 
 @router.get("/{job_id}", responses=FAILURES)
@@ -160,8 +161,8 @@ async def follow_job(
     _who: Reader,
     last_event_id: Annotated[int | None, Header(alias="Last-Event-ID")] = None,
 ) -> EventSourceResponse:
-    """Server-sent events: the job at every change, until it ends. With Last-Event-ID only what is newer."""
-    await run_in_threadpool(server.jobs.store.get, job_id)  # a problem, not a stream, for a job that is not there
+    """Server-sent events: the job without its spec at every change, until it ends. With Last-Event-ID what is newer."""
+    await run_in_threadpool(server.jobs.store.item, job_id)  # a problem, not a stream, for a job that is not there
 
     async def stream() -> AsyncIterator[dict[str, Any]]:
         async for change in server.changes.follow(job_id, last_event_id or 0):

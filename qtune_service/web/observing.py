@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any
 from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -87,15 +89,47 @@ def _path(scope: Scope) -> str:
 
 
 def _write_line(scope: Scope, status: int, seconds: float) -> None:
-    client, _ = scope.get("client") or ("-", 0)
     who = quote(str(scope["state"].get("caller", "-")))
-    _access.info("%s %s %s %d %.0f ms", client, who, f"{scope['method']} {_path(scope)}", status, seconds * 1e3)
+    asked = f"{scope['method']} {_path(scope)}"
+    _access.info("%s %s %s %d %.0f ms", _client(scope), who, asked, status, seconds * 1e3)
+
+
+def _client(scope: Scope) -> str:
+    """Return the client's IP address, or `-`: behind a proxy it is what a header says, which may be anything."""
+    text, _ = scope.get("client") or ("", 0)
+    try:
+        return str(ip_address(str(text).partition("%")[0]))
+    except ValueError:
+        return "-"
+
+
+class OneLine(logging.Formatter):
+    """Formats a record so that nothing in it looks like another record, or controls a terminal.
+
+    A message is one line; lines of a traceback are indented.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """Return the record's line without control characters."""
+        return _visible(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        """Return a traceback, indented."""
+        lines = super().formatException(ei).split("\n")
+        return "\n".join(f"    {_visible(line)}" for line in lines)
+
+
+def _visible(text: str) -> str:
+    """Return a text with control characters and line separators as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def write_logs() -> None:
     """Send the service's log to standard error, each line with its time and request."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s [%(request_id)s] %(message)s"))
+    handler.setFormatter(OneLine("%(asctime)s %(levelname)s [%(request_id)s] %(message)s"))
     handler.addFilter(_with_id)
     logger = logging.getLogger("qtune_service")
     logger.setLevel(logging.INFO)

@@ -79,7 +79,7 @@ def _responses(operation: dict[str, Any]) -> dict[str, Any]:
     if operation.get("parameters") or "requestBody" in operation:
         shared |= {422}
     if "requestBody" in operation:
-        shared |= {400, 413}
+        shared |= {400, 408, 413}
     told = {str(status): {"description": told["description"]} for status, told in failures(*shared).items()}
     found = {**told, **operation["responses"]}
     problem = {"content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}}

@@ -13,9 +13,10 @@ from qtune_service.jobs.dataset_uris import require_datasets, resolved
 from qtune_service.jobs.previews import PreviewLimits, run_preview
 from qtune_service.web.dataset_routes import UPLOAD_FAILURES
 from qtune_service.web.deps import Server, Submitter, TheServer
+from qtune_service.web.json_routes import JsonRoute
 from qtune_service.wire import PreviewRequest, PreviewView
 
-router = APIRouter(tags=["jobs"])
+router = APIRouter(tags=["jobs"], route_class=JsonRoute)
 MAX_WAITING = 8
 
 

@@ -66,6 +66,7 @@ DESCRIPTIONS = {
     401: "There is no valid token.",
     403: "The token's scope is too small, or the server's owner does not allow this.",
     404: "There is no such thing.",
+    408: "The body arrives too slowly.",
     409: "It is not in a state in which that is possible.",
     413: "The body is too large.",
     416: "The file has no such range.",
@@ -73,6 +74,8 @@ DESCRIPTIONS = {
     503: "The database or the storage does not answer.",
 }
 """What a failure means, for the contract."""
+MAX_LISTED, MAX_FIELD_CHARS, MAX_MESSAGE_CHARS = 20, 200, 500
+"""How many wrong fields an answer lists, and how long each name and message is at most."""
 _log = logging.getLogger(__name__)
 
 
@@ -84,6 +87,14 @@ class BodyTooLargeError(HTTPException):
 
     def __init__(self, max_bytes: int) -> None:
         super().__init__(413, f"the body has more than {max_bytes:,} bytes")
+
+
+class InvalidBodyError(RequestValidationError):
+    """A body that its model refuses: the errors that are listed, and the number of all."""
+
+    def __init__(self, errors: list[dict[str, Any]], total: int) -> None:
+        super().__init__(errors)
+        self.total = total
 
 
 def answer(
@@ -113,8 +124,13 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     def _invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
-        fields = [FieldProblem(field=_field(e["loc"]), message=e["msg"]) for e in error.errors()]
-        return answer(422, "invalid_request", f"{len(fields)} field(s) are wrong", errors=fields)
+        found = error.errors()
+        total = error.total if isinstance(error, InvalidBodyError) else len(found)
+        fields = [
+            FieldProblem(field=_field(e["loc"]), message=_cut(e["msg"], MAX_MESSAGE_CHARS)) for e in found[:MAX_LISTED]
+        ]
+        listed = "" if total <= len(fields) else f"; the first {len(fields)} are listed"
+        return answer(422, "invalid_request", f"{total} field(s) are wrong{listed}", errors=fields)
 
     @app.exception_handler(HTTPException)
     def _http(_request: Request, error: HTTPException) -> JSONResponse:
@@ -126,5 +142,11 @@ def install(app: FastAPI) -> None:
 
 def _field(place: Any) -> str:
     """`spec.prune.sample_keep_ratio` of ("body", "spec", "prune", "sample_keep_ratio")."""
-    text = ".".join(str(part) for part in place[1:] or place)
-    return text.encode(errors="backslashreplace").decode()  # a name that a client made up may be no text
+    text = ".".join(_cut(str(part), MAX_FIELD_CHARS) for part in place[1:] or place)
+    return _cut(text, MAX_FIELD_CHARS)
+
+
+def _cut(text: str, chars: int) -> str:
+    """Return a text that is not too long; what a client made up may be no text at all."""
+    short = text if len(text) <= chars else f"{text[: chars - 1]}…"
+    return short.encode(errors="backslashreplace").decode()

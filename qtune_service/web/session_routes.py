@@ -13,10 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from qtune_service.errors import NotSignedInError
 from qtune_service.jobs.access import Scope
 from qtune_service.web.deps import SomeCaller, TheServer
+from qtune_service.web.json_routes import JsonRoute
 from qtune_service.web.problems import failures
 from qtune_service.web.sessions import COOKIE
 
-router = APIRouter(prefix="/session", tags=["session"])
+router = APIRouter(prefix="/session", tags=["session"], route_class=JsonRoute)
 
 
 class SignIn(BaseModel):
@@ -75,7 +76,9 @@ def get_session(server: TheServer, who: SomeCaller) -> SessionView:
     )
 
 
-@router.delete("", status_code=204, responses=failures(403))
-def sign_out(response: Response) -> None:
-    """Take the cookie away."""
+@router.delete("", status_code=204, responses=failures(403, 503))
+def sign_out(request: Request, response: Response, server: TheServer) -> None:
+    """End the session on all servers, and take the cookie away."""
+    if (cookie := request.cookies.get(COOKIE)) is not None:
+        server.sessions.sign_out(cookie)
     response.delete_cookie(COOKIE, httponly=True, samesite="strict")

@@ -1,8 +1,7 @@
-"""Sessions of browsers: a signed cookie that names an API token; the token itself is typed once and kept nowhere.
+"""Sign browsers in: a cookie with a random secret for an API token, which is typed once and kept nowhere.
 
-The key that signs is made from the digest of the token's secret, which only the database has. So there is no key to
-make, share or lose: any server on the database can check a session, each token has a key of its own, and a token that
-was revoked or has expired ends its sessions with the next request. Who can read the database can sign sessions.
+What the cookie holds is known to the browser alone; the database has its digest (jobs/sessions.py). The CSRF token is
+an HMAC under the same secret, so it needs no storage, and nobody who reads the database can compute it.
 """
 
 from __future__ import annotations
@@ -11,9 +10,8 @@ import hashlib
 import hmac
 from dataclasses import dataclass
 
-from itsdangerous import BadSignature, Signer, TimestampSigner
-
 from qtune_service.jobs.access import Token, TokenStore
+from qtune_service.jobs.sessions import SessionStore
 
 COOKIE = "qtune_session"
 CSRF_HEADER = "X-CSRF-Token"
@@ -21,48 +19,45 @@ CSRF_HEADER = "X-CSRF-Token"
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """Somebody who is signed in. Requests that change something repeat `csrf_token`, which other sites cannot read."""
+    """A browser that is signed in. Requests that change something repeat `csrf_token`, which no other site can read."""
 
     token: Token
     csrf_token: str
 
     def has(self, csrf_token: str) -> bool:
-        """Whether a request brings the right one."""
+        """Return whether a request brings the right CSRF token."""
         return hmac.compare_digest(self.csrf_token.encode(), csrf_token.encode())
 
 
 @dataclass(frozen=True, slots=True)
 class Sessions:
-    """Makes cookies and checks them."""
+    """Makes cookies, checks them and ends them."""
 
     tokens: TokenStore
     max_age_s: int
 
+    @property
+    def store(self) -> SessionStore:
+        """Sessions in the database that the tokens are in."""
+        return SessionStore(self.tokens.engine)
+
     def sign_in(self, text: str) -> tuple[Session, str] | None:
-        """The session of an API token, and its cookie; None where the token is not valid."""
+        """Return a new session of an API token, and its cookie; None where the token is not valid."""
         token = self.tokens.check(text)
-        found = None if token is None else self.tokens.find_valid(token.id)
-        if found is None:
+        if token is None:
             return None
-        cookie = _signer(found[1]).sign(found[0].id).decode()
-        return _session(*found, cookie), cookie
+        cookie = self.store.create(token, self.max_age_s)
+        return _session(token, cookie), cookie
 
     def find(self, cookie: str) -> Session | None:
-        """The session of a cookie; None where it is forged or too old, or its token is not valid any more."""
-        found = self.tokens.find_valid(cookie.partition(".")[0])
-        if found is None:
-            return None
-        try:
-            _signer(found[1]).unsign(cookie, max_age=self.max_age_s)
-        except BadSignature:  # also one that has expired
-            return None
-        return _session(*found, cookie)
+        """Return the session of a cookie; None where it is forged, ended or too old, or its token is not valid."""
+        token = self.store.find(cookie)
+        return None if token is None else _session(token, cookie)
+
+    def sign_out(self, cookie: str) -> None:
+        """End the session of a cookie on all servers; do nothing where there is none."""
+        self.store.end(cookie)
 
 
-def _signer(digest: str) -> TimestampSigner:
-    return TimestampSigner(digest, salt="qtune-session", key_derivation="hmac", digest_method=hashlib.sha256)
-
-
-def _session(token: Token, digest: str, cookie: str) -> Session:
-    signer = Signer(digest, salt="qtune-csrf", key_derivation="hmac", digest_method=hashlib.sha256)
-    return Session(token, signer.get_signature(cookie).decode())
+def _session(token: Token, cookie: str) -> Session:
+    return Session(token, hmac.digest(cookie.encode(), b"qtune-csrf", hashlib.sha256).hex())

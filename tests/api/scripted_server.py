@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import uvicorn
-
 from qtune_service.settings import load_settings
 from qtune_service.web.app import create_app
+from qtune_service.web.serving import make_http_server
 from tests.api.servers import scripted, settings
 
 if __name__ == "__main__":
     root, port, max_running = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     database = load_settings().database_url
-    app = create_app(settings(root, database_url=database, max_running_jobs=max_running), scripted(root))
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
+    chosen = settings(root, database_url=database, max_running_jobs=max_running, port=port)
+    make_http_server(create_app(chosen, scripted(root)), chosen).run()

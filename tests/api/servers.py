@@ -13,23 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import uvicorn
 
 from qtune_service.jobs.launch import Launcher
 from qtune_service.jobs.local import LocalLauncher
 from qtune_service.settings import Settings
 from qtune_service.web.app import create_app
+from qtune_service.web.serving import make_http_server
 
 REPO = Path(__file__).parents[2]
 DRIVER = str(Path(__file__).parent / "driver.py")
 
 
 @contextmanager
-def serving(settings: Settings, launchers: Mapping[str, Launcher] | None = None) -> Iterator[httpx.Client]:
-    """Run a server on a free port until the block ends."""
+def serving(settings: Settings, launchers: Mapping[str, Launcher] | None = None, **more: Any) -> Iterator[httpx.Client]:
+    """Run a server on a free port until the block ends. `more` goes to make_http_server."""
     app = create_app(settings, launchers)
     port = free_port()
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
+    server = make_http_server(app, settings.model_copy(update={"port": port}), **more)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -60,8 +60,8 @@ def process(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
 
 def run(folder: str, port: int) -> None:
     """Serve until killed."""
-    app = create_app(settings(Path(folder)), scripted(Path(folder)))
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
+    chosen = settings(Path(folder), port=port)
+    make_http_server(create_app(chosen, scripted(Path(folder))), chosen).run()
 
 
 def free_port() -> int:

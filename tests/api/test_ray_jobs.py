@@ -48,7 +48,8 @@ def launcher(head: Head, tmp_path: Path) -> RayLauncher:
 def job(attempts: int = 1, status: JobStatus = JobStatus.running, **spec: Any) -> Job:
     """A claimed job."""
     now = datetime.now(UTC)
-    return Job("01abc", "gsm8k", status, {**SPEC, **spec}, "s3://b/out", "ann", now, now, 1, attempts=attempts)
+    job_spec = {**SPEC, **spec}
+    return Job("01abc", "gsm8k", status, "s3://b/out", "ann", now, now, 1, spec=job_spec, attempts=attempts)
 
 
 def test_what_is_submitted(launcher: RayLauncher, head: Head) -> None:

@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import uvicorn
 from fastapi import FastAPI
+
+from qtune_service.settings import Settings
+from qtune_service.web.serving import make_http_server
 
 WIDE = {"width": 1280, "height": 900}
 NARROW = {"width": 360, "height": 740}
@@ -37,10 +39,7 @@ class Site:
                 free.bind(("127.0.0.1", 0))
                 self.port = free.getsockname()[1]
         self.app = self.make()
-        config = uvicorn.Config(
-            self.app, host="127.0.0.1", port=self.port, log_level="warning", timeout_graceful_shutdown=1
-        )
-        self._server = uvicorn.Server(config)
+        self._server = make_http_server(self.app, Settings(port=self.port), timeout_graceful_shutdown=1)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._thread.start()
         while not self._server.started:

@@ -40,8 +40,9 @@ def _form(browser: Any, site: Site, query: str = "", **more: Any) -> tuple[Any, 
 
 
 def _jobs(site: Site) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = httpx.get(f"{site.url}/api/v1/jobs").json()["jobs"]
-    return found
+    """All jobs with their specs, which a list does not have."""
+    listed = httpx.get(f"{site.url}/api/v1/jobs").json()["jobs"]
+    return [httpx.get(f"{site.url}/api/v1/jobs/{job['id']}").json() for job in listed]
 
 
 def _start(page: Any) -> None:

@@ -130,7 +130,8 @@ def test_jobs_are_deleted_and_pruned_again(browser: Any, tmp_path: Path, outputs
         page.get_by_label("Share of samples to keep").fill("0.25")
         page.get_by_role("dialog").get_by_role("button", name="Prune again").click()
         page.wait_for_url(re.compile("/jobs/"))
-        made = httpx.get(f"{site.url}/api/v1/jobs").json()["jobs"][0]
+        newest = httpx.get(f"{site.url}/api/v1/jobs").json()["jobs"][0]["id"]
+        made = httpx.get(f"{site.url}/api/v1/jobs/{newest}").json()
         assert made["spec"]["prune"]["sample_keep_ratio"] == 0.25
         assert made["spec"]["from_scores"] == outputs.pruned.root
         page.goto(site.url)

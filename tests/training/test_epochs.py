@@ -167,7 +167,7 @@ def test_a_real_server_prunes_for_the_trainer(first: Path, tmp_path: Path, monke
         with pytest.raises(QTuneError, match=r"job \S+ of the service is failed: .*bad\.jsonl"):
             rescored("model", by_service(client, {**spec, "input": {"paths": [f"{mine}/bad.jsonl"]}}), "none")
     assert data.to_list() == rescored(DEMO_MODEL, never, str(first)).to_list()
-    assert (job.spec["model"]["name"], job.output) == (f"{mine}/model", f"{mine}/out")
+    assert (job.model, job.output) == (f"{mine}/model", f"{mine}/out")
 
 
 def test_the_length_stays(caplog: pytest.LogCaptureFixture) -> None:

@@ -14,7 +14,7 @@ from qtune_service.jobs.models import JobStatus
 from qtune_service.report.tokens import visible_text
 
 if TYPE_CHECKING:
-    from qtune_service.wire import JobView
+    from qtune_service.wire import JobListItem, JobView
 
 STYLES = {
     JobStatus.queued: "default",
@@ -25,7 +25,7 @@ STYLES = {
 }
 
 
-def table_of(jobs: Iterable[JobView]) -> Table:
+def table_of(jobs: Iterable[JobListItem]) -> Table:
     """One line for each; in a narrow terminal names are cut, and ids are not."""
     table = Table(box=None, pad_edge=False)
     for column in ("id", "name", "status", "kept", "owner", "made"):
@@ -76,7 +76,7 @@ def _said(part: object) -> str:
     return ", ".join(f"{name} {value}" for name, value in part.items() if value not in (None, {}, False, "auto"))
 
 
-def progress_of(job: JobView) -> str:
+def progress_of(job: JobListItem) -> str:
     """`score 300/1,200 · 1,234 tok/s · ETA 0:01:23`; the status of a job that does not run."""
     if job.status is not JobStatus.running:
         return job.status
@@ -91,7 +91,7 @@ def progress_of(job: JobView) -> str:
     return " · ".join(parts)
 
 
-def kept_of(job: JobView) -> str:
+def kept_of(job: JobListItem) -> str:
     """`50% of 1,200`."""
     kept, of = job.counts.get("kept"), job.counts.get("scored") or job.counts.get("read")
     return f"{kept / of:.0%} of {of:,}" if kept is not None and of else ""

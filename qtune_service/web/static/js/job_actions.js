@@ -1,6 +1,6 @@
 // What can be done with a job, by its status: used by the list and by a job's own page.
 
-import { post, query, remove } from "./api.js";
+import { get, post, query, remove } from "./api.js";
 import { h } from "./dom.js";
 import { confirmed, notify, notifyError } from "./notices.js";
 
@@ -32,7 +32,8 @@ export const forget = async (job) => {
 
 // Other ratios from the same scores. Leads to the new job.
 export const pruneAgain = async (job) => {
-  const prune = job.spec.prune ?? {};
+  const { spec } = job.spec ? job : await get(path(job)); // lists have no specs
+  const prune = spec.prune ?? {};
   const said = await confirmed({
     title: `Prune ${job.name} again`,
     text: "A new job from the same scores: no model is run, it takes seconds.",

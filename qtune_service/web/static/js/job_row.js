@@ -22,7 +22,7 @@ export const makeRow = (first, { onChange, onChoose }) => {
 
   const element = h("tr", { role: "row" },
     cell("choose", box),
-    cell("job", name, h("span", { class: "model", title: first.spec.model.name }, lastPart(first.spec.model.name)), code(first.id)),
+    cell("job", name, h("span", { class: "model", title: first.model }, lastPart(first.model)), code(first.id)),
     cell("state", status, stage),
     cell("progress", bar, amount, pace),
     cell("kept", kept),

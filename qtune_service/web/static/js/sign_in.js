@@ -7,9 +7,16 @@ const form = document.getElementById("sign-in");
 const field = form.elements.token;
 const place = document.getElementById("token-error");
 
-const goOn = () => {
-  const next = new URL(new URLSearchParams(location.search).get("next") ?? "/", location.origin);
-  location.replace(next.origin === location.origin ? next.pathname + next.search + next.hash : "/");
+// The parsed address itself is passed on: its parts, put together anew, may name another host ("/.//evil.example").
+const goOn = () => location.replace(placeToGo(new URLSearchParams(location.search).get("next") ?? "/"));
+
+const placeToGo = (text) => {
+  try {
+    const next = new URL(text, location.origin);
+    return next.origin === location.origin && next.protocol === location.protocol ? next.href : "/";
+  } catch {
+    return "/";
+  }
 };
 
 const show = (text) => {

@@ -18,8 +18,9 @@ let stop = null;
 let shown = null;
 let isIncomplete = false;
 
-const show = (job) => {
+const show = (item) => {
   const before = shown;
+  const job = { spec: before?.spec, ...item }; // events have no spec: it never changes
   shown = job;
   if (before && before.status !== job.status) announce(`The job is ${job.status}.`);
   article.hidden = false;
