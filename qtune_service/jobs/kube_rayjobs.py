@@ -8,8 +8,8 @@ one's job. KubeRay submits by HTTP (no pod that submits, no shell that could cha
 lost, submits again: the driver goes on where it was.
 
 Logs and stopping go through Ray's Jobs API of the job's cluster, as with a cluster that stays (ray_jobs.py): KubeRay
-has no way to stop a driver and let it save. Deleting the RayJob, which removes its cluster, is for drivers that have not
-begun, for clusters that do not answer, and for drivers that are still there after their limit (stop_limit.py). The
+has no way to stop a driver and let it save. The RayJob is deleted, and its cluster with it, where a driver has not
+begun, where its cluster does not answer, and where a driver has not stopped within its limit (stop_limit.py). The
 cluster stays KEEP_S after its driver, for the log to be copied.
 """
 

@@ -189,7 +189,7 @@ class JobService:
             if "stop_forced_s" not in reference:
                 reference["stop_forced_s"] = time.time()
                 self.store.note(job.id, reference=reference)
-                _log.warning("job %s: its driver has not stopped within %.0f s and is removed by force", job.id, limit_s)
+                _log.warning("job %s: its driver did not stop within %.0f s; it is removed by force", job.id, limit_s)
             launcher.stop(reference, at_once=True)
         elif "stop_asked_s" not in reference:
             launcher.stop(reference, at_once=False)

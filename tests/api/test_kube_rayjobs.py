@@ -148,7 +148,7 @@ def test_stopping_lets_a_driver_save(kube: Kube, head: Head, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("mode", ["good", "broken"])
 def test_a_driver_that_does_not_stop_loses_its_cluster(kube: Kube, head: Head, tmp_path: Path, mode: Any) -> None:
-    """At once the RayJob is deleted, and its head, which may hang, is not asked; a second time there is nothing to do."""
+    """The RayJob is deleted at once, and its head, which may hang, is not asked; again, there is nothing to do."""
     one = launcher(kube, tmp_path)
     reference = one.start(job())
     running(kube, head)

@@ -39,7 +39,8 @@ def test_the_limits_are_bounded(given: Any) -> None:
     assert wait_s + 10 <= limit_s <= MAX_STOP_GRACE_S + 45
     if isinstance(given, (int, float)) and 0 <= given <= MAX_STOP_GRACE_S and given is not True:
         assert wait_s >= given + 30
-    assert environment(ray_job(limits={"stop_grace_s": given}), has_gpus=False)["RAY_JOB_STOP_WAIT_TIME_S"] == str(wait_s)
+    variables = environment(ray_job(limits={"stop_grace_s": given}), has_gpus=False)
+    assert variables["RAY_JOB_STOP_WAIT_TIME_S"] == str(wait_s)
 
 
 def test_a_spec_without_limits_has_the_default() -> None:
@@ -55,22 +56,28 @@ class Deaf:
     name: str = "local"
     asked: list[bool] = field(default_factory=list)
 
-    def start(self, _job: Job) -> Reference:
-        return {"driver": 1}
+    def start(self, job: Job) -> Reference:
+        """Return a name."""
+        return {"driver": job.id}
 
-    def state(self, _reference: Reference) -> DriverState:
+    def state(self, reference: Reference) -> DriverState:
+        """Return that it lives, however often it was stopped."""
+        assert reference["driver"]
         return DriverState.alive
 
-    def stop(self, _reference: Reference, *, at_once: bool) -> None:
+    def stop(self, reference: Reference, *, at_once: bool) -> None:
+        """Keep what was requested; fail where the driver is to be asked."""
+        assert reference["driver"]
         self.asked.append(at_once)
         if not at_once:
             raise LaunchError("it cannot be asked", "")
 
-    def log(self, _job: Job, _start: int = 0) -> Iterator[bytes]:
+    def log(self, job: Job, start: int = 0) -> Iterator[bytes]:  # noqa: ARG002 - it printed nothing
+        """Return nothing."""
         return iter(())
 
-    def forget(self, _job: Job) -> None:
-        """Nothing is kept."""
+    def forget(self, job: Job) -> None:
+        """Keep nothing."""
 
 
 @pytest.fixture
@@ -105,7 +112,8 @@ def test_a_driver_is_asked_once(store: JobStore, tmp_path: Path) -> None:
     """A second SIGTERM would end it before it has saved."""
 
     class Polite(Deaf):
-        def stop(self, _reference: Reference, *, at_once: bool) -> None:
+        def stop(self, reference: Reference, *, at_once: bool) -> None:
+            assert "stop_asked_s" not in reference
             self.asked.append(at_once)
 
     place = Polite()

@@ -230,7 +230,7 @@ def test_the_store_is_set_up_twice(tmp_path: Path) -> None:
     script = tmp_path / "setup.sh"
     script.write_text(text.replace("/setup/", f"{REPO}/deploy/store/").replace("/tmp/mc", str(tmp_path / "mc")))
     for _ in range(2):
-        command, env = ["/bin/sh", script], {"PATH": str(mc.parent)}
+        command, env = ["/bin/sh", str(script)], {"PATH": str(mc.parent)}
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     calls = [json.loads(line) for line in (tmp_path / "bin" / "state" / "calls").read_text().splitlines()]

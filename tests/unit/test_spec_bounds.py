@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
 from qtune_service.config import MAX_PATHS, JobSpec, parse_spec
 from qtune_service.errors import SpecError
-from qtune_service.wire import MAX_REQUEST_PATHS, JobRequest, PreviewRequest, RepruneRequest, ValidationError
+from qtune_service.wire import MAX_REQUEST_PATHS, JobRequest, PreviewRequest, RepruneRequest
 from tests.unit.test_config import MINIMAL
 
 MODELS = (JobSpec, JobRequest, PreviewRequest, RepruneRequest)
@@ -132,9 +132,10 @@ def test_as_many_paths_as_a_shell_passes_are_taken() -> None:
     parse_spec({**MINIMAL, "input": {"paths": ["d"] * MAX_PATHS}})
     with pytest.raises(SpecError, match=r"input\.paths: .*at most 100,000 are allowed: name a folder"):
         parse_spec({**MINIMAL, "input": {"paths": ["d"] * (MAX_PATHS + 1)}})
-    request = {"model": {"name": "m"}, "input": {"paths": ["d"] * MAX_REQUEST_PATHS}}
+    paths = ["d"] * MAX_REQUEST_PATHS
+    request = {"model": {"name": "m"}, "input": {"paths": paths}}
     JobRequest.model_validate(request)
-    request["input"]["paths"].append("d")  # type: ignore[call-overload]
+    paths.append("d")
     with pytest.raises(ValidationError, match="10,001 paths, at most 10,000 are allowed") as caught:
         JobRequest.model_validate(request)
     assert [error["loc"] for error in caught.value.errors()] == [("input", "paths")]
