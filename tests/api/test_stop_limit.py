@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -166,3 +167,30 @@ def _wait(reached: Any, seconds: float = 20) -> None:
     while not reached():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+STUBBORN_FAMILY = """#!{python}
+import pathlib, signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+pathlib.Path("{note}").write_text(str(child.pid))
+time.sleep(60)
+"""
+
+
+def test_force_reaches_the_processes_of_a_driver(tmp_path: Path) -> None:
+    """Also one in a session of its own, as Ray's workers are: it would keep the GPU."""
+    note, driver = tmp_path / "child", tmp_path / "driver.py"
+    driver.write_text(STUBBORN_FAMILY.format(python=sys.executable, note=note))
+    driver.chmod(0o755)
+    place = LocalLauncher(tmp_path / "jobs", python=str(driver))
+    reference = place.start(ray_job())
+    _wait(lambda: note.exists() and note.read_text())
+    pids = (reference["pid"], int(note.read_text()))
+    place.stop(reference, at_once=False)
+    time.sleep(0.3)
+    assert all(map(_lives, pids))
+    place.stop(reference, at_once=True)
+    _wait(lambda: not any(map(_lives, pids)))
+    assert place.state(reference) is DriverState.ended
