@@ -101,10 +101,10 @@ def test_no_ray_node_sees_the_servers_files(path: Path) -> None:
     assert not any(Path(place).is_relative_to(root) for place in used)
 
 
-def test_the_servers_files_are_its_own() -> None:
-    """Of no group either: database, specs, logs and uploads."""
-    made = unit(FOLDER / "qtune-api.service")
-    assert (made["StateDirectoryMode"], made["UMask"]) == (["0700"], ["0077"])
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
+def test_state_is_of_its_user_alone(path: Path) -> None:
+    """Of no group either: database, specs, logs and uploads; models and what jobs leave on nodes."""
+    assert unit(path)["StateDirectoryMode"] == ["0700"]
 
 
 def test_drivers_outlive_the_server() -> None:
