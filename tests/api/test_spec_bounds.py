@@ -19,7 +19,7 @@ TOO_MUCH: dict[str, dict[str, Any]] = {
     "model.max_model_len": {"model": {"name": "succeed", "max_model_len": 10**12}},
     "model.name": {"model": {"name": "a" * 100_000}},
     "prune.seed": {"prune": {"seed": 1 << 63}},
-    "input.paths": {"input": {"paths": ["dataset://x"] * 26_856}},
+    "input.paths": {"input": {"paths": ["dataset://x"] * 15_000}},
     "input.paths.0": {"input": {"paths": ["a" * 500_000]}},
     "from_scores": {"from_scores": "a" * 500_000},
 }
