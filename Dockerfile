@@ -3,7 +3,9 @@
 #     docker build --target worker-cpu -t qtune/worker-cpu:0.1.0 .
 #
 # What is big and changes seldom is a layer of its own below the code: a change of code rebuilds and sends the last,
-# small layer. Versions are those of constraints.txt; how torch and vLLM are chosen is scripts/install.py's alone.
+# small layer. Versions are those of constraints.txt; how torch and vLLM are chosen is scripts/install.py's alone. pip takes
+# only archives whose hash is in requirements/, but for the CPU build of torch. A tag may be moved: for builds that
+# matter, give the base by its digest (docs/docker.md).
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
@@ -13,24 +15,28 @@ COPY pyproject.toml constraints.txt ./
 COPY scripts/install.py scripts/
 
 FROM build AS wheel
+COPY requirements/build.txt requirements/
 RUN --mount=type=cache,target=/root/.cache/pip \
-    python -m venv /opt/build && /opt/build/bin/pip install -c constraints.txt hatchling
+    python -m venv /opt/build \
+    && /opt/build/bin/pip install --require-hashes --only-binary :all: -r requirements/build.txt
 COPY README.md LICENSE ./
 COPY qtune_service qtune_service
 RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --no-cache-dir --wheel-dir /dist .
 
 FROM build AS requirements-api
+COPY requirements/api.txt requirements/
 RUN --mount=type=cache,target=/root/.cache/pip \
-    python scripts/install.py --engine api --no-dev --requirements-only
+    python scripts/install.py --engine api --no-dev --requirements-only --require-hashes
 
 FROM build AS requirements-cpu
+COPY requirements/worker-cpu.txt requirements/
 RUN --mount=type=cache,target=/root/.cache/pip \
-    python scripts/install.py --engine cpu --no-dev --requirements-only
+    python scripts/install.py --engine cpu --no-dev --requirements-only --require-hashes
 
 FROM build AS requirements-gpu
-COPY constraints-gpu.txt ./
+COPY requirements/worker-gpu.txt requirements/
 RUN --mount=type=cache,target=/root/.cache/pip \
-    python scripts/install.py --engine gpu --no-dev --requirements-only
+    python scripts/install.py --engine gpu --no-dev --requirements-only --require-hashes
 
 # What all images have: tini as PID 1, which hands SIGTERM to the command and buries its children, and a user. Only
 # its home and /tmp are written to, so the root file system may be read-only.

@@ -84,12 +84,13 @@ docs: install ## Write the option tables of docs/ from the code
 doctor: install ## What this machine can do
 	$(BIN)/qtune doctor
 
-lock: install ## Write constraints.txt from the installed, tested versions
-	$(BIN)/python scripts/lock.py
+lock: install tools ## Write constraints.txt from the installed, tested versions, and requirements/ with their hashes
+	$(BIN)/python scripts/lock.py --uv $(TOOLS)/uv
 
 TOOLS := build/tools/bin
-build/tools/installed.txt: scripts/tools.txt
-	$(PYTHON) -m venv --clear build/tools && $(TOOLS)/pip install -q -r scripts/tools.txt && cp scripts/tools.txt $@
+build/tools/installed.txt: requirements/tools.txt
+	$(PYTHON) -m venv --clear build/tools
+	$(TOOLS)/pip install -q --require-hashes --only-binary :all: -r requirements/tools.txt && cp requirements/tools.txt $@
 
 tools: build/tools/installed.txt ## What checks the Dockerfile, the compose file and packages, in build/tools: apart from .venv
 

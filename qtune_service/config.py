@@ -1,7 +1,8 @@
 """JobSpec: the one description of a pruning job behind flags, TOML/JSON files and REST.
 
 Plain pydantic, free of torch, ray and vllm. Frozen, and unknown keys are errors, so that a typing mistake in
-a file is found before a GPU is asked for.
+a file is found before a GPU is asked for. Every number has both bounds and every text and collection a largest length,
+so that no spec can occupy a machine without end; a test walks the schema and keeps it so.
 """
 
 from __future__ import annotations
@@ -17,11 +18,21 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from qtune_service.errors import SpecError
 
 FormatName = Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "tokenized"]
-EngineName = Annotated[str, Field(pattern=r"^(auto|vllm|reference|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$")]
+EngineName = Annotated[str, Field(max_length=1000, pattern=r"^(auto|vllm|reference|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$")]
 SampleStrategy = Literal["q_tuning", "random", "longest", "perplexity", "entropy", "infobatch"]
 StrategyOrder = Literal["highest", "lowest"]
 TokenStrategy = Literal["neighbor", "ppl", "random", "reversed", "none"]
 Ratio = Annotated[float, Field(gt=0, le=1)]
+Place = Annotated[str, Field(max_length=4096)]
+"""A path, a URI or a hub id; 4096 is PATH_MAX of Linux."""
+ColumnName = Annotated[str, Field(max_length=1000)]
+Tokens = Annotated[int, Field(ge=1, le=100_000_000)]
+MAX_PATHS = 100_000
+"""Input paths of a spec: more than a shell passes. A server takes fewer in one request, see wire.py."""
+MAX_RECORDS = 10**12
+MAX_ACTORS, ACTORS_CHARS = 10_000, 40
+MAX_STOP_GRACE_S = 600
+SHOWN_ERRORS, SHOWN_KEY_CHARS = 20, 80
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -29,28 +40,43 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
+def check_path_count(paths: Any, most: int) -> Any:
+    """Return input paths as they are. Raises ValueError where there are none, or more than `most`."""
+    if isinstance(paths, (list, tuple)) and not paths:
+        raise ValueError("no paths: name at least one file, pattern or folder")
+    if isinstance(paths, (list, tuple)) and len(paths) > most:
+        raise ValueError(f"{len(paths):,} paths, at most {most:,} are allowed: name a folder or a pattern instead")
+    return paths
+
+
 class InputSpec(_Part):
     """What is read."""
 
-    paths: tuple[str, ...] = Field(min_length=1)
+    paths: Annotated[
+        tuple[Place, ...],
+        Field(max_length=MAX_PATHS, json_schema_extra={"minItems": 1}),
+        BeforeValidator(lambda paths: check_path_count(paths, MAX_PATHS)),
+    ]
     """Files, globs or folders; local paths or URIs (`s3://`, `gs://`)."""
     format: FormatName = "auto"
     """Record format; `auto` detects it for each file."""
-    prompt_column: str | None = None
+    prompt_column: ColumnName | None = None
     """With `completion_column`: the columns of a prompt/completion dataset, such as question and answer."""
-    completion_column: str | None = None
+    completion_column: ColumnName | None = None
     """With `prompt_column`: the column of the answers."""
-    category_field: str | None = None
+    category_field: ColumnName | None = None
     """Column that names a sample's category; used by `take` and by the report."""
-    take: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
+    take: dict[Annotated[str, Field(max_length=1000)], Annotated[int, Field(ge=0, le=MAX_RECORDS)]] = Field(
+        default_factory=dict, max_length=10_000
+    )
     """Read only these categories, and the first N records of each, in input order."""
-    limit: Annotated[int, Field(ge=1)] | None = None
+    limit: Annotated[int, Field(ge=1, le=MAX_RECORDS)] | None = None
     """Read only the first N records, in input order."""
-    chat_template: str | None = None
+    chat_template: Annotated[str, Field(max_length=1 << 20)] | None = None
     """A Jinja template, or the path of one, in place of the tokenizer's own."""
     overlong: Literal["reject", "truncate"] = "reject"
     """What happens to a sample over the model's length limit. Truncation keeps the head and is recorded."""
-    shard_bytes: Annotated[int, Field(ge=1024)] | None = None
+    shard_bytes: Annotated[int, Field(ge=1024, le=1 << 36)] | None = None
     """Input bytes a shard; by default from 128 KiB to 16 MiB, by the size of the input."""
 
     @model_validator(mode="after")
@@ -67,18 +93,21 @@ class InputSpec(_Part):
 class ModelSpec(_Part):
     """The model that is about to be trained."""
 
-    name: str = Field(min_length=1)
+    name: Annotated[Place, Field(min_length=1)]
     """A local folder or a model hub id."""
-    revision: str | None = None
+    revision: Annotated[str, Field(max_length=1000)] | None = None
     """Of a hub model: a branch, tag or commit."""
-    tokenizer: str | None = None
+    tokenizer: Place | None = None
     """Folder or hub id of the tokenizer, where it is not the model's own."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type that the model is run in; by default the checkpoint's own."""
-    max_model_len: Annotated[int, Field(ge=2)] | None = None
+    max_model_len: Annotated[Tokens, Field(ge=2)] | None = None
     """Length limit in tokens; by default the model's own."""
     trust_remote_code: bool = False
     """Run code that comes with the model or its tokenizer."""
+
+
+Actors = Annotated[int, Field(ge=1, le=MAX_ACTORS)]
 
 
 def _parse_actors(value: Any) -> Any:
@@ -87,14 +116,20 @@ def _parse_actors(value: Any) -> Any:
         return (value, value)
     if isinstance(value, str):
         low, _, high = value.partition("-")
-        if low.strip().isdigit() and (not high or high.strip().isdigit()):
+        if len(value) <= ACTORS_CHARS and low.strip().isdecimal() and (not high or high.strip().isdecimal()):
             return (int(low), int(high or low))
-        raise ValueError(f"expected a number or MIN-MAX, got {value!r}")
+        raise ValueError(f"expected a number or MIN-MAX, got {value[:ACTORS_CHARS]!r}")
     return value
 
 
 NumActors = Annotated[
-    tuple[int, int], BeforeValidator(_parse_actors, json_schema_input_type=int | str | tuple[int, int])
+    tuple[Actors, Actors],
+    BeforeValidator(
+        _parse_actors,
+        json_schema_input_type=Actors
+        | Annotated[str, Field(max_length=ACTORS_CHARS, examples=["MIN-MAX"])]
+        | tuple[Actors, Actors],
+    ),
 ]
 
 
@@ -107,29 +142,29 @@ class EngineSpec(_Part):
     num_actors: NumActors | None = None
     """Scoring actors: a number, or MIN-MAX for a pool that follows the cluster. Default: one a GPU, later ones too,
     or one on CPUs."""
-    gpus_per_actor: Annotated[float, Field(ge=0)] | None = None
+    gpus_per_actor: Annotated[float, Field(ge=0, le=1024)] | None = None
     """Default: tensor_parallel_size where the cluster has GPUs, else 0."""
-    cpus_per_actor: Annotated[float, Field(gt=0)] = 1
+    cpus_per_actor: Annotated[float, Field(gt=0, le=4096)] = 1
     """CPUs that an actor reserves; its CPU threads on a cluster. On one machine the actors share all cores."""
-    tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
+    tensor_parallel_size: Annotated[int, Field(ge=1, le=1024)] = 1
     """GPUs that share one model; a scoring actor takes so many."""
-    max_num_batched_tokens: Annotated[int, Field(ge=16)] | None = None
+    max_num_batched_tokens: Annotated[Tokens, Field(ge=16)] | None = None
     """Tokens in one forward pass. Longer samples are prefilled in chunks."""
     enable_prefix_caching: bool = True
     """Reuse the attention state of shared prompts. Scores stay exact."""
-    logits_bytes: Annotated[int, Field(ge=1 << 20)] = 256 << 20
+    logits_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 40)] = 256 << 20
     """Bound on the float32 logits that exist at one moment."""
     head_kernel: bool = True
     """On a GPU, let a fused kernel take the output head where it is exact and measured to be faster."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Share of a GPU's memory that the engine may take."""
-    cpu_kv_cache_bytes: Annotated[int, Field(ge=1 << 26)] = 1 << 30
+    cpu_kv_cache_bytes: Annotated[int, Field(ge=1 << 26, le=1 << 44)] = 1 << 30
     """Attention cache of a CPU engine."""
 
     @model_validator(mode="after")
     def _pool_is_ordered(self) -> Self:
-        if self.num_actors is not None and not 1 <= self.num_actors[0] <= self.num_actors[1]:
-            raise ValueError("num_actors must be at least 1, and MIN at most MAX")
+        if self.num_actors is not None and self.num_actors[0] > self.num_actors[1]:
+            raise ValueError("num_actors: MIN must be at most MAX")
         return self
 
 
@@ -142,9 +177,9 @@ class PruneSpec(_Part):
     """Share of its trained tokens that a pruned sample keeps."""
     neighbor_lambda: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Weight of its neighbours' perplexity in a token's score."""
-    bisect_max_iter: Annotated[int, Field(ge=1)] | None = None
+    bisect_max_iter: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """Stop the bisection early; by default it goes on until exact."""
-    min_tokens_to_prune: Annotated[int, Field(ge=1)] = 1
+    min_tokens_to_prune: Tokens = 1
     """Q2 samples with fewer trained tokens keep all of them."""
     strategy: SampleStrategy = "q_tuning"
     """How samples are chosen. The others are baselines from the same scores, for comparison; see docs/strategies.md.
@@ -154,9 +189,9 @@ class PruneSpec(_Part):
     token_strategy: TokenStrategy = "neighbor"
     """How tokens are chosen: `neighbor` is the method; `ppl` looks at each token alone (lambda 0); `random`, `reversed`
     and `none` are for comparison."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     """Of the strategies that draw: `random` and `infobatch`, and random tokens."""
-    quadrant_rule: str | None = None
+    quadrant_rule: Annotated[str, Field(max_length=1000)] | None = None
     """`module:function` in place of the method's labels; see core/plane.py:QuadrantRule."""
 
     @property
@@ -174,7 +209,7 @@ class PruneSpec(_Part):
 class OutputSpec(_Part):
     """Where the result goes."""
 
-    path: str = Field(min_length=1)
+    path: Annotated[Place, Field(min_length=1)]
     """A folder or URI; the same one continues a stopped job."""
 
 
@@ -183,11 +218,11 @@ class LimitsSpec(_Part):
 
     max_rejected_ratio: Annotated[float, Field(ge=0, le=1)] = 0.5
     """The job fails if a larger share of the records read was rejected."""
-    max_shard_attempts: Annotated[int, Field(ge=1)] = 3
+    max_shard_attempts: Annotated[int, Field(ge=1, le=1000)] = 3
     """Times that a shard is tried before it counts as failed; each death of a worker that holds it is one."""
-    max_failed_shards: Annotated[int, Field(ge=0)] = 0
+    max_failed_shards: Annotated[int, Field(ge=0, le=1_000_000_000)] = 0
     """Failed shards that the job puts up with: their records are rejected, reason `shard_failed`. More fail the job."""
-    stop_grace_s: Annotated[float, Field(ge=0)] = 25
+    stop_grace_s: Annotated[float, Field(ge=0, le=MAX_STOP_GRACE_S)] = 25
     """Seconds that a job told to stop (SIGTERM) takes at most to save what its actors have in hand."""
 
 
@@ -201,7 +236,7 @@ class JobSpec(_Part):
     """None: only score; prune later with `from_scores`."""
     output: OutputSpec
     limits: LimitsSpec = LimitsSpec()
-    from_scores: str | None = None
+    from_scores: Place | None = None
     """Take the scores of this finished output instead of running the model; only `prune` may differ."""
 
     def fingerprint(self) -> str:
@@ -239,5 +274,12 @@ def validated(kind: type[Model], data: Any, where: str) -> Model:
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc'])) or 'spec'}: {e['msg']}" for e in error.errors(include_url=False)]
-        raise SpecError(f"{where}: {len(lines)} field(s) are wrong\n" + "\n".join(lines)) from error
+        found = error.errors(include_url=False, include_input=False)
+        lines = [f"  {_field_name(e['loc'])}: {e['msg']}" for e in found[:SHOWN_ERRORS]]
+        more = [f"  ... and {len(found) - SHOWN_ERRORS} more"] if len(found) > SHOWN_ERRORS else []
+        raise SpecError(f"{where}: {len(found)} field(s) are wrong\n" + "\n".join([*lines, *more])) from error
+
+
+def _field_name(location: tuple[int | str, ...]) -> str:
+    """Return `input.paths.0` of an error's location; of long keys that a user wrote, the beginning."""
+    return ".".join(str(part)[:SHOWN_KEY_CHARS] for part in location) or "spec"

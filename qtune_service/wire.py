@@ -9,12 +9,34 @@ import re
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails
 
-from qtune_service.config import EngineSpec, InputSpec, JobSpec, LimitsSpec, ModelSpec, OutputSpec, PruneSpec
+from qtune_service.config import (
+    EngineSpec,
+    InputSpec,
+    JobSpec,
+    LimitsSpec,
+    ModelSpec,
+    OutputSpec,
+    Place,
+    PruneSpec,
+    check_path_count,
+)
 from qtune_service.jobs.models import JobItem, JobStatus
 
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+MAX_REQUEST_PATHS = 10_000
+"""Input paths of one request; the server looks at each of them before it answers."""
+
+
+def _limit_paths(body: InputSpec) -> InputSpec:
+    try:
+        check_path_count(body.paths, MAX_REQUEST_PATHS)
+    except ValueError as error:  # the field that the error names is `input.paths`
+        line = InitErrorDetails(type="value_error", loc=("paths",), input=None, ctx={"error": error})
+        raise ValidationError.from_exception_data("InputSpec", [line]) from error
+    return body
 
 
 MAX_DEPTH = 64
@@ -64,13 +86,13 @@ class JobRequest(_Body):
     """A job to run: a job file's fields, and a name. Without `output` the server chooses a place."""
 
     name: Name = "job"
-    input: InputSpec
+    input: Annotated[InputSpec, AfterValidator(_limit_paths)]
     model: ModelSpec
     engine: EngineSpec = EngineSpec()
     prune: PruneSpec | None = PruneSpec()
     output: OutputSpec | None = None
     limits: LimitsSpec = LimitsSpec()
-    from_scores: str | None = None
+    from_scores: Place | None = None
 
     def to_spec(self, output: str) -> JobSpec:
         """The spec, writing to `output` where none is named."""

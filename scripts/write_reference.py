@@ -21,7 +21,7 @@ PARTS = ("input", "model", "engine", "prune", "output", "limits")
 HEAD = """# Reference of job files
 
 Written by `make docs` from `qtune_service/config.py`. A job file is TOML or JSON; each flag of `qtune prune` sets the
-field of its name.
+field of its name. A server takes at most 10,000 input paths in one request.
 
 ```toml
 [input]
@@ -50,19 +50,57 @@ def docstrings(model: type[BaseModel]) -> dict[str, str]:
 def section(name: str, model: type[BaseModel]) -> str:
     """One table."""
     texts = docstrings(model)
-    lines = [f"\n## {name}\n{(model.__doc__ or '').strip()}\n", "| field | default | meaning |", "|---|---|---|"]
+    lines = [f"\n## {name}\n{(model.__doc__ or '').strip()}\n", *TABLE]
+    schema = model.model_json_schema()["properties"]
     for field, info in model.model_fields.items():
         default = "required" if info.is_required() else f"`{info.get_default(call_default_factory=True)!r}`"
-        lines.append(f"| `{field}` | {default} | {texts.get(field, '')} |")
+        lines.append(f"| `{field}` | {default} | {allowed(schema[field])} | {texts.get(field, '')} |")
     return "\n".join(lines) + "\n"
+
+
+TABLE = ("| field | default | allowed | meaning |", "|---|---|---|---|")
+
+
+def allowed(schema: dict[str, Any]) -> str:
+    """Return what a field's JSON schema allows, in words."""
+    options = [_allowed(option) for option in schema.get("anyOf", [schema]) if option["type"] != "null"]
+    return " or ".join(option for option in options if option)
+
+
+def _allowed(option: dict[str, Any]) -> str:
+    kind = option["type"]
+    if "examples" in option:
+        return f"`{option['examples'][0]}`"
+    if "enum" in option:
+        return "one of " + ", ".join(f"`{value}`" for value in option["enum"])
+    if kind in ("integer", "number"):
+        low, high = option.get("minimum", option.get("exclusiveMinimum")), option["maximum"]
+        return f"{'over ' if 'exclusiveMinimum' in option else ''}{number(low)} to {number(high)}"
+    if "prefixItems" in option:
+        return "`[MIN, MAX]`"
+    units = {
+        "string": ("maxLength", "characters"),
+        "array": ("maxItems", "items"),
+        "object": ("maxProperties", "entries"),
+    }
+    return f"up to {number(option[units[kind][0]])} {units[kind][1]}" if kind in units else "`true`, `false`"
+
+
+def number(value: float) -> str:
+    """Return a number as people read it; large powers of two as such."""
+    exponent = int(value).bit_length() - 1
+    if value >= 1 << 20 and value == 1 << exponent:
+        return f"2^{exponent}"
+    return "2^63 - 1" if value == (1 << 63) - 1 else f"{value:,}"
 
 
 def render() -> str:
     """The whole page."""
     models = {"input": config.InputSpec, "model": config.ModelSpec, "engine": config.EngineSpec}
     models |= {"prune": config.PruneSpec, "output": config.OutputSpec, "limits": config.LimitsSpec}
-    top = "\n## Top level\n| field | default | meaning |\n|---|---|---|\n"
-    top += f"| `from_scores` | `None` | {docstrings(config.JobSpec)['from_scores']} |\n"
+    spec = config.JobSpec.model_json_schema()["properties"]["from_scores"]
+    top = "\n".join(["\n## Top level", *TABLE, ""])
+    top += f"| `from_scores` | `None` | {allowed(spec)} | {docstrings(config.JobSpec)['from_scores']} |\n"
     return HEAD + "".join(section(name, models[name]) for name in PARTS) + top
 
 

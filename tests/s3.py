@@ -81,7 +81,7 @@ def serve_s3() -> Iterator[S3Endpoint]:
     before = {name: os.environ.get(name) for name in endpoint.env}
     os.environ.update(endpoint.env)
     try:
-        _wait_until_it_listens(port, server)
+        wait_until_it_listens(port, server)
         endpoint.client().create_bucket(Bucket=endpoint.bucket)
         yield endpoint
     finally:
@@ -101,7 +101,8 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def _wait_until_it_listens(port: int, server: subprocess.Popen[bytes]) -> None:
+def wait_until_it_listens(port: int, server: subprocess.Popen[bytes]) -> None:
+    """Return as soon as a server answers. Raises RuntimeError where it does not."""
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):

@@ -8,8 +8,9 @@ one's job. KubeRay submits by HTTP (no pod that submits, no shell that could cha
 lost, submits again: the driver goes on where it was.
 
 Logs and stopping go through Ray's Jobs API of the job's cluster, as with a cluster that stays (ray_jobs.py): KubeRay
-has no way to stop a driver and let it save. Deleting the RayJob is for drivers that have not begun, and for clusters
-that do not answer. The cluster stays KEEP_S after its driver, for the log to be copied.
+has no way to stop a driver and let it save. The RayJob is deleted, and its cluster with it, where a driver has not
+begun, where its cluster does not answer, and where a driver has not stopped within its limit (stop_limit.py). The
+cluster stays KEEP_S after its driver, for the log to be copied.
 """
 
 from __future__ import annotations
@@ -102,11 +103,14 @@ class KubeRayLauncher:
         self._rays.pop(name, None)
         return DriverState.ended
 
-    def stop(self, reference: Reference, *, at_once: bool) -> None:  # noqa: ARG002 - Ray insists by itself
-        """SIGTERM by Ray, which sees to it that the driver ends; where there is none, the RayJob is deleted."""
+    def stop(self, reference: Reference, *, at_once: bool) -> None:
+        """Ask Ray to stop the driver: SIGTERM, then SIGKILL. Where there is none, or at_once, delete the RayJob."""
         name = reference["rayjob"]
         found = self._api.job(name)
         if found is None or _has_ended(found):
+            return
+        if at_once:  # nothing of its cluster is asked first, which may be what hangs
+            self._api.delete(name)
             return
         try:
             ray = self._ray(name, found)

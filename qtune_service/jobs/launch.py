@@ -38,7 +38,10 @@ class Launcher(Protocol):
         ...
 
     def stop(self, reference: Reference, *, at_once: bool) -> None:
-        """Ask a driver to end and save what it has in hand; or end it at once. Nothing where it is gone."""
+        """Ask a driver to save its work and end; or, at_once, remove it by force. Do nothing where it is gone.
+
+        Raises LaunchError where it could not be asked; the caller tries again.
+        """
         ...
 
     def log(self, job: Job, start: int = 0) -> Iterator[bytes]:

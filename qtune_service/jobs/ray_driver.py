@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from qtune_service.config import LimitsSpec
 from qtune_service.errors import LaunchError, SpecError
 from qtune_service.jobs.models import Job
 from qtune_service.jobs.spec_text import pack_spec
+from qtune_service.jobs.stop_limit import ray_stop_wait_s
 
 SPEC_VARIABLE = "QTUNE_SPEC"
-STOP_MORE_S = 30
-"""Beside a job's own `stop_grace_s`, until Ray kills its driver."""
 
 
 def submission_id(job_id: str, attempt: int) -> str:
@@ -33,17 +30,12 @@ def entrypoint(command: str) -> str:
 
 def environment(job: Job, *, has_gpus: bool) -> dict[str, str]:
     """The spec, and how long Ray waits after SIGTERM. has_gpus: see `_asking_for_gpus`. Raises LaunchError."""
-    grace_s = LimitsSpec.model_validate(job.spec.get("limits", {})).stop_grace_s
     try:
         spec = pack_spec(_asking_for_gpus(job.spec) if has_gpus else job.spec)
     except SpecError as error:
         raise LaunchError(error.message, error.hint) from error
-    return {
-        **job.variables,
-        SPEC_VARIABLE: spec,
-        "RAY_JOB_STOP_WAIT_TIME_S": str(math.ceil(grace_s) + STOP_MORE_S),
-        "COLUMNS": "120",
-    }
+    wait_s = str(ray_stop_wait_s(job.spec))
+    return {**job.variables, SPEC_VARIABLE: spec, "RAY_JOB_STOP_WAIT_TIME_S": wait_s, "COLUMNS": "120"}
 
 
 def _asking_for_gpus(spec: Mapping[str, Any]) -> Mapping[str, Any]:

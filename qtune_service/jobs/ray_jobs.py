@@ -5,8 +5,9 @@ once: a submission whose answer was lost, or that two servers made, is one drive
 that has lost its memory, fails no job: the driver's own beat beside its output then says whether it lives (service.py).
 
 Ray stops a driver by SIGTERM and, after `RAY_JOB_STOP_WAIT_TIME_S` (3 by default), by SIGKILL; the time is set to more
-than a driver needs to save. Logs live as long as the cluster's head does, so they are copied here from time to time and
-when a driver has ended.
+than a driver needs to save, and is bounded whatever a spec requests (stop_limit.py). The Jobs API has no other way to
+end a driver: it deletes only jobs that have ended, and a second stop changes nothing where the first one arrived. Logs
+live as long as the cluster's head does, so they are copied here from time to time and when a driver has ended.
 """
 
 from __future__ import annotations
@@ -68,8 +69,12 @@ class RayLauncher:
         self._copies.finish(name, partial(self._api.log, name))
         return DriverState.ended
 
-    def stop(self, reference: Reference, *, at_once: bool) -> None:  # noqa: ARG002 - Ray insists by itself
-        """SIGTERM by Ray, which sees to it that the driver ends: being asked again changes nothing."""
+    def stop(self, reference: Reference, *, at_once: bool) -> None:  # noqa: ARG002 - Ray has one way to stop a driver
+        """Ask Ray to stop the driver: SIGTERM, and SIGKILL after its bounded wait.
+
+        at_once: that wait is over. Ray is asked again, which helps where the first request was lost. Raises LaunchError
+        where there is no driver to ask yet.
+        """
         name = reference["submission_id"]
         if self._api.stop(name):
             return

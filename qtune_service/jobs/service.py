@@ -33,14 +33,13 @@ from qtune_service.jobs.driver_word import DriverWord, read_word
 from qtune_service.jobs.launch import DriverState, Launcher
 from qtune_service.jobs.models import Job, JobError, JobStatus, Progress
 from qtune_service.jobs.policy import Policy
+from qtune_service.jobs.stop_limit import server_stop_limit_s
 from qtune_service.jobs.store import JobStore, NewJob
 from qtune_service.outputs.folder import Output
 from qtune_service.outputs.removal import clear
 
 SILENCE_S = 30.0
 """A driver that cannot be asked about and has written nothing for so long is gone."""
-GRACE_S = 60.0
-"""How long a driver that was asked to stop may take before it is ended."""
 PATIENCE_S = 60.0
 """How long a job waits for a place that does not answer before it fails."""
 
@@ -251,13 +250,24 @@ class JobService:
         self.store.move(job.id, status, error=error)
 
     def _stop(self, job: Job, launcher: Launcher) -> None:
-        """Ask once; insist after the time of grace."""
-        asked_s = job.reference.get("stop_asked_s")
-        if asked_s is None:
-            launcher.stop(job.reference, at_once=False)
-            self.store.note(job.id, reference={**job.reference, "stop_asked_s": time.time()})
-        elif time.time() - asked_s > GRACE_S:
-            launcher.stop(job.reference, at_once=True)
+        """Ask the driver to stop, again where that failed; remove it by force after its limit.
+
+        The limit counts from the first try, so that a driver that could not be asked is removed, too.
+        """
+        reference = dict(job.reference)
+        if "stop_since_s" not in reference:
+            reference["stop_since_s"] = reference.get("stop_asked_s", time.time())
+            self.store.note(job.id, reference=reference)
+        limit_s = server_stop_limit_s(job.spec)
+        if time.time() - reference["stop_since_s"] > limit_s:
+            if "stop_forced_s" not in reference:
+                reference["stop_forced_s"] = time.time()
+                self.store.note(job.id, reference=reference)
+                _log.warning("job %s: its driver did not stop within %.0f s; it is removed by force", job.id, limit_s)
+            launcher.stop(reference, at_once=True)
+        elif "stop_asked_s" not in reference:
+            launcher.stop(reference, at_once=False)
+            self.store.note(job.id, reference={**reference, "stop_asked_s": time.time()})
 
     def _is_silent(self, job: Job, word: DriverWord) -> bool:
         return self.beats.silence_s(_driver(job), word.updated_at_s) > SILENCE_S

@@ -133,17 +133,31 @@ def test_what_cannot_be_known_is_left_to_the_beat(kube: Kube, tmp_path: Path) ->
 
 
 def test_stopping_lets_a_driver_save(kube: Kube, head: Head, tmp_path: Path) -> None:
-    """Ray is asked to stop it, once and again, and the RayJob stays until the driver has ended."""
+    """Ray is asked to stop it, and the RayJob stays until the driver has ended, for its log."""
     one = launcher(kube, tmp_path)
     reference = one.start(job())
     running(kube, head)
     one.stop(reference, at_once=False)
-    one.stop(reference, at_once=True)
-    assert head.stops == [NAME, NAME]
+    assert head.stops == [NAME]
     assert f"rayjobs/{NAME}" in kube.objects
     kube.says(NAME, jobDeploymentStatus="Complete", jobStatus="STOPPED")
     one.stop(reference, at_once=True)
-    assert len(head.stops) == 2
+    assert len(head.stops) == 1
+    assert f"rayjobs/{NAME}" in kube.objects
+
+
+@pytest.mark.parametrize("mode", ["good", "broken"])
+def test_a_driver_that_does_not_stop_loses_its_cluster(kube: Kube, head: Head, tmp_path: Path, mode: Any) -> None:
+    """The RayJob is deleted at once, and its head, which may hang, is not asked; again, there is nothing to do."""
+    one = launcher(kube, tmp_path)
+    reference = one.start(job())
+    running(kube, head)
+    head.mode = mode
+    one.stop(reference, at_once=True)
+    assert f"rayjobs/{NAME}" not in kube.objects
+    assert head.asked == []
+    one.stop(reference, at_once=True)
+    assert one.state(reference) is DriverState.elsewhere
 
 
 @pytest.mark.parametrize("case", ["no cluster yet", "not submitted", "head away"])

@@ -17,6 +17,7 @@ import pytest
 
 from qtune_service.errors import LauncherAwayError, NotFoundError
 from qtune_service.jobs import service as service_module
+from qtune_service.jobs import stop_limit
 from qtune_service.jobs.launch import DriverState, Launcher, Reference
 from qtune_service.jobs.local import LocalLauncher
 from qtune_service.jobs.models import Job, JobError, JobStatus
@@ -41,11 +42,11 @@ def service(store: JobStore, launcher: LocalLauncher) -> Iterator[JobService]:
         launcher.stop(job.reference, at_once=True)
 
 
-def submit(service: JobService, tmp_path: Path, act: str) -> Job:
+def submit(service: JobService, tmp_path: Path, act: str, **more: Any) -> Job:
     """Queue a job that does as told."""
     name = f"{act} {time.monotonic_ns()}"
     out = str(tmp_path / name.replace(" ", "-"))
-    spec = {"input": {"paths": ["a.jsonl"]}, "model": {"name": act}, "output": {"path": out}}
+    spec = {"input": {"paths": ["a.jsonl"]}, "model": {"name": act}, "output": {"path": out}, **more}
     return service.submit(NewJob(name, spec, out, "ann", "local"))[0]
 
 
@@ -133,7 +134,7 @@ def test_a_driver_that_does_not_stop_is_ended(
     service: JobService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After the time of grace."""
-    monkeypatch.setattr(service_module, "GRACE_S", 0.5)
+    monkeypatch.setattr(stop_limit, "SERVER_MARGIN_S", -24.5)  # half a second with the default of stop_grace_s, 25
     job = until(service, submit(service, tmp_path, "stubborn"), starts)
     wait_for((Path(job.output) / "_qtune" / "progress.json").exists)
     service.cancel(job.id)

@@ -80,7 +80,13 @@ def pods(value: Any) -> Iterator[Object]:
 
 def containers(objects: list[Object]) -> list[Object]:
     """Of all pods."""
-    return [container for pod in pods(objects) for container in pod["spec"]["containers"]]
+    return [container for pod in pods(objects) for container in all_containers(pod)]
+
+
+def all_containers(pod: Object) -> list[Object]:
+    """Those of a pod, with those that run before them or beside them for a while."""
+    kinds = ("containers", "initContainers", "ephemeralContainers")
+    return [container for kind in kinds for container in pod["spec"].get(kind, ())]
 
 
 def settings_of(objects: list[Object]) -> dict[str, str]:

@@ -82,9 +82,29 @@ def test_it_is_fenced_in(path: Path, tmp_path: Path) -> None:
         "CapabilityBoundingSet": "", "LoadCredential": "ray-token:/etc/qtune/ray-token",
     }  # fmt: skip
     assert {name: made[name][0] for name in fences} == fences
-    assert made["StateDirectory"][0].split()[0] == "qtune"
+    assert made["StateDirectory"][0].split()[0] == ("qtune" if path.stem == "qtune-api" else "qtune-ray")
     done = systemd_analyze("security", "--offline=true", f"--threshold={MOST_EXPOSED}", installed(path, tmp_path))
     assert done.returncode == 0, done.stdout[-300:] + done.stderr
+
+
+@pytest.mark.parametrize("path", [path for path in UNITS if path.stem != "qtune-api"], ids=lambda path: path.name)
+def test_no_ray_node_sees_the_servers_files(path: Path) -> None:
+    """Also on the server's machine, where both are the same user: the data root and the settings are out of sight."""
+    server, made = unit(FOLDER / "qtune-api.service"), unit(path)
+    hidden = {place.removeprefix("-") for line in made["InaccessiblePaths"] for place in line.split()}
+    (root,) = re.findall(r"QTUNE_DATA_ROOT=(\S+)", " ".join(server["Environment"]))
+    files = {str(Path(line.partition(":")[2]).parent) for line in server["LoadCredential"]}
+    assert {root, *files, str(Path(server["EnvironmentFile"][0]).parent)} <= hidden
+    used = {f"/var/lib/{name}" for name in made["StateDirectory"][0].split()}
+    used |= set(re.findall(r"=(/var/lib/\S+)", " ".join(made["Environment"])))
+    assert used
+    assert not any(Path(place).is_relative_to(root) for place in used)
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
+def test_state_is_of_its_user_alone(path: Path) -> None:
+    """Of no group either: database, specs, logs and uploads; models and what jobs leave on nodes."""
+    assert unit(path)["StateDirectoryMode"] == ["0700"]
 
 
 def test_drivers_outlive_the_server() -> None:

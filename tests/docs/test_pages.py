@@ -16,6 +16,7 @@ from tests.jobs import REPO, environment
 
 DOCS = REPO / "docs"
 PAGES = sorted(path.name for path in DOCS.glob("*.md"))
+OTHERS = ["../README.md", "../SECURITY.md", *sorted(f"adr/{path.name}" for path in (DOCS / "adr").glob("*.md"))]
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
 SHOWN = re.compile(r"^\$ (qtune [^\n]*)\n([^\n]*)", re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
@@ -82,7 +83,7 @@ def test_shown_commands_answer_as_shown(checkout: Path) -> None:
         assert done.returncode == (2 if answer.startswith("error:") else 0), f"{command}\n{done.stdout}\n{done.stderr}"
 
 
-@pytest.mark.parametrize("page", [*PAGES, "../README.md"])
+@pytest.mark.parametrize("page", [*PAGES, *OTHERS])
 def test_every_command_is_one_that_there_is(page: str) -> None:
     """Also in blocks that no test can run: every `qtune` there is a command, with flags that it has."""
     for block in FENCED.findall((DOCS / page).read_text(encoding="utf-8")):
@@ -95,7 +96,7 @@ def test_every_command_is_one_that_there_is(page: str) -> None:
             assert {word.partition("=")[0] for word in words if word.startswith("--")} <= flags, f"qtune {line}"
 
 
-@pytest.mark.parametrize("page", [*PAGES, "../README.md"])
+@pytest.mark.parametrize("page", [*PAGES, *OTHERS])
 def test_links_and_pictures_are_there(page: str) -> None:
     """Nobody ends at a missing page, or at its top where a section was meant."""
     here = DOCS / page

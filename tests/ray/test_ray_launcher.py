@@ -19,6 +19,8 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from qtune_service.jobs import service as service_module
+from qtune_service.jobs import stop_limit
 from qtune_service.settings import Settings
 from tests.api.servers import serving
 from tests.jobs import DEMO_DATA, DEMO_MODEL, QTUNE, REPO, environment
@@ -203,6 +205,34 @@ def test_a_wrong_token_is_told(cluster: Nodes, s3: S3Endpoint, tmp_path: Path) -
     assert "refuses the token" in error["message"]
     assert "QTUNE_RAY_TOKEN_PATH" in error["hint"]
     assert wrong.read_text() not in json.dumps(error)
+
+
+def test_a_driver_that_ignores_sigterm_is_killed(
+    cluster: Nodes, s3: S3Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Ray, after a wait that the server bounds: with the 1e9 s that an older version took, here cut to none."""
+    monkeypatch.setattr(stop_limit, "MAX_STOP_GRACE_S", 0)
+    monkeypatch.setattr(stop_limit, "RAY_MARGIN_S", 2)
+    stubborn = tmp_path / "stubborn.py"
+    stubborn.write_text("import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(600)\n")
+    env = {**variables(cluster, s3), "QTUNE_RAY_COMMAND": f"{sys.executable} {stubborn}"}
+    monkeypatch.setattr(service_module, "SILENCE_S", 600)  # only Ray's own word counts
+    with serving(Settings(data_root=tmp_path, **_fields(env))) as client:
+        made = client.post("/api/v1/jobs", json=body(s3, "reference", limits={"stop_grace_s": 600}))
+        path = made.headers["location"]
+        _wait(lambda: any(str(stubborn) in process.cmdline() for process in drivers(cluster)))
+        began = time.monotonic()
+        assert client.post(f"{path}/cancel").status_code == 202
+        assert until(client, path, lambda j: j["status"] != "running", 60)["status"] == "cancelled"
+        assert time.monotonic() - began < 30
+        assert drivers(cluster) == []
+
+
+def _wait(reached: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 @pytest.mark.slow
