@@ -11,7 +11,7 @@ import hashlib
 import secrets
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Engine, Select, delete, select
+from sqlalchemy import Connection, Engine, delete, select
 
 from qtune_service.jobs.access import Token, TokenStore, token_of
 from qtune_service.jobs.database import reading, writing
@@ -62,21 +62,12 @@ class SessionStore:
         with writing(self.engine) as connection:
             connection.execute(delete(sessions).where(sessions.c.digest == _digest(secret)))
 
-    def count(self, token_id: str) -> int:
-        """Return how many sessions a token has, expired ones included."""
-        with reading(self.engine) as connection:
-            return len(connection.execute(_of_token(token_id)).all())
-
 
 def _end_oldest(connection: Connection, token_id: str) -> None:
-    extra = connection.execute(_of_token(token_id).offset(MAX_PER_TOKEN)).scalars().all()
-    if extra:
-        connection.execute(delete(sessions).where(sessions.c.digest.in_(extra)))
-
-
-def _of_token(token_id: str) -> Select[tuple[str]]:
     newest = (sessions.c.created_at.desc(), sessions.c.digest)
-    return select(sessions.c.digest).where(sessions.c.token_id == token_id).order_by(*newest)
+    all_of_it = select(sessions.c.digest).where(sessions.c.token_id == token_id).order_by(*newest)
+    if extra := connection.execute(all_of_it.offset(MAX_PER_TOKEN)).scalars().all():
+        connection.execute(delete(sessions).where(sessions.c.digest.in_(extra)))
 
 
 def _digest(secret: str) -> str:

@@ -42,8 +42,9 @@ class Connections:
     max_number: int
     _seen: dict[Connection, _Seen] = field(default_factory=dict)
 
-    def make_room(self, newcomer: Connection) -> None:
-        """Close the connection that has been idle for longest where there are too many, else the newcomer."""
+    def take(self, newcomer: Connection) -> None:
+        """Note a new connection. Where there are too many, close the one that has been idle for longest, or it."""
+        self._seen[newcomer] = _Seen(None, 0, time.monotonic())
         if len(newcomer.connections) <= self.max_number:
             return
         idle = [one for one in newcomer.connections if one is not newcomer and _is_idle(one)]
@@ -91,7 +92,7 @@ def _h11(connections: Connections) -> type[asyncio.Protocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            connections.make_room(self)
+            connections.take(self)
 
     return LimitedH11
 
@@ -106,7 +107,7 @@ def _httptools(connections: Connections) -> type[asyncio.Protocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            connections.make_room(self)
+            connections.take(self)
 
         def data_received(self, data: bytes) -> None:
             self.unparsed_bytes += len(data)

@@ -110,7 +110,7 @@ def _validated(model: type[BaseModel], body: bytes) -> BaseModel:
     if _num_values(body) > MAX_VALUES:
         raise RequestValidationError([{"loc": ("body",), "msg": f"the body has more than {MAX_VALUES:,} values"}])
     try:
-        value = json.loads(body)
+        value = json.loads(body.decode("utf-8-sig", "surrogatepass"))  # in UTF-16 the count above would be wrong
     except json.JSONDecodeError as error:
         raise RequestValidationError([{"loc": ("body", error.pos), "msg": "JSON decode error"}]) from None
     except RecursionError:  # too deep even to be parsed

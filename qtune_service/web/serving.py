@@ -26,7 +26,7 @@ STARTUP_FAILURE = 3
 _log = logging.getLogger(__name__)
 
 
-class Server(uvicorn.Server):
+class HttpServer(uvicorn.Server):
     """uvicorn's server, which closes overdue connections."""
 
     def __init__(self, config: uvicorn.Config, connections: Connections) -> None:
@@ -42,7 +42,7 @@ class Server(uvicorn.Server):
 
 def make_http_server(
     app: FastAPI, settings: Settings, *, protocol: str | None = None, max_connections: int | None = None, **more: Any
-) -> Server:
+) -> HttpServer:
     """Return a server that `run()` starts. By default it has the preferred protocol, and all descriptors but some.
 
     `more` goes to uvicorn.Config.
@@ -61,7 +61,7 @@ def make_http_server(
         server_header=False,
         **more,
     )
-    return Server(config, connections)
+    return HttpServer(config, connections)
 
 
 def serve(app: FastAPI, settings: Settings) -> None:

@@ -53,6 +53,7 @@ SHAPES: dict[str, tuple[bytes, int]] = {
     "escapes": (b'{"name":"' + b"\\ud800" * (MIB // 6 - 8) + b'"}', 422),
     "quotes": (b'"' * MIB, 422),
     "a string without end": (b'{"name":"' + b'\\"' * (MIB // 2 - 8), 422),
+    "another encoding": ('{"\\"":['.encode("utf-16") + "[],".encode("utf-16-le") * 170_000, 400),
     "a long number": (b'{"input":{"paths":["a"],"limit":' + b"9" * (MIB - 40) + b"}}", 400),
 }
 
