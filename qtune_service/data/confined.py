@@ -16,7 +16,7 @@ import secrets
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from qtune_service.errors import OutputConflictError
@@ -178,7 +178,7 @@ def is_really_below(path: Path, roots: tuple[str, ...]) -> bool:
     """Return whether a local path, after all links, is one of the roots or inside one. Roots may be `file://` URIs."""
     try:
         real = path.resolve()
-        return any(_contains(local_path(root).resolve(), real) for root in roots if _is_local(root))
+        return any(real.is_relative_to(local_path(root).resolve()) for root in roots if _is_local(root))
     except (OSError, RuntimeError, ValueError):  # a loop of links, a name that is too long, a NUL
         return False
 
@@ -190,7 +190,3 @@ def local_path(place: str) -> Path:
 
 def _is_local(place: str) -> bool:
     return "://" not in place or place.startswith("file://")
-
-
-def _contains(root: PurePath, path: PurePath) -> bool:
-    return root == path or root in path.parents

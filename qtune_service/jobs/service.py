@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pydantic import ValidationError
+
 from qtune_service.config import JobSpec, parse_spec
 from qtune_service.data.sources import INPUT_ROOTS
 from qtune_service.errors import (
@@ -70,8 +72,7 @@ class JobService:
     def _require_own_output(self, new: NewJob) -> None:
         """Refuse an output that by its own record belongs to a job with another spec, also one of no server."""
         recorded = Output(new.output, may_be_link=False).owner()
-        wanted = JobSpec.model_validate(resolved(new.spec, self.datasets_root))
-        if recorded is not None and recorded.fingerprint() != wanted.fingerprint():
+        if recorded is not None and not self._is_of(recorded, new.spec):
             raise OutputConflictError(
                 f"{new.output} belongs to another job", "Choose another output. To prune its scores again: from_scores."
             )
@@ -123,13 +124,21 @@ class JobService:
             return error.message
         if recorded is None:
             return "it holds no record of a job"
-        wanted = JobSpec.model_validate(resolved(job.spec, self.datasets_root))
-        return "" if recorded.fingerprint() == wanted.fingerprint() else "by its own record it is of another job"
+        return "" if self._is_of(recorded, job.spec) else "by its own record it is of another job"
 
-    def _settled(self, job: Job) -> JobSpec:
-        """The job's spec, as today's policy has it. Raises NotAllowedError and SpecError."""
-        spec = parse_spec(dict(job.spec), where=f"job {job.id}")
-        return spec if self.policy is None else self.policy.settle(spec)
+    def _is_of(self, recorded: JobSpec, spec: Mapping[str, Any]) -> bool:
+        """Return whether a recorded spec is a job's. One that this version does not read is none's."""
+        try:
+            wanted = JobSpec.model_validate(resolved(spec, self.datasets_root))
+        except ValidationError:
+            return False
+        return recorded.fingerprint() == wanted.fingerprint()
+
+    def _settled(self, job: Job) -> Mapping[str, Any]:
+        """Return the job's spec as today's policy has it. Raise NotAllowedError and SpecError."""
+        if self.policy is None:
+            return job.spec
+        return self.policy.settle(parse_spec(dict(job.spec), where=f"job {job.id}")).model_dump(mode="json")
 
     def variables(self) -> dict[str, str]:
         """Return what a driver must know of the policy, as environment: where input files may really be."""
@@ -166,7 +175,7 @@ class JobService:
 
     def _start(self, job: Job) -> None:
         try:
-            spec = resolved(self._settled(job).model_dump(mode="json"), self.datasets_root)
+            spec = resolved(self._settled(job), self.datasets_root)
             reference = self._launcher(job).start(replace(job, spec=spec, variables=self.variables()))
         except NotAllowedError as error:
             self._end(job, JobStatus.failed, JobError(error.code, error.message, error.hint))

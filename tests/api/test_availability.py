@@ -173,7 +173,11 @@ def statements(engine: Engine) -> Iterator[list[str]]:
 
 def test_lists_and_events_have_no_specs(client: httpx.Client, tmp_path: Path) -> None:
     """The model's name is there, a job by its id has the spec, and answers stay small whatever specs are like."""
-    spec = {"input": {"paths": [f"/x/{i:0100d}" for i in range(2000)]}, "model": {"name": "Qwen/x"}}
+    spec = {
+        "input": {"paths": [f"/x/{i:0100d}" for i in range(2000)]},
+        "model": {"name": "Qwen/x"},
+        "output": {"path": "/o"},
+    }
     jobs = [store_job(database_of(tmp_path), "/o", JobStatus.cancelled, spec) for _ in range(20)]
     listed = client.get("/api/v1/jobs?limit=200")
     assert len(listed.content) < 20_000

@@ -10,6 +10,7 @@ import httpx
 import psutil
 import pytest
 
+from qtune_service.data.sources import INPUT_ROOTS
 from qtune_service.isolation.environment import child_environment
 from qtune_service.jobs.local import LocalLauncher
 from qtune_service.jobs.previews import PreviewLimits, run_preview
@@ -73,7 +74,7 @@ def test_of_a_driver(tmp_path: Path, driver: str, more: str, monkeypatch: pytest
         found = json.loads((tmp_path / "jobs" / f"{job}.log").read_text())
     added = {"MY_SECRET", "RAY_AUTH_TOKEN"} if more else set()
     assert names(found) == set(GIVEN) | added
-    assert {name for name in found if name.startswith("QTUNE_")} == {"QTUNE_JOB"}
+    assert {name for name in found if name.startswith("QTUNE_")} == {"QTUNE_JOB", INPUT_ROOTS}
     assert {"PATH", "HOME"} <= set(found)
 
 

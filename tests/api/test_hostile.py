@@ -167,6 +167,25 @@ ATTACKS = [
     job(403, "not_allowed", model={"name": "/etc"}),
     job(403, "not_allowed", model={"name": "succeed/../../etc"}),
     job(403, "not_allowed", model={"name": "succeed", "tokenizer": "/etc"}),
+    job(403, "not_allowed", output={"path": "OUTPUTS"}),
+    job(403, "not_allowed", output={"path": "OUTPUTS/*/../../x"}),
+    job(403, "not_allowed", input={"paths": [INPUT], "chat_template": "OUTPUTS/{/../../qtune.db"}),
+    job(403, "not_allowed", input={"paths": [INPUT], "chat_template": "INPUTS/{/../../qtune.db"}),
+    job(403, "not_allowed", input={"paths": [INPUT], "chat_template": "INPUTS/link/x"}),
+    job(422, "spec", input={"paths": [INPUT], "chat_template": "INPUTS/missing"}),
+    job(422, "spec", input={"paths": [INPUT], "chat_template": "INPUTS"}),
+    job(403, "not_allowed", model={"name": "succeed", "tokenizer": "tests"}),
+    job(403, "not_allowed", model={"name": "succeed", "revision": "refs/pr/3"}),
+    job(403, "not_allowed", model={"name": "succeed", "revision": "pr/3"}),
+    job(403, "not_allowed", model={"name": "succeed", "revision": "x/../refs/pr/3"}),
+    # numbers, texts and lists without end
+    job(422, "invalid_request", limits={"stop_grace_s": 1e9}),
+    job(422, "invalid_request", input=paths(*["dataset://x"] * 15_000)),
+    job(422, "invalid_request", input=paths("a" * 500_000)),
+    job(422, "invalid_request", engine={"num_actors": "1-1000000000"}),
+    job(422, "invalid_request", engine={"logits_bytes": 10**30}),
+    job(422, "invalid_request", prune={"seed": 1 << 63}),
+    job(422, "invalid_request", from_scores="a" * 500_000),
     # code
     job(403, "not_allowed", model={"name": "succeed", "trust_remote_code": True}),
     job(403, "not_allowed", engine={"name": "os:system"}),
@@ -188,17 +207,21 @@ ATTACKS = [
     job(422, "invalid_request", input={"paths": []}),
     job(422, "invalid_request", input=None),
     # bodies that are none
-    body(b"[" * 900_000, "application/json", 400, "bad_request"),
-    body(b'{"a":' * 150_000, "application/json", 400, "bad_request"),
+    body(b"[" * 900_000, "application/json", 422, "invalid_request"),
+    body(b'{"a":' * 150_000, "application/json", 422, "invalid_request"),
+    body(b"[" * 15_000, "application/json", 400, "bad_request"),
     body(b"1" * 5000, "application/json", 400, "bad_request"),
     body(b" " * (1 << 21), "application/json", 413, "too_large"),
-    body(b"\xff\xfe", "application/json", 422, "invalid_request"),
+    body(b"\xff\xfe", "application/json", 400, "bad_request"),
     body(b"", "application/json", 422, "invalid_request"),
     body(b"null", "application/json", 422, "invalid_request"),
     body(b"[]", "application/json", 422, "invalid_request"),
     body(GOOD + b"x", "application/json", 422, "invalid_request"),
     body(GOOD, "text/plain", 422, "invalid_request"),
     body(GOOD, None, 422, "invalid_request"),
+    body(b'{"x":' + b"[" * 900 + b"]" * 900 + b"}", "application/json", 422, "invalid_request"),
+    body(json.dumps({f"k{i}": 1 for i in range(80_000)}).encode(), "application/json", 422, "invalid_request"),
+    body('{"name":"a"}'.encode("utf-16"), "application/json", 400, "bad_request"),
     body(b"a=b", "application/x-www-form-urlencoded", 422, "invalid_request"),
     body(b"--x--", "multipart/form-data; boundary=x", 422, "invalid_request"),
     body(
@@ -241,6 +264,12 @@ ATTACKS = [
     where("install httpfs"),
     where("current_setting('memory_limit') = ''"),
     where("repeat('x', 100000000) = 'y'"),
+    where("json_contains(text, text)"),
+    where("list_aggregate(range(100000), 'string_agg', '[') = ''"),
+    where("list_aggr([1], 'string_agg', '[') = ''"),
+    where("(" * 900 + "1" + ")" * 900),
+    where(" and ".join(["num_tokens > 0"] * 100)),
+    where("not " * 450 + "true"),
     where("\0"),
     where("x("),
     # headers
@@ -248,6 +277,8 @@ ATTACKS = [
     Attack("long id", "/api/v1/jobs/JOB/events", 422, "invalid_request", headers={"Last-Event-ID": "9" * 5000}),
     Attack("no key", "/api/v1/jobs", 422, "invalid_request", "POST", {**JSON, "Idempotency-Key": ""}, GOOD),
     Attack("long key", "/api/v1/jobs", 422, "invalid_request", "POST", {**JSON, "Idempotency-Key": "x" * 201}, GOOD),
+    Attack("large sign-in", "/api/v1/session", 413, "too_large", "POST", JSON, b" " * 5000),
+    Attack("status x 1000", "/api/v1/jobs?" + "&".join(["status=x"] * 1000), 422, "invalid_request"),
     Attack("no token", "/api/v1/jobs", 401, "not_signed_in", headers={"Authorization": "Bearer x"}),
     Attack("rebinding", "/api/v1/jobs", 403, "foreign_origin", headers={"Host": "evil.example"}),
     Attack("absolute", "http://evil.example/api/v1/jobs", 403, "foreign_origin"),
@@ -263,8 +294,8 @@ ATTACKS = [
 def test_harm_is_refused(target: Target, attack: Attack) -> None:
     """With the status and the code of the table, as a problem that gives nothing away."""
     path = attack.path.replace("JOB", target.job)
-    inputs = str(target.folder / "inputs").encode()
-    content = None if attack.body is None else attack.body.replace(b"INPUTS", inputs)
+    inputs, places = (str(target.folder / name).encode() for name in ("inputs", "outputs"))
+    content = None if attack.body is None else attack.body.replace(b"INPUTS", inputs).replace(b"OUTPUTS", places)
     status, problem, text = target.send(attack.method, path, attack.headers, content)
     assert (status, problem.get("code")) == (attack.status, attack.code), text[:500]
     for secret in ("root:", "Traceback", "secret@", "user:", "169.254.169.254?"):
