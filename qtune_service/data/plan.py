@@ -152,8 +152,9 @@ class Plan:
         inputs = [file.uri for file in self.files]
         for shard in self.shards:
             is_input = 0 <= shard.file_index < len(inputs) and shard.uri == inputs[shard.file_index]
-            folder, _, name = shard.uri.rpartition("/")
-            if not is_input and not (folder == staged and STAGED.fullmatch(name)):
+            name = storage.display(shard.uri).rpartition("/")[2]
+            places = (storage.join(staged, name), storage.join(staged, "input", name))  # the second of old versions
+            if not is_input and not (STAGED.fullmatch(name) and shard.uri in places):
                 raise OutputConflictError(
                     f"the plan of this output reads {storage.display(shard.uri)[:200]}, which is no input of the job",
                     "Somebody changed the output. Run the job again with another output.",

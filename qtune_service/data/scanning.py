@@ -70,7 +70,7 @@ class _Findings:
 
 
 def scan(chunk: Chunk, spec: InputSpec, *, work: str) -> ChunkScan:
-    """Scan a chunk. What must be staged is written to `work`/input/."""
+    """Scan a chunk. What must be staged is written to the folder `work`."""
     found = _Findings(spec)
     if chunk.file.kind == "parquet":
         pieces = [_scan_rows(chunk, found)]
@@ -98,7 +98,7 @@ def _scan_range(chunk: Chunk, found: _Findings) -> list[Piece]:
 def _stage(chunk: Chunk, found: _Findings, work: str) -> list[Piece]:
     pieces = []
     for number, data in enumerate(staged_pieces(chunk.file, chunk.shard_bytes)):
-        uri = storage.join(work, "input", staged_name(chunk.file_index, number))
+        uri = storage.join(work, staged_name(chunk.file_index, number))
         storage.write_bytes(uri, data)
         pieces.append(_scan_lines(uri, data, 0, found))
     return pieces

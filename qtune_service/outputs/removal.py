@@ -26,6 +26,7 @@ TOKENIZER_FILES = frozenset(
 )  # fmt: skip
 """Names of tokenizer files, for outputs of versions that did not write down which ones they saved."""
 WORKING = {
+    "input/input": STAGED.pattern,  # of earlier versions
     "input": STAGED.pattern,
     "scored": r"\d{5,9}\.json",
     "pruned": r"\d{5,9}\.json",
@@ -72,8 +73,10 @@ def drop_working_files(output: Output) -> None:
 
 def _drop_working_folders(output: Output) -> None:
     for folder, names in WORKING.items():
-        files = (name for name in output.list_files("_qtune", folder) if re.fullmatch(names, _plain(name), re.ASCII))
-        _remove(output, ("_qtune", folder), files)
+        path = ("_qtune", *folder.split("/"))
+        _remove(
+            output, path, (name for name in output.list_files(*path) if re.fullmatch(names, _plain(name), re.ASCII))
+        )
 
 
 def _remove(output: Output, folder: tuple[str, ...], names: Iterable[str], *, may_leave_empty: bool = False) -> None:

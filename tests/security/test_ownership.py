@@ -82,7 +82,8 @@ def with_foreign(finished: FinishedOutput, root: Path) -> Path:
         (root / name).write_text("mine")
     for name in ("pruned/.part-00000.parquet.17-0123abcd.tmp", "_qtune/scored/00000.json", "_qtune/plan.json",
                  "_qtune/partial/00001.arrow", "_qtune/ranks/labels-00000.bin", "_qtune/.plan.json.3-0123abcd.tmp",
-                 "_qtune/input/0000-00000.jsonl", ".manifest.json.9-0123abcd.tmp"):  # fmt: skip
+                 "_qtune/input/0000-00000.jsonl", "_qtune/input/input/0001-00000.jsonl",
+                 ".manifest.json.9-0123abcd.tmp"):  # fmt: skip
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text("{}")
     return root

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from qtune_service.config import parse_spec
+from qtune_service.data.plan import Plan
 from qtune_service.data.template_text import is_template, read_chat_template
 from qtune_service.errors import OutputConflictError, SpecError
 from qtune_service.jobs.ids import new_id
@@ -323,9 +324,14 @@ def test_a_plan_reads_the_input_only(outputs: FinishedOutputs, tmp_path: Path, u
     plan |= {"prompt_column": None, "completion_column": None}
     at = tmp_path / "_qtune" / "plan.json"
     at.parent.mkdir()
-    for good in ("/data/a.jsonl", f"{tmp_path}/_qtune/input/0000-00000.jsonl"):
+    staged = f"{tmp_path}/_qtune/input"
+    for good in ("/data/a.jsonl", f"{staged}/0000-00000.jsonl", f"{staged}/input/0000-00000.jsonl"):
         at.write_text(json.dumps({**plan, "shards": [{**shard, "uri": good}]}))
         assert read_plan(Output(str(tmp_path))).shards[0].uri == good
+    remote = "s3://b/o/_qtune/input/0000-00000.jsonl?endpoint_override=http://127.0.0.1:1"
+    Plan.from_json(json.dumps({**plan, "shards": [{**shard, "uri": remote}]})).verify_places(
+        Output("s3://b/o?endpoint_override=http://127.0.0.1:1").at("_qtune", "input")
+    )
     at.write_text(json.dumps({**plan, "shards": [{**shard, "uri": uri.replace("{out}", str(tmp_path))}]}))
     with pytest.raises(OutputConflictError, match="no input of the job"):
         read_plan(Output(str(tmp_path)))
