@@ -101,7 +101,7 @@ class JobService:
         if why_kept:
             self.store.delete(job_id)
         else:
-            with output.locked():
+            with output.locked(on_lost=lambda: _log.error("lost the lease of %s while removing it", job.output)):
                 self.store.delete(job_id)  # first, for it can be refused; the lock keeps everybody else away
                 clear(output)
         if (launcher := self.launchers.get(job.launcher)) is not None:

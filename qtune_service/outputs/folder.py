@@ -40,7 +40,7 @@ from qtune_service.data import inside, storage
 from qtune_service.data.confined import Root
 from qtune_service.data.filesystems import explain
 from qtune_service.errors import OutputConflictError
-from qtune_service.outputs.lease import leased
+from qtune_service.outputs.lease import end_process, leased
 from qtune_service.outputs.manifest_files import PART_FOLDERS, damaged, part_path
 
 FOLDERS = (*PART_FOLDERS, "tokenizer", "_qtune")
@@ -247,11 +247,16 @@ class Output:
         )
 
     @contextlib.contextmanager
-    def locked(self, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:
-        """Keep a second driver away. On this machine the lock ends with the process, however that ends."""
+    def locked(
+        self, say: Callable[[str], None] = lambda _: None, on_lost: Callable[[], None] = end_process
+    ) -> Iterator[None]:
+        """Keep a second driver away. On this machine the lock ends with the process, however that ends.
+
+        on_lost: what to do where the lease of an object store is lost. By default this process ends, as a driver must.
+        """
         uri = self.at("_qtune", "lock")
         location = storage.resolve(uri)
-        with _file_lock(Path(location.path), self.root) if location.is_local else leased(uri, self.root, say):
+        with _file_lock(Path(location.path), self.root) if location.is_local else leased(uri, self.root, say, on_lost):
             yield
 
 

@@ -28,9 +28,23 @@ DEAD_S = 4 * BEAT_S
 """A lease that stands still for so long has lost its owner."""
 
 
+MAX_BYTES = 4096
+"""Of the lease object; whoever can write to the output can write another one."""
+
+
+def end_process() -> None:
+    """End this process as if it was asked to stop: what it has in hand is saved, and nothing more is written."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 @contextlib.contextmanager
-def leased(uri: str, output: str, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:
-    """Hold the lease object at `uri` for the block. Raises OutputConflictError where another driver holds it."""
+def leased(
+    uri: str, output: str, say: Callable[[str], None] = lambda _: None, on_lost: Callable[[], None] = end_process
+) -> Iterator[None]:
+    """Hold the lease object at `uri` for the block. Raises OutputConflictError where another driver holds it.
+
+    on_lost: called in another thread where the lease was lost meanwhile; the block then ends with that error.
+    """
     owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
     _wait_for_the_dead(uri, output, say)
     _write(uri, owner, 0)
@@ -38,7 +52,7 @@ def leased(uri: str, output: str, say: Callable[[str], None] = lambda _: None) -
     if _owner(_read(uri)) != owner:
         raise _conflict(output, _owner(_read(uri)))
     done, lost = threading.Event(), threading.Event()
-    thread = threading.Thread(target=_beat, args=(uri, owner, done, lost), daemon=True, name="lease")
+    thread = threading.Thread(target=_beat, args=(uri, owner, done, lost, on_lost), daemon=True, name="lease")
     thread.start()
     try:
         yield
@@ -70,26 +84,26 @@ def _is_dead_here(owner: str) -> bool:
     """Whether the owner was a process of this machine that has ended."""
     host, _, rest = owner.partition(":")
     pid = rest.partition(":")[0]
-    if host != socket.gethostname() or not pid.isdigit():
+    if host != socket.gethostname() or not (pid.isdecimal() and len(pid) <= 10):
         return False
     try:
         os.kill(int(pid), 0)
     except ProcessLookupError:
         return True
-    except PermissionError:
+    except (PermissionError, OverflowError):
         return False
     return False
 
 
-def _beat(uri: str, owner: str, done: threading.Event, lost: threading.Event) -> None:
-    """Renew the lease until done. Where it was lost, end this process as if told to stop."""
+def _beat(uri: str, owner: str, done: threading.Event, lost: threading.Event, on_lost: Callable[[], None]) -> None:
+    """Renew the lease until it is done or lost."""
     count = 0
     while not done.wait(BEAT_S):
         count += 1
         with contextlib.suppress(StorageError):  # a short outage; the next beat shows whether the lease still holds
             if _owner(_read(uri)) not in (owner, ""):
                 lost.set()
-                os.kill(os.getpid(), signal.SIGTERM)
+                on_lost()
                 return
             _write(uri, owner, count)
 
@@ -101,7 +115,8 @@ def _write(uri: str, owner: str, count: int) -> None:
 def _read(uri: str) -> str:
     """The lease as it stands; empty where there is none."""
     try:
-        return storage.read_bytes(uri).decode() if storage.stat(uri) is not None else ""
+        body = storage.read_range(uri, 0, MAX_BYTES) if storage.stat(uri) is not None else b""
+        return body.decode(errors="replace")
     except StorageError as error:
         if isinstance(error.__cause__, FileNotFoundError):  # removed in between
             return ""
@@ -112,7 +127,7 @@ def _owner(lease: str) -> str:
     """Who holds it: HOST:PID:TOKEN."""
     try:
         return str(json.loads(lease)["owner"]) if lease else ""
-    except (ValueError, KeyError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return ""
 
 

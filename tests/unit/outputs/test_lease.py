@@ -96,3 +96,23 @@ with lease.leased({str(path)!r}, "out"):
     _, errors = process.communicate(timeout=10)
     assert "OutputConflictError" in errors
     assert "elsewhere" in path.read_text()
+
+
+def test_a_server_outlives_a_lost_lease(tmp_path: Path) -> None:
+    """Whoever can write to an output can write a foreign lease: a server that holds it is told, and goes on."""
+    path, told = tmp_path / "lock", threading.Event()
+    with pytest.raises(OutputConflictError, match="process 17 on elsewhere"), leased(str(path), "o", on_lost=told.set):
+        foreign(path, 0)
+        assert told.wait(10)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"[]", b'"x"', b"\xff", b"{" * 5000, b'{"owner": 1}', b'{"owner": "HOST:99999999999999999999:x"}', b" " * 100_000],
+)
+def test_a_lease_that_none_wrote(tmp_path: Path, body: bytes) -> None:
+    """It is taken over once it has stood still, whatever is in it."""
+    path = tmp_path / "lock"
+    path.write_bytes(body.replace(b"HOST", socket.gethostname().encode()))
+    with leased(str(path), "o"):
+        assert json.loads(path.read_text())["owner"].startswith(socket.gethostname())
