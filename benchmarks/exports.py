@@ -32,6 +32,7 @@ from qtune_service.exports.export import Options
 from qtune_service.exports.run import FORMATS, export
 from qtune_service.outputs.columns import final_masks, list_column, row_sums
 from qtune_service.outputs.folder import Output
+from qtune_service.outputs.manifest_files import part_path
 from qtune_service.pipeline.places import Places
 from qtune_service.pipeline.tables import pruned_rows, quadrant_rows
 
@@ -72,7 +73,10 @@ def make_output(root: Path, num_kept: int, num_shards: int) -> None:
             "own_columns": {"id": "id", "messages": "messages"},
             "category_column": None,
         },
-        "files": [{"path": f"pruned/part-{i:05}.parquet", "rows": p["counts"]["kept"]} for i, p in enumerate(parts)],
+        "files": [
+            {"path": part_path("pruned", i), "rows": part["counts"]["kept"], "bytes": 0, "sha256": "0" * 64}
+            for i, part in enumerate(parts)
+        ],
     }
     storage.write_json(output.at("manifest.json"), manifest)
 

@@ -72,11 +72,11 @@ def test_what_a_template_makes_of_a_record_is_bounded(client: httpx.Client, temp
 
 def test_a_template_that_loops_is_ended() -> None:
     """With all of its processes."""
-    before = time.monotonic()
+    before, children = time.monotonic(), set(psutil.Process().children())
     with pytest.raises(TooSlowError, match="more than 6 s"):
         run_preview({**spec(LOOP), "output": {"path": "nowhere"}}, 1, PreviewLimits(6))
     assert time.monotonic() - before < 20
-    assert not psutil.Process().children()
+    assert set(psutil.Process().children()) <= children
 
 
 def test_what_a_preview_prints_is_bounded(tmp_path: Path) -> None:

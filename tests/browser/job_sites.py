@@ -59,13 +59,7 @@ class JobSite:
 
     def add_finished(self, finished: FinishedOutput, name: str = "done") -> str:
         """A job that has an output, made elsewhere; its id."""
-        store = JobStore(open_database(f"sqlite:///{self.folder}/qtune.db"))
-        job, _ = store.create(NewJob(name, finished.spec.model_dump(mode="json"), finished.root, "ann", "local"))
-        store.move(job.id, JobStatus.running, reference={"host": "none"})
-        manifest = finished.manifest
-        seen = {"counts": manifest["counts"], "thresholds": manifest.get("thresholds") or {}}
-        store.move(job.id, JobStatus.succeeded, stage="done", **seen)
-        return job.id
+        return add_finished(JobStore(open_database(f"sqlite:///{self.folder}/qtune.db")), name, finished).id
 
 
 def client_of(site: Site) -> httpx.Client:

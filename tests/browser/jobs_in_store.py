@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qtune_service.jobs.database import open_database, upgrade
+from qtune_service.jobs.database import open_database, upgrade, writing
 from qtune_service.jobs.models import Job, JobStatus
-from qtune_service.jobs.store import JobStore, NewJob
+from qtune_service.jobs.store import JobStore, NewJob, _new_row
+from qtune_service.jobs.tables import jobs
 from qtune_service.outputs.finished import FinishedOutput
 
 
@@ -19,10 +20,12 @@ def open_store(data_root: Path) -> JobStore:
 
 
 def add_finished(store: JobStore, name: str, finished: FinishedOutput) -> Job:
-    """A job that succeeded with this output."""
-    spec = finished.spec.model_dump(mode="json")
-    job, _ = store.create(NewJob(name, spec, finished.root, "ann", "local"))
+    """A job that succeeded with this output; several may have it, which no server would let in."""
+    row = _new_row(NewJob(name, finished.spec.model_dump(mode="json"), finished.root, "ann", "local"))
+    with writing(store.engine) as connection:
+        connection.execute(jobs.insert().values(row))
+    job = store.get(row["id"])
     store.move(job.id, JobStatus.running, reference={"host": "none"})
     manifest = finished.manifest
     seen = {"counts": manifest["counts"], "thresholds": manifest.get("thresholds") or {}}
-    return store.move(job.id, JobStatus.succeeded, **seen)
+    return store.move(job.id, JobStatus.succeeded, stage="done", **seen)

@@ -249,7 +249,7 @@ def test_an_input_on_s3(tmp_path: Path, s3: S3Endpoint) -> None:
     assert records_of(plan) == rows * 3
     assert {shard.source for shard in read_all(plan)} == {s3.uri(f"in/{n}") for n in ("a.jsonl", "b.json", "c.parquet")}
     staged = storage.list_files(s3.uri("work"))
-    assert staged[0] == s3.uri("work/input/0001-00000.jsonl")
+    assert staged[0] == s3.uri("work/0001-00000.jsonl")
     assert len(staged) > 3
     storage.write_bytes(s3.uri("in/a.jsonl"), json.dumps(rows[0]).encode())
     with pytest.raises(DataError, match=r"a.jsonl has changed"):

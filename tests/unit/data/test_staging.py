@@ -154,7 +154,7 @@ def test_numbers_are_copied_as_they_stand(tmp_path: Path) -> None:
     """Staging does not go through floats: long integers and exact decimals survive."""
     (tmp_path / "x.json").write_text('[{"prompt": "p", "completion": "c", "n": 123456789012345678901234567890}, 12]')
     assert records_of(plan_of(tmp_path, tmp_path / "x.json"))[0]["n"] == 123456789012345678901234567890
-    assert "12345678901234567890" in next((tmp_path / "input").iterdir()).read_text()
+    assert "12345678901234567890" in next(tmp_path.glob("*-*.jsonl")).read_text()
 
 
 def test_staging_twice_gives_the_same_files(tmp_path: Path) -> None:
