@@ -12,11 +12,11 @@ from typing import Any
 import httpx
 
 from qtune_service.jobs.database import open_database
-from qtune_service.jobs.models import JobStatus
-from qtune_service.jobs.store import JobStore, NewJob
+from qtune_service.jobs.store import JobStore
 from qtune_service.outputs.finished import FinishedOutput
 from qtune_service.web.app import create_app
 from tests.api.servers import scripted, settings
+from tests.browser.jobs_in_store import add_finished
 from tests.browser.sites import Site, running
 from tests.jobs import DEMO_DATA, DEMO_MODEL
 
