@@ -24,8 +24,8 @@ from qtune_service.isolation.environment import child_environment
 from qtune_service.jobs.launch import DriverState, Reference
 from qtune_service.jobs.models import Job
 from qtune_service.jobs.permissions import driver_umask
+from qtune_service.outputs.folder import JOB_VARIABLE
 
-JOB_VARIABLE = "QTUNE_JOB"
 NOTE_AND_BECOME = 'set -C && echo $$ > "$0" && exec "$@"'
 """For a shell: leave the number where none is yet, and be the driver under it. Of two there is one that can."""
 NOTE_S = 5.0

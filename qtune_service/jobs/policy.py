@@ -125,13 +125,15 @@ def _is_revision(text: str) -> bool:
 
 
 def real_output(path: str) -> str:
-    """Return the one name of an output: a local path after links, a URI without slashes at its end."""
-    return path.rstrip("/") if "://" in path else str(Path(path).resolve())
+    """Return the one name of an output: a local path after links, or a URI without slashes at its end."""
+    is_local = "://" not in path or path.startswith("file://")
+    return str(local_path(path).resolve()) if is_local else path.rstrip("/")
 
 
 def _is_inside(place: str, roots: Sequence[str]) -> bool:
     """Return whether an output is below one of the roots, and is none itself."""
-    if not _is_below(place, roots) or "//" in place.partition("://")[2]:
+    below = place.partition("://")[2]
+    if not _is_below(place, roots) or any(sign in below for sign in ("//", "/./", "%")):  # other names of a place
         return False
     return all(real_output(place) != real_output(root) for root in roots)
 
@@ -144,7 +146,7 @@ def _is_below(place: str, roots: Iterable[str], *, may_be_pattern: bool = False)
         return False
     fixed, *wildcard = re.split(r"[*?\[]", place, maxsplit=1) if may_be_pattern else [place]
     folder = Path(f"{fixed}x").parent if wildcard else Path(place)
-    return is_really_below(folder, tuple(root for root in roots if "://" not in root))
+    return is_really_below(folder, tuple(roots))
 
 
 def _uri_below(place: str, root: str) -> bool:

@@ -9,6 +9,7 @@ from qtune_service.errors import LaunchError, SpecError
 from qtune_service.jobs.models import Job
 from qtune_service.jobs.spec_text import pack_spec
 from qtune_service.jobs.stop_limit import ray_stop_wait_s
+from qtune_service.outputs.folder import JOB_VARIABLE
 
 SPEC_VARIABLE = "QTUNE_SPEC"
 
@@ -35,7 +36,9 @@ def environment(job: Job, *, has_gpus: bool) -> dict[str, str]:
     except SpecError as error:
         raise LaunchError(error.message, error.hint) from error
     wait_s = str(ray_stop_wait_s(job.spec))
-    return {**job.variables, SPEC_VARIABLE: spec, "RAY_JOB_STOP_WAIT_TIME_S": wait_s, "COLUMNS": "120"}
+    mark = f"{job.id}:{job.attempts}"
+    own = {JOB_VARIABLE: mark, SPEC_VARIABLE: spec, "RAY_JOB_STOP_WAIT_TIME_S": wait_s, "COLUMNS": "120"}
+    return {**job.variables, **own}
 
 
 def _asking_for_gpus(spec: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -195,10 +195,10 @@ def _ended_us(word: DriverWord) -> int:
 
 
 def _identity(output: str, ended_us: int) -> tuple[str, int]:
-    """The job's id, and when it was made: of the folder's name where that is an id, else by time and place."""
-    name = _last(output)
-    if is_id(name) and (made_us := time_ms_of(name) * 1000) <= ended_us + CLOCKS_US:
-        return name, made_us
+    """The job's id, and when it was made: by the output's record, by its folder's name, else by time and place."""
+    for name in (Output(output, may_be_link=False).owning_job() or "", _last(output)):
+        if is_id(name) and (made_us := time_ms_of(name) * 1000) <= ended_us + CLOCKS_US:
+            return name, made_us
     return id_of_time(ended_us // 1000, output), ended_us
 
 

@@ -114,7 +114,10 @@ class JobService:
         """Why an output is not to be cleared with its job; nothing where it is."""
         if others := self.store.naming(job.output, other_than=job.id):
             return f"job {others[0]} has it too"
-        return self._why_foreign(job)
+        if why := self._why_foreign(job):
+            return why
+        began = Output(job.output, may_be_link=False).owning_job()
+        return "" if began in (job.id, None) else f"{f'job {began}' if began else 'a command'} began it"
 
     def _why_foreign(self, job: Job) -> str:
         """Why an output is not this job's by its own record; nothing where it is."""

@@ -45,6 +45,10 @@ from qtune_service.outputs.manifest_files import PART_FOLDERS, damaged, part_pat
 
 FOLDERS = (*PART_FOLDERS, "tokenizer", "_qtune")
 FILES = ("manifest.json", "summary_statistics.json", "plane.json", "report.html")
+NAMED_TEMPLATES = "additional_chat_templates"
+"""Folder in `tokenizer/` for tokenizers with several chat templates, as transformers writes it."""
+JOB_VARIABLE = "QTUNE_JOB"
+"""Environment variable of a driver that a server starts: JOB:ATTEMPT."""
 MAX_FILE_BYTES = 256 << 20
 """The largest that a JSON file or page of an output may be: some 100 bytes for each of two million shards."""
 
@@ -137,6 +141,11 @@ class Output:
 
     # --- manifest
 
+    def tokenizer_files(self) -> list[str]:
+        """Return the paths of the tokenizer's files below `tokenizer/`."""
+        named = self.list_files("tokenizer", NAMED_TEMPLATES)
+        return [*self.list_files("tokenizer"), *(f"{NAMED_TEMPLATES}/{name}" for name in named)]
+
     @property
     def manifest(self) -> dict[str, Any] | None:
         """The manifest; None while the output is not complete."""
@@ -169,6 +178,10 @@ class Output:
         with ThreadPoolExecutor(16) as pool:
             bodies = pool.map(lambda name: self.read_json("_qtune", stage, name), found.values())
             return dict(zip(found, bodies, strict=True))
+
+    def marked(self, stage: str) -> frozenset[int]:
+        """Return the shards that have a marker of a stage."""
+        return frozenset(self._numbered(stage, "json"))
 
     def _numbered(self, folder: str, ending: str) -> dict[int, str]:
         """Names 00000.ENDING in a working folder by number; not the half-written ones that a crash left there."""
@@ -217,6 +230,7 @@ class Output:
             "fingerprint": spec.fingerprint(),
             "model_fingerprint": model_fingerprint,
             "version": __version__,
+            "job": os.environ.get(JOB_VARIABLE, "").partition(":")[0],
             "spec": spec.model_dump(mode="json"),
         }
         storage.write_json(self.at("_qtune", "job.json"), body)
@@ -233,6 +247,14 @@ class Output:
             return JobSpec.model_validate(record.get("spec"))
         except ValidationError:
             raise damaged("it has no valid spec") from None
+
+    def owning_job(self) -> str | None:
+        """Return the id of the server's job that began this output: empty for a command's, None where it is unknown.
+
+        Versions before this one did not record it.
+        """
+        job = (self.read_object("_qtune", "job.json") or {}).get("job")
+        return job if isinstance(job, str) else None
 
     def _check_owner(self, spec: JobSpec, model_fingerprint: str, owner: dict[str, Any]) -> None:
         if owner.get("fingerprint") != spec.fingerprint() or owner.get("model_fingerprint") != model_fingerprint:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from qtune_service.data.plan import STAGED
-from qtune_service.errors import OutputConflictError, QTuneError
+from qtune_service.errors import DamagedFileError, OutputConflictError
 from qtune_service.outputs.folder import FILES, Output
 from qtune_service.outputs.manifest_files import PART_FOLDERS, part_files
 
@@ -36,6 +36,8 @@ WORKING = {
 """Folders of `_qtune` that only a running job needs -> names of its files there."""
 RECORDS = ("plan.json", "progress.json", "tokenizer.json", "adopted.json", "job.json", "lock")
 """Files of `_qtune`, in the order of removal: until the end the output says whose it is."""
+DAMAGED = (OutputConflictError, DamagedFileError)
+"""Errors of a record that somebody changed: the others are asked. That the storage fails is an error of the removal."""
 _PART = re.compile(r"part-(\d{5,9})\.parquet", re.ASCII)
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?:\d+-)?[0-9a-f]{8}\.tmp", re.ASCII)
 """What `storage` names a file that it has not finished writing."""
@@ -48,7 +50,7 @@ def clear(output: Output) -> None:
     for folder in PART_FOLDERS:
         _remove(output, (folder,), (name for name in output.list_files(folder) if _is_part(name, shards)))
     tokenizer = TOKENIZER_FILES | set(_recorded(output, "tokenizer.json"))
-    _remove(output, ("tokenizer",), (name for name in output.list_files("tokenizer") if _plain(name) in tokenizer))
+    _remove(output, ("tokenizer",), (name for name in output.tokenizer_files() if _plain(name) in tokenizer))
     _remove(output, (), (name for name in output.list_files() if _plain(name) in FILES))
     _drop_working_folders(output)
     records = {name: RECORDS.index(_plain(name)) for name in output.list_files("_qtune") if _plain(name) in RECORDS}
@@ -104,15 +106,14 @@ def _shards(output: Output) -> frozenset[int]:
 
 
 def _numbers(output: Output) -> Iterator[Iterable[int]]:
-    with contextlib.suppress(QTuneError):
+    with contextlib.suppress(*DAMAGED):
         yield [file.shard for file in part_files(output.manifest or {"files": []})]
-    with contextlib.suppress(QTuneError):
+    with contextlib.suppress(*DAMAGED):
         planned = (output.read_object("_qtune", "plan.json") or {}).get("shards")
         yield range(len(planned) if isinstance(planned, list) else 0)
-    with contextlib.suppress(QTuneError):
-        yield _adopted(output)
+    yield _adopted(output)
     for stage in ("scored", "pruned"):
-        yield [int(name.partition(".")[0]) for name in output.list_files("_qtune", stage) if name[:5].isdecimal()]
+        yield output.marked(stage)
     yield output.partials()
 
 
@@ -125,7 +126,7 @@ def _adopted(output: Output) -> Iterable[int]:
 
 def _recorded(output: Output, record: str) -> list[str]:
     """Return the names in a record of `_qtune`."""
-    with contextlib.suppress(OutputConflictError):
+    with contextlib.suppress(*DAMAGED):
         names = (output.read_object("_qtune", record) or {}).get("files")
         return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
     return []

@@ -17,14 +17,15 @@ from qtune_service.pipeline.scored import Scored
 
 def save_tokenizer(encoder: Encoder, output: Output) -> None:
     """Keep the tokenizer with the output, so that reports and exports need nothing else."""
-    if output.list_files("tokenizer"):
+    recorded = (output.read_object("_qtune", "tokenizer.json") or {}).get("files")
+    if recorded and set(recorded) <= set(output.tokenizer_files()):
         return
     with tempfile.TemporaryDirectory() as folder:
         encoder.save_tokenizer(Path(folder))
-        files = sorted(file for file in Path(folder).iterdir() if file.is_file())
-        output.record("tokenizer", [file.name for file in files])
-        for file in files:
-            storage.write_bytes(output.at("tokenizer", file.name), file.read_bytes())
+        paths = sorted(file.relative_to(folder).as_posix() for file in Path(folder).rglob("*") if file.is_file())
+        output.record("tokenizer", paths)
+        for path in paths:
+            storage.write_bytes(output.at("tokenizer", path), Path(folder, path).read_bytes())
 
 
 def adopt_scores(spec: JobSpec, output: Output) -> Scored:
@@ -43,7 +44,7 @@ def adopt_scores(spec: JobSpec, output: Output) -> Scored:
             "Only `prune` and `output` may differ from the earlier job.",
         )
     parts = [file.path for file in part_files(manifest, "scores", "rejected")]
-    tokenizer = origin.list_files("tokenizer")
+    tokenizer = origin.tokenizer_files()
     output.record("adopted", parts)
     output.record("tokenizer", tokenizer)
     with ThreadPoolExecutor(16) as pool:

@@ -103,7 +103,7 @@ def find_file(finished: FinishedOutput, path: str) -> OutputFile:
 
 
 def _tokenizer(finished: FinishedOutput) -> list[str]:
-    return [f"tokenizer/{name}" for name in finished.folder.list_files("tokenizer")]
+    return [f"tokenizer/{name}" for name in finished.folder.tokenizer_files()]
 
 
 def _checked(file: OutputFile) -> OutputFile:

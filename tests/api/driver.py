@@ -21,7 +21,9 @@ def own() -> None:
     """Write whose output it is, as the real driver does first."""
     record = out / "_qtune" / "job.json"
     if not record.exists():
-        record.write_text(json.dumps({"fingerprint": "", "model_fingerprint": "", "version": "", "spec": spec}))
+        record.write_text(
+            json.dumps({"fingerprint": "", "job": os.environ["QTUNE_JOB"].partition(":")[0], "spec": spec})
+        )
 
 
 def tell(**more: object) -> None:

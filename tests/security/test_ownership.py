@@ -17,6 +17,7 @@ import pytest
 from qtune_service.jobs.ids import new_id
 from qtune_service.jobs.local import LocalLauncher
 from qtune_service.jobs.models import JobStatus
+from qtune_service.jobs.policy import real_output
 from qtune_service.outputs.finished import FinishedOutput
 from qtune_service.outputs.folder import Output
 from qtune_service.outputs.removal import clear
@@ -77,6 +78,9 @@ def files_of(root: Path) -> set[str]:
 def with_foreign(finished: FinishedOutput, root: Path) -> Path:
     """A copy of an output in which a user has put files of their own, and what a crash leaves."""
     shutil.copytree(finished.root, root)
+    record = root / "_qtune" / "job.json"
+    if record.exists():  # as a version wrote it that did not record the job
+        record.write_text(json.dumps({k: v for k, v in json.loads(record.read_text()).items() if k != "job"}))
     for name in FOREIGN:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text("mine")
@@ -270,6 +274,31 @@ def test_outputs_on_an_object_store(outputs: FinishedOutputs) -> None:
             s3.put(f"o/{name}", b"mine")
         clear(Output(f"{s3.uri('o')}?endpoint_override={s3.url}"))
         assert {key for key in s3.keys("o") if not key.endswith("/")} == {f"o/{name}" for name in FOREIGN}
+
+
+def test_an_output_is_of_the_job_that_began_it(site: Site, outputs: FinishedOutputs) -> None:
+    """A later job of the same spec at the same place has not begun it: its deletion leaves the output as it is."""
+    for began in ("", new_id()):
+        root = with_foreign(outputs.pruned, site.place())
+        record = root / "_qtune" / "job.json"
+        record.write_text(json.dumps({**json.loads(record.read_text()), "job": began}))
+        kept = site.delete(site.stored(root, outputs.pruned))
+        assert "began it" in unquote(kept.headers["x-output-kept"])
+        assert (root / "manifest.json").exists()
+    made = submit(site.client, site.folder, output={"path": str(site.place())})
+    until(site.client, made["id"], "succeeded")
+    assert Output(made["output"]).owning_job() == made["id"]
+    assert site.delete(made["id"]).headers.get("x-output-kept") is None
+    assert not (Path(made["output"]) / "manifest.json").exists()
+
+
+def test_names_of_one_place(tmp_path: Path) -> None:
+    """A path, the same as a file URI, through a link: one output has one name."""
+    (tmp_path / "out" / "a").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    names = {real_output(f"{form}/a") for form in (f"{tmp_path}/out", f"{tmp_path}/link", f"file://{tmp_path}/link")}
+    assert names == {f"{tmp_path.resolve()}/out/a"}
+    assert real_output("s3://b/a/") == "s3://b/a"
 
 
 # --- today's policy
