@@ -9,19 +9,39 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field, ValidationError
 
 from qtune_service.config import JobSpec, PruneSpec
 from qtune_service.core.plane import Quadrant
 from qtune_service.errors import OutputConflictError
 from qtune_service.outputs.folder import Output
-from qtune_service.outputs.manifest_files import part_files, rows_by_shard
+from qtune_service.outputs.manifest_files import damaged, part_files, rows_by_shard
 from qtune_service.outputs.texts import Decode, read_decoder
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class _Scoring(BaseModel):
+    """The manifest's `scoring`, as far as it is used to read the output."""
+
+    shards: dict[int, Annotated[int, Field(ge=0)]]
+    own_columns: dict[str, str]
+    category_column: str | None
+
+
+class _Figures(BaseModel):
+    """Numbers of the manifest that are shown."""
+
+    rejected_reasons: dict[str, int] = {}
+    tokens: dict[str, int] = {}
+    thresholds: dict[str, float | None] = {}
+    """JSON has no infinity: it is written as text."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +64,32 @@ class FinishedOutput:
 
     @cached_property
     def spec(self) -> JobSpec:
-        """What the job was asked for."""
-        return JobSpec.model_validate(self.manifest["spec"])
+        """What the job was asked for. Raises OutputConflictError where the manifest has none that is valid."""
+        return _checked(JobSpec, self.manifest.get("spec"), "spec")
+
+    @cached_property
+    def _scoring(self) -> _Scoring:
+        return _checked(_Scoring, self.manifest.get("scoring"), "scoring")
+
+    @cached_property
+    def _figures(self) -> _Figures:
+        names = {name: self.manifest[name] for name in _Figures.model_fields if name in self.manifest}
+        return _checked(_Figures, names, "figures")
+
+    @property
+    def rejected_reasons(self) -> dict[str, int]:
+        """Reason -> rejected records."""
+        return self._figures.rejected_reasons
+
+    @property
+    def alpha(self) -> float | None:
+        """The alpha of the kept corners; None where the output was only scored."""
+        return self._figures.thresholds.get("alpha")
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """Tokens of the result: scored, before and after pruning."""
+        return self._figures.tokens
 
     @property
     def prune(self) -> PruneSpec:
@@ -60,7 +104,7 @@ class FinishedOutput:
     @cached_property
     def shards(self) -> dict[int, int]:
         """Shards with scored samples, in order -> how many."""
-        return {int(index): rows for index, rows in self.manifest["scoring"]["shards"].items()}
+        return self._scoring.shards
 
     @cached_property
     def starts(self) -> dict[int, int]:
@@ -81,12 +125,12 @@ class FinishedOutput:
     @property
     def own_columns(self) -> dict[str, str]:
         """The records' own columns: name in scores/ -> name in the records."""
-        return dict(self.manifest["scoring"]["own_columns"])
+        return dict(self._scoring.own_columns)
 
     @property
     def category_column(self) -> str | None:
         """Column of scores/ that holds the category."""
-        return self.manifest["scoring"]["category_column"]  # type: ignore[no-any-return]
+        return self._scoring.category_column
 
     def decoder(self) -> Decode:
         """From ids to text, special tokens included."""
@@ -113,3 +157,12 @@ class FinishedOutput:
     def pruned(self, shard: int, columns: list[str] | None = None) -> pa.Table:
         """Rows of pruned/."""
         return self.folder.read_part("pruned", shard, columns)
+
+
+def _checked(kind: type[Model], part: Any, what: str) -> Model:
+    """Return a part of a manifest, which others may have written. Raise OutputConflictError where it is damaged."""
+    try:
+        return kind.model_validate(part)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise damaged(f"its {what} is wrong: {first['msg']}") from None

@@ -94,7 +94,7 @@ def _output(job: Job) -> FinishedOutput:
 
 
 def _tokens(job: Job) -> dict[str, int]:
-    return dict(_output(job).manifest.get("tokens", {})) if job.status is JobStatus.succeeded else {}
+    return _output(job).tokens if job.status is JobStatus.succeeded else {}
 
 
 def _samples(questions: Questions, a: Job, b: Job, num_examples: int) -> tuple[ComparedSamples | None, str]:

@@ -49,7 +49,7 @@ def get_rejected(
 ) -> RejectedView:
     """Records that could not be used, each with its place and the reason."""
     finished, version = finished_output(server, job_id)
-    reasons = sorted(finished.manifest["rejected_reasons"].items(), key=lambda item: (-item[1], item[0]))
+    reasons = sorted(finished.rejected_reasons.items(), key=lambda item: (-item[1], item[0]))
     found = server.questions.rejected(finished.root, version, reason=reason, limit=limit, offset=offset)
     return RejectedView(by_reason=dict(reasons), **found)
 

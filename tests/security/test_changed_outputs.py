@@ -204,6 +204,37 @@ def test_a_false_manifest_spoils_no_list(site: Site, changes: dict[str, Any]) ->
     assert site.client.get("/api/v1/jobs").status_code == 200
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"spec": {}},
+        {"spec": None},
+        {"scoring": {}},
+        {"scoring": {"shards": {"x": 1}, "own_columns": {}, "category_column": None}},
+        {"scoring": {"shards": {"0": 10**9}, "own_columns": {}, "category_column": None}},
+        {"scoring": {"shards": {"0": 1}, "own_columns": {"no such column": "x"}, "category_column": None}},
+        {"files": "x"},
+        {"files": [1]},
+        {"thresholds": {"alpha": "0') OR 1=1 --"}},
+        {"rejected_reasons": {"a": "b"}},
+        {"tokens": {"scored": []}},
+    ],
+)
+def test_a_false_manifest_is_no_fault_of_the_server(
+    site: Site, outputs: FinishedOutputs, changes: dict[str, Any]
+) -> None:
+    """Whatever of an output is asked for: it is answered, or the output is said to be damaged."""
+    job, root = site.finished_job(outputs.pruned)
+    change_manifest(root, **changes)
+    for route in ("summary", "samples", "samples?sort=borderline", "samples/x", "rejected", "report", "files",
+                  "archive", "plane", "history", "command", "files/manifest.json"):  # fmt: skip
+        answer = site.client.get(f"/api/v1/jobs/{job}/{route}")
+        assert answer.status_code < 500, (route, answer.text)
+    assert site.client.get("/api/v1/compare", params={"a": job, "b": job}).status_code < 500
+    assert site.client.get(f"/jobs/{job}").status_code < 500
+    assert site.client.post(f"/api/v1/jobs/{job}/reprune", json={}).status_code < 500
+
+
 def test_a_false_progress_spoils_no_list(site: Site) -> None:
     """The same for what a driver says on its way."""
     job, place = begun(site)

@@ -18,7 +18,7 @@ import pyarrow as pa
 from qtune_service.errors import QueryError
 from qtune_service.outputs.finished import FinishedOutput
 from qtune_service.outputs.folder import Output
-from qtune_service.outputs.manifest_files import part_files, rows_by_shard
+from qtune_service.outputs.manifest_files import damaged, part_files, rows_by_shard
 
 ENTRY_ALPHA = "least(greatest(1 - error_rank, entropy_rank), greatest(error_rank, 1 - entropy_rank))"
 """The smallest alpha at which a sample is kept; see core/plane.py."""
@@ -128,7 +128,7 @@ def samples_of(finished: FinishedOutput) -> Records:
     folders = ("scores", "quadrants") if finished.spec.prune else ("scores",)
     shards = finished.shards
     stored = _stored_fields(finished.folder, folders, next(iter(shards), None), finished.own_columns)
-    alpha = finished.manifest["thresholds"]["alpha"] if finished.spec.prune else None
+    alpha = finished.alpha if finished.spec.prune else None
     return Records(finished.folder, shards, folders, _with_derived(stored, alpha))
 
 
@@ -152,6 +152,8 @@ def _stored_fields(
                 fields[name] = Field(name, schema.field(name).type, folder, name, about=ABOUT[name])
     taken = {name.lower() for name in (*fields, *DERIVED_NAMES)}
     for column in own:
+        if column not in schemas["scores"].names:
+            raise damaged(f"scores/ has no column {column[:200]!r}")
         name = column
         while name.lower() in taken:
             name = f"original_{name}"
