@@ -147,8 +147,9 @@ def link_or_copy(source: Root, target: Root, path: str) -> None:
         with _explained(uri, "write"):
             if confined.link(from_local, to_local, *names):
                 return
-    elif from_local is None and to_local is None:
-        storage.link_or_copy(uri_of(source, path), uri)
+    origin, goal = storage.resolve(uri_of(source, path)), storage.resolve(uri)
+    if from_local is None and origin.filesystem == goal.filesystem:
+        storage.retrying(uri, "write", lambda: origin.filesystem.copy_file(origin.path, goal.path))
         return
     storage.write_chunks(uri, blocks(source, path))
 

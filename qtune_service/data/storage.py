@@ -10,14 +10,12 @@ Reads go by ranges, so that a retry repeats one block and not a file.
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import hashlib
 import json
 import os
 import re
 import secrets
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -33,9 +31,9 @@ from qtune_service.errors import StorageError
 
 __all__ = [
     "Entry", "WrittenFile", "display", "exists", "explained_parquet", "glob", "is_folder", "is_glob", "iter_blocks",
-    "join", "link_or_copy", "list_files", "list_folders", "move_in",
-    "open_parquet", "read_bytes", "read_json", "read_range", "read_table", "relative", "remove_file", "remove_tree",
-    "resolve", "retrying", "stat", "write_bytes", "write_chunks", "write_json", "write_table",
+    "join", "list_files", "list_folders", "move_in", "open_parquet", "read_bytes", "read_json", "read_range",
+    "relative", "remove_file", "resolve", "retrying", "stat", "write_bytes", "write_chunks", "write_json",
+    "write_table",
 ]  # fmt: skip
 
 BLOCK_BYTES = 4 << 20
@@ -213,12 +211,6 @@ def read_json(uri: str) -> Any:
         raise StorageError(f"{display(uri)} is not valid JSON: {error}", "The file is damaged; remove it.") from error
 
 
-def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
-    """Read a whole Parquet file."""
-    with open_parquet(uri) as file:
-        return file.read(columns=columns)
-
-
 # --- writing
 
 
@@ -356,35 +348,8 @@ def _put_and_move(filesystem: pafs.FileSystem, path: str, body: memoryview) -> N
     filesystem.move(temporary, path)
 
 
-def link_or_copy(source: str, target: str) -> None:
-    """Give a file a second name: a hard link where possible, else a copy."""
-    origin, goal = resolve(source), resolve(target)
-    if origin.is_local and goal.is_local:
-        retrying(target, "write", lambda: _replace(Path(goal.path), lambda new: _link_local(Path(origin.path), new)))
-    elif origin.filesystem == goal.filesystem:
-        retrying(target, "write", lambda: origin.filesystem.copy_file(origin.path, goal.path))
-    else:
-        write_bytes(target, read_bytes(source))
-
-
-def _link_local(source: Path, target: Path) -> None:
-    try:
-        target.hardlink_to(source)
-    except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES):
-            raise
-        shutil.copyfile(source, target)
-
-
 def remove_file(uri: str) -> None:
     """Remove a file, if it is there."""
     at = resolve(uri)
     if stat(uri) is not None:
         retrying(uri, "remove", lambda: at.filesystem.delete_file(at.path))
-
-
-def remove_tree(uri: str) -> None:
-    """Remove a folder and all below, if it is there."""
-    at = resolve(uri)
-    if is_folder(uri):
-        retrying(uri, "remove", lambda: at.filesystem.delete_dir(at.path))

@@ -13,6 +13,7 @@ import itertools
 import math
 import operator
 import pickle
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -26,7 +27,9 @@ from qtune_service.core.plane import Quadrant, QuadrantRule, Thresholds
 from qtune_service.core.search import BinCounts, Window, smallest_bound, stopped_early
 from qtune_service.core.strategies import WeightedSides, mean_of
 from qtune_service.core.thresholds import Totals, check_target
-from qtune_service.data import storage
+from qtune_service.data import inside, storage
+from qtune_service.data.confined import Root
+from qtune_service.outputs.removal import WORKING
 from qtune_service.pipeline.group_tasks import (
     SCORES,
     CountTask,
@@ -104,7 +107,10 @@ class Rounds:
         """The same as core.thresholds.select. advance: called with a number of samples that have their labels."""
         num_samples = self.ground.num_samples
         target = check_target(sample_keep_ratio, num_samples)
-        storage.remove_tree(self.ground.folder)  # what a driver that was killed left
+        folder = Root(self.ground.folder)
+        for name in inside.list_files(folder):  # what a driver that was killed left
+            if re.fullmatch(WORKING["ranks"], name):
+                inside.remove_file(folder, name)
         statistics = self.rank()
         smallest = smallest_bound(num_samples, target, self.count)
         priority_bound = smallest_bound(num_samples, target, self.count_keys) if self.ground.priority else None

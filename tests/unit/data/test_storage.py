@@ -13,10 +13,17 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from qtune_service.data import filesystems, storage
+from qtune_service.data import filesystems, inside, storage
+from qtune_service.data.confined import Root
 from qtune_service.errors import StorageError
 from tests.s3 import S3Endpoint
 from tests.users import ordinary_user
+
+
+def read_parquet(uri: str) -> pa.Table:
+    """A whole file."""
+    with storage.open_parquet(uri) as file:
+        return file.read()
 
 
 @pytest.fixture(params=["local", "file", "s3", "memory"])
@@ -45,7 +52,7 @@ def test_what_is_written_is_read_back_everywhere(root: str) -> None:
     assert storage.read_json(storage.join(root, "x.json")) == {"grün": [1, None]}
     table = pa.table({"n": [1, 2, 3]})
     storage.write_table(storage.join(root, "t.parquet"), table)
-    assert storage.read_table(storage.join(root, "t.parquet")).equals(table)
+    assert read_parquet(storage.join(root, "t.parquet")).equals(table)
 
 
 def test_a_stream_becomes_one_file(root: str) -> None:
@@ -104,21 +111,19 @@ def test_listing_globbing_and_removing(root: str) -> None:
     assert storage.is_folder(root)
     storage.remove_file(found[0])
     assert not storage.exists(found[0])
-    storage.remove_tree(root)
-    assert storage.list_files(root) == []
-    storage.remove_tree(root)
 
 
 def test_links_and_copies_hold_the_content(root: str, tmp_path: Path) -> None:
     """A second name of a file outlives the first, also across filesystems."""
-    source, second, local = storage.join(root, "one"), storage.join(root, "new", "two"), str(tmp_path / "out" / "three")
-    storage.write_bytes(source, b"content")
-    if root.startswith("memory"):
-        storage.write_bytes(second, b"old")
-    storage.link_or_copy(source, second)
-    storage.link_or_copy(source, local)
-    storage.remove_file(source)
-    assert storage.read_bytes(second) == storage.read_bytes(local) == b"content"
+    source, second, local = storage.join(root, "a"), storage.join(root, "b"), str(tmp_path / "out")
+    storage.write_bytes(storage.join(source, "x", "one"), b"content")
+    storage.write_bytes(storage.join(second, "x", "one"), b"old")
+    inside.link_or_copy(Root(source), Root(second), "x/one")
+    inside.link_or_copy(Root(source), Root(local), "x/one")
+    inside.link_or_copy(Root(local), Root(storage.join(root, "c")), "x/one")
+    storage.remove_file(storage.join(source, "x", "one"))
+    for folder in (second, local, storage.join(root, "c")):
+        assert storage.read_bytes(storage.join(folder, "x", "one")) == b"content"
 
 
 def test_what_is_missing_is_named(root: str) -> None:
@@ -136,7 +141,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="x is not valid JSON"):
         storage.read_json(str(tmp_path / "x"))
     with pytest.raises(StorageError, match="x is not a readable Parquet file"):
-        storage.read_table(str(tmp_path / "x"))
+        read_parquet(str(tmp_path / "x"))
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
