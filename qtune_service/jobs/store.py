@@ -85,7 +85,7 @@ class JobStore:
                 if (known := self._known(connection, new)) is not None:
                     return known, False
                 require_datasets(connection, new.spec)
-                _require_free_output(connection, new.output)
+                _require_free_output(connection, new)
                 row = _new_row(new)
                 connection.execute(jobs.insert().values(row))
                 return _job(connection.execute(select(jobs).where(jobs.c.id == row["id"])).one()), True
@@ -235,10 +235,11 @@ class JobStore:
             return _job(row)
 
 
-def _require_free_output(connection: Connection, output: str) -> None:
+def _require_free_output(connection: Connection, new: NewJob) -> None:
     """Raise OutputConflictError where another job has this output, one around it or one inside it."""
     connection.execute(queue_lock.update().values(holder=new_id()))  # of two submissions one comes first
-    if known := next(iter(_naming(connection, output)), None):
+    output, has_own_name = new.output, new.output.rpartition("/")[2] == new.id
+    if known := next(iter(_naming(connection, output, may_have_inner=not has_own_name)), None):
         same = known.output.rstrip("/") == output.rstrip("/")
         raise OutputConflictError(
             f"job {known.id} has {'this output' if same else f'the output {known.output}'}, which {output} "
@@ -247,12 +248,17 @@ def _require_free_output(connection: Connection, output: str) -> None:
         )
 
 
-def _naming(connection: Connection, output: str) -> list[Row[Any]]:
-    """Jobs whose output is this one, around it or inside it."""
+def _naming(connection: Connection, output: str, *, may_have_inner: bool = True) -> list[Row[Any]]:
+    """Return jobs whose output is this one, around it or inside it.
+
+    may_have_inner: False where no job can be inside, as in a new job's own folder: inner ones are found by a scan of
+    all jobs, the others by an index.
+    """
     place = output.rstrip("/")
     around = [place[:at] for at, sign in enumerate(place) if sign == "/" and not place[:at].endswith((":", ":/"))]
     same = [form for one in (place, *around) if one for form in (one, f"{one}/")]
-    wanted = or_(jobs.c.output.in_(same), jobs.c.output.startswith(f"{place}/", autoescape=True))
+    inner = [jobs.c.output.startswith(f"{place}/", autoescape=True)] if may_have_inner else []
+    wanted = or_(jobs.c.output.in_(same), *inner)
     return list(connection.execute(select(jobs.c.id, jobs.c.output).where(wanted).order_by(jobs.c.id)))
 
 

@@ -60,6 +60,7 @@ jobs = Table(
     Column("model", Text, nullable=False, default=_model_of, server_default=""),
     UniqueConstraint("owner", "idempotency_key"),
     Index(None, "status", "id"),
+    Index(None, "output", postgresql_using="hash"),  # whatever the length of a path
 )
 
 queue_lock = Table(

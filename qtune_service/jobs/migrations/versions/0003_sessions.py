@@ -1,4 +1,4 @@
-"""Sessions of browsers, and the model's name of a job beside its spec.
+"""Sessions of browsers, the model's name of a job beside its spec, and an index of outputs.
 
 Revision ID: 0003
 Revises: 0002
@@ -25,6 +25,7 @@ def upgrade() -> None:
         sa.Column("expires_at", sa.BigInteger, nullable=False),
     )
     op.create_index("ix_sessions_token_id", "sessions", ["token_id"])
+    op.create_index("ix_jobs_output", "jobs", ["output"], postgresql_using="hash")
     # The default is for servers of the version before, which insert jobs until they are stopped.
     op.add_column("jobs", sa.Column("model", sa.Text, nullable=False, server_default=""))
     jobs = sa.table("jobs", sa.column("spec", sa.JSON), sa.column("model", sa.Text))
@@ -34,5 +35,6 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Back."""
+    op.drop_index("ix_jobs_output", "jobs")
     op.drop_column("jobs", "model")
     op.drop_table("sessions")
