@@ -275,6 +275,7 @@ def test_a_running_job_is_followed_and_cancelled(browser: Any, place: JobSite) -
     page.click("text=Delete…")
     page.click("dialog button.danger")
     page.wait_for_url(f"{place.site.url}/")
+    expect(page.locator("#notices")).to_contain_text("is deleted.")
     assert place.client.get(f"/api/v1/jobs/{job}").status_code == 404
     assert seen.complaints == []
 

@@ -140,6 +140,7 @@ def test_jobs_are_deleted_and_pruned_again(browser: Any, tmp_path: Path, outputs
         assert page.evaluate("document.activeElement.textContent") == "Cancel"
         page.get_by_label("Keep its output files").check()
         page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+        page.get_by_text("its output is kept: as requested").wait_for()
         done.wait_for(state="detached")
         assert (Path(outputs.pruned.root) / "manifest.json").exists()
         assert [c for c in seen.complaints if "404" not in c] == []

@@ -20,13 +20,14 @@ export const resume = async (job) => {
   return true;
 };
 
-export const forget = async (job) => {
+// tell: `notifyNext` where the page is left.
+export const forget = async (job, tell = notify) => {
   const keep = h("label", { class: "check" }, h("input", { type: "checkbox", name: "keep" }), " Keep its output files");
   const text = "The job is forgotten. Its output is removed too, and cannot be brought back.";
   const said = await confirmed({ title: `Delete ${job.name}?`, text, action: "Delete", isDangerous: true, fields: [keep] });
   if (!said) return false;
   const kept = await remove(`${path(job)}${query({ keep_output: said.keep ? "true" : "" })}`);
-  notify(`${job.name} is deleted${kept ? `; its output is kept: ${decodeURIComponent(kept)}` : ""}.`);
+  tell(`${job.name} is deleted${kept ? `; its output is kept: ${decodeURIComponent(kept)}` : ""}.`);
   return true;
 };
 

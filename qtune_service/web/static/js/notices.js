@@ -27,6 +27,17 @@ export const notify = (text, { isError = false, hint = "" } = {}) => {
   if (!isError) setTimeout(() => notice.remove(), SHOWN_MS);
 };
 
+const NEXT = "qtune-notice";
+
+// The same on the page that comes next: for what leads away from this one.
+export const notifyNext = (text) => sessionStorage.setItem(NEXT, text);
+
+const left = sessionStorage.getItem(NEXT);
+if (left) {
+  sessionStorage.removeItem(NEXT);
+  notify(left);
+}
+
 // An error as a notice. What the connection's banner or the sign-in page tells is not told again.
 export const notifyError = (error) => {
   if (error.name === "Unreachable" || error.name === "AbortError" || error.status === 401) return;

@@ -1,8 +1,9 @@
 // What can be done with a job now. Readers see only what looks and downloads.
 
-import { post, query, remove } from "../api.js";
+import { post, query } from "../api.js";
 import { h } from "../dom.js";
-import { confirmed, notifyError } from "../notices.js";
+import { forget as askAndForget } from "../job_actions.js";
+import { notifyError, notifyNext } from "../notices.js";
 
 export const jobPath = (job, ...rest) => ["/api/v1/jobs", encodeURIComponent(job.id), ...rest].join("/");
 
@@ -42,14 +43,7 @@ const cancel = (job, changed) => {
 const resume = (job, changed) => button("Resume", async () => changed(await post(jobPath(job, "resume"))), { class: "primary" });
 
 const forget = (job) => button("Delete…", async () => {
-  const keep = h("label", { class: "check" }, h("input", { type: "checkbox", name: "keep_output", value: "true" }), " Keep the output's files");
-  const answer = await confirmed({
-    title: `Delete ${job.name}?`, text: "The job, its log and its output are removed. That cannot be undone.",
-    action: "Delete", isDangerous: true, fields: [keep],
-  });
-  if (answer === null) return;
-  await remove(jobPath(job) + query({ keep_output: answer.keep_output }));
-  location.assign("/");
+  if (await askAndForget(job, notifyNext)) location.assign("/");
 });
 
 const download = (job) => link("Download", jobPath(job, "archive"), { class: "button primary", download: "" });
