@@ -1,7 +1,7 @@
-"""The scripts that draw pictures, as static files: the report's own modules, and the chart library.
+"""Serve the chart library as a static file.
 
-The library comes out of an installed package that runs a JavaScript engine to bundle it: 90 MB of memory for a second,
-which the server's process must not keep. A child makes the file, once for each version, in the server's folder.
+An installed package bundles the library with a JavaScript engine, which takes 90 MB of memory for a second. The server
+must not keep that memory, so a child process writes the file once for each version into the server's folder.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from pathlib import Path
 from threading import Lock
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends
 from fastapi.responses import FileResponse
 
 from qtune_service.errors import StorageError
 from qtune_service.isolation.environment import child_environment
-from qtune_service.report.scripts import chart_library_version, module_script
+from qtune_service.report.scripts import chart_library_version
 from qtune_service.web.deps import TheServer
 
 router = APIRouter(include_in_schema=False)
 JAVASCRIPT = "text/javascript; charset=utf-8"
 KEPT = {"Cache-Control": "public, max-age=31536000, immutable"}
-"""Both lie below the digest of all static files, of which they are a part."""
+"""The library's version is part of the digest in its path."""
 MAKE_TIMEOUT_S = 60
 _making = Lock()
 _WRITE = """
@@ -33,17 +33,6 @@ from pathlib import Path
 from qtune_service.report.scripts import chart_library
 Path(sys.argv[1]).write_text(chart_library(), encoding="utf-8")
 """
-
-
-def versions() -> bytes:
-    """Changes when either script does; for the digest of static files."""
-    return f"{chart_library_version()}\n{module_script()}".encode()
-
-
-@router.get("/static/{digest}/pictures.js")
-def pictures() -> Response:
-    """What draws charts, slider and tokens, as a module."""
-    return Response(module_script(), media_type=JAVASCRIPT, headers=KEPT)
 
 
 def library_file(server: TheServer) -> Path:

@@ -1,8 +1,8 @@
-"""The web page: a few HTML shells and the files that they load. All data come by the API, with the caller's own rights.
+"""Serve the web page: HTML shells and their static files. Scripts get all data from the API, with the user's rights.
 
-There is no build step: scripts are ES modules as they are written, and the report's own stylesheets are used, so that
-both look alike. Static files lie below a digest of them all: what a browser has cached is never stale, relative imports
-between modules keep the digest, and a new version of the server is a new folder.
+There is no build step: scripts are ES modules as they are written. The report's stylesheets and scripts are served
+too, so that the page and the report look and work alike. The path of a static file contains a digest of all of them, so
+a browser's cache is never stale, and relative imports between modules keep the digest.
 """
 
 from __future__ import annotations
@@ -22,13 +22,16 @@ from starlette.types import Scope
 
 from qtune_service import __version__
 from qtune_service.jobs.models import JobStatus
+from qtune_service.report.scripts import chart_library_version
 from qtune_service.web import charts
 from qtune_service.web.deps import PageReader
 from qtune_service.web.form import PARTS, form_fields
 
 STATIC = Path(str(files("qtune_service.web"))) / "static"
-REPORT_CSS = Path(str(files("qtune_service.report"))) / "templates" / "css"
-STYLES = ("report/page", "report/tables", "report/figures", "report/samples", "report/media", "css/shell")
+REPORT = Path(str(files("qtune_service.report"))) / "templates"
+STYLES = (
+    "report/css/page", "report/css/tables", "report/css/figures", "report/css/samples", "report/css/media", "css/shell",
+)  # fmt: skip
 PLACED = {
     "input.paths", "model.name", "prune.sample_keep_ratio", "prune.token_keep_ratio", "prune.strategy",
     "prune.strategy_order", "prune.token_strategy",
@@ -42,7 +45,8 @@ def install(app: FastAPI) -> None:
     """Serve pages and what they load."""
     app.include_router(router)
     app.include_router(charts.router)
-    app.mount("/static/{digest}/report", _Kept(directory=REPORT_CSS))
+    app.mount("/static/{digest}/report/css", _Kept(directory=REPORT / "css"))
+    app.mount("/static/{digest}/report/js", _Kept(directory=REPORT / "js"))
     app.mount("/static/{digest}", _Kept(directory=STATIC))
 
 
@@ -85,9 +89,9 @@ def job(job_id: str, _who: PageReader) -> str:
 
 @cache
 def digest() -> str:
-    """Changes when any static file does."""
-    found = hashlib.sha256(charts.versions())
-    for root in (STATIC, REPORT_CSS):
+    """Return a digest of all static files."""
+    found = hashlib.sha256(chart_library_version().encode())
+    for root in (STATIC, REPORT / "css", REPORT / "js"):
         for path in sorted(p for p in root.rglob("*") if p.is_file()):
             found.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
     return found.hexdigest()[:16]

@@ -32,8 +32,8 @@ def test_a_job_from_submission_to_its_rows(browser: Any, tmp_path: Path, monkeyp
         assert answer.status_code == 201, answer.text
         page, seen = open_page(browser, place.page(answer.json()["id"]))
         page.wait_for_selector("#stages li[aria-current=step]:has-text('Score')", timeout=120_000)
-        page.wait_for_selector("#job[data-pictures=drawn]", timeout=240_000)
-        assert f"of {NUM_RECORDS} samples" in page.inner_text("#told")
+        page.wait_for_selector("#job[data-charts=drawn]", timeout=240_000)
+        assert f"of {NUM_RECORDS} samples" in page.inner_text("#status-text")
         expect(page.locator("#log-text")).to_contain_text("score: ")
         page.focus("#ratio")
         page.keyboard.press("Home")
@@ -43,7 +43,7 @@ def test_a_job_from_submission_to_its_rows(browser: Any, tmp_path: Path, monkeyp
         page.click("text=Prune again at 25%")
         page.wait_for_selector("#status[data-status=succeeded]:has-text('succeeded')", timeout=60_000)
         expect(page.locator("#facts")).to_contain_text("Samples to keep 25%", timeout=60_000)
-        page.wait_for_selector("#job[data-pictures=drawn]", timeout=60_000)
+        page.wait_for_selector("#job[data-charts=drawn]", timeout=60_000)
         counts = place.job(page.url.rsplit("/", 1)[-1])["counts"]
         assert counts["kept"] == promised
         rows = 0

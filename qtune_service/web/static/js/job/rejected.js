@@ -1,26 +1,20 @@
-// Records that could not be used, by reason: each reason unfolds to its records, some at a time.
+// Rejected records by reason. Opening a reason loads its records, page by page.
 
-import { get, query } from "../api.js";
-import { h } from "../dom.js";
+import { get, jobPath, query } from "../api.js";
+import { byId, h } from "../dom.js";
 import { count, percent } from "../format.js";
-import { notifyError } from "../notices.js";
-import { jobPath } from "./actions.js";
+import { notifyError } from "../notifications.js";
 
-const PAGE = 10;
+const PAGE_SIZE = 10;
 const RECORD_CHARS = 2000;
 
 export const showRejected = async (job) => {
-  const place = document.getElementById("rejected-reasons");
-  const { by_reason: reasons } = await get(jobPath(job, "rejected") + query({ limit: 1 }));
-  const names = Object.entries(reasons);
-  if (names.length === 0) {
-    place.replaceChildren(h("p", {}, "None: every record that was read could be scored."));
-    return;
-  }
-  place.replaceChildren(...names.map(([reason, size]) => group(job, reason, size)));
+  const { by_reason: reasons } = await get(jobPath(job.id, "rejected") + query({ limit: 1 }));
+  const groups = Object.entries(reasons).map(([reason, size]) => reasonGroup(job, reason, size));
+  byId("rejected-reasons").replaceChildren(...(groups.length ? groups : [h("p", {}, "None. All records that were read were scored.")]));
 };
 
-const group = (job, reason, size) => {
+const reasonGroup = (job, reason, size) => {
   const records = h("ol", { class: "records" });
   const more = h("button", { type: "button", hidden: true }, "Show more");
   const details = h("details", {}, h("summary", {},
@@ -30,8 +24,8 @@ const group = (job, reason, size) => {
     if (isLoading) return;
     isLoading = true;
     try {
-      const found = await get(jobPath(job, "rejected") + query({ reason, limit: PAGE, offset: records.childElementCount }));
-      records.append(...found.records.map(record));
+      const found = await get(jobPath(job.id, "rejected") + query({ reason, limit: PAGE_SIZE, offset: records.childElementCount }));
+      records.append(...found.records.map(recordItem));
       more.hidden = records.childElementCount >= found.total;
     } catch (error) {
       notifyError(error);
@@ -44,6 +38,6 @@ const group = (job, reason, size) => {
   return details;
 };
 
-const record = ({ source, line, detail, record: text }) => h("li", {},
+const recordItem = ({ source, line, detail, record }) => h("li", {},
   h("p", {}, h("b", { dir: "auto" }, `${source}${line === null ? "" : `, line ${count(line)}`}`), " ", h("span", { dir: "auto" }, detail ?? "")),
-  text && h("pre", { class: "spec", tabindex: "0", dir: "auto" }, text.length > RECORD_CHARS ? `${text.slice(0, RECORD_CHARS)}…` : text));
+  record && h("pre", { class: "spec", tabindex: "0", dir: "auto" }, record.length > RECORD_CHARS ? `${record.slice(0, RECORD_CHARS)}…` : record));
