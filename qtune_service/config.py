@@ -138,7 +138,7 @@ class EngineSpec(_Part):
 
     name: EngineName = "auto"
     """`vllm`, `reference` (plain torch), or `auto`: vllm where it is installed and supports the model. Or
-    `module:factory` of your own: called with (ModelSpec, EngineSpec) it gives a Scorer, see scoring/base.py."""
+    `module:factory` of your own: called with (ModelSpec, EngineSpec) it gives a Scorer, see scoring/scorer.py."""
     num_actors: NumActors | None = None
     """Scoring actors: a number, or MIN-MAX for a pool that follows the cluster. Default: one a GPU, later ones too,
     or one on CPUs."""
@@ -192,7 +192,7 @@ class PruneSpec(_Part):
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     """Of the strategies that draw: `random` and `infobatch`, and random tokens."""
     quadrant_rule: Annotated[str, Field(max_length=1000)] | None = None
-    """`module:function` in place of the method's labels; see core/plane.py:QuadrantRule."""
+    """`module:function` in place of the method's labels; see selection/plane.py:QuadrantRule."""
 
     @property
     def smoothing(self) -> float:

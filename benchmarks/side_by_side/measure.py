@@ -17,7 +17,7 @@ from typing import Self
 import numpy as np
 import psutil
 
-from qtune_service.core.metrics import Sample
+from qtune_service.samples import Sample
 from qtune_service.scoring.samples import scored_positions
 from side_by_side.material import Shape
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from qtune_service.cli.running import exit_codes
+from qtune_service.cli.console import exit_codes
 
 if TYPE_CHECKING:
-    from qtune_service.exports.run import Exported
+    from qtune_service.export.run import Exported
 
 
 class To(StrEnum):
-    """What can be written; see exports/trainers.py."""
+    """What can be written; see export/trainers.py."""
 
     analysis = "analysis"
     trl = "trl"
@@ -58,8 +58,8 @@ def export(
 ) -> None:
     """Write the pruned data as a trainer reads them, as a repository for the hub, or as files to look through."""
     with exit_codes():
-        from qtune_service.exports import run
-        from qtune_service.exports.export import Options
+        from qtune_service.export import run
+        from qtune_service.export.export import Options
 
         options = Options(
             rows_per_file=rows_per_file, pack_length=pack_length, license=license_name, max_samples=max_samples

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from qtune_service.cli.running import exit_codes, quiet, show
+from qtune_service.cli.console import exit_codes, quiet, show
 
 SELECTION, VIEW = "Which samples", "What of them"
 
@@ -59,8 +59,8 @@ def inspect(
 ) -> None:
     """Show what a job found and kept; or samples of it, chosen by quadrant, order and SQL."""
     with exit_codes():
-        from qtune_service.cli.inspecting import Request, answer
-        from qtune_service.outputs.folder import Output
+        from qtune_service.cli.inspect import Request, answer
+        from qtune_service.output.layout import Output
 
         request = Request(
             sample=sample,

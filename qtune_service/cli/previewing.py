@@ -12,6 +12,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from qtune_service.cli.console import exit_codes, quiet
 from qtune_service.cli.flags import (
     CategoryOpt,
     CompletionOpt,
@@ -29,7 +30,6 @@ from qtune_service.cli.flags import (
     TrustOpt,
     parse_take,
 )
-from qtune_service.cli.running import exit_codes, quiet
 from qtune_service.config import JobSpec, load_spec, parse_spec
 from qtune_service.errors import DataError, QTuneError, SpecError
 
@@ -118,7 +118,7 @@ def _look(spec: JobSpec, count: int) -> Preview:
 
 
 def _page(found: Preview, *, signs: bool) -> Iterator[RenderableType]:
-    from qtune_service.report.contents import ExampleToken
+    from qtune_service.report.data import ExampleToken
     from qtune_service.report.terminal_tokens import Cut, token_text
 
     for sample in found.samples:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from qtune_service.cli.running import exit_codes
+from qtune_service.cli.console import exit_codes
 from qtune_service.errors import DataError
 
 if TYPE_CHECKING:
-    from qtune_service.jobs.rebuild import Rebuilt
+    from qtune_service.server.jobs.rebuild import Rebuilt
 
 STOPPED = "stopped. What was taken in stays: run the same command again."
 
@@ -44,11 +44,11 @@ def import_jobs(
 
 
 def _rebuilt(places: list[str] | None, owner: str, data_root: Path | None) -> Iterator[Rebuilt]:
-    from qtune_service.jobs.database import open_database, upgrade
-    from qtune_service.jobs.permissions import keep_private
-    from qtune_service.jobs.rebuild import Rebuilder
-    from qtune_service.settings import load_settings
-    from qtune_service.web.owner_policy import owner_policy
+    from qtune_service.server.jobs.database import open_database, upgrade
+    from qtune_service.server.jobs.permissions import keep_private
+    from qtune_service.server.jobs.rebuild import Rebuilder
+    from qtune_service.server.owner_policy import owner_policy
+    from qtune_service.server.settings import load_settings
 
     settings = load_settings(data_root=data_root)
     keep_private(settings.data_root, settings.database, may_be_shared=settings.shared_data_root)

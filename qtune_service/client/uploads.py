@@ -9,9 +9,9 @@ from pathlib import Path
 import httpx
 
 from qtune_service.client.answers import error_of
-from qtune_service.client.connection import Connection
 from qtune_service.client.part import BLOCK_BYTES
 from qtune_service.client.transfers import Counter, Watcher
+from qtune_service.client.transport import Connection
 from qtune_service.errors import DataError
 
 

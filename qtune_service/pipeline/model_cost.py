@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from qtune_service.config import ModelSpec
-from qtune_service.core.cost import ModelCost, ModelShape
 from qtune_service.errors import ModelError
-from qtune_service.pipeline.model_info import load_text_config
+from qtune_service.pipeline.cost import ModelCost, ModelShape
+from qtune_service.scoring.model_info import load_text_config
 
 TWO_MATRICES = frozenset({"gpt_neox", "nemotron", "phi", "starcoder2"})
 """Kinds whose feed-forward part has no gate."""

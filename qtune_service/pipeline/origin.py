@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from qtune_service.config import JobSpec
-from qtune_service.data import storage
-from qtune_service.data.chat import Encoder
 from qtune_service.errors import SpecError
-from qtune_service.outputs.folder import Output
-from qtune_service.outputs.manifest_files import part_files
-from qtune_service.pipeline.scored import Scored
+from qtune_service.output.file_lists import part_files
+from qtune_service.output.layout import Output
+from qtune_service.pipeline.score_stage import Scored
+from qtune_service.storage import file_io
+from qtune_service.tokenize.encoder import Encoder
 
 
 def save_tokenizer(encoder: Encoder, output: Output) -> None:
@@ -25,7 +25,7 @@ def save_tokenizer(encoder: Encoder, output: Output) -> None:
         paths = sorted(file.relative_to(folder).as_posix() for file in Path(folder).rglob("*") if file.is_file())
         output.record("tokenizer", paths)
         for path in paths:
-            storage.write_bytes(output.at("tokenizer", path), Path(folder, path).read_bytes())
+            file_io.write_bytes(output.at("tokenizer", path), Path(folder, path).read_bytes())
 
 
 def adopt_scores(spec: JobSpec, output: Output) -> Scored:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from qtune_service.config import JobSpec
-from qtune_service.data.model_source import model_folder
-from qtune_service.data.template_text import read_chat_template
+from qtune_service.tokenize.model_source import model_folder
+from qtune_service.tokenize.named_sources import read_chat_template
 
 
 def portable(spec: JobSpec) -> JobSpec:

@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from qtune_service.config import JobSpec
-from qtune_service.core.plane import Quadrant
-from qtune_service.outputs.folder import Output
-from qtune_service.outputs.texts import read_decoder
-from qtune_service.pipeline.scored import Scored
-from qtune_service.pipeline.thresholds import Verdict
-from qtune_service.report.contents import Counts, ExampleSample, ExampleToken, ReportData, TokenTotals
+from qtune_service.output.layout import Output
+from qtune_service.output.texts import read_decoder
+from qtune_service.pipeline.score_stage import Scored
+from qtune_service.pipeline.selection_stage import Verdict
+from qtune_service.report.data import Counts, ExampleSample, ExampleToken, ReportData, TokenTotals
 from qtune_service.report.tokens import token_texts
+from qtune_service.selection.plane import Quadrant
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from qtune_service.core.plane import QuadrantRule
 from qtune_service.importing import import_named
+from qtune_service.selection.plane import QuadrantRule
 
 
 def load_rule(path: str | None) -> QuadrantRule | None:

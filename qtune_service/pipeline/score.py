@@ -9,12 +9,12 @@ from typing import Any
 
 from qtune_service.config import JobSpec
 from qtune_service.errors import EngineError, ShardFailedError
-from qtune_service.pipeline.cluster import LIGHT_CPUS, Cluster, Pool, Stage, stream
 from qtune_service.pipeline.progress import Tracker
+from qtune_service.pipeline.ray_cluster import LIGHT_CPUS, Cluster, Pool, Stage, stream
+from qtune_service.pipeline.retries import Guard
+from qtune_service.pipeline.shutdown import Stop
 from qtune_service.pipeline.stages import JobContext, ScoreShard, commit_shard, encode_shard, reject_shard
-from qtune_service.pipeline.stopping import Stop
-from qtune_service.pipeline.supervision import Guard
-from qtune_service.scoring.environment import allocator_environment
+from qtune_service.scoring.process_environment import allocator_environment
 from qtune_service.torchless import import_transformers_without_torch
 
 HOPELESS = 3

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qtune_service.report.contents import QuadrantName, ReportData
+from qtune_service.report.data import QuadrantName, ReportData
 
 _STRATEGIES = {
     "random": "random choice",

@@ -6,7 +6,7 @@ import shlex
 
 from qtune_service.config import PruneSpec
 from qtune_service.report.choice import prune_spec
-from qtune_service.report.contents import ReportData
+from qtune_service.report.data import ReportData
 
 PLACEHOLDER = "OUT"
 

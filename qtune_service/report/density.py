@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qtune_service.report.chart_layers import quadrant_scale
 from qtune_service.report.axes import Axis, Column
-from qtune_service.report.marks import quadrant_scale
 from qtune_service.report.palette import QUADRANT_LABELS, Palette
 
 Row = dict[str, Any]

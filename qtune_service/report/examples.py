@@ -13,7 +13,7 @@ from typing import Literal
 
 from markupsafe import Markup, escape
 
-from qtune_service.report.contents import ExampleSample, ExampleToken
+from qtune_service.report.data import ExampleSample, ExampleToken
 from qtune_service.report.tokens import visible_text
 from qtune_service.report.wording import count, number
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from qtune_service.report.chart_layers import inline_row, quadrant_scale
 from qtune_service.report.axes import Axis, Column, entropy_axis, length_axis, perplexity_axis, shown_perplexity
-from qtune_service.report.contents import ReportData
-from qtune_service.report.marks import inline_row, quadrant_scale
+from qtune_service.report.data import ReportData
 from qtune_service.report.palette import LIGHT, QUADRANT_LABELS, Palette, chart_config
-from qtune_service.report.sample import EvenSample
+from qtune_service.selection.even_sample import EvenSample
 
 BINS = 40
 HEIGHT = 170

@@ -21,11 +21,11 @@ from qtune_service.report import tables, wording
 from qtune_service.report.axes import entropy_axis, perplexity_axis
 from qtune_service.report.choice import fates, other_strategy, quadrant_rule
 from qtune_service.report.commands import prune_command
-from qtune_service.report.contents import QUADRANTS, ReportData
+from qtune_service.report.data import QUADRANTS, ReportData
 from qtune_service.report.examples import shown_examples
-from qtune_service.report.findings import find_warnings
 from qtune_service.report.page_data import page_data
 from qtune_service.report.scripts import chart_library, inline_script
+from qtune_service.report.text import find_warnings
 from qtune_service.report.what_if import what_if, why_no_curve
 
 MAX_NAME_CHARS = 120

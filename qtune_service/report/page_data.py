@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qtune_service.report.commands import inspect_command, prune_parts
-from qtune_service.report.contents import QUADRANTS, ReportData
+from qtune_service.report.data import QUADRANTS, ReportData
 from qtune_service.report.palette import PAGE
 from qtune_service.report.pictures import pictures
 from qtune_service.report.what_if import what_if

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qtune_service.report.contents import ReportData
+from qtune_service.report.data import ReportData
 from qtune_service.report.histograms import histogram_charts
 from qtune_service.report.palette import LIGHT, PAGE, Palette
 from qtune_service.report.plane import plane_chart

@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from qtune_service.core.plane import Thresholds
+from qtune_service.report.chart_layers import inline_row, name_layers, point_layers
 from qtune_service.report.axes import Axis, entropy_axis, perplexity_axis, shown_perplexity
 from qtune_service.report.choice import fates
-from qtune_service.report.contents import QuadrantName, ReportData
+from qtune_service.report.data import QuadrantName, ReportData
 from qtune_service.report.density import density_layer, density_rows
-from qtune_service.report.marks import inline_row, name_layers, point_layers
 from qtune_service.report.palette import LIGHT, PADDING, Palette, chart_config
 from qtune_service.report.points import example_rows, point_rows
-from qtune_service.report.sample import EvenSample
 from qtune_service.report.wording import number
+from qtune_service.selection.even_sample import EvenSample
+from qtune_service.selection.plane import Thresholds
 
 CELLS = (84, 60)  # of the density, across and up
 BORDER_STEPS = 48

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from qtune_service.report.axes import Axis, Column, entropy_axis, perplexity_axis, rank_axis, shown_perplexity
 from qtune_service.report.choice import fates, other_strategy, quadrant_rule
-from qtune_service.report.contents import QUADRANTS, QuadrantName, ReportData
+from qtune_service.report.data import QUADRANTS, QuadrantName, ReportData
 from qtune_service.report.page_data import page_data
 from qtune_service.report.plane import CELLS
 from qtune_service.report.rank_plane import CELLS as RANK_CELLS

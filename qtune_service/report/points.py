@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from qtune_service.report.axes import MAX_DRAWN, shown_perplexity
-from qtune_service.report.contents import ExampleSample, ReportData
+from qtune_service.report.data import ExampleSample, ReportData
 from qtune_service.report.examples import shown_samples, trained_tokens
-from qtune_service.report.sample import EvenSample
 from qtune_service.report.wording import shorten
+from qtune_service.selection.even_sample import EvenSample
 
 MAX_ID_BYTES = 350_000
 """Of all points' identifiers together."""

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from qtune_service.report.chart_layers import Fields, inline_row, name_layers, point_layers
 from qtune_service.report.axes import rank_axis
 from qtune_service.report.choice import fates
-from qtune_service.report.contents import ReportData
+from qtune_service.report.data import ReportData
 from qtune_service.report.density import density_layer, density_rows
-from qtune_service.report.marks import Fields, inline_row, name_layers, point_layers
 from qtune_service.report.palette import LIGHT, Palette, chart_config
 from qtune_service.report.points import example_rows, point_rows
-from qtune_service.report.sample import EvenSample
+from qtune_service.selection.even_sample import EvenSample
 
 CELLS = (48, 48)
 TICKS = [0, 0.25, 0.5, 0.75, 1]
@@ -73,7 +73,7 @@ def _cells(sample: EvenSample, num_points: int) -> list[Row]:
 
 def _relabelled(layer: Any, alpha: float) -> Any:
     """Quadrant and fate at the signal's alpha; the given ones while it stands at the job's."""
-    entry = "min(max(1 - datum.u, datum.v), max(datum.u, 1 - datum.v))"  # core/plane.py: where a sample enters
+    entry = "min(max(1 - datum.u, datum.v), max(datum.u, 1 - datum.v))"  # selection/plane.py: where a sample enters
     moved = f"abs(alpha - {alpha!r}) > 1e-9"
     is_in = f"{entry} <= alpha + 1e-9"
     kept, removed = "datum.u >= datum.v ? 'Q2' : 'Q4'", "datum.u + datum.v > 1 ? 'Q1' : 'Q3'"

@@ -10,9 +10,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from qtune_service.core.plane import Thresholds
-from qtune_service.report.contents import Counts, ReportData
-from qtune_service.report.findings import find_warnings
+from qtune_service.report.data import Counts, ReportData
+from qtune_service.report.text import find_warnings
+from qtune_service.selection.plane import Thresholds
 
 
 def summary_statistics(data: ReportData) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from qtune_service.report.choice import fates
-from qtune_service.report.contents import QUADRANTS, Counts, QuadrantMeaning, QuadrantName, ReportData
+from qtune_service.report.data import QUADRANTS, Counts, QuadrantMeaning, QuadrantName, ReportData
 from qtune_service.report.wording import count, percent
 
 MAX_ROWS = 100

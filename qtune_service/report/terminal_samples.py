@@ -11,13 +11,13 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from qtune_service.outputs.finished import FinishedOutput
-from qtune_service.outputs.query import Field, Group, Records
+from qtune_service.output.query import Field, Group, Records
+from qtune_service.output.reader import FinishedOutput
 from qtune_service.report.bars import bar
-from qtune_service.report.shown import FIELDS, ShownSample, plain
 from qtune_service.report.terminal import BAR_WIDTH, QUADRANTS
 from qtune_service.report.terminal_plane import draw_plane
 from qtune_service.report.terminal_tokens import Cut, legend, token_text
+from qtune_service.report.token_view import FIELDS, ShownSample, plain
 from qtune_service.report.tokens import visible_text
 from qtune_service.report.wording import NOTHING, count, number, percent, shorten
 

@@ -8,7 +8,7 @@ from itertools import groupby
 
 from rich.text import Text
 
-from qtune_service.report.contents import ExampleToken, TokenState
+from qtune_service.report.data import ExampleToken, TokenState
 from qtune_service.report.tokens import visible_text
 from qtune_service.report.wording import count
 

@@ -11,13 +11,13 @@ import inspect
 from collections.abc import Sequence
 
 from qtune_service.config import EngineSpec, ModelSpec
-from qtune_service.core.metrics import Sample, TokenScores
 from qtune_service.errors import EngineError
 from qtune_service.importing import import_named
-from qtune_service.scoring.base import EngineInfo, Scorer, Watch, never
+from qtune_service.samples import Sample, TokenScores
 from qtune_service.scoring.samples import scored_positions
+from qtune_service.scoring.scorer import EngineInfo, Scorer, Watch, never
 
-CONTRACT = "See Scorer in qtune_service/scoring/base.py."
+CONTRACT = "See Scorer in qtune_service/scoring/scorer.py."
 
 
 def build_custom(model: ModelSpec, engine: EngineSpec) -> Scorer:

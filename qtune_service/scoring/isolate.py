@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from qtune_service.core.metrics import Sample, TokenScores
 from qtune_service.errors import EngineError, QTuneError
-from qtune_service.scoring.base import InterruptedScoring, Scorer, Watch, never
+from qtune_service.samples import Sample, TokenScores
+from qtune_service.scoring.scorer import InterruptedScoring, Scorer, Watch, never
 
 
 def score_isolating(scorer: Scorer, samples: Sequence[Sample], watch: Watch = never) -> list[TokenScores | str]:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from qtune_service.core.metrics import Sample, TokenScores
 from qtune_service.errors import DataError
-from qtune_service.scoring.base import EngineInfo
+from qtune_service.samples import Sample, TokenScores
+from qtune_service.scoring.scorer import EngineInfo
 
 Scores = NDArray[np.float32]  # (n, 2): NLL and entropy of n scored tokens, nats
 UNSCORED = -1.0

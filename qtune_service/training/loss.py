@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import cross_entropy
 
-from qtune_service.training.rows import IGNORED
+from qtune_service.training.batch_layout import IGNORED
 
 
 def next_token_loss(logits: torch.Tensor, labels: torch.Tensor, num_tokens: int, *, num_ranks: int = 1) -> torch.Tensor:

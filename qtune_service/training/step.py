@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from qtune_service.core.plane import Thresholds
+from qtune_service.selection.plane import Thresholds
+from qtune_service.training.batch_layout import Batch, Rows
 from qtune_service.training.loss import next_token_loss
-from qtune_service.training.records import StepRecord
-from qtune_service.training.rows import Batch, Rows
+from qtune_service.training.metrics import StepRecord
 
 
 @dataclass(frozen=True, slots=True, eq=False)

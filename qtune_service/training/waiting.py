@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from qtune_service.errors import QTuneError, SpecError
-from qtune_service.training.collective import Ranks
+from qtune_service.training.distributed import Ranks
 
 BEAT_S = 2.0
 

@@ -18,14 +18,15 @@ import pytest
 from sqlalchemy import Engine, event
 
 from qtune_service.errors import UnknownDatasetError
-from qtune_service.jobs.access import Scope, TokenStore
-from qtune_service.jobs.database import open_database, reading, upgrade, writing
-from qtune_service.jobs.dataset_uris import require_datasets
-from qtune_service.jobs.datasets import DatasetStore, NewDataset
-from qtune_service.jobs.ids import new_id
-from qtune_service.jobs.models import JobStatus
-from qtune_service.jobs.store import JobStore, NewJob
-from qtune_service.web import dataset_routes, readiness
+from qtune_service.job_states import JobStatus
+from qtune_service.server import readiness
+from qtune_service.server.jobs.access import Scope, TokenStore
+from qtune_service.server.jobs.database import open_database, reading, upgrade, writing
+from qtune_service.server.jobs.dataset_uris import require_datasets
+from qtune_service.server.jobs.datasets import DatasetStore, NewDataset
+from qtune_service.server.jobs.ids import new_id
+from qtune_service.server.jobs.store import JobStore, NewJob
+from qtune_service.server.routes import datasets as dataset_routes
 from tests.api.servers import free_port, scripted, serving, settings
 from tests.api.stored import database_of, store_job
 from tests.jobs import QTUNE, environment

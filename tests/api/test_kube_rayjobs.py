@@ -1,4 +1,4 @@
-"""jobs/kube_rayjobs.py against an API that answers as Kubernetes does, and a head that answers as Ray does."""
+"""server/launchers/kuberay.py against an API that answers as Kubernetes does, and a head that answers as Ray does."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from qtune_service.errors import LauncherAwayError, LaunchError, SettingsError
-from qtune_service.jobs import kube_api
-from qtune_service.jobs.kube_api import Account, KubeApi
-from qtune_service.jobs.kube_rayjobs import KubeRayLauncher
-from qtune_service.jobs.launch import DriverState
-from qtune_service.jobs.models import JobStatus
-from qtune_service.jobs.spec_text import unpack_spec
-from qtune_service.settings import load_settings
-from qtune_service.web.launchers import make_launchers
+from qtune_service.job_states import JobStatus
+from qtune_service.server.launchers import kube_api
+from qtune_service.server.launchers.base import DriverState
+from qtune_service.server.launchers.configured import make_launchers
+from qtune_service.server.launchers.kube_api import Account, KubeApi
+from qtune_service.server.launchers.kuberay import KubeRayLauncher
+from qtune_service.server.settings import load_settings
+from qtune_service.spec_text import unpack_spec
 from tests.api import kube_server, ray_head
 from tests.api.kube_server import Kube, kubernetes
 from tests.api.ray_head import Head

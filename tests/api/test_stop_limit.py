@@ -15,15 +15,15 @@ import pytest
 
 from qtune_service.config import MAX_STOP_GRACE_S
 from qtune_service.errors import LaunchError
-from qtune_service.jobs import stop_limit
-from qtune_service.jobs.database import open_database, upgrade
-from qtune_service.jobs.launch import DriverState, Reference
-from qtune_service.jobs.local import LocalLauncher
-from qtune_service.jobs.models import Job
-from qtune_service.jobs.ray_driver import environment
-from qtune_service.jobs.service import JobService
-from qtune_service.jobs.stop_limit import ray_stop_wait_s, server_stop_limit_s
-from qtune_service.jobs.store import JobStore
+from qtune_service.job_states import Job
+from qtune_service.server.jobs.database import open_database, upgrade
+from qtune_service.server.jobs.service import JobService
+from qtune_service.server.jobs.store import JobStore
+from qtune_service.server.launchers import stop_limit
+from qtune_service.server.launchers.base import DriverState, Reference
+from qtune_service.server.launchers.local import LocalLauncher
+from qtune_service.server.launchers.ray_driver import environment
+from qtune_service.server.launchers.stop_limit import ray_stop_wait_s, server_stop_limit_s
 from tests.api.servers import DRIVER, scripted, serving, settings
 from tests.api.test_ray_jobs import job as ray_job
 from tests.api.test_service import submit, until

@@ -9,8 +9,8 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any, TypeVar
 
 from qtune_service.config import EngineSpec, ModelSpec
-from qtune_service.core.metrics import Sample, TokenScores
-from qtune_service.scoring.base import EngineInfo, Watch, never
+from qtune_service.samples import Sample, TokenScores
+from qtune_service.scoring.scorer import EngineInfo, Watch, never
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ class EngineWorker:
 def load(model: ModelSpec, engine: EngineSpec) -> EngineInfo:
     """Start vLLM in this process."""
     global _scorer  # noqa: PLW0603 - the process exists to hold it
-    from qtune_service.scoring.vllm import VllmScorer
+    from qtune_service.scoring.vllm.engine import VllmScorer
 
     _scorer = VllmScorer(model, engine)
     info: EngineInfo = _scorer.info
@@ -90,10 +90,9 @@ def close() -> None:
 
 def registered_architectures() -> tuple[list[str], list[str], list[str]]:
     """Architectures of vLLM itself, the causal ones among them, and all that are registered with its plugins loaded."""
+    from qtune_service.scoring.vllm.plugin import causal_architectures
     from vllm.model_executor.models.registry import _VLLM_MODELS, ModelRegistry
     from vllm.plugins import load_general_plugins
-
-    from qtune_service.scoring.plugin import causal_architectures
 
     load_general_plugins()
     return sorted(_VLLM_MODELS), causal_architectures(), sorted(ModelRegistry.get_supported_archs())
@@ -126,9 +125,8 @@ def watch_heads() -> dict[str, str]:
 def _watch_all(model: Any) -> dict[str, str]:
     """In vLLM's process; the model is left as it was found."""
     import torch
+    from qtune_service.scoring.vllm.model_logits import watch
     from vllm.model_executor.layers.logits_processor import LogitsProcessor
-
-    from qtune_service.scoring.parallel_head import watch
 
     own, processor, lm_head = model.compute_logits, model.logits_processor, model.lm_head
 

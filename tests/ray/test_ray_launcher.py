@@ -19,9 +19,9 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from qtune_service.jobs import service as service_module
-from qtune_service.jobs import stop_limit
-from qtune_service.settings import Settings
+from qtune_service.server.jobs import service as service_module
+from qtune_service.server.launchers import stop_limit
+from qtune_service.server.settings import Settings
 from tests.api.servers import serving
 from tests.jobs import DEMO_DATA, DEMO_MODEL, QTUNE, REPO, environment
 from tests.nodes import Nodes, ray_nodes

@@ -20,9 +20,9 @@ import torch.distributed as dist
 
 from qtune_service.errors import DataError, QTuneError
 from qtune_service.training import QTuningPruner, vocab_parallel_scores
-from qtune_service.training.collective import Ranks
-from qtune_service.training.epochs import by_command, rescore_every_epoch, rescored
-from qtune_service.training.scores import is_sharded
+from qtune_service.training.distributed import Ranks
+from qtune_service.training.per_epoch import by_command, rescore_every_epoch, rescored
+from qtune_service.training.token_scores import is_sharded
 from qtune_service.training.waiting import by_first, on_all
 from tests.training.models import VOCAB, padded, ragged, tiny_llama
 

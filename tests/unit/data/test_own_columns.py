@@ -1,4 +1,4 @@
-"""data/own_columns.py: Arrow's reader and the parsed values give the same columns."""
+"""ingest/own_columns.py: Arrow's reader and the parsed values give the same columns."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qtune_service.data import own_columns
-from qtune_service.data.inference import infer_lines
-from qtune_service.data.schema import finish, to_array
-from qtune_service.data.values import parse_line
+from qtune_service.ingest import own_columns
+from qtune_service.ingest.json_schema import infer_lines
+from qtune_service.ingest.jsonl import parse_line
+from qtune_service.ingest.schema import finish, to_array
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 SCALAR = (

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from qtune_service.exports import token_page
-from qtune_service.exports.export import Options
-from qtune_service.exports.run import export
-from qtune_service.outputs.finished import FinishedOutput
-from qtune_service.outputs.samples import read_samples
+from qtune_service.export import token_page
+from qtune_service.export.export import Options
+from qtune_service.export.run import export
+from qtune_service.output.reader import FinishedOutput
+from qtune_service.output.samples import read_samples
 from tests.finished_outputs import finished_output
 from tests.jobs import rows
 

@@ -10,7 +10,7 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from qtune_service.report.contents import Counts
+from qtune_service.report.data import Counts
 from qtune_service.report.html import STYLES, _resource, render_report
 from qtune_service.report.page_data import as_columns
 from qtune_service.report.palette import DARK, LIGHT

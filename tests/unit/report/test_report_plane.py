@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import vl_convert
 
-from qtune_service.core.plane import Thresholds
-from qtune_service.core.thresholds import select
 from qtune_service.report import points
-from qtune_service.report.contents import ReportData
+from qtune_service.report.data import ReportData
 from qtune_service.report.palette import LIGHT
 from qtune_service.report.plane import plane_chart
 from qtune_service.report.points import example_rows, point_rows
 from qtune_service.report.rank_plane import rank_plane_chart
+from qtune_service.selection.plane import Thresholds
+from qtune_service.selection.thresholds import select
 from tests.report_data import example, made_up_report, made_up_scores
 
 
