@@ -25,8 +25,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from qtune_service.config import InputSpec, JobSpec, ModelSpec, OutputSpec, PruneSpec
-from qtune_service.export.export import Options
 from qtune_service.export.run import FORMATS, export
+from qtune_service.export.writers import Options
 from qtune_service.output.columns import final_masks, list_column, row_sums
 from qtune_service.output.file_lists import part_path
 from qtune_service.output.layout import Output

@@ -31,9 +31,8 @@ from sqlalchemy import Engine
 
 from qtune_service.job_states import JobStatus
 from qtune_service.output.layout import Output
-from qtune_service.server.jobs.database import open_database, upgrade, writing
+from qtune_service.server.jobs.database import jobs, open_database, upgrade, writing
 from qtune_service.server.jobs.store import JobStore, NewJob
-from qtune_service.server.jobs.tables import jobs
 from qtune_service.storage import file_io
 
 PATHS = {

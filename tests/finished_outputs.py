@@ -22,11 +22,10 @@ from qtune_service.ingest.planner import make_plan, scan, split
 from qtune_service.output.layout import Output
 from qtune_service.output.reader import FinishedOutput
 from qtune_service.pipeline.distributed_selection import work
-from qtune_service.pipeline.manifest import finish_pruned, finish_scored
-from qtune_service.pipeline.origin import adopt_scores, save_tokenizer
+from qtune_service.pipeline.manifest import Pruned, finish_pruned, finish_scored
 from qtune_service.pipeline.population import Population, ScoreShards
+from qtune_service.pipeline.prepare import adopt_scores, save_tokenizer
 from qtune_service.pipeline.progress import Tracker
-from qtune_service.pipeline.report_data import Pruned
 from qtune_service.pipeline.score_stage import Scored, summarise
 from qtune_service.pipeline.selection_stage import find_thresholds
 from qtune_service.pipeline.selection_tasks import Ground

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from qtune_service.report.data import (
     Counts,
-    ExampleKind,
     ExampleSample,
     ExampleToken,
     QuadrantName,
@@ -22,7 +21,7 @@ from qtune_service.samples import perplexity
 from qtune_service.selection.curve import EntryCounts
 from qtune_service.selection.distributions import describe
 from qtune_service.selection.even_sample import EvenSample, even_sample
-from qtune_service.selection.examples import borderline_samples, typical_samples
+from qtune_service.selection.examples import ExampleKind, borderline_samples, typical_samples
 from qtune_service.selection.thresholds import select
 
 Scores = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]  # mean_nll, mean_entropy, num_tokens: (N,)

@@ -1,4 +1,4 @@
-"""Ways to choose rows with a model as it is: Q-Tuning by the pruner that users have, the others by selection/strategies.py.
+"""Ways to choose rows with a model as it is: Q-Tuning by the users' pruner, the others by selection/strategies.py.
 
 Each takes some rows and says which stay, with what labels and weights. Applied to the candidates of each step it is a
 dynamic method, applied once to all rows a static one.

@@ -58,7 +58,7 @@ def _plain(text: str) -> str:
     """No markup, and no control codes: messages may quote data."""
     from rich.markup import escape
 
-    from qtune_service.report.tokens import visible_text
+    from qtune_service.report.token_view import visible_text
 
     return escape(visible_text(text))
 

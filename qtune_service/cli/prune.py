@@ -173,7 +173,7 @@ def _spec_at(place: str) -> JobSpec:
     """Of a job file, or as the service hands it over."""
     if not place.startswith("env:"):
         return load_spec(Path(place))
-    from qtune_service.spec_text import unpack_spec
+    from qtune_service.config import unpack_spec
 
     name = place.removeprefix("env:")
     if (text := os.environ.get(name)) is None:
@@ -190,10 +190,10 @@ def _spec_from_scores(origin: str, output: str, method: dict[str, Any]) -> JobSp
 
 
 def _run(spec: JobSpec, ray_address: str | None, *, overwrite: bool) -> None:
+    from qtune_service.importing import import_transformers_without_torch
     from qtune_service.pipeline.progress import PlainSink, TerminalSink
     from qtune_service.pipeline.run import run_job
     from qtune_service.pipeline.shutdown import Stop
-    from qtune_service.torchless import import_transformers_without_torch
 
     stop = Stop()
     stop.install()

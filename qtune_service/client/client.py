@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import quote, unquote
 
-from qtune_service.client import events, transfer, uploads
+from qtune_service.client import events, transfer
+from qtune_service.client import transfer as uploads
 from qtune_service.client.profiles import find_address
-from qtune_service.client.transfers import Watcher
+from qtune_service.client.transfer import Watcher
 from qtune_service.client.transport import Connection
 from qtune_service.config import JobSpec, PruneSpec, validated
 from qtune_service.errors import NotFoundError

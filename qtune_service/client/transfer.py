@@ -2,25 +2,155 @@
 
 Files of the manifest have a SHA-256, which is also their ETag: what is there of them is checked or continued. The few
 beside it (manifest, report) have none and are fetched anew.
+
+How far an upload or download is, counted from several threads.
+
+A file that is being fetched: bytes on disk beside its place, and their SHA-256 so far.
+
+Its name holds the digest that it is to have, so that what an earlier attempt left is only ever continued to the same
+content. It becomes the file by a rename, once it is whole and right.
+
+Uploading a dataset: read twice, first for its SHA-256, by which the server checks what it got, then to be sent.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fnmatch
+import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Self
 from urllib.parse import quote
 
 import httpx
 
-from qtune_service.client.part import Part, is_there
-from qtune_service.client.transfers import Counter, Watcher
-from qtune_service.client.transport import Connection
-from qtune_service.errors import ApiError, NotFoundError, UnreachableError
+from qtune_service.client.transport import Connection, error_of
+from qtune_service.errors import (
+    ApiError,
+    ChecksumMismatchError,
+    DataError,
+    DiskFullError,
+    NotFoundError,
+    StorageError,
+    UnreachableError,
+)
 from qtune_service.wire import FileView
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """Bytes that are there already count as done."""
+
+    files_done: int
+    files_total: int
+    bytes_done: int
+    bytes_total: int
+
+
+Watcher = Callable[[Transfer], None]
+"""Called from several threads, one at a time."""
+
+
+class Counter:
+    """The state of a transfer, told at every change."""
+
+    def __init__(self, files_total: int, bytes_total: int, tell: Watcher | None) -> None:
+        self._transfer = Transfer(0, files_total, 0, bytes_total)
+        self._tell = tell or (lambda _: None)
+        self._lock = threading.Lock()
+
+    def add(self, num_bytes: int, files: int = 0) -> None:
+        """More of it is done; less, where something has to be fetched again."""
+        with self._lock:
+            now = self._transfer
+            self._transfer = replace(now, bytes_done=now.bytes_done + num_bytes, files_done=now.files_done + files)
+            self._tell(self._transfer)
+
+
+BLOCK_BYTES = 1 << 20
+
+
+class Part:
+    """Opened with what an earlier attempt left, if the content's digest is known; else empty."""
+
+    def __init__(self, target: Path, sha256: str | None) -> None:
+        self.target, self.sha256 = target, sha256
+        self.path = target.with_name(f".{target.name}.{sha256[:16] if sha256 else 'new'}.part")
+        self.size_bytes = 0
+
+    def __enter__(self) -> Self:
+        with _writing(self.target):
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("a+b" if self.sha256 else "w+b")
+            self._file.seek(0)
+            self._digest = hashlib.sha256()
+            while block := self._file.read(BLOCK_BYTES):
+                self._digest.update(block)
+                self.size_bytes += len(block)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with _writing(self.target):
+            self._file.close()
+
+    def write(self, block: bytes) -> None:
+        """At its end. Raises StorageError."""
+        with _writing(self.target):
+            self._file.write(block)
+        self._digest.update(block)
+        self.size_bytes += len(block)
+
+    def clear(self) -> None:
+        """Begin anew."""
+        with _writing(self.target):
+            self._file.seek(0)
+            self._file.truncate()
+        self._digest, self.size_bytes = hashlib.sha256(), 0
+
+    def is_right(self) -> bool:
+        """Whether the whole is here, as far as is known what it is to be."""
+        return self.sha256 is None or self._digest.hexdigest() == self.sha256
+
+    def finish(self) -> None:
+        """Put it in its place. Raises ChecksumMismatchError and StorageError."""
+        with _writing(self.target):
+            self._file.close()
+        if not self.is_right():
+            self.path.unlink()
+            raise ChecksumMismatchError(
+                f"{self.target.name} arrived with SHA-256 {self._digest.hexdigest()}, not {self.sha256}",
+                "Its bytes were changed on the way or in the server's storage, twice; what arrived was removed.",
+            )
+        with _writing(self.target):
+            self.path.replace(self.target)
+
+
+def is_there(target: Path, size_bytes: int, sha256: str | None) -> bool:
+    """Whether a file is complete and right; never, where its digest is not known."""
+    if sha256 is None or not target.is_file() or target.stat().st_size != size_bytes:
+        return False
+    with target.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+
+
+@contextlib.contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        message = f"cannot write {target}: {error.strerror}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise DiskFullError(message, "Make room, and do the same again: it goes on where it was.") from error
+        raise StorageError(message) from error
+
 
 PRODUCT = ("pruned/*", "manifest.json", "report.html", "summary_statistics.json", "tokenizer/*")
 """Without scores/, quadrants/ and rejected/: what a trainer reads, and what explains it."""
@@ -147,3 +277,32 @@ class _Download:
 def _continues(response: httpx.Response, offset: int) -> bool:
     """Whether the answer goes on from there, and does not begin anew."""
     return response.status_code == 206 and response.headers.get("content-range", "").startswith(f"bytes {offset}-")
+
+
+def upload(connection: Connection, path: Path, name: str | None, watcher: Watcher | None) -> httpx.Response:
+    """The server's answer. Sent again only where it never arrived: twice sent would be two datasets."""
+    try:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            size_bytes = file.tell()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}", "Give the path of a file on this machine.") from error
+    headers = {"Content-Length": str(size_bytes), "X-Checksum-Sha256": sha256}
+    params = {"name": name or path.name}
+    with connection.translated():
+        for attempt in connection.attempts(may_repeat=False):
+            with attempt:
+                counter = Counter(1, size_bytes, watcher)
+                content = _blocks(path, counter)
+                response = connection.send("POST", "/datasets", params=params, headers=headers, content=content)
+    if not response.is_success:
+        raise error_of(response)
+    counter.add(0, files=1)
+    return response
+
+
+def _blocks(path: Path, counter: Counter) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            yield block
+            counter.add(len(block))

@@ -9,30 +9,90 @@
 
 Every sample has its own fields, an `id` (its own, else ours) and `metadata`. Token lists hold the trained tokens only.
 Files are written as streams, a shard's samples in memory, in four passes that each build only the samples they write.
+
+token_pruning_visualization.html: samples with the tokens that stage 2 removed in red, the kept ones in green.
+
+The page needs nothing but itself and runs no script: a token's perplexity is its title, which a browser shows on
+hover. Its policy allows no connection. How tokens become text, and what of long samples is left out, is the report's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
 from qtune_service.errors import SpecError
-from qtune_service.export import json_text
-from qtune_service.export.export import Export
-from qtune_service.export.token_page import MAX_SAMPLES, render_page, show
+from qtune_service.export import writers
+from qtune_service.export.writers import Export
 from qtune_service.ingest.schema import output_names
-from qtune_service.output.reader import FinishedOutput
-from qtune_service.output.samples import ScoredSample, read_samples
-from qtune_service.report.tokens import token_texts
+from qtune_service.output.reader import Decode, FinishedOutput, ScoredSample, read_samples
+from qtune_service.report import text as wording
+from qtune_service.report.data import ExampleSample, ExampleToken
+from qtune_service.report.examples import Run, token_runs
+from qtune_service.report.token_view import token_texts
 from qtune_service.samples import perplexity
 from qtune_service.selection.plane import Quadrant
 from qtune_service.storage import file_io
 from qtune_service.storage.file_io import WrittenFile
+
+MAX_SAMPLES = 50
+MAX_TOKENS = 1_000
+"""Trained tokens of a sample that the page shows; it says how many more there are."""
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A sample with its runs of text."""
+
+    sample: ExampleSample
+    runs: tuple[Run, ...]
+    num_trained: int
+    num_removed: int
+
+
+def show(sample: ScoredSample, decode: Decode) -> Shown:
+    """Turn a sample's tokens into text."""
+    tokens = tuple(_tokens(sample, token_texts(decode, sample.input_ids.tolist())))
+    quadrant: Any = sample.quadrant
+    name = sample.sample_id if sample.own.get("id") is None else str(sample.own["id"])
+    example = ExampleSample(name, sample.source, sample.line, quadrant, sample.perplexity, sample.mean_entropy, tokens)
+    return Shown(example, token_runs(example, MAX_TOKENS), int(sample.loss_mask.sum()), sample.tokens_removed)
+
+
+def _tokens(sample: ScoredSample, texts: Sequence[str]) -> Iterator[ExampleToken]:
+    for i, text in enumerate(texts):
+        if sample.loss_mask[i]:
+            scores = (float(sample.nll[i]), float(sample.entropy[i]), float(sample.smoothed[i]))
+            yield ExampleToken(text, "kept" if sample.final_mask[i] else "removed", *scores)
+        else:
+            yield ExampleToken(text, "prompt")
+
+
+def render_page(samples: Sequence[Shown], finished: FinishedOutput) -> str:
+    """The page. Deterministic."""
+    title = f"Tokens pruned in {', '.join(finished.spec.input.paths)}"
+    template = _environment().get_template("token_page.html.j2")
+    page = template.render(examples=samples, prune=finished.prune, title=title, policy=POLICY)
+    return page.encode("utf-8", "backslashreplace").decode()  # JSON data can hold half a surrogate pair
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("qtune_service.export"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters.update(count=wording.count, number=wording.number, shorten=wording.shorten)
+    return environment
+
 
 Wanted = Callable[[NDArray[np.int8], NDArray[np.bool_]], NDArray[np.bool_]]
 """Which samples are wanted, by quadrant 1..4 (S,) and whether they are kept (S,)."""
@@ -59,10 +119,10 @@ def write_analysis(export: Export) -> Iterator[WrittenFile]:
     def put(name: str, chunks: Iterator[bytes]) -> WrittenFile:
         return file_io.write_chunks(file_io.join(export.folder, name), chunks)
 
-    yield put("stage1_kept.json", json_text.array(view.stage1(_kept)))
+    yield put("stage1_kept.json", writers.array(view.stage1(_kept)))
     yield put("stage1_removed.json", view.removed())
-    yield put("stage2_final.json", json_text.array(view.stage2()))
-    yield put("stage2_pruned_tokens_visualization.json", json_text.array(view.with_tokens()))
+    yield put("stage2_final.json", writers.array(view.stage2()))
+    yield put("stage2_pruned_tokens_visualization.json", writers.array(view.with_tokens()))
     yield put("token_pruning_visualization.html", iter([view.page().encode()]))
     summary = finished.folder.read_json("summary_statistics.json")
     yield file_io.write_json(file_io.join(export.folder, "summary_statistics.json"), summary)
@@ -108,7 +168,7 @@ class _View:
         yield b"{"
         for number, quadrant in enumerate(sorted(dropped)):
             yield f'{"," if number else ""}\n"{quadrant.name}": '.encode()
-            yield from json_text.array(self.stage1(_dropped_from(quadrant)))
+            yield from writers.array(self.stage1(_dropped_from(quadrant)))
         yield b"\n}\n"
 
     def stage2(self) -> Iterator[dict[str, Any]]:

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from qtune_service.errors import DataError
-from qtune_service.export.tables import pruned_tables
+from qtune_service.export.writers import pruned_tables
 from qtune_service.output.columns import list_column, ragged
 from qtune_service.output.reader import FinishedOutput
 from qtune_service.storage import file_io

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from qtune_service.errors import DataError, OutputConflictError, SpecError
 from qtune_service.export.analysis import check_size, write_analysis
-from qtune_service.export.export import Export, Options
 from qtune_service.export.trainers import TRAINERS, Trainer
+from qtune_service.export.writers import Export, Options
 from qtune_service.output.reader import FinishedOutput
 from qtune_service.storage import file_io
 from qtune_service.storage.file_io import WrittenFile

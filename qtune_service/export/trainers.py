@@ -12,13 +12,19 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from qtune_service.errors import SpecError
-from qtune_service.export import columns
-from qtune_service.export.export import Export
+from qtune_service.export import trainer_columns
 from qtune_service.export.hub import check_repository, write_repository
 from qtune_service.export.packing import Packer, check_lengths, packed_tables, write_packed
-from qtune_service.export.tables import pruned_tables
 from qtune_service.export.trainer_columns import TurnFlags, check_messages, turn_tables
-from qtune_service.export.writers import Writer, write_jsonl, write_lines, write_parquet, write_saved_dataset
+from qtune_service.export.writers import (
+    Export,
+    Writer,
+    pruned_tables,
+    write_jsonl,
+    write_lines,
+    write_parquet,
+    write_saved_dataset,
+)
 from qtune_service.storage import file_io
 from qtune_service.storage.file_io import WrittenFile
 
@@ -101,13 +107,13 @@ TRAINERS = {
         ),
         Trainer(
             "torchtune",
-            _rows(write_parquet, "input_ids", "loss_mask", make=columns.torchtune),
+            _rows(write_parquet, "input_ids", "loss_mask", make=trainer_columns.torchtune),
             'files = {{"data_files": "{folder}/*.parquet", "split": "train"}}\n'
             'data = SFTDataset(source="parquet", message_transform=dict, model_transform=dict, **files)',
         ),
         Trainer(
             "verl",
-            _rows(write_parquet, "input_ids", "attention_mask", "loss_mask", make=columns.verl),
+            _rows(write_parquet, "input_ids", "attention_mask", "loss_mask", make=trainer_columns.verl),
             "data.train_files=[{folder}/train-00000.parquet,...]\n"
             "data.pad_mode=no_padding data.custom_cls.path=examples/trainers/verl_dataset.py "
             "data.custom_cls.name=PrunedDataset",
@@ -127,7 +133,7 @@ TRAINERS = {
         ),
         Trainer(
             "nemo-automodel",
-            _rows(write_parquet, "input_ids", "labels", make=columns.nemo_automodel),
+            _rows(write_parquet, "input_ids", "labels", make=trainer_columns.nemo_automodel),
             "dataset:\n"
             '  {{_target_: datasets.load_dataset, path: parquet, data_files: "{folder}/*.parquet", split: train}}',
         ),
@@ -139,7 +145,7 @@ TRAINERS = {
         ),
         Trainer(
             "slime",
-            _rows(write_parquet, "input_ids", "loss_mask", make=columns.slime),
+            _rows(write_parquet, "input_ids", "loss_mask", make=trainer_columns.slime),
             "# in a --rollout-function-path or --data-source-path of yours, see docs/exports.md:\n"
             'Sample(tokens=r["tokens"], response_length=r["response_length"], loss_mask=r["loss_mask"], reward=0)',
         ),

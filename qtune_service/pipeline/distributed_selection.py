@@ -43,9 +43,14 @@ from qtune_service.pipeline.selection_tasks import (
     sort_group,
     sum_losses,
 )
-from qtune_service.report.data import Distributions
 from qtune_service.selection.curve import EntryCounts
-from qtune_service.selection.distributions import Lengths, OrderStatistics, describe_parts, rank_correlation
+from qtune_service.selection.distributions import (
+    Distributions,
+    Lengths,
+    OrderStatistics,
+    describe_parts,
+    rank_correlation,
+)
 from qtune_service.selection.even_sample import EvenSample
 from qtune_service.selection.partition import part_to_read, splitters
 from qtune_service.selection.plane import Quadrant, QuadrantRule, Thresholds

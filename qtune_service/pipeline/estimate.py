@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from qtune_service.config import JobSpec
 from qtune_service.errors import DataError, SpecError
 from qtune_service.ingest.discovery import SourceFile, discover
-from qtune_service.ingest.first_records import FirstRecord, first_records
 from qtune_service.ingest.jsonl import RecordProblem
+from qtune_service.ingest.reader import FirstRecord, first_records
 from qtune_service.pipeline.cost import Lengths, ModelCost, Needs, devices_of, needs_of
-from qtune_service.scoring.model_info import describe_model
+from qtune_service.scoring.model_config import describe_model
 from qtune_service.storage import file_io
 from qtune_service.tokenize.encoded_batch import Encoded
 from qtune_service.tokenize.encoder import Encoder

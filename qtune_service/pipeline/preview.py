@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from qtune_service.config import JobSpec
-from qtune_service.ingest.first_records import FirstRecord, first_records
 from qtune_service.ingest.jsonl import RecordProblem, encode_value
-from qtune_service.ingest.reasons import HINTS
-from qtune_service.ingest.records import RecordError
-from qtune_service.report.tokens import token_texts
-from qtune_service.scoring.model_info import ModelInfo, describe_model
+from qtune_service.ingest.reader import FirstRecord, first_records
+from qtune_service.ingest.records import HINTS, RecordError
+from qtune_service.report.token_view import token_texts
+from qtune_service.scoring.model_config import ModelInfo, describe_model
 from qtune_service.tokenize.encoded_batch import Encoded
 from qtune_service.tokenize.encoder import Encoder
 

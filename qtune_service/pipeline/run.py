@@ -20,24 +20,19 @@ from qtune_service.output.layout import Output
 from qtune_service.output.removal import clear
 from qtune_service.pipeline import ray_cluster
 from qtune_service.pipeline.distributed_selection import work
-from qtune_service.pipeline.manifest import finish_pruned, finish_scored
-from qtune_service.pipeline.origin import adopt_scores, save_tokenizer
+from qtune_service.pipeline.manifest import Pruned, finish_pruned, finish_scored
 from qtune_service.pipeline.population import Population, ScoreShards
-from qtune_service.pipeline.portable import portable
-from qtune_service.pipeline.prepare import plan_shards
+from qtune_service.pipeline.prepare import adopt_scores, load_rule, plan_shards, portable, save_tokenizer
 from qtune_service.pipeline.progress import FileSink, Sink, Tracker
 from qtune_service.pipeline.ray_cluster import LIGHT_CPUS, Cluster, Stage, run_here, stream
-from qtune_service.pipeline.report_data import Pruned
 from qtune_service.pipeline.retries import Guard, start_supervisor
-from qtune_service.pipeline.rules import load_rule
-from qtune_service.pipeline.score import Scoring
-from qtune_service.pipeline.score_stage import Scored, measure, summarise
+from qtune_service.pipeline.score_stage import Scored, Scoring, measure, summarise
 from qtune_service.pipeline.selection_stage import Verdict, find_thresholds
 from qtune_service.pipeline.selection_tasks import Ground
 from qtune_service.pipeline.shard_tables import own_names, pruned_names
 from qtune_service.pipeline.shutdown import Stop
 from qtune_service.pipeline.stages import JobContext, prepare, prune_shard
-from qtune_service.scoring.model_info import describe_model, local_folder
+from qtune_service.scoring.model_config import describe_model, local_folder
 from qtune_service.selection.plane import QuadrantRule
 from qtune_service.tokenize.encoder import Encoder
 

@@ -18,11 +18,10 @@ from qtune_service.pipeline.distributed_selection import Rounds, Workers
 from qtune_service.pipeline.population import Group, Population
 from qtune_service.pipeline.selection_tasks import SCORES, Ground, count_entries
 from qtune_service.pipeline.shard_selection import FiledPlaces, Placement, Places, ShardVerdict
-from qtune_service.report.data import Distributions, ExampleKind
 from qtune_service.selection.curve import CurvePoint, EntryCounts
-from qtune_service.selection.distributions import describe
+from qtune_service.selection.distributions import Distributions, describe
 from qtune_service.selection.even_sample import EvenSample, even_sample
-from qtune_service.selection.examples import borderline_samples, typical_samples
+from qtune_service.selection.examples import ExampleKind, borderline_samples, typical_samples
 from qtune_service.selection.plane import QuadrantRule
 from qtune_service.selection.strategies import Priority, Weighing, WeightedSides, loss_sum, mean_of, priority_of
 from qtune_service.selection.thresholds import Totals, select

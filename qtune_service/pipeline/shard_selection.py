@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtune_service.pipeline.selection_tasks import Ground
-from qtune_service.report.data import ExampleKind
+from qtune_service.selection.examples import ExampleKind
 from qtune_service.selection.ranks import rank_type
 from qtune_service.selection.strategies import Weighing
 

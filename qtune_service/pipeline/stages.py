@@ -44,7 +44,7 @@ from qtune_service.pipeline.shard_tables import (
     with_scores,
 )
 from qtune_service.samples import Sample, TokenScores
-from qtune_service.scoring.model_info import ModelInfo, describe_model
+from qtune_service.scoring.model_config import ModelInfo, describe_model
 from qtune_service.storage import file_io
 from qtune_service.tokenize.encoder import Encoder
 
@@ -152,8 +152,7 @@ class ScoreShard:
 
     def _score(self, index: int, samples: Sequence[Sample]) -> list[TokenScores | str]:
         """Score what an earlier, stopped run did not. Raises StoppedError after saving what this one has."""
-        from qtune_service.scoring.isolate import score_isolating
-        from qtune_service.scoring.scorer import InterruptedScoring, never
+        from qtune_service.scoring.scorer import InterruptedScoring, never, score_isolating
 
         output, guard = self._context.output, self._context.guard
         engine = f"{self._scorer.info.name} {self._scorer.info.version} {self._scorer.info.dtype}"

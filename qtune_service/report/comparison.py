@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qtune_service.output.compare import Choice, Comparison, ScoredColumns
-from qtune_service.report.wording import count, percent
+from qtune_service.report.text import count, percent
 
 MAX_GROUPS_SHOWN = 12
 

@@ -2,6 +2,11 @@
 
 The counts hold only what is independent (the quadrants, the kept and the rejected); read, scored and pruned are derived
 from them, so kept + pruned + rejected = read holds by construction, in the total and in every row of every table.
+
+Who chose the samples: the method, a rule of the user's in its place, or another strategy.
+
+By the method and by a rule, a sample's quadrant tells its fate. Another strategy keeps samples of every quadrant, and
+the quadrants only tell where samples lie.
 """
 
 from __future__ import annotations
@@ -11,12 +16,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from qtune_service.selection.curve import CurvePoint
+from qtune_service.selection.distributions import Distributions
 from qtune_service.selection.even_sample import EvenSample
+from qtune_service.selection.examples import ExampleKind
 from qtune_service.selection.plane import Thresholds
 
 QuadrantName = Literal["Q1", "Q2", "Q3", "Q4"]
 TokenState = Literal["prompt", "kept", "removed"]
-ExampleKind = Literal["typical", "borderline"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +109,7 @@ class ExampleToken:
     nll: float | None = None  # nats
     entropy: float | None = None  # nats
     score: float | None = None
-    """What stage 2 orders by: its perplexity smoothed with its neighbours' (selection/token_masks.py:neighbor_scores)."""
+    """What stage 2 orders by: its perplexity smoothed with its neighbours' (selection/token_masks.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,18 +127,6 @@ class ExampleSample:
     error_rank: float | None = None  # mid-ranks in (0, 1)
     entropy_rank: float | None = None
     why: ExampleKind = "typical"
-
-
-@dataclass(frozen=True, slots=True)
-class Distributions:
-    """How the scores of all samples lie; see distributions.py."""
-
-    perplexity: Mapping[str, float]  # quantile name -> value; empty where nothing was scored
-    entropy: Mapping[str, float]  # nats
-    num_tokens: Mapping[str, float]  # trained tokens of a sample
-    median_q2_tokens: float | None
-    rank_correlation: float | None  # Spearman's, of perplexity and entropy; None where either is constant
-    largest_tie: int  # most samples that share one perplexity
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,3 +156,48 @@ class ReportData:
     """What other ratios would keep, ascending; empty where another strategy than Q-Tuning, or a rule, chose."""
     output: str = ""
     """Where the job's output is, for commands to copy."""
+
+
+_STRATEGIES = {
+    "random": "random choice",
+    "longest": "the longest first",
+    "perplexity": "the highest perplexity first",
+    "entropy": "the highest entropy first",
+    "infobatch": "InfoBatch",
+}
+_TURNED = {
+    "longest": "the shortest first",
+    "perplexity": "the lowest perplexity first",
+    "entropy": "the lowest entropy first",
+}
+
+
+def prune_spec(data: ReportData) -> Mapping[str, Any]:
+    """The job's arguments of the method; empty where it has none."""
+    part: Mapping[str, Any] = data.spec.get("prune") or {}
+    return part
+
+
+def other_strategy(data: ReportData) -> str | None:
+    """What chose the samples, in words, where it was not the method."""
+    prune = prune_spec(data)
+    name = prune.get("strategy", "q_tuning")
+    if name == "q_tuning":
+        return None
+    turned = _TURNED.get(name) if prune.get("strategy_order") == "lowest" else None
+    return turned or _STRATEGIES.get(name, str(name))
+
+
+def quadrant_rule(data: ReportData) -> str | None:
+    """The user's own rule, `module:function`."""
+    rule: str | None = prune_spec(data).get("quadrant_rule")
+    return rule
+
+
+def fates(data: ReportData) -> dict[QuadrantName, str]:
+    """What happens to a quadrant's samples, in a word or two; empty where the quadrant does not tell."""
+    if other_strategy(data) is not None:
+        return {}
+    is_masked = data.tokens.after < data.tokens.before
+    kept = ("kept, masked", "kept whole") if is_masked else ("kept", "kept")
+    return {"Q1": "dropped", "Q2": kept[0], "Q3": "dropped", "Q4": kept[1]}

@@ -1,15 +1,88 @@
 """What a reader must know before using the result, in sentences with the numbers in them.
 
 Each check is a function that yields at most one sentence; none of them changes anything.
+
+How numbers and long names read: counts with separators, four significant digits, shares that never round to a lie.
+
+A share is shown as 0% or 100% only when it is exactly that; a reader who sees 0% must be able to trust it.
+
+summary_statistics.json: the numbers of a job for scripts. `stage1` and `stage2` carry the names other tools use.
+
+JSON has no infinity: a threshold or perplexity that is infinite is null. All ratios are over scored samples, or over
+the trained tokens of kept samples; a ratio of nothing is null.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from qtune_service.report.choice import other_strategy, prune_spec, quadrant_rule
-from qtune_service.report.data import ReportData
-from qtune_service.report.wording import count, number, percent, shorten
+from qtune_service.report.data import Counts, ReportData, other_strategy, prune_spec, quadrant_rule
+from qtune_service.selection.plane import Thresholds
+
+NOTHING = "\N{EN DASH}"
+MINUS = "\N{MINUS SIGN}"
+
+
+def shorten(text: str, limit: int) -> str:
+    """Cut in the middle, to at most `limit` characters: paths differ at their ends."""
+    if len(text) <= limit:
+        return text
+    head = limit // 3
+    return f"{text[:head]}…{text[len(text) - (limit - head - 1) :]}"
+
+
+def file_name(path: str) -> str:
+    """The last part of a path or URI."""
+    return path.rstrip("/").rpartition("/")[2] or path
+
+
+def count(value: float) -> str:
+    """12345 -> '12,345'."""
+    return f"{value:,.0f}"
+
+
+def percent(part: float, whole: float) -> str:
+    """Share with at most one decimal: '15%', '2.5%', '<0.1%'; a dash where there is no whole."""
+    if whole <= 0:
+        return NOTHING
+    share = 100 * part / whole
+    if 0 < share < 0.1:
+        return "<0.1%"
+    if 99.9 < share < 100:
+        return ">99.9%"
+    return f"{share:.1f}".removesuffix(".0") + "%"
+
+
+def number(value: float | None) -> str:
+    """Four significant digits, no exponent below a million; a dash for what is not there."""
+    if value is None or math.isnan(value):
+        return NOTHING
+    if math.isinf(value):
+        return "∞" if value > 0 else f"{MINUS}∞"
+    if 1e4 <= abs(value) < 1e6:
+        return f"{value:,.0f}"
+    return f"{value:.4g}".replace("-", MINUS)
+
+
+def rank(value: float) -> str:
+    """A rank in (0, 1): three digits, '0.507'."""
+    return f"{value:.3f}"
+
+
+def duration(seconds: float) -> str:
+    """'0.4 s', '12 s', '3 min 05 s', '2 h 10 min'."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
 
 SHORT_RESPONSE = 16  # trained tokens; below, the token with the highest perplexity is often the very thing to learn
 HIGH_REJECTED_SHARE = 0.05
@@ -145,3 +218,80 @@ CHECKS: tuple[Callable[[ReportData], str | None], ...] = (
     _ties,
     _too_easy_or_too_hard,
 )
+
+
+def summary_statistics(data: ReportData) -> dict[str, Any]:
+    """Plain data, ready for a strict JSON encoder."""
+    return {
+        "title": data.title,
+        "created_at": data.created_at,
+        "counts": data.counts.as_dict(),
+        "stage1": _stage1(data),
+        "stage2": _stage2(data),
+        "distributions": _distributions(data),
+        "by_source": _tables(data.by_source),
+        "by_category": _tables(data.by_category),
+        "rejected": dict(sorted(data.counts.reasons.items(), key=lambda item: (-item[1], item[0]))),
+        "seconds": {stage: round(seconds, 3) for stage, seconds in data.seconds.items()},
+        "warnings": list(find_warnings(data)),
+    }
+
+
+def _stage1(data: ReportData) -> dict[str, Any]:
+    c = data.counts
+    return {
+        **{f"{label}_count": value for label, value in c.as_dict().items() if label.startswith("Q")},
+        "actual_keep_ratio": _ratio(c.kept, c.scored),
+        "target_keep_ratio": data.spec.get("prune", {}).get("sample_keep_ratio"),
+        "target_count": data.target,
+        "disjoint_capacity_count": data.disjoint_capacity,
+        "disjoint_capacity_ratio": _ratio(data.disjoint_capacity, c.scored),
+        "thresholds": _thresholds(data.thresholds),
+    }
+
+
+def _stage2(data: ReportData) -> dict[str, Any]:
+    t = data.tokens
+    return {
+        "total_tokens_before": t.before,
+        "total_tokens_after": t.after,
+        "token_compression_ratio": _ratio(t.after, t.before),
+        "total_tokens_scored": t.scored,
+        "trained_share_of_scored_tokens": _ratio(t.after, t.scored),
+        "median_q2_tokens": data.distributions.median_q2_tokens,
+    }
+
+
+def _distributions(data: ReportData) -> dict[str, Any]:
+    d = data.distributions
+    return {
+        "perplexity": {name: _finite(value) for name, value in d.perplexity.items()},
+        "mean_entropy": {name: _finite(value) for name, value in d.entropy.items()},
+        "num_tokens": dict(d.num_tokens),
+        "rank_correlation": d.rank_correlation,
+        "largest_tie_count": d.largest_tie,
+    }
+
+
+def _tables(groups: Mapping[str, Counts]) -> dict[str, dict[str, Any]]:
+    return {name: _row(c) for name, c in groups.items()}
+
+
+def _row(c: Counts) -> dict[str, Any]:
+    tokens = {"tokens_before": c.tokens_before, "tokens_after": c.tokens_after}
+    return {**c.as_dict(), "keep_ratio": _ratio(c.kept, c.scored), **tokens, "rejected_reasons": dict(c.reasons)}
+
+
+def _thresholds(t: Thresholds | None) -> dict[str, float | None] | None:
+    if t is None:
+        return None
+    names = ("alpha", "ppl_low", "ppl_high", "ent_low", "ent_high")
+    return {name: _finite(getattr(t, name)) for name in names}
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -10,10 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qtune_service.report.chart_layers import inline_row, quadrant_scale
-from qtune_service.report.choice import other_strategy, prune_spec, quadrant_rule
-from qtune_service.report.data import ReportData
-from qtune_service.report.palette import LIGHT, PADDING, Palette, chart_config
+from qtune_service.report.chart_layers import LIGHT, PADDING, Palette, chart_config, inline_row, quadrant_scale
+from qtune_service.report.data import ReportData, other_strategy, prune_spec, quadrant_rule
 from qtune_service.selection.curve import CurvePoint
 
 HEIGHT = 220

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qtune_service.report.data import Distributions
 from qtune_service.samples import perplexity
 from qtune_service.selection.even_sample import even_picks
 from qtune_service.selection.partition import sorted_run
@@ -26,6 +25,18 @@ from qtune_service.selection.ranks import double_midranks
 QUANTILES = {
     "min": 0.0, "p01": 0.01, "p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99, "max": 1.0,
 }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Distributions:
+    """Quantiles, ties and rank correlation of the scores of all samples."""
+
+    perplexity: Mapping[str, float]  # quantile name -> value; empty where nothing was scored
+    entropy: Mapping[str, float]  # nats
+    num_tokens: Mapping[str, float]  # trained tokens of a sample
+    median_q2_tokens: float | None
+    rank_correlation: float | None  # Spearman's, of perplexity and entropy; None where either is constant
+    largest_tie: int  # most samples that share one perplexity
 
 
 @dataclass(frozen=True, slots=True)

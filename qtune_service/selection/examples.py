@@ -6,11 +6,14 @@ are those whose fate a slightly different alpha would change: by how much is kno
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
 from qtune_service.selection.even_sample import EvenSample
 
+ExampleKind = Literal["typical", "borderline"]
 Rows = NDArray[np.int64]
 """(k,) rows of an even sample, nearest first; equals in order of position."""
 

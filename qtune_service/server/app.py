@@ -18,38 +18,21 @@ from sqlalchemy import Engine
 from qtune_service import __version__
 from qtune_service.errors import QTuneError, SettingsError
 from qtune_service.server import errors, openapi
-from qtune_service.server.auth import OwnOrigin
-from qtune_service.server.bodies import BodyLimit
-from qtune_service.server.dependencies import Reader, Server, SignInNeededError, TheServer
+from qtune_service.server.auth import OwnOrigin, Sessions
+from qtune_service.server.dependencies import Reader, Server, SignInNeededError, TheServer, owner_policy
 from qtune_service.server.events import Changes
-from qtune_service.server.headers import SecurityHeaders
 from qtune_service.server.jobs.access import TokenStore
 from qtune_service.server.jobs.database import open_database, prepare
 from qtune_service.server.jobs.datasets import DatasetStore
 from qtune_service.server.jobs.service import JobService
-from qtune_service.server.jobs.slots import UploadSlots
 from qtune_service.server.jobs.store import JobStore
-from qtune_service.server.jobs.uploads import Datasets
+from qtune_service.server.jobs.uploads import Datasets, UploadSlots
 from qtune_service.server.launchers.base import Launcher
 from qtune_service.server.launchers.configured import make_launchers
-from qtune_service.server.metrics import Metrics
-from qtune_service.server.middleware import Observed
-from qtune_service.server.owner_policy import owner_policy
+from qtune_service.server.metrics import Metrics, Readiness
+from qtune_service.server.middleware import BodyLimit, Observed, SecurityHeaders
 from qtune_service.server.questions.client import Questions
-from qtune_service.server.readiness import Readiness
-from qtune_service.server.routes import (
-    compare_routes,
-    datasets,
-    log_routes,
-    outputs,
-    pages,
-    plane_routes,
-    preview_routes,
-    server_routes,
-    sessions,
-)
-from qtune_service.server.routes import jobs as job_routes
-from qtune_service.server.sessions import Sessions
+from qtune_service.server.routes import datasets, jobs, outputs, pages, sessions
 from qtune_service.server.settings import Settings
 from qtune_service.wire import Problem
 
@@ -84,14 +67,14 @@ def create_app(settings: Settings, launchers: Mapping[str, Launcher] | None = No
         app.add_middleware(layer, **given)
     api = APIRouter(prefix="/api/v1")
     api.include_router(sessions.router)
-    api.include_router(server_routes.router)
-    api.include_router(job_routes.router)
-    api.include_router(log_routes.router)
+    api.include_router(sessions.server_router)
+    api.include_router(jobs.router)
+    api.include_router(jobs.log_router)
     api.include_router(outputs.router)
-    api.include_router(plane_routes.router)
-    api.include_router(compare_routes.router)
+    api.include_router(outputs.plane_router)
+    api.include_router(outputs.compare_router)
     api.include_router(datasets.router)
-    api.include_router(preview_routes.router)
+    api.include_router(datasets.preview_router)
     app.include_router(api)
     app.include_router(_operations())
     pages.install(app)

@@ -1,4 +1,7 @@
-"""What routes need, by FastAPI's dependencies: the server's parts, and who asks."""
+"""What routes need, by FastAPI's dependencies: the server's parts, and who asks.
+
+What jobs may touch, from the settings: for the server, and for commands that work on its database.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +16,26 @@ from sqlalchemy import Engine
 from starlette.concurrency import run_in_threadpool
 
 from qtune_service.errors import NotAllowedError, NotSignedInError
-from qtune_service.server.auth import SAFE
+from qtune_service.server.auth import COOKIE, CSRF_HEADER, SAFE, Sessions
 from qtune_service.server.events import Changes
 from qtune_service.server.jobs.access import Scope, TokenStore
 from qtune_service.server.jobs.policy import Policy
 from qtune_service.server.jobs.service import JobService
-from qtune_service.server.jobs.slots import UploadSlots
-from qtune_service.server.jobs.uploads import Datasets
-from qtune_service.server.metrics import Metrics
+from qtune_service.server.jobs.uploads import Datasets, UploadSlots
+from qtune_service.server.metrics import Metrics, Readiness
 from qtune_service.server.questions.client import Questions
-from qtune_service.server.readiness import Readiness
-from qtune_service.server.sessions import COOKIE, CSRF_HEADER, Sessions
 from qtune_service.server.settings import Settings
+
+
+def owner_policy(settings: Settings) -> Policy:
+    """The owner's word."""
+    own = (settings.outputs, f"{settings.data_root}/outputs")
+    return Policy(
+        inputs=settings.allowed_inputs,
+        outputs=tuple(dict.fromkeys((*own, *settings.allowed_outputs))),
+        models=settings.allowed_models,
+        remote_code=settings.allow_remote_code,
+    )
 
 
 @dataclass(frozen=True, slots=True)

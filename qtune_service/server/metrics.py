@@ -2,21 +2,69 @@
 queries over indexes; what a server has done itself it counts: requests, and the progress that it was the first to see.
 
 So of gauges of jobs, which every server tells alike, one takes the maximum, and of counters the sum.
+
+Whether the database answers, for probes: one question at a time, in a thread of its own, with a time limit.
+
+So a probe neither waits for the worker threads that requests use nor adds to the load of a database that is slow:
+probes that arrive meanwhile wait for the same answer.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
+from anyio import CapacityLimiter, to_thread
 from prometheus_client import CollectorRegistry, Counter, Histogram, Info, ProcessCollector, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
+from sqlalchemy import Engine, text
 
 from qtune_service import __version__
 from qtune_service.errors import DatabaseError
+from qtune_service.server.jobs.database import reading
 from qtune_service.server.jobs.store import JobStore
 from qtune_service.server.middleware import Answered
+
+LIMIT_S = 4.0
+"""Less than the 5 s after which probes of Kubernetes and of the image give up."""
+
+
+@dataclass(slots=True)
+class Readiness:
+    """Asks a database. It lives in the server's event loop."""
+
+    engine: Engine
+    _limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
+    _asking: asyncio.Task[None] | None = None
+
+    async def check(self) -> None:
+        """Raise DatabaseError where the database does not answer within LIMIT_S."""
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask())
+            self._asking.add_done_callback(_look_at_error)
+        try:
+            await asyncio.wait_for(asyncio.shield(self._asking), LIMIT_S)
+        except TimeoutError:
+            raise DatabaseError(
+                f"the database has not answered within {LIMIT_S:.0f} s", "Is it there, and is its disk full?"
+            ) from None
+
+    async def _ask(self) -> None:
+        await to_thread.run_sync(self._select, limiter=self._limiter, abandon_on_cancel=True)
+
+    def _select(self) -> None:
+        with reading(self.engine) as connection:
+            connection.execute(text("SELECT 1"))
+
+
+def _look_at_error(task: asyncio.Task[None]) -> None:
+    """Mark an error as seen: whoever waited for it may have given up."""
+    if not task.cancelled():
+        task.exception()
+
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

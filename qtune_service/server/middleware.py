@@ -2,6 +2,13 @@
 
 The line has the path without its query, and the caller's name, never a token, cookie or body. What nobody caught
 becomes a problem here, inside the other middleware, so that it has the headers of every answer.
+
+A limit for request bodies, which are read into memory: JSON of this service is small. Uploads have their own.
+
+Headers that every answer has: what browsers may do with it. Pure ASGI, so that streams stay streams.
+
+What a route sets itself stays; the report brings its own policy. Answers of the API are not stored by browsers or
+proxies, since the next to ask may be somebody else; files say themselves how they are cached.
 """
 
 from __future__ import annotations
@@ -20,8 +27,93 @@ from urllib.parse import quote
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from qtune_service.server.errors import answer
+from qtune_service.server.errors import BodyTooLargeError, answer
 from qtune_service.server.jobs.ids import new_id
+
+MAX_BYTES = 1 << 20
+SESSION, SESSION_BYTES = "/api/v1/session", 4 << 10
+"""Open to everybody, and takes a token alone."""
+UPLOADS = ("POST", "/api/v1/datasets")
+"""Streamed to disk, never held."""
+
+
+class BodyLimit:
+    """Refuses larger ones, whether they say how large they are or not."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer 413."""
+        path = scope["path"].rstrip("/") if scope["type"] == "http" else ""
+        if scope["type"] != "http" or (scope["method"], path) == UPLOADS:
+            await self._app(scope, receive, send)
+            return
+        max_bytes = SESSION_BYTES if path == SESSION else MAX_BYTES
+        told = Headers(scope=scope).get("content-length", "")
+        if told.isdecimal() and int(told[:20]) > max_bytes:
+            refusal = BodyTooLargeError(max_bytes)
+            await answer(413, refusal.code, refusal.detail, refusal.hint)(scope, receive, send)
+            return
+        await self._app(scope, _counted(receive, max_bytes), send)
+
+
+def _counted(receive: Receive, max_bytes: int) -> Receive:
+    size = 0
+
+    async def counted() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > max_bytes:
+            raise BodyTooLargeError(max_bytes)
+        return message
+
+    return counted
+
+
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+DATA_POLICY = "default-src 'none'; frame-ancestors 'none'"
+"""For what is no page: should a browser take it for one, it can do nothing."""
+ALWAYS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+class SecurityHeaders:
+    """Adds them."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on; add to the head of its answer."""
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                _add(MutableHeaders(scope=message))
+            await send(message)
+
+        await self._app(scope, receive, with_headers if scope["type"] == "http" else send)
+
+
+def _add(headers: MutableHeaders) -> None:
+    kind = headers.get("content-type", "").partition(";")[0].strip()
+    headers.setdefault("Content-Security-Policy", PAGE_POLICY if kind == "text/html" else DATA_POLICY)
+    for name, value in ALWAYS.items():
+        headers.setdefault(name, value)
+    if "sandbox" not in headers["Content-Security-Policy"]:  # browsers refuse a sandboxed page with an opener policy
+        headers.setdefault("Cross-Origin-Opener-Policy", "same-origin")
+    if kind in ("application/json", "application/problem+json", "text/plain"):
+        headers.setdefault("Cache-Control", "no-store")
+    elif kind == "text/html":
+        headers.setdefault("Cache-Control", "private, no-cache")
+
 
 HEADER = "X-Request-ID"
 _OWN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")

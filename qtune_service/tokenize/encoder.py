@@ -27,13 +27,17 @@ from qtune_service.config import FormatName, InputSpec, ModelSpec
 from qtune_service.errors import ModelError
 from qtune_service.ingest.formats import to_conversation
 from qtune_service.ingest.records import Conversation, RecordError, Tokenized
-from qtune_service.tokenize.assistant_mask import Rendering
-from qtune_service.tokenize.chat_template import PLAIN_TEMPLATE, ChatTemplate, Span
+from qtune_service.tokenize.assistant_mask import Rendering, token_masks, trained_spans
+from qtune_service.tokenize.chat_template import (
+    PLAIN_TEMPLATE,
+    ChatTemplate,
+    Span,
+    check_context,
+    describe_folding,
+    fold,
+)
 from qtune_service.tokenize.encoded_batch import Encoded, EncodedBatch, Tokens, bounded, joined, offsets_of
-from qtune_service.tokenize.folding import check_context, describe_folding, fold
-from qtune_service.tokenize.model_source import model_folder
-from qtune_service.tokenize.named_sources import read_chat_template
-from qtune_service.tokenize.spans import token_masks, trained_spans
+from qtune_service.tokenize.named_sources import model_folder, read_chat_template
 from qtune_service.tokenize.token_offsets import Placer
 
 __all__ = ["Encoded", "Encoder", "load_tokenizer"]

@@ -3,6 +3,8 @@
 A value that holds `{{` or `{%` is a template and is never opened as a file; any other value is a path. A file that
 holds neither is refused. So the text that was read is a template by the same rule, and never becomes a path again.
 Errors say where and what kind, and never quote the file.
+
+Decide whether the name of a model or tokenizer is a local folder or an id on a hub: the one place for it.
 """
 
 from __future__ import annotations
@@ -14,6 +16,21 @@ from pathlib import Path
 
 from qtune_service.errors import SpecError
 from qtune_service.storage.confined import is_really_below, real_path
+
+
+def model_folder(name: str) -> Path | None:
+    """Return the local folder that a name means; None where it is an id on a hub.
+
+    A name is a folder where it is written as a path, and where a folder of that name exists in the working folder, as
+    transformers and vLLM have it too.
+    """
+    try:
+        folder = Path(name).expanduser()
+        exists = folder.exists()
+    except (OSError, RuntimeError, ValueError):  # too long, an unknown home folder, a NUL
+        folder, exists = Path(name), False
+    return folder if exists or name in (".", "..") or name.startswith(("/", "./", "../", "~")) else None
+
 
 MAX_TEMPLATE_BYTES = 1 << 20
 _HINT = "Give a Jinja template, or the path of a UTF-8 file that holds one."

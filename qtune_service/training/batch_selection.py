@@ -1,7 +1,7 @@
 """What becomes of the samples of a global batch, from a few numbers each; every rank finds the same.
 
-By the method: thresholds and quadrants of all samples that could be scored (selection/thresholds.py). In warm-up: a draw of
-samples with a trained token, whole, which depends on the seed, the step and their number only, so nothing is scored.
+By the method: thresholds and quadrants of all samples that could be scored (selection/thresholds.py). In warm-up: a
+draw of samples with a trained token, whole. It depends on the seed, the step and their number, so nothing is scored.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from transformers import TrainerCallback
 from qtune_service.errors import DataError, QTuneError, SpecError
 from qtune_service.output.layout import Output
 from qtune_service.output.reader import FinishedOutput
-from qtune_service.training.waiting import all_ranks, by_first, on_all
+from qtune_service.training.distributed import all_ranks, by_first, on_all
 
 log = logging.getLogger(__name__)
 COLUMNS = ["input_ids", "labels"]

@@ -15,10 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtune_service.errors import DataError
+from qtune_service.report.chart_layers import LIGHT, Palette, sample_rows
 from qtune_service.report.data import QuadrantName
-from qtune_service.report.palette import LIGHT, Palette
 from qtune_service.report.plane import plane_of
-from qtune_service.report.points import sample_rows
 from qtune_service.selection.even_sample import even_sample
 from qtune_service.selection.plane import Thresholds
 from qtune_service.selection.ranked_samples import Placed, kept_labels

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from qtune_service.server.app import create_app
-from qtune_service.server.serving import make_http_server
+from qtune_service.server.http_server import make_http_server
 from qtune_service.server.settings import load_settings
 from tests.api.servers import scripted, settings
 

@@ -15,9 +15,9 @@ from typing import Any
 import httpx
 
 from qtune_service.server.app import create_app
+from qtune_service.server.http_server import make_http_server
 from qtune_service.server.launchers.base import Launcher
 from qtune_service.server.launchers.local import LocalLauncher
-from qtune_service.server.serving import make_http_server
 from qtune_service.server.settings import Settings
 
 REPO = Path(__file__).parents[2]

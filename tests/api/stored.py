@@ -9,9 +9,8 @@ from typing import Any
 from sqlalchemy import Engine
 
 from qtune_service.job_states import JobStatus
-from qtune_service.server.jobs.database import open_database, writing
+from qtune_service.server.jobs.database import jobs, open_database, writing
 from qtune_service.server.jobs.store import NewJob, _new_row
-from qtune_service.server.jobs.tables import jobs
 
 
 def _allowed(engine: Engine) -> dict[str, Any]:

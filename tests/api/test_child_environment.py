@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from qtune_service.ingest.discovery import INPUT_ROOTS
-from qtune_service.server.isolation.environment import child_environment
+from qtune_service.server.isolation.processes import child_environment
 from qtune_service.server.jobs.previews import PreviewLimits, run_preview
 from qtune_service.server.launchers.configured import make_launchers
 from qtune_service.server.launchers.local import LocalLauncher

@@ -1,4 +1,4 @@
-"""server/jobs/datasets.py and server/jobs/uploads.py: datasets of both databases, their files, and what is left of killed servers."""
+"""Datasets (server/jobs/datasets.py, uploads.py): both databases, their files, and the leftovers of killed servers."""
 
 from __future__ import annotations
 

@@ -243,7 +243,8 @@ def test_what_was_not_usable_is_an_exit_code(tmp_path: Path, monkeypatch: pytest
 def test_the_command_needs_no_heavy_library() -> None:
     """It runs in the API's image."""
     code = (
-        "import sys; import qtune_service.cli.rebuilding, qtune_service.server.jobs.rebuild, qtune_service.server.owner_policy;"
+        "import sys; import qtune_service.cli.serve, qtune_service.server.jobs.rebuild;"
+        "import qtune_service.server.dependencies;"
         "print({'torch', 'ray', 'vllm', 'transformers'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)

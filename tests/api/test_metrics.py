@@ -11,10 +11,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Engine
 
 from qtune_service.job_states import JobStatus, Progress
-from qtune_service.server.jobs.database import writing
+from qtune_service.server.jobs.database import jobs, writing
 from qtune_service.server.jobs.service import JobService
 from qtune_service.server.jobs.store import JobStore, NewJob
-from qtune_service.server.jobs.tables import jobs
 from qtune_service.server.metrics import Metrics
 from tests.api.servers import scripted, serving, settings
 from tests.api.test_jobs_api import submit, until

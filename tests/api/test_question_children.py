@@ -66,7 +66,9 @@ def children(of: psutil.Process | None = None) -> list[psutil.Process]:
     """The children that answer questions."""
     every = (of or psutil.Process()).children(recursive=True)
     return [
-        child for child in every if "qtune_service.server.questions.worker" in (child.as_dict(["cmdline"])["cmdline"] or ())
+        child
+        for child in every
+        if "qtune_service.server.questions.worker" in (child.as_dict(["cmdline"])["cmdline"] or ())
     ]
 
 

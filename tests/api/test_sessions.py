@@ -15,12 +15,12 @@ from sqlalchemy import Engine, select
 
 from qtune_service.errors import SettingsError
 from qtune_service.server.app import create_app
+from qtune_service.server.auth import Sessions
 from qtune_service.server.dependencies import PageReader, local_path
 from qtune_service.server.jobs.access import Scope, TokenStore
 from qtune_service.server.jobs.database import open_database, reading, upgrade
-from qtune_service.server.jobs.tables import sessions as sessions_table
-from qtune_service.server.jobs.tables import tokens as tokens_table
-from qtune_service.server.sessions import Sessions
+from qtune_service.server.jobs.database import sessions as sessions_table
+from qtune_service.server.jobs.database import tokens as tokens_table
 from qtune_service.server.settings import load_settings
 from tests.api.servers import scripted, serving, settings
 

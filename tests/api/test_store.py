@@ -17,10 +17,9 @@ from qtune_service.errors import (
     SpecError,
 )
 from qtune_service.job_states import MOVES, JobError, JobStatus, Progress
-from qtune_service.server.jobs.database import check_schema, open_database, upgrade
+from qtune_service.server.jobs.database import check_schema, metadata, open_database, upgrade
 from qtune_service.server.jobs.ids import new_id
 from qtune_service.server.jobs.store import JobStore, NewJob
-from qtune_service.server.jobs.tables import metadata
 
 SPEC: dict[str, Any] = {"input": {"paths": ["a.jsonl"]}, "model": {"name": "m"}, "output": {"path": "out"}}
 

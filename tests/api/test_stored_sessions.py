@@ -14,12 +14,11 @@ import httpx
 import pytest
 from sqlalchemy import Engine, select, update
 
-from qtune_service.server.jobs.access import Scope, Token, TokenStore
+from qtune_service.server.jobs.access import MAX_PER_TOKEN, Scope, SessionStore, Token, TokenStore
 from qtune_service.server.jobs.database import open_database, reading, upgrade, writing
-from qtune_service.server.jobs.sessions import MAX_PER_TOKEN, SessionStore
+from qtune_service.server.jobs.database import sessions as sessions_table
+from qtune_service.server.jobs.database import tokens as tokens_table
 from qtune_service.server.jobs.store import now_us
-from qtune_service.server.jobs.tables import sessions as sessions_table
-from qtune_service.server.jobs.tables import tokens as tokens_table
 from tests.api.servers import scripted, serving, settings
 
 SESSION, COOKIE = "/api/v1/session", "qtune_session"

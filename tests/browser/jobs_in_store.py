@@ -6,9 +6,8 @@ from pathlib import Path
 
 from qtune_service.job_states import Job, JobStatus
 from qtune_service.output.reader import FinishedOutput
-from qtune_service.server.jobs.database import open_database, upgrade, writing
+from qtune_service.server.jobs.database import jobs, open_database, upgrade, writing
 from qtune_service.server.jobs.store import JobStore, NewJob, _new_row
-from qtune_service.server.jobs.tables import jobs
 
 
 def open_store(data_root: Path) -> JobStore:

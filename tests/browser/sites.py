@@ -12,7 +12,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from qtune_service.server.serving import make_http_server
+from qtune_service.server.http_server import make_http_server
 from qtune_service.server.settings import Settings
 
 WIDE = {"width": 1280, "height": 900}

@@ -16,8 +16,7 @@ from qtune_service.config import load_spec
 from qtune_service.server.app import create_app
 from qtune_service.server.jobs.database import open_database, upgrade
 from qtune_service.server.jobs.store import JobStore
-from qtune_service.server.launchers.kube_api import Account, KubeApi
-from qtune_service.server.launchers.kuberay import KubeRayLauncher
+from qtune_service.server.launchers.kuberay import Account, KubeApi, KubeRayLauncher
 from qtune_service.server.metrics import Metrics
 from qtune_service.server.middleware import Answered
 from qtune_service.server.settings import Settings, load_settings

@@ -90,9 +90,10 @@ def close() -> None:
 
 def registered_architectures() -> tuple[list[str], list[str], list[str]]:
     """Architectures of vLLM itself, the causal ones among them, and all that are registered with its plugins loaded."""
-    from qtune_service.scoring.vllm.plugin import causal_architectures
     from vllm.model_executor.models.registry import _VLLM_MODELS, ModelRegistry
     from vllm.plugins import load_general_plugins
+
+    from qtune_service.scoring.vllm.plugin import causal_architectures
 
     load_general_plugins()
     return sorted(_VLLM_MODELS), causal_architectures(), sorted(ModelRegistry.get_supported_archs())
@@ -100,7 +101,7 @@ def registered_architectures() -> tuple[list[str], list[str], list[str]]:
 
 def is_warm() -> bool:
     """Whether the vector mathematics of this process, which holds the engine, was called before its model was built."""
-    from qtune_service.scoring.vector_math import warm_up_vector_math
+    from qtune_service.scoring.process_environment import warm_up_vector_math
 
     return warm_up_vector_math.cache_info().currsize == 1
 
@@ -125,8 +126,9 @@ def watch_heads() -> dict[str, str]:
 def _watch_all(model: Any) -> dict[str, str]:
     """In vLLM's process; the model is left as it was found."""
     import torch
-    from qtune_service.scoring.vllm.model_logits import watch
     from vllm.model_executor.layers.logits_processor import LogitsProcessor
+
+    from qtune_service.scoring.vllm.model_logits import watch
 
     own, processor, lm_head = model.compute_logits, model.logits_processor, model.lm_head
 

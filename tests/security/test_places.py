@@ -12,7 +12,7 @@ import pytest
 
 from qtune_service.config import parse_spec
 from qtune_service.errors import SpecError
-from qtune_service.pipeline.portable import portable
+from qtune_service.pipeline.prepare import portable
 from qtune_service.server.launchers.local import LocalLauncher
 from qtune_service.server.settings import Settings
 from qtune_service.tokenize.named_sources import is_template, read_chat_template

@@ -11,12 +11,20 @@ data/storage, so an output on an object store is asked like a local one. One sha
 shown.
 """
 
+from qtune_service.output.query.conditions import Limits
 from qtune_service.output.query.fields import Field, Records, rejected_of, samples_of
-from qtune_service.output.query.groups import Group, group_by
-from qtune_service.output.query.rows import read_rows
-from qtune_service.output.query.sandbox import Limits
-from qtune_service.output.query.search import Found, Selection, find, find_sample, index_of
-from qtune_service.output.query.tokens import SampleTokens, read_tokens
+from qtune_service.output.query.search import (
+    Found,
+    Group,
+    SampleTokens,
+    Selection,
+    find,
+    find_sample,
+    group_by,
+    index_of,
+    read_rows,
+    read_tokens,
+)
 
 __all__ = [
     "Field", "Found", "Group", "Limits", "Records", "SampleTokens", "Selection", "find", "find_sample", "group_by",

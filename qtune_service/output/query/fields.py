@@ -3,22 +3,35 @@
 Stored fields are columns of scores/, quadrants/ or rejected/; derived ones are SQL over these. Token columns are none
 of them. SQL does not tell cases of names apart, so names are unique in lower case: a record's own column whose name is
 taken is called `original_NAME` here.
+
+Shards of what is asked about, as Arrow tables of the fields that a question names, and no others.
+
+Fields that are not stored: SQL over those that are.
+
+`typical` is how far a sample is from the middle of its quadrant, as in the report (selection/examples.py). The middle
+is the median of (mean NLL, mean entropy). Distances are in units of the mean distance from it. Medians are exact up
+to a million samples; beyond, they are those of an even sample, which a hash of the index draws.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from qtune_service.errors import QueryError
+from qtune_service.errors import QueryError, StorageError
 from qtune_service.output.file_lists import damaged, part_files, rows_by_shard
 from qtune_service.output.layout import Output
 from qtune_service.output.reader import FinishedOutput
+from qtune_service.selection.hashing import split_mix
 
 ENTRY_ALPHA = "least(greatest(1 - error_rank, entropy_rank), greatest(error_rank, 1 - entropy_rank))"
 """The smallest alpha at which a sample is kept; see selection/plane.py."""
@@ -203,3 +216,127 @@ def double(value: float) -> str:
 def quoted(text: str, sign: str = "'") -> str:
     """A text as SQL; with double quotes as the sign, a name."""
     return f"{sign}{text.replace(sign, 2 * sign)}{sign}"
+
+
+AHEAD = 4
+"""Shards that are read while one is worked on: an object store takes its time to answer, not to send."""
+BATCH_ROWS = 1024
+"""Rows decoded at a time where few are wanted."""
+
+
+def parts(records: Records, names: Iterable[str]) -> Iterator[pa.Table]:
+    """All shards in order: `index` and the stored fields behind `names`."""
+    wanted = list(names)
+    waiting: deque[Future[pa.Table]] = deque()
+    with ThreadPoolExecutor(AHEAD) as pool:
+        for shard in records.shards:
+            waiting.append(pool.submit(read_part, records, shard, wanted))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def read_part(records: Records, shard: int, names: Iterable[str], rows: NDArray[np.int64] | None = None) -> pa.Table:
+    """A shard, or some of its rows (ascending)."""
+    at = np.arange(records.shards[shard]) if rows is None else rows
+    columns: dict[str, Any] = {"index": pa.array(records.starts[shard] + at, pa.int64())}
+    schema = [pa.field("index", pa.int64())]
+    stored = records.stored(names)
+    for folder in records.folders:
+        fields = [field for field in stored if field.folder == folder]
+        if not fields:
+            continue
+        table = read_rows_of(records.output, folder, shard, [field.column for field in fields], rows)
+        if table.num_rows != len(at):
+            raise StorageError(
+                f"{folder} of shard {shard} in {records.output.root} has {table.num_rows:,} rows, "
+                f"not the {len(at):,} of the manifest",
+                "The output is damaged; run the job again.",
+            )
+        columns |= {field.name: table[field.column] for field in fields}
+        schema += [table.schema.field(field.column).with_name(field.name) for field in fields]
+    return pa.table(columns, schema=pa.schema(schema))
+
+
+def empty_part(records: Records, names: Iterable[str]) -> pa.Table:
+    """No rows of the same columns."""
+    stored: list[Field] = records.stored(names)
+    return pa.schema([pa.field("index", pa.int64()), *(pa.field(f.name, f.type) for f in stored)]).empty_table()
+
+
+def read_rows_of(
+    output: Output, folder: str, shard: int, columns: Sequence[str], rows: NDArray[np.int64] | None = None
+) -> pa.Table:
+    """Columns of a shard's file; of some rows (ascending) without holding the others."""
+    with output.open_part(folder, shard) as file:
+        if rows is None:
+            return file.read(columns=list(columns))
+        taken, start = [file.schema_arrow.empty_table().select(list(columns))], 0
+        for batch in file.iter_batches(BATCH_ROWS, columns=list(columns)):
+            here = rows[(rows >= start) & (rows < start + batch.num_rows)] - start
+            if len(here):
+                taken.append(pa.Table.from_batches([batch.take(pa.array(here, pa.int64()))]).select(list(columns)))
+            start += batch.num_rows
+            if start > rows[-1]:
+                break
+        return pa.concat_tables(taken)
+
+
+SAMPLE_LIMIT = 1_000_000
+
+Centre = tuple[float, float]
+"""Median, and mean distance from it; 0 where all are equal."""
+
+
+def derived_sql(records: Records, names: Iterable[str]) -> str:
+    """The derived ones of some fields, as more columns of a SELECT over the fields that they need."""
+    derived = {name: records.fields[name].sql for name in names}
+    if "typical" in derived:
+        derived["typical"] = records.found_sql.get("typical") or _typical_sql(records)
+        records.found_sql["typical"] = derived["typical"]
+    return "".join(f', {sql} AS "{name}"' for name, sql in derived.items() if sql)
+
+
+def _typical_sql(records: Records) -> str:
+    """Distance from the middle of a sample's quadrant, or of all samples where there are no quadrants."""
+    by_quadrant = {name: _distance(columns) for name, columns in _columns(records).items()}
+    if "quadrant" not in records.fields:
+        return by_quadrant[""]
+    cases = " ".join(f"WHEN '{name}' THEN {distance}" for name, distance in sorted(by_quadrant.items()))
+    return f"CASE quadrant {cases} END"
+
+
+def _distance(columns: NDArray[np.float64]) -> str:
+    return " + ".join(
+        f"abs({name} - {double(middle)}) / {double(spread)}"
+        for name, (middle, spread) in zip(CENTRED, map(_centre, columns), strict=True)
+    )
+
+
+def _centre(values: NDArray[np.float64]) -> Centre:
+    median = float(np.median(values))
+    return median, float(np.abs(values - median).mean()) or 1.0
+
+
+def _columns(records: Records) -> Mapping[str, NDArray[np.float64]]:
+    """Quadrant -> its samples' mean NLL and mean entropy, (2, n)."""
+    has_quadrants = "quadrant" in records.fields
+    quadrants, scores = [], []
+    for taken, names in _picked(records):
+        scores.append(taken)
+        quadrants.append(names)
+    joined, labels = np.concatenate(scores, axis=1), np.concatenate(quadrants)
+    if not has_quadrants:
+        return {"": joined}
+    return {str(name): joined[:, labels == name] for name in np.unique(labels)}
+
+
+def _picked(records: Records) -> Iterator[tuple[NDArray[np.float64], NDArray[np.str_]]]:
+    """Of each shard, an even sample: scores (2, n), quadrants (n,)."""
+    stride = np.uint64(-(-records.num_rows // SAMPLE_LIMIT))
+    for part in parts(records, ["typical"]):
+        picked = split_mix(part["index"].to_numpy().astype(np.uint64)) % stride == 0
+        scores = np.stack([part[name].to_numpy()[picked] for name in CENTRED])
+        names = part["quadrant"].to_numpy() if "quadrant" in part.column_names else np.full(len(part), "")
+        yield scores, names[picked].astype("U2")

@@ -7,12 +7,21 @@ before each call, so a repeated call gives the same bits.
 
 Batches differ between calls, and floating-point sums with them: in float32 scores move by about 1e-6 with the order
 or grouping of samples, in bfloat16 by the type's rounding.
+
+Wake who waits for an engine process that has died.
+
+Where vLLM's engine has a process of its own and that is killed, vLLM's client notes it and fails every later call, but
+a call that waits for an answer just then would wait without end.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import threading
+import time
 from collections.abc import Sequence
+from concurrent.futures import InvalidStateError
 from dataclasses import replace
 from importlib import metadata
 from typing import Any
@@ -26,17 +35,19 @@ from qtune_service.errors import EngineError, ModelError, QTuneError
 from qtune_service.samples import Sample, TokenScores
 from qtune_service.scoring.model_config import Checkpoint, read_checkpoint, unsupported_architecture
 from qtune_service.scoring.process_environment import PLUGIN_NAME, apply_environment, plugin_is_allowed, quiet_libraries
-from qtune_service.scoring.samples import (
+from qtune_service.scoring.scorer import (
     UNSCORED,
+    EngineInfo,
+    InterruptedScoring,
     Prompt,
     Scores,
+    Watch,
     check_samples,
     distinct_prompts,
+    never,
     scores_of,
     spans_of,
 )
-from qtune_service.scoring.scorer import EngineInfo, InterruptedScoring, Watch, never
-from qtune_service.scoring.vllm.dead_engine import wake_when_dead
 from qtune_service.scoring.vllm.plugin import adapted_name, causal_architectures, register
 from qtune_service.scoring.vllm.prefixes import fill_from_predecessors, may_read_cache, shared_prefixes
 
@@ -330,3 +341,26 @@ def _start_error(checkpoint: Checkpoint, error: Exception) -> QTuneError:
             "Set a smaller max_model_len, or give the engine more memory (cpu_kv_cache_bytes, gpu_memory_utilization).",
         )
     return ModelError(f"vLLM could not load model {checkpoint.name} ({checkpoint.architecture}): {reason}")
+
+
+ASKED_S = 1.0
+
+
+def wake_when_dead(client: Any) -> None:
+    """Watch the engine process of a vLLM client; nothing for an engine in this process."""
+    if not hasattr(client, "outputs_queue"):
+        return
+    # Not the client itself: the thread must not keep it alive.
+    watched = client.resources, client.outputs_queue, client.utility_results
+    threading.Thread(target=_watch, args=watched, daemon=True, name="dead-engine").start()
+
+
+def _watch(resources: Any, outputs: Any, answers: dict[int, Any]) -> None:
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    while not resources.engine_dead:
+        time.sleep(ASKED_S)
+    outputs.put_nowait(EngineDeadError())
+    for answer in list(answers.values()):
+        with contextlib.suppress(InvalidStateError):
+            answer.set_exception(EngineDeadError())

@@ -21,7 +21,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from qtune_service.scoring.samples import Prompt, Scores
+from qtune_service.scoring.scorer import Prompt, Scores
 
 
 def shared_prefixes(prompts: Sequence[Prompt]) -> list[int]:

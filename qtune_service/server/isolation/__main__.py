@@ -1,4 +1,4 @@
-"""Apply limits to this process, and become another program: `python -m qtune_service.server.isolation LIMITS COMMAND...`."""
+"""Run `python -m qtune_service.server.isolation LIMITS COMMAND...`: apply limits, then become the command."""
 
 import os
 import sys

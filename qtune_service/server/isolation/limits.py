@@ -1,7 +1,8 @@
 """What a child process may take of the machine. The child applies the limits to itself and then becomes its program.
 
 A threaded server must run no code of its own between fork and exec (subprocess's preexec_fn), so a small program comes
-first: `python -m qtune_service.server.isolation LIMITS COMMAND...` sets the limits and calls exec. The kernel keeps them.
+first: `python -m qtune_service.server.isolation LIMITS COMMAND...` sets the limits and calls exec. The kernel
+keeps them.
 
 Memory is bounded as RLIMIT_DATA, private writable memory, because address space (RLIMIT_AS) also counts what libraries
 reserve and never touch.

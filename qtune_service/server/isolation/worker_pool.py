@@ -21,7 +21,7 @@ from typing import IO
 from qtune_service.server.isolation import worker_loop
 from qtune_service.server.isolation.limits import ProcessLimits
 from qtune_service.server.isolation.processes import kill_session
-from qtune_service.server.isolation.serving import LAST_ANSWER
+from qtune_service.server.isolation.worker_loop import LAST_ANSWER
 
 START_S = 60.0
 LOGGED_BYTES = 500

@@ -2,6 +2,12 @@
 
 A token is `qtune_ID_SECRET`; the id finds its row, the secret's SHA-256 is compared. Secrets have 256 bits of chance,
 so a plain digest is as good as a slow one.
+
+Sessions of browsers, stored by digest: whoever reads the database cannot make a cookie from what it holds.
+
+A session is 256 random bits that its browser alone has. The database has their SHA-256, the API token that was used to
+sign in, and when the session ends. So every server on the database knows every session, signing out ends a session
+everywhere, and so does revoking its token, or its end.
 """
 
 from __future__ import annotations
@@ -14,14 +20,13 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Engine, Row, select
+from sqlalchemy import Connection, Engine, Row, delete, select
 from sqlalchemy.exc import IntegrityError
 
 from qtune_service.errors import NotFoundError, SpecError
-from qtune_service.server.jobs.database import reading, writing
+from qtune_service.server.jobs.database import reading, sessions, tokens, writing
 from qtune_service.server.jobs.ids import is_id, new_id
 from qtune_service.server.jobs.store import now_us
-from qtune_service.server.jobs.tables import sessions, tokens
 
 PREFIX = "qtune"
 USED_EVERY_US = 60_000_000
@@ -145,3 +150,55 @@ def token_of(row: Row[Any]) -> Token:
         name: None if (us := getattr(row, name)) is None else datetime.fromtimestamp(us / 1e6, UTC) for name in names
     }
     return Token(id=row.id, name=row.name, scope=Scope(row.scope), **times)
+
+
+SECRET_CHARS = 43
+"""Of 32 bytes in URL-safe base64."""
+MAX_PER_TOKEN = 20
+"""Sessions of one token at a time; signing in once more ends the oldest."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionStore:
+    """Sessions in a database."""
+
+    engine: Engine
+
+    def create(self, token: Token, seconds: int) -> str:
+        """Store a new session of a token; return its secret. Sessions that have expired are removed."""
+        secret, now = secrets.token_urlsafe(32), now_us()
+        ends = now + seconds * 1_000_000
+        row = {"digest": _digest(secret), "token_id": token.id, "created_at": now, "expires_at": ends}
+        with writing(self.engine) as connection:
+            connection.execute(delete(sessions).where(sessions.c.expires_at <= now))
+            connection.execute(sessions.insert().values(row))
+            _end_oldest(connection, token.id)
+        return secret
+
+    def find(self, secret: str) -> Token | None:
+        """Return the token of a session, or None where the session or its token is not valid now. One query."""
+        if len(secret) != SECRET_CHARS or not secret.isascii():  # whatever else was sent never reaches the database
+            return None
+        wanted = (
+            select(tokens)
+            .join(sessions, sessions.c.token_id == tokens.c.id)
+            .where(sessions.c.digest == _digest(secret), sessions.c.expires_at > now_us())
+        )
+        with reading(self.engine) as connection:
+            row = connection.execute(wanted).one_or_none()
+        if row is None or not (token := token_of(row)).is_valid:
+            return None
+        TokenStore(self.engine).note_use(row)
+        return token
+
+    def end(self, secret: str) -> None:
+        """Remove a session; do nothing where there is none."""
+        with writing(self.engine) as connection:
+            connection.execute(delete(sessions).where(sessions.c.digest == _digest(secret)))
+
+
+def _end_oldest(connection: Connection, token_id: str) -> None:
+    newest = (sessions.c.created_at.desc(), sessions.c.digest)
+    all_of_it = select(sessions.c.digest).where(sessions.c.token_id == token_id).order_by(*newest)
+    if extra := connection.execute(all_of_it.offset(MAX_PER_TOKEN)).scalars().all():
+        connection.execute(delete(sessions).where(sessions.c.digest.in_(extra)))

@@ -12,8 +12,8 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from qtune_service.errors import UnknownDatasetError
+from qtune_service.server.jobs.database import datasets
 from qtune_service.server.jobs.ids import is_id
-from qtune_service.server.jobs.tables import datasets
 from qtune_service.storage import file_io
 
 SCHEME = "dataset://"

@@ -10,11 +10,10 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, Text, cast, select
 
 from qtune_service.errors import DatasetInUseError, NotFoundError
-from qtune_service.server.jobs.database import reading, writing
+from qtune_service.server.jobs.database import datasets, jobs, reading, writing
 from qtune_service.server.jobs.dataset_uris import SCHEME, read_by
 from qtune_service.server.jobs.ids import cursor_after, id_of_cursor
 from qtune_service.server.jobs.store import now_us, time_of
-from qtune_service.server.jobs.tables import datasets, jobs
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,17 @@
 
 Server and driver need not know each other, nor be alive at the same time: a finished output has a manifest, a driver at
 work rewrites progress.json every few seconds, and one that failed leaves its error there.
+
+How long drivers have been silent, by the watcher's own clock: clocks of other machines may be off.
+
+A beat is known by its own time only as one that differs from the one before. What is held here may be lost: a new
+server begins to wait anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -15,6 +21,28 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from qtune_service.errors import DamagedFileError, OutputConflictError
 from qtune_service.job_states import JobError, Progress
 from qtune_service.output.layout import Output
+
+
+@dataclass(frozen=True, slots=True)
+class Beats:
+    """The last beat of each driver, and when it was first seen here."""
+
+    _seen: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def silence_s(self, driver: str, beat: float) -> float:
+        """Take note of a driver's last beat; for how long there has been none after it."""
+        now = time.monotonic()
+        last, seen_s = self._seen.get(driver, (None, now))
+        if last != beat:
+            seen_s = now
+        self._seen[driver] = beat, seen_s
+        return now - seen_s
+
+    def keep_only(self, drivers: Collection[str]) -> None:
+        """Forget those that are followed no more."""
+        for gone in self._seen.keys() - drivers:
+            del self._seen[gone]
+
 
 MAX_STATUS_BYTES = 16 << 20
 """The largest that progress.json may be; its history is bounded to far less."""

@@ -22,8 +22,7 @@ from qtune_service.config import JobSpec
 from qtune_service.errors import NotAllowedError
 from qtune_service.server.jobs.dataset_uris import id_of_uri
 from qtune_service.storage.confined import is_really_below, local_path
-from qtune_service.tokenize.model_source import model_folder
-from qtune_service.tokenize.named_sources import is_template, read_chat_template
+from qtune_service.tokenize.named_sources import is_template, model_folder, read_chat_template
 
 
 @dataclass(frozen=True, slots=True)

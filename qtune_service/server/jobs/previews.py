@@ -24,9 +24,14 @@ from qtune_service.errors import (
     StorageError,
     TooSlowError,
 )
-from qtune_service.server.isolation.environment import child_environment
 from qtune_service.server.isolation.limits import SMALL_LIBRARIES, ProcessLimits
-from qtune_service.server.isolation.processes import Finished, OutputTooLargeError, TimeOverError, run_limited
+from qtune_service.server.isolation.processes import (
+    Finished,
+    OutputTooLargeError,
+    TimeOverError,
+    child_environment,
+    run_limited,
+)
 
 LIMIT_S = 60.0
 MEMORY_BYTES = 3 << 29
@@ -49,7 +54,7 @@ class PreviewLimits:
     """Of time, and THREADS times as many of processor time."""
     memory_bytes: int = MEMORY_BYTES
     environment: Sequence[str] = ()
-    """Names of variables that it gets beside the usual; see server/isolation/environment.py."""
+    """Names of variables that it gets beside the usual; see server/isolation/processes.py."""
     variables: Mapping[str, str] = field(default_factory=dict)
     """Variables and their values, as a driver gets them."""
 

@@ -24,13 +24,12 @@ from qtune_service.config import JobSpec, parse_spec
 from qtune_service.errors import DataError, OutputConflictError, QTuneError, SpecError
 from qtune_service.job_states import JobError, JobStatus, Progress
 from qtune_service.output.layout import Output
-from qtune_service.server.jobs.database import writing
+from qtune_service.server.jobs.database import jobs, queue_lock, writing
 from qtune_service.server.jobs.dataset_uris import SCHEME, folder_of
 from qtune_service.server.jobs.driver_status import DriverWord, read_word
 from qtune_service.server.jobs.ids import id_of_time, is_id, new_id, time_ms_of
 from qtune_service.server.jobs.policy import Policy
 from qtune_service.server.jobs.store import NewJob, now_us
-from qtune_service.server.jobs.tables import jobs, queue_lock
 from qtune_service.storage import file_io
 
 MAX_DEPTH = 4

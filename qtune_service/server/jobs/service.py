@@ -32,13 +32,11 @@ from qtune_service.ingest.discovery import INPUT_ROOTS
 from qtune_service.job_states import Job, JobError, JobStatus, Progress
 from qtune_service.output.layout import Output
 from qtune_service.output.removal import clear
-from qtune_service.server.jobs.beats import Beats
 from qtune_service.server.jobs.dataset_uris import resolved
-from qtune_service.server.jobs.driver_status import DriverWord, read_word
+from qtune_service.server.jobs.driver_status import Beats, DriverWord, read_word
 from qtune_service.server.jobs.policy import Policy
 from qtune_service.server.jobs.store import JobStore, NewJob
-from qtune_service.server.launchers.base import DriverState, Launcher
-from qtune_service.server.launchers.stop_limit import server_stop_limit_s
+from qtune_service.server.launchers.base import DriverState, Launcher, server_stop_limit_s
 
 SILENCE_S = 30.0
 """A driver that cannot be asked about and has written nothing for so long is gone."""

@@ -19,10 +19,9 @@ from sqlalchemy.exc import IntegrityError
 
 from qtune_service.errors import IdempotencyConflictError, IllegalMoveError, NotFoundError, OutputConflictError
 from qtune_service.job_states import Job, JobError, JobItem, JobStatus, Progress, check_move
-from qtune_service.server.jobs.database import reading, writing
+from qtune_service.server.jobs.database import jobs, queue_lock, reading, writing
 from qtune_service.server.jobs.dataset_uris import require_datasets
 from qtune_service.server.jobs.ids import cursor_after, id_of_cursor, new_id
-from qtune_service.server.jobs.tables import jobs, queue_lock
 
 TIMES = ("created_at", "updated_at", "started_at", "finished_at")
 ITEM_COLUMNS = tuple(jobs.c[one.name] for one in fields(JobItem))

@@ -7,6 +7,10 @@
 What a killed server left is found by its lock, which died with it, and by the mark of a dataset that the database never
 heard of. A folder without that mark is never removed: where a database was lost, the datasets are all that is left.
 The root may be a URI: then files arrive in a local folder first, and are sent on once they have been checked.
+
+Upload slots: how many uploads are received at a time, in all and of one owner.
+
+An owner's uploads wait for each other before they wait for the others', so that one token cannot hold every slot.
 """
 
 from __future__ import annotations
@@ -19,12 +23,16 @@ import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from anyio import CapacityLimiter
+
 from qtune_service.errors import (
+    BusyError,
     ChecksumMismatchError,
     DiskFullError,
     NotFoundError,
@@ -40,6 +48,43 @@ from qtune_service.server.jobs.ids import is_id, new_id
 from qtune_service.storage import file_io, folder_io
 from qtune_service.storage.confined import Root
 from qtune_service.storage.filesystems import explain
+
+MAX_UPLOADS, MAX_PER_OWNER = 8, 4
+MAX_WAITING = 32
+"""Uploads of one owner that may wait; more are refused."""
+
+
+@dataclass(slots=True)
+class _Owner:
+    """The slots of an owner, and how many uploads hold or await them."""
+
+    limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(MAX_PER_OWNER))
+    users: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class UploadSlots:
+    """The slots of a server. It lives in the server's event loop."""
+
+    everybody: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(MAX_UPLOADS))
+    """For the thread that receives a file."""
+    _owners: dict[str, _Owner] = field(default_factory=dict)
+
+    @asynccontextmanager
+    async def of(self, name: str) -> AsyncIterator[None]:
+        """Hold one of an owner's slots while the block runs. Raises BusyError where too many wait."""
+        owner = self._owners.setdefault(name, _Owner())
+        if owner.users >= MAX_PER_OWNER + MAX_WAITING:
+            raise BusyError(f"{MAX_WAITING} uploads of {name} are waiting already", "Try again when some have ended.")
+        owner.users += 1
+        try:
+            async with owner.limiter:
+                yield
+        finally:
+            owner.users -= 1
+            if not owner.users:
+                self._owners.pop(name, None)
+
 
 MAX_NAME_BYTES = 200
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

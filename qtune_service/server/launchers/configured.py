@@ -42,8 +42,7 @@ def make_launchers(settings: Settings) -> dict[str, Launcher]:
 
 
 def _kuberay(settings: Settings, folder: Path) -> Launcher:
-    from qtune_service.server.launchers.kube_api import Account, KubeApi
-    from qtune_service.server.launchers.kuberay import KubeRayLauncher
+    from qtune_service.server.launchers.kuberay import Account, KubeApi, KubeRayLauncher
 
     api = KubeApi(settings.kubernetes, Account(settings.kube_account))
     try:

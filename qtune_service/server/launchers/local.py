@@ -22,9 +22,9 @@ import psutil
 from qtune_service.errors import LaunchError
 from qtune_service.job_states import Job
 from qtune_service.output.layout import JOB_VARIABLE
-from qtune_service.server.isolation.environment import child_environment
-from qtune_service.server.jobs.permissions import driver_umask
+from qtune_service.server.isolation.processes import child_environment
 from qtune_service.server.launchers.base import DriverState, Reference
+from qtune_service.server.permissions import driver_umask
 
 NOTE_AND_BECOME = 'set -C && echo $$ > "$0" && exec "$@"'
 """For a shell: leave the number where none is yet, and be the driver under it. Of two there is one that can."""
@@ -40,7 +40,7 @@ class LocalLauncher:
     name = "local"
 
     def __init__(self, folder: Path, python: str = sys.executable, environment: Sequence[str] = ()) -> None:
-        """environment: names of variables that drivers get beside the usual; see server/isolation/environment.py."""
+        """environment: names of variables that drivers get beside the usual; see server/isolation/processes.py."""
         self._folder, self._python, self._environment = folder, python, environment
         self._children: dict[int, subprocess.Popen[bytes]] = {}
 

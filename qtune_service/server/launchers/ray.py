@@ -8,21 +8,66 @@ Ray stops a driver by SIGTERM and, after `RAY_JOB_STOP_WAIT_TIME_S` (3 by defaul
 than a driver needs to save, and is bounded whatever a spec requests (stop_limit.py). The Jobs API has no other way to
 end a driver: it deletes only jobs that have ended, and a second stop changes nothing where the first one arrived. Logs
 live as long as the cluster's head does, so they are copied here from time to time and when a driver has ended.
+
+What a driver on a Ray cluster is given, whoever submits it: its name, command and environment.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from qtune_service.errors import LaunchError
+from qtune_service.config import pack_spec
+from qtune_service.errors import LaunchError, SpecError
 from qtune_service.job_states import Job, JobStatus
-from qtune_service.server.launchers.base import DriverState, Reference
+from qtune_service.output.layout import JOB_VARIABLE
+from qtune_service.server.launchers.base import DriverState, Reference, ray_stop_wait_s
 from qtune_service.server.launchers.logs import COPY_EVERY_S, LogCopies
 from qtune_service.server.launchers.ray_api import RayApi
-from qtune_service.server.launchers.ray_driver import entrypoint, environment, submission_id, submission_ids
+
+SPEC_VARIABLE = "QTUNE_SPEC"
+
+
+def submission_id(job_id: str, attempt: int) -> str:
+    """Of a driver: a cluster takes an id once."""
+    return f"qtune-{job_id}-{attempt}"
+
+
+def submission_ids(job: Job) -> list[str]:
+    """Of all its attempts."""
+    return [submission_id(job.id, attempt) for attempt in range(1, job.attempts + 1)]
+
+
+def entrypoint(command: str) -> str:
+    """What a shell of the cluster runs."""
+    return f"exec {command} run env:{SPEC_VARIABLE}"
+
+
+def environment(job: Job, *, has_gpus: bool) -> dict[str, str]:
+    """The spec, and how long Ray waits after SIGTERM. has_gpus: see `_asking_for_gpus`. Raises LaunchError."""
+    try:
+        spec = pack_spec(_asking_for_gpus(job.spec) if has_gpus else job.spec)
+    except SpecError as error:
+        raise LaunchError(error.message, error.hint) from error
+    wait_s = str(ray_stop_wait_s(job.spec))
+    mark = f"{job.id}:{job.attempts}"
+    own = {JOB_VARIABLE: mark, SPEC_VARIABLE: spec, "RAY_JOB_STOP_WAIT_TIME_S": wait_s, "COLUMNS": "120"}
+    return {**job.variables, **own}
+
+
+def _asking_for_gpus(spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The spec with GPUs where it leaves them open.
+
+    A driver takes those that its cluster has, and one whose GPU nodes come when they are asked for has none at first.
+    """
+    engine = spec.get("engine") or {}
+    if engine.get("gpus_per_actor") is not None or spec.get("from_scores") is not None:
+        return spec
+    return {**spec, "engine": {**engine, "gpus_per_actor": engine.get("tensor_parallel_size", 1)}}
+
 
 AT_WORK = ("PENDING", "RUNNING")
 

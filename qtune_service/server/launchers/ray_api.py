@@ -19,7 +19,7 @@ import httpx
 import stamina
 
 from qtune_service.errors import LauncherAwayError, LaunchError, QTuneError
-from qtune_service.server.launchers.ray_log import unescaped
+from qtune_service.server.launchers.logs import unescaped
 
 API_VERSION = "4"
 """Of the Jobs API; Ray's own clients refuse others."""

@@ -20,8 +20,8 @@ from qtune_service.errors import (
     StorageError,
 )
 from qtune_service.output.query.search import Selection
-from qtune_service.server.isolation.environment import child_environment
 from qtune_service.server.isolation.limits import SMALL_LIBRARIES, ProcessLimits
+from qtune_service.server.isolation.processes import child_environment
 from qtune_service.server.isolation.worker_pool import (
     AnswerTooLargeError,
     WorkerDiedError,

@@ -2,6 +2,8 @@
 
 A worker thread pulls the body block by block from the event loop, and writes, hashes and checks each before it asks for
 the next one. So a sender is never faster than the disk, and an upload holds a block or two of memory.
+
+`POST /preview`: the first samples of a job, before anything is paid for.
 """
 
 from __future__ import annotations
@@ -17,12 +19,16 @@ from anyio import from_thread, to_thread
 from fastapi import APIRouter, Header, HTTPException, Query, Request, Response
 from starlette.requests import ClientDisconnect
 
-from qtune_service.errors import QTuneError, TooSlowError
-from qtune_service.server.dependencies import Reader, Submitter, TheServer
+from qtune_service.errors import BusyError, QTuneError, TooSlowError
+from qtune_service.server.dependencies import Reader, Server, Submitter, TheServer
+from qtune_service.server.jobs.database import reading
+from qtune_service.server.jobs.dataset_uris import require_datasets, resolved
 from qtune_service.server.jobs.datasets import Dataset
+from qtune_service.server.jobs.previews import PreviewLimits, run_preview
 from qtune_service.server.jobs.uploads import Upload
 from qtune_service.server.routes.jobs import FAILURES
-from qtune_service.wire import DatasetPage, DatasetView
+from qtune_service.server.routes.json_body import JsonRoute
+from qtune_service.wire import DatasetPage, DatasetView, PreviewRequest, PreviewView
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
 BLOCK_BYTES = 1 << 20
@@ -149,3 +155,35 @@ def get(dataset_id: str, server: TheServer, _who: Reader) -> DatasetView:
 def delete(dataset_id: str, server: TheServer, _who: Submitter) -> None:
     """Remove a dataset that no waiting or running job reads. What jobs made of it stays."""
     server.datasets.delete(dataset_id)
+
+
+preview_router = APIRouter(tags=["jobs"], route_class=JsonRoute)
+MAX_WAITING = 8
+
+
+@preview_router.post("/preview", responses=UPLOAD_FAILURES)
+async def preview(body: PreviewRequest, server: TheServer, _who: Submitter) -> PreviewView:
+    """The first samples as the model will see them: text, tokens, and which of these are trained on.
+
+    Only the first records are read, and no weights. What would be rejected is told with its reason.
+    """
+    spec = await to_thread.run_sync(_allowed, server, body)
+    if server.previews.statistics().tasks_waiting >= MAX_WAITING:
+        raise BusyError(f"{MAX_WAITING} previews are waiting already", "Try again in a minute.")
+    settings = server.settings
+    limits = PreviewLimits(
+        memory_bytes=settings.child_memory_bytes,
+        environment=settings.child_environment,
+        variables=server.jobs.variables(),
+    )
+    found = await to_thread.run_sync(run_preview, spec, body.n, limits, limiter=server.previews)
+    return PreviewView.model_validate(found)
+
+
+def _allowed(server: Server, body: PreviewRequest) -> dict[str, Any]:
+    """The spec as a driver would get it. Raises what a job's submission would."""
+    spec = body.to_spec(f"{server.settings.data_root}/outputs/preview")
+    plain = server.policy.settle(spec).model_dump(mode="json")
+    with reading(server.database) as connection:
+        require_datasets(connection, plain)
+    return resolved(plain, server.settings.datasets)

@@ -1,6 +1,8 @@
 """Signing in with a browser: an API token for a cookie.
 
 Guesses are not counted: a token has 256 bits of chance, so the limit would only lock out its owner.
+
+What this server offers, for pages and clients: what may be read, run and uploaded here.
 """
 
 from __future__ import annotations
@@ -10,12 +12,14 @@ from typing import Annotated
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from qtune_service import __version__
 from qtune_service.errors import NotSignedInError
-from qtune_service.server.dependencies import SomeCaller, TheServer
+from qtune_service.server.auth import COOKIE
+from qtune_service.server.dependencies import Reader, SomeCaller, TheServer
 from qtune_service.server.errors import failures
 from qtune_service.server.jobs.access import Scope
 from qtune_service.server.routes.json_body import JsonRoute
-from qtune_service.server.sessions import COOKIE
+from qtune_service.wire import ServerView
 
 router = APIRouter(prefix="/session", tags=["session"], route_class=JsonRoute)
 
@@ -82,3 +86,24 @@ def sign_out(request: Request, response: Response, server: TheServer) -> None:
     if (cookie := request.cookies.get(COOKIE)) is not None:
         server.sessions.sign_out(cookie)
     response.delete_cookie(COOKIE, httponly=True, samesite="strict")
+
+
+server_router = APIRouter(tags=["server"])
+
+
+@server_router.get("/server", responses=failures(401, 403, 503))
+def get_server(server: TheServer, _who: Reader) -> ServerView:
+    """What this server allows and offers."""
+    settings = server.settings
+    return ServerView(
+        version=__version__,
+        needs_token=settings.needs_tokens,
+        allowed_inputs=list(settings.allowed_inputs),
+        allowed_outputs=list(settings.allowed_outputs),
+        allowed_models=list(settings.allowed_models),
+        allow_remote_code=settings.allow_remote_code,
+        max_running_jobs=settings.max_running_jobs,
+        max_upload_bytes=settings.max_upload_bytes,
+        launchers=sorted(server.jobs.launchers),
+        default_launcher=settings.launcher,
+    )

@@ -103,7 +103,11 @@ def test_every_rule_is_needed_by_some_template(folder: Path) -> None:
         assistant_mask._end_by_probe(rendering, 2, 0),
     )
     opened = rendering_of(folder, "chatml_default_system", TURNS["one"])
-    assert assistant_mask._start_before(opened, 1) == assistant_mask._start_by_prefix(opened, 1) == assistant_mask._start_after(opened, 1)
+    assert (
+        assistant_mask._start_before(opened, 1)
+        == assistant_mask._start_by_prefix(opened, 1)
+        == assistant_mask._start_after(opened, 1)
+    )
 
 
 def test_data_that_holds_the_probe_is_refused_not_misread(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""ingest/upload_checks.py: what is no dataset is refused while it streams by, in little memory; bad records are counted."""
+"""Upload checks (ingest/upload_checks.py): refuse what is no dataset while it streams by, and count bad records."""
 
 from __future__ import annotations
 

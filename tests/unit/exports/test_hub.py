@@ -11,10 +11,9 @@ import yaml
 from datasets import Features, load_dataset
 
 from qtune_service.errors import DataError
-from qtune_service.export.export import Options
-from qtune_service.export.features import named_features
+from qtune_service.export.hub import named_features, to_yaml
 from qtune_service.export.run import export
-from qtune_service.export.yaml_text import to_yaml
+from qtune_service.export.writers import Options
 from qtune_service.output.reader import FinishedOutput
 from tests.jobs import rows
 

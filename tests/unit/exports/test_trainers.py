@@ -12,11 +12,11 @@ import pyarrow.dataset as ds
 import pytest
 from datasets import load_from_disk
 
-from qtune_service.cli import exporting
-from qtune_service.cli.exporting import To
+from qtune_service.cli import compare_export
+from qtune_service.cli.compare_export import To
 from qtune_service.errors import DataError, OutputConflictError, SpecError, StorageError
-from qtune_service.export.export import Options
 from qtune_service.export.run import FORMATS, export
+from qtune_service.export.writers import Options
 from qtune_service.output.reader import FinishedOutput
 from qtune_service.storage import file_io
 from tests.finished_outputs import chats, finished_output
@@ -102,7 +102,7 @@ def test_by_default_there_is_a_file_a_shard(finished: FinishedOutput, tmp_path: 
 def test_the_command_knows_every_format() -> None:
     """`--to` offers what the table holds, and the bound on analysis files is the same in both places."""
     assert {to.value for to in To} == set(FORMATS)
-    assert inspect.signature(exporting.export).parameters["max_samples"].default == Options().max_samples
+    assert inspect.signature(compare_export.export).parameters["max_samples"].default == Options().max_samples
 
 
 @pytest.mark.parametrize("name", FORMATS)

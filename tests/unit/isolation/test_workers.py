@@ -25,7 +25,7 @@ from qtune_service.server.isolation.worker_pool import (
 
 CODE = """
 import os, signal, time
-from qtune_service.server.isolation.serving import serve
+from qtune_service.server.isolation.worker_loop import serve
 held = []
 def handle(request):
     act, _, argument = request.decode().partition(" ")

@@ -28,12 +28,11 @@ from qtune_service.output.query import (
     samples_of,
     search,
 )
-from qtune_service.output.query import tokens as tokens_module
-from qtune_service.output.query.parts import parts, read_rows_of
-from qtune_service.output.query.sandbox import Sandbox
+from qtune_service.output.query import search as tokens_module
+from qtune_service.output.query.conditions import Sandbox
+from qtune_service.output.query.fields import parts, read_rows_of
 from qtune_service.output.query.search import Filtered
-from qtune_service.output.reader import FinishedOutput
-from qtune_service.output.samples import read_samples
+from qtune_service.output.reader import FinishedOutput, read_samples
 from qtune_service.selection.even_sample import EvenSample
 from qtune_service.selection.examples import borderline_samples, typical_samples
 from qtune_service.selection.plane import Quadrant

@@ -11,7 +11,7 @@ import pytest
 
 from qtune_service.config import parse_spec
 from qtune_service.errors import ModelError
-from qtune_service.ingest.reasons import HINTS
+from qtune_service.ingest.records import HINTS
 from qtune_service.pipeline.preview import SHOWN_TOKENS, Preview, preview
 from tests.jobs import DEMO_DATA, DEMO_MODEL, REPO, write_jsonl
 

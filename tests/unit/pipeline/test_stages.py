@@ -18,7 +18,7 @@ from qtune_service.output.layout import Output
 from qtune_service.pipeline.stages import JobContext, ScoreShard, ShardTables, commit_shard, encode_shard
 from qtune_service.samples import Sample, TokenScores
 from qtune_service.scoring import choose_engine
-from qtune_service.scoring.model_info import ModelInfo
+from qtune_service.scoring.model_config import ModelInfo
 from qtune_service.scoring.scorer import EngineInfo, Watch, never
 from qtune_service.storage import file_io
 from tests.jobs import DEMO_MODEL, rows, write_jsonl

@@ -1,4 +1,4 @@
-"""scoring/custom.py: an engine of the user's own is used, and not trusted."""
+"""scoring/choose_engine.py: an engine of the user's own is used, and not trusted."""
 
 from __future__ import annotations
 

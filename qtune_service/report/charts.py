@@ -1,4 +1,9 @@
-"""How perplexity, entropy and length lie: histograms over the even sample, stacked by quadrant, as Vega-Lite charts.
+"""Every picture of a report by name, as Vega-Lite specifications: for the page, and for files.
+
+import vl_convert
+png = vl_convert.vegalite_to_png(pictures(data)["plane"], scale=2)
+
+How perplexity, entropy and length lie: histograms over the even sample, stacked by quadrant, as Vega-Lite charts.
 
 What is kept stands at the bottom and is strong, so that its height can be read off; what is dropped stands on it and is
 fainter.
@@ -11,10 +16,19 @@ from typing import Any
 
 import numpy as np
 
-from qtune_service.report.chart_layers import inline_row, quadrant_scale
 from qtune_service.report.axes import Axis, Column, entropy_axis, length_axis, perplexity_axis, shown_perplexity
+from qtune_service.report.chart_layers import (
+    LIGHT,
+    PAGE,
+    QUADRANT_LABELS,
+    Palette,
+    chart_config,
+    inline_row,
+    quadrant_scale,
+)
 from qtune_service.report.data import ReportData
-from qtune_service.report.palette import LIGHT, QUADRANT_LABELS, Palette, chart_config
+from qtune_service.report.plane import plane_chart, rank_plane_chart
+from qtune_service.report.what_if import what_if_chart
 from qtune_service.selection.even_sample import EvenSample
 
 BINS = 40
@@ -103,3 +117,19 @@ def _is_inside(value: float, axis: Axis) -> bool:
 def _rule(alt: Any, value: float, palette: Palette) -> Any:
     style = {"strokeDash": [5, 4], "strokeWidth": 1.2, "color": palette.ink, "opacity": 0.75}
     return alt.Chart(inline_row(alt, x=value)).mark_rule(**style).encode(x="x:Q")
+
+
+__all__ = ["histogram_charts", "pictures", "plane_chart", "rank_plane_chart", "what_if_chart"]
+
+Spec = dict[str, Any]
+
+
+def pictures(data: ReportData, palette: Palette = LIGHT) -> dict[str, Spec]:
+    """Those that the data allow. With the palette PAGE they are as wide as what holds them, else of fixed sizes."""
+    if data.thresholds is None:
+        return {}
+    wide = {"width": "container"} if palette is PAGE else {}
+    found = {"plane": plane_chart(data, palette, **wide), "ranks": rank_plane_chart(data, palette, **wide)}
+    if data.curve:
+        found["what_if"] = what_if_chart(data, palette, **wide)
+    return found | histogram_charts(data, palette, **wide)
