@@ -1,4 +1,4 @@
-"""web/pages.py and web/form.py: shells, static files, and a form that is the request's schema."""
+"""server/routes/pages.py and server/routes/pages.py: shells, static files, and a form that is the request's schema."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import typer
 from fastapi.testclient import TestClient
 
 from qtune_service.cli import app as commands
-from qtune_service.web import pages
-from qtune_service.web.app import create_app
-from qtune_service.web.form import form_fields
+from qtune_service.server.app import create_app
+from qtune_service.server.routes import pages
+from qtune_service.server.routes.pages import form_fields
 from qtune_service.wire import JobRequest
 from tests.api.servers import scripted, settings
 
@@ -58,8 +58,11 @@ def test_files_of_another_version_are_not_kept(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["js/../../pages.py", "js/%2e%2e/%2e%2e/pages.py", "report/css/../report.html.j2", "report/report.html.j2", "js", ""]
-)
+    "path",
+    [
+        "js/../../pages.py", "js/%2e%2e/%2e%2e/pages.py", "report/css/../report.html.j2", "report/report.html.j2", "js", "",
+    ],
+)  # fmt: skip
 def test_static_files_are_those_of_their_folder(client: TestClient, path: str) -> None:
     """Nothing beside them is served, and no listing."""
     assert client.get(f"/static/{pages.digest()}/{path}").status_code == 404
