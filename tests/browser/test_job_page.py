@@ -108,7 +108,7 @@ def test_a_wrong_ratio_is_told_beside_its_field(browser: Any, place: JobSite, do
     before = len(seen.requests)
     page.click("#reprune-start")
     assert page.inner_text("#reprune-samples-error") == "Enter a number above 0 and at most 1."
-    assert page.evaluate("document.activeElement.id") == "again-samples"
+    assert page.evaluate("document.activeElement.id") == "reprune-samples"
     assert len(seen.requests) == before
 
 

@@ -15,9 +15,9 @@ export const explain = (sample, plane) => {
   if (plane.strategy) return `${decision} by another strategy than Q-Tuning: ${plane.strategy}.`;
   if (plane.quadrant_rule) return `${decision}: the rule ${plane.quadrant_rule} labelled it ${sample.quadrant}.`;
   const { quadrant, error_rank: errorRank, entropy_rank: entropyRank } = sample;
-  const { name, fate } = plane.quadrant_counts.find(({ label }) => label === quadrant);
+  const { name } = plane.quadrant_counts.find(({ label }) => label === quadrant);
   const scores = `perplexity ${number(sample.perplexity)} (rank ${errorRank.toFixed(3)}), entropy ${number(sample.mean_entropy)} (rank ${entropyRank.toFixed(3)})`;
-  return `${decision}: ${quadrant} ${name}, ${fate}. ${REASONS[quadrant]}: ${scores}. ${sample.kept ? tokensText(sample) : ratioText(sample, plane)}`.trim();
+  return `${decision}: ${quadrant} ${name}. ${REASONS[quadrant]}: ${scores}. ${sample.kept ? tokensText(sample) : ratioText(sample, plane)}`.trim();
 };
 
 const tokensText = ({ tokens_removed: removed, num_tokens: total }) => (removed

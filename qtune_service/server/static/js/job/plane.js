@@ -5,7 +5,7 @@ import { connectPlanes } from "../../report/js/picking.js";
 import { connectSlider } from "../../report/js/what_if.js";
 import { byId, h, setText } from "../dom.js";
 import { count, percent } from "../format.js";
-import { loadVega } from "./vega.js";
+import { loadVega } from "./chart_library.js";
 
 export const showPlane = async (plane, samples, setRatio) => {
   byId("charts").hidden = false;

@@ -5,7 +5,7 @@ import { get, jobPath } from "../api.js";
 import { byId, h, setText } from "../dom.js";
 import { count, duration, percent } from "../format.js";
 import { isFinal } from "../updates.js";
-import { loadVega } from "./vega.js";
+import { loadVega } from "./chart_library.js";
 
 const STAGES = {
   prepare: "Prepare", plan: "Plan shards", score: "Score with the model", thresholds: "Find thresholds", prune: "Prune", report: "Report",
