@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from qtune_service.report.data import (
     Counts,
     ExampleSample,
-    ExampleToken,
+    TokenView,
     QuadrantName,
     ReportData,
     TokenTotals,
@@ -101,7 +101,7 @@ def nothing_scored() -> ReportData:
 def example(text_tokens: tuple[str, ...], quadrant: QuadrantName = "Q2", sample_id: str = "s:1") -> ExampleSample:
     """A sample; of Q2, every third response token is removed."""
     tokens = tuple(
-        ExampleToken(
+        TokenView(
             text,
             "removed" if quadrant == "Q2" and i % 3 == 2 else "kept",
             nll=0.5 + i % 7,
@@ -110,7 +110,7 @@ def example(text_tokens: tuple[str, ...], quadrant: QuadrantName = "Q2", sample_
         )
         for i, text in enumerate(text_tokens)
     )
-    return ExampleSample(sample_id, "s", 1, quadrant, 12.5, 1.5, (ExampleToken(PROMPT, "prompt"), *tokens))
+    return ExampleSample(sample_id, "s", 1, quadrant, 12.5, 1.5, (TokenView(PROMPT, "prompt"), *tokens))
 
 
 def _examples(sample: EvenSample, alpha: float) -> Iterator[ExampleSample]:
