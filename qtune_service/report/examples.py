@@ -68,7 +68,7 @@ def shown_examples(samples: Sequence[ExampleSample]) -> dict[str, list[ShownExam
 
 
 def _token_budget(lengths: Sequence[int]) -> int:
-    """Return the largest limit on a sample's tokens that keeps the page's limit. Short samples leave room for long ones."""
+    """Return the largest limit on a sample's tokens that keeps the page's: short samples leave room for long ones."""
     left = MAX_PAGE_TOKENS
     for index, length in enumerate(sorted(lengths)):
         fair = left // (len(lengths) - index)

@@ -78,7 +78,7 @@ def _view(text: str, is_trained: bool, is_kept: bool, nll: float, entropy: float
 
 
 def visible_text(text: str) -> str:
-    """Return a text with signs for characters that are invisible or reorder their neighbours. Line ends and tabs stay."""
+    """Return a text with signs for characters that are invisible or reorder others. Line ends and tabs stay."""
     return "".join(_visible(char) for char in text)
 
 

@@ -1,4 +1,4 @@
-"""A service with jobs in every state, for tests of a job's page: scripted drivers, and outputs that stages made."""
+"""A running service with jobs in every state, for tests of a job's page. Drivers are scripted, outputs are real."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ from tests.jobs import DEMO_DATA, DEMO_MODEL
 
 @dataclass(frozen=True, slots=True)
 class JobSite:
-    """A running service and its folder."""
+    """A running service, its folder and a client."""
 
     site: Site
     folder: Path
     client: httpx.Client
 
     def page(self, job: str) -> str:
-        """The address of a job's page."""
+        """Return the address of a job's page."""
         return f"{self.site.url}/jobs/{job}"
 
     def submit(self, act: str, **more: Any) -> str:
-        """A job of the scripted driver; its id."""
+        """Submit a job of the scripted driver and return its id."""
         body = {"name": act, "input": {"paths": [f"{self.folder}/inputs/a.jsonl"]}, "model": {"name": act}, **more}
         answer = self.client.post("/api/v1/jobs", json=body)
         assert answer.status_code == 201, answer.text
         return str(answer.json()["id"])
 
     def job(self, job: str) -> dict[str, Any]:
-        """As the API shows it."""
+        """Return a job as the API shows it."""
         return dict(self.client.get(f"/api/v1/jobs/{job}").json())
 
     def until(self, job: str, *statuses: str, seconds: float = 20) -> dict[str, Any]:
-        """The job, once it has one of these."""
+        """Wait until a job has one of some statuses, and return it."""
         deadline = time.monotonic() + seconds
         while (found := self.job(job))["status"] not in statuses:
             assert time.monotonic() < deadline, found
@@ -53,33 +53,32 @@ class JobSite:
         return found
 
     def end(self, job: str) -> None:
-        """Stop a job, whatever it does."""
+        """Cancel a job and wait for its end."""
         self.client.post(f"/api/v1/jobs/{job}/cancel")
         self.until(job, "succeeded", "failed", "cancelled")
 
     def add_finished(self, finished: FinishedOutput, name: str = "done") -> str:
-        """A job that has an output, made elsewhere; its id."""
+        """Add a job with an output that was made elsewhere, and return its id."""
         return add_finished(JobStore(open_database(f"sqlite:///{self.folder}/qtune.db")), name, finished).id
 
 
 def client_of(site: Site) -> httpx.Client:
-    """Of its API."""
+    """Return a client of the site's API."""
     return httpx.Client(base_url=site.url, timeout=30)
 
 
 @contextmanager
 def job_site(folder: Path, *, outputs: str = "") -> Iterator[JobSite]:
-    """A service until the block ends. outputs: a folder that jobs may write to, beside the server's own."""
+    """Run a service until the block ends. outputs: a folder that jobs may also write to."""
     allowed = {
         "allowed_models": ("succeed", "fail", "vanish", "sleep", "sleep 6", DEMO_MODEL),
         "allowed_inputs": (f"{folder}/inputs", str(DEMO_DATA.parent), *filter(None, [outputs])),
         "allowed_outputs": tuple(filter(None, [outputs])),
     }
-    told = settings(
-        folder, max_running_jobs=4, allow_remote_code=True, **allowed
-    )  # the outputs have an engine of tests
+    # The outputs were scored by an engine of the tests, which is remote code.
+    server_settings = settings(folder, max_running_jobs=4, allow_remote_code=True, **allowed)
     with (
-        running(lambda: create_app(told, scripted(folder))) as site,
+        running(lambda: create_app(server_settings, scripted(folder))) as site,
         client_of(site) as client,
     ):
         yield JobSite(site, folder, client)

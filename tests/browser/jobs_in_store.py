@@ -1,4 +1,4 @@
-"""Jobs that are in a database before its server starts: finished ones with real outputs."""
+"""Finished jobs with real outputs, in a database before its server starts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qtune_service.server.jobs.store import JobStore, NewJob, _new_row
 
 
 def open_store(data_root: Path) -> JobStore:
-    """The store of a server that is to come."""
+    """Return the store of a server that is not yet running."""
     data_root.mkdir(parents=True, exist_ok=True)
     engine = open_database(f"sqlite:///{data_root}/qtune.db")
     upgrade(engine)
@@ -19,7 +19,7 @@ def open_store(data_root: Path) -> JobStore:
 
 
 def add_finished(store: JobStore, name: str, finished: FinishedOutput) -> Job:
-    """A job that succeeded with this output; several may have it, which no server would let in."""
+    """Add a job that succeeded with this output. Several jobs may share it, which a server would reject."""
     row = _new_row(NewJob(name, finished.spec.model_dump(mode="json"), finished.root, "ann", "local"))
     with writing(store.engine) as connection:
         connection.execute(jobs.insert().values(row))

@@ -1,4 +1,4 @@
-"""A service for tests of its pages: stopped and started again at the same address; and a page that complains aloud."""
+"""A service for tests of pages, which can stop and restart at the same address, and pages that record complaints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NARROW = {"width": 360, "height": 740}
 
 @dataclass
 class Site:
-    """A server that can be away for a while. `make` gives its app anew."""
+    """A server that can be stopped and restarted. `make` returns a new app."""
 
     make: Callable[[], FastAPI]
     port: int = 0
@@ -29,11 +29,11 @@ class Site:
 
     @property
     def url(self) -> str:
-        """Its address."""
+        """The address of the server."""
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Listen; the second time at the same port."""
+        """Start the server. A restart uses the same port."""
         if not self.port:
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
@@ -47,14 +47,14 @@ class Site:
             time.sleep(0.02)
 
     def stop(self) -> None:
-        """Be away."""
+        """Stop the server."""
         self._server.should_exit = True
         self._thread.join()
 
 
 @contextmanager
 def running(make: Callable[[], FastAPI]) -> Iterator[Site]:
-    """A site until the block ends."""
+    """Run a site until the block ends."""
     site = Site(make)
     site.start()
     try:
@@ -65,14 +65,14 @@ def running(make: Callable[[], FastAPI]) -> Iterator[Site]:
 
 @dataclass
 class Seen:
-    """What a page complained of, and asked for, while it was open."""
+    """Complaints and requests of a page while it was open."""
 
     complaints: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
 
 
 def open_page(browser: Any, url: str, **settings: Any) -> tuple[Any, Seen]:
-    """A page in a browser of its own, and what it does. Violations of the security policy are complaints."""
+    """Open a page in a new browser context, and record what it does. Violations of its policy are complaints."""
     page, seen = browser.new_context(**{"viewport": WIDE, **settings}).new_page(), Seen()
     page.on("console", lambda message: seen.complaints.append(message.text))
     page.on("pageerror", lambda error: seen.complaints.append(str(error)))

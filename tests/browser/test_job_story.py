@@ -1,4 +1,4 @@
-"""The whole story in a browser, with a real job: vLLM under Ray, watched, pruned again, downloaded and read."""
+"""A real job in the browser: vLLM under Ray, followed, pruned again, downloaded and read."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ NUM_RECORDS = 300
 
 @pytest.mark.timeout(400)
 def test_a_job_from_submission_to_its_rows(browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Submit, watch it finish, move the slider, prune again, download a file by a click: its rows are those counted."""
+    """A job is submitted, followed and pruned again with the slider, and a downloaded file has the counted rows."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    told = settings(tmp_path, allowed_inputs=(str(DEMO_DATA.parent),), allowed_models=(DEMO_MODEL,))
+    server_settings = settings(tmp_path, allowed_inputs=(str(DEMO_DATA.parent),), allowed_models=(DEMO_MODEL,))
     launchers = {"local": LocalLauncher(tmp_path / "jobs")}
-    with running(lambda: create_app(told, launchers)) as site, client_of(site) as client:
+    with running(lambda: create_app(server_settings, launchers)) as site, client_of(site) as client:
         place = JobSite(site, tmp_path, client)
         body = {"input": {"paths": [str(DEMO_DATA)], "limit": NUM_RECORDS}, "model": {"name": DEMO_MODEL}}
         answer = client.post("/api/v1/jobs", json={"name": "the demo", **body, "engine": {"name": "vllm"}})
