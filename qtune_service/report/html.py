@@ -152,7 +152,7 @@ def _resource(name: str) -> str:
 
 SCRIPT_MODULES = ("format", "copy", "charts", "picking", "what_if", "tokens", "sorting", "start")
 """In the order of the joined script: a module comes after those that it imports. Their names share one scope."""
-_IMPORT = re.compile(r"^import .*\n", re.MULTILINE)
+_IMPORT = re.compile(r"^import [^;]*;\n", re.MULTILINE)
 _EXPORT = re.compile(r"^export ", re.MULTILINE)
 
 

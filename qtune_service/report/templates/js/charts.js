@@ -20,8 +20,8 @@ const keepSquare = (element, view) => {
   });
 };
 
-// `ast` makes Vega interpret expressions instead of compiling them, because the page's policy forbids evaluating strings.
-// Styles come from the page's own files, because the service's policy forbids styles that a script adds.
+// `ast` makes Vega interpret expressions instead of compiling them, because the page's policy forbids evaluating
+// strings. Styles come from the page's own files, because the service's policy forbids styles that a script adds.
 const EMBED = {
   mode: "vega-lite", renderer: "svg", actions: false, ast: true, defaultStyle: false,
   tooltip: { theme: "custom", disableDefaultStyle: true },

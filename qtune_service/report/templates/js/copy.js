@@ -1,7 +1,7 @@
 // Shell commands, and the buttons that copy them.
 //
-// A page opened from a file may have no clipboard permission, so copying a selection comes first: it needs only a click.
-// If both ways fail, the text is selected and the button names the keys to press.
+// A page opened from a file may have no clipboard permission, so copying a selection comes first: it needs only a
+// click. If both ways fail, the text is selected and the button names the keys to press.
 
 const LABEL_SHOWN_MS = 2500;
 

@@ -1,4 +1,5 @@
-// Sortable tables: a click on a heading sorts numbers from the largest and names from A. A second click reverses the order.
+// Sortable tables: a click on a heading sorts numbers from the largest and names from A. A second click reverses the
+// order.
 
 const sortKey = (cell) => {
   const text = (cell.querySelector("summary") ?? cell).textContent.trim();

@@ -1,4 +1,5 @@
-// Requests to the REST API. A failed request throws Problem, an error that the server described (RFC 9457), or Unreachable.
+// Requests to the REST API. A failed request throws Problem, an error that the server described (RFC 9457), or
+// Unreachable.
 
 import { markConnected, markLost } from "./connection.js";
 

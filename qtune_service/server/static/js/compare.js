@@ -6,9 +6,14 @@ import { ago, count, lastPart, number, percent, signedCount } from "./format.js"
 import { notifyError } from "./notifications.js";
 import { scoredTokens } from "./tokens.js";
 
-const QUADRANTS = { Q1: "harmful noise", Q2: "valuable misconception", Q3: "redundant knowledge", Q4: "calibration data" };
+const QUADRANTS = {
+  Q1: "harmful noise", Q2: "valuable misconception", Q3: "redundant knowledge", Q4: "calibration data",
+};
 const KEPT = new Set(["Q2", "Q4"]);
-const THRESHOLDS = { alpha: "Alpha", ppl_low: "Perplexity, low", ppl_high: "Perplexity, high", ent_low: "Entropy, low", ent_high: "Entropy, high" };
+const THRESHOLDS = {
+  alpha: "Alpha", ppl_low: "Perplexity, low", ppl_high: "Perplexity, high", ent_low: "Entropy, low",
+  ent_high: "Entropy, high",
+};
 const START_CHARS = 110; // of a response, in the summary of a sample
 
 // --- choice of jobs
@@ -38,21 +43,30 @@ const section = (id, title, ...content) => h("section", { "aria-labelledby": id 
 const table = (caption, head, rows, attributes = {}) => h("div", { class: "scroll" }, h("table", attributes,
   h("caption", {}, caption),
   h("thead", {}, h("tr", {}, head.map((text) => h("th", { scope: "col" }, text)))),
-  h("tbody", {}, rows.map(([first, ...cells]) => h("tr", {}, h("th", { scope: "row" }, first), cells.map((cell) => h("td", {}, cell)))))));
+  h("tbody", {}, rows.map(([first, ...cells]) =>
+    h("tr", {}, h("th", { scope: "row" }, first), cells.map((cell) => h("td", {}, cell)))))));
 
 const dot = (name) => h("i", { class: `dot ${name}` });
 
 const jobCards = (found) => h("div", { class: "jobs" }, ["a", "b"].map((name) => {
   const job = found[name];
   const { kept, scored } = job.counts;
-  return h("article", { class: "job" }, h("p", { class: "eyebrow" }, name.toUpperCase()), h("h2", {}, h("a", { href: `/jobs/${job.id}` }, job.name)),
-    h("p", { class: "muted small" }, h("span", { class: `status ${job.status}` }, job.status), " · ", h("span", { title: job.spec.model.name }, lastPart(job.spec.model.name)), ` · ${ago(job.created_at)} by ${job.owner}`),
+  const model = job.spec.model.name;
+  return h("article", { class: "job" },
+    h("p", { class: "eyebrow" }, name.toUpperCase()),
+    h("h2", {}, h("a", { href: `/jobs/${job.id}` }, job.name)),
+    h("p", { class: "muted small" },
+      h("span", { class: `status ${job.status}` }, job.status), " · ",
+      h("span", { title: model }, lastPart(model)), ` · ${ago(job.created_at)} by ${job.owner}`),
     kept !== undefined && h("p", { class: "kept" }, h("b", {}, percent(kept, scored)), ` kept: ${count(kept)} of ${count(scored)} samples`));
 }));
 
-const settings = ({ settings: differences }) => section("settings", "Settings that differ", differences.length
-  ? table("", ["Field", "A", "B"], differences.map(({ field, a, b }) => [h("code", {}, field), valueCode(a), valueCode(b)]), { class: "settings" })
-  : h("p", {}, "None. Both jobs have the same settings."));
+const settings = ({ settings: differences }) => {
+  const rows = differences.map(({ field, a, b }) => [h("code", {}, field), valueCode(a), valueCode(b)]);
+  return section("settings", "Settings that differ", rows.length
+    ? table("", ["Field", "A", "B"], rows, { class: "settings" })
+    : h("p", {}, "None. Both jobs have the same settings."));
+};
 
 const valueCode = (value) => {
   if (value === null || value === undefined) return h("span", { class: "muted" }, "not set");
@@ -62,24 +76,33 @@ const valueCode = (value) => {
 const figures = ({ a, b, tokens_a: tokensA, tokens_b: tokensB }) => {
   const row = (name, inA, inB) =>
     [name, count(inA), count(inB), inA === undefined || inB === undefined ? count(null) : signedCount(inB - inA)];
-  const rows = [row("Records read", a.counts.read, b.counts.read), row("Rejected", a.counts.rejected, b.counts.rejected), row("Scored", a.counts.scored, b.counts.scored),
-    row("Kept", a.counts.kept, b.counts.kept), ...Object.entries(QUADRANTS).map(([name, meaning]) =>
-      row(h("span", {}, dot(name), `${name} ${meaning}, ${KEPT.has(name) ? "kept" : "dropped"}`), a.counts[name], b.counts[name])),
-    row("Tokens trained on", tokensA.after, tokensB.after)];
-  const limits = Object.entries(THRESHOLDS).map(([key, label]) => [label, number(a.thresholds[key]), number(b.thresholds[key])]);
+  const countRow = (label, key) => row(label, a.counts[key], b.counts[key]);
+  const quadrantLabel = (name, meaning) =>
+    h("span", {}, dot(name), `${name} ${meaning}, ${KEPT.has(name) ? "kept" : "dropped"}`);
+  const rows = [
+    countRow("Records read", "read"), countRow("Rejected", "rejected"), countRow("Scored", "scored"), countRow("Kept", "kept"),
+    ...Object.entries(QUADRANTS).map(([name, meaning]) => countRow(quadrantLabel(name, meaning), name)),
+    row("Tokens trained on", tokensA.after, tokensB.after),
+  ];
+  const limits = Object.entries(THRESHOLDS)
+    .map(([key, label]) => [label, number(a.thresholds[key]), number(b.thresholds[key])]);
   return section("figures", "Counts and thresholds", h("div", { class: "pair" },
     table("Counts", ["", "A", "B", "B − A"], rows), table("Thresholds", ["", "A", "B"], limits)));
 };
 
 const overlap = ({ samples }) => {
   const { kept_by_both: both, kept_by_a: onlyA, kept_by_b: onlyB, kept_by_neither: neither, common } = samples;
-  const parts = [["both", both, "Kept by both"], ["only-a", onlyA, "Kept by A only"], ["only-b", onlyB, "Kept by B only"], ["none", neither, "Dropped by both"]];
+  const parts = [
+    ["both", both, "Kept by both"], ["only-a", onlyA, "Kept by A only"],
+    ["only-b", onlyB, "Kept by B only"], ["none", neither, "Dropped by both"],
+  ];
   const bar = h("div", { class: "flow", "aria-hidden": "true" }, parts.filter(([, size]) => size > 0).map(([name, size]) => {
     const part = h("i", { class: name });
     part.style.flexGrow = size;
     return part;
   }));
-  const key = h("ul", { class: "key" }, parts.map(([name, size, label]) => h("li", {}, dot(name), `${label} `, h("b", {}, count(size)), ` (${percent(size, common)})`)));
+  const key = h("ul", { class: "key" }, parts.map(([name, size, label]) =>
+    h("li", {}, dot(name), `${label} `, h("b", {}, count(size)), ` (${percent(size, common)})`)));
   const share = samples.overlap === null ? "Neither job keeps any of the common samples."
     : `Of the samples that either job keeps, both keep ${percent(both, both + onlyA + onlyB)}.`;
   const others = samples.only_in_a + samples.only_in_b
@@ -89,8 +112,12 @@ const overlap = ({ samples }) => {
 
 const moves = ({ samples }) => {
   const names = Object.keys(QUADRANTS);
-  const rows = names.map((from) => [h("span", {}, dot(from), `${from} in A`), ...names.map((to) => moveCell(samples.moves[from][to], from, to))]);
-  return section("moves", "Changes of quadrant", h("p", {}, "Samples by their quadrant in A (rows) and in B (columns). Frames mark samples that one job keeps and the other drops."),
+  const rows = names.map((from) => [
+    h("span", {}, dot(from), `${from} in A`), ...names.map((to) => moveCell(samples.moves[from][to], from, to)),
+  ]);
+  return section("moves", "Changes of quadrant",
+    h("p", {}, "Samples by their quadrant in A (rows) and in B (columns).",
+      " Frames mark samples that one job keeps and the other drops."),
     table("", ["", ...names.map((name) => `${name} in B`)], rows, { class: "moves" }));
 };
 
@@ -100,14 +127,26 @@ const moveCell = (size, from, to) => {
   return h("span", { class: KEPT.has(from) === KEPT.has(to) ? "" : "crossed" }, count(size));
 };
 
-const examples = ({ samples }) => section("examples", "Samples that only one job keeps", samples.kept_by_a + samples.kept_by_b === 0
-  ? h("p", {}, "None. Both jobs keep the same samples.")
-  : [["A", samples.examples_a, samples.kept_by_a], ["B", samples.examples_b, samples.kept_by_b]].map(([name, shown, all]) =>
-    h("div", { class: "group" }, h("h3", {}, `Only ${name} `, h("span", { class: "muted" }, shown.length ? `– ${count(shown.length)} of ${count(all)}` : "– none")), shown.map(sampleCard))));
+const examples = ({ samples }) => {
+  const title = "Samples that only one job keeps";
+  if (samples.kept_by_a + samples.kept_by_b === 0) {
+    return section("examples", title, h("p", {}, "None. Both jobs keep the same samples."));
+  }
+  const groups = [["A", samples.examples_a, samples.kept_by_a], ["B", samples.examples_b, samples.kept_by_b]];
+  return section("examples", title, groups.map(([name, shown, all]) => {
+    const amount = shown.length ? `– ${count(shown.length)} of ${count(all)}` : "– none";
+    return h("div", { class: "group" },
+      h("h3", {}, `Only ${name} `, h("span", { class: "muted" }, amount)), shown.map(sampleCard));
+  }));
+};
 
 const sampleCard = (sample) => h("details", { class: "sample" },
-  h("summary", {}, h("b", {}, sample.sample_id), sample.quadrant && h("span", {}, dot(sample.quadrant), sample.quadrant),
-    h("span", {}, `perplexity ${number(sample.perplexity)}`), h("span", {}, `entropy ${number(sample.mean_entropy)}`), h("span", {}, `${count(sample.num_tokens)} tokens`),
+  h("summary", {},
+    h("b", {}, sample.sample_id),
+    sample.quadrant && h("span", {}, dot(sample.quadrant), sample.quadrant),
+    h("span", {}, `perplexity ${number(sample.perplexity)}`),
+    h("span", {}, `entropy ${number(sample.mean_entropy)}`),
+    h("span", {}, `${count(sample.num_tokens)} tokens`),
     h("span", { class: "muted" }, startOfResponse(sample))),
   ...scoredTokens(sample, "decision"));
 

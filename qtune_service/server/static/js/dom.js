@@ -1,5 +1,5 @@
-// Elements without markup in strings: data always become text. Styles are set through the CSSOM, because the page's policy
-// forbids style attributes.
+// Elements without markup in strings: data always become text. Styles are set through the CSSOM, because the page's
+// policy forbids style attributes.
 
 export const byId = (id) => document.getElementById(id);
 

@@ -1,5 +1,5 @@
-// Illustration of the ratios in the form of a new job, on samples that are spread evenly over the plane. On real data the
-// thresholds depend on the scores.
+// Illustration of the ratios in the form of a new job, on samples that are spread evenly over the plane. On real data
+// the thresholds depend on the scores.
 
 import { entryAlpha } from "./corner_rule.js";
 import { h } from "./dom.js";
@@ -11,7 +11,8 @@ const NUM_SAMPLES = 200;
 const WORDS = "Both sides times six gives 42 , hmm , so x is 7 well I guess , the end .".split(" ");
 const NOISE_RANKS = [6, 2, 1, 3, 4, 7, 13, 19, 14, 9, 10, 5, 0, 17, 18, 16, 15, 12, 11, 8]; // of the words
 
-// Evenly spread without a grid (Roberts' R2 sequence). e: entropy rank, p: perplexity rank, draw: a random number; in (0, 1).
+// Evenly spread without a grid (Roberts' R2 sequence): ranks of entropy e and perplexity p, and a random number, in
+// (0, 1).
 const SAMPLES = Array.from({ length: NUM_SAMPLES }, (_, i) => ({
   e: (0.5 + (i + 1) * 0.7548776662466927) % 1,
   p: (0.5 + (i + 1) * 0.5698402909980532) % 1,
@@ -64,10 +65,14 @@ const drawing = (samples, alpha) => {
   }
   for (const sample of samples) {
     const name = alpha === null ? "any" : quadrant(sample, sample.isKept).toLowerCase();
-    svg.append(shape("circle", { class: `${sample.isKept ? "in" : "out"} ${name}`, cx: sample.e * SIZE, cy: (1 - sample.p) * SIZE, r: 3.1 }));
+    const css = `${sample.isKept ? "in" : "out"} ${name}`;
+    svg.append(shape("circle", { class: css, cx: sample.e * SIZE, cy: (1 - sample.p) * SIZE, r: 3.1 }));
   }
-  const names = alpha === null ? [] : [["Q2", 7, 16, "start"], ["Q1", SIZE - 7, 16, "end"], ["Q3", 7, SIZE - 8, "start"], ["Q4", SIZE - 7, SIZE - 8, "end"]];
-  for (const [text, x, y, anchor] of names) svg.append(label(text, { class: `name ${text.toLowerCase()}`, x, y, "text-anchor": anchor }));
+  const [left, right, top, bottom] = [7, SIZE - 7, 16, SIZE - 8];
+  const names = [["Q2", left, top, "start"], ["Q1", right, top, "end"], ["Q3", left, bottom, "start"], ["Q4", right, bottom, "end"]];
+  for (const [text, x, y, anchor] of alpha === null ? [] : names) {
+    svg.append(label(text, { class: `name ${text.toLowerCase()}`, x, y, "text-anchor": anchor }));
+  }
   svg.append(label("uncertainty →", { class: "axis", x: SIZE, y: SIZE + 17, "text-anchor": "end" }));
   svg.append(label("error →", { class: "axis", x: 0, y: -9, "text-anchor": "end", transform: "rotate(-90)" }));
   return svg;
@@ -93,8 +98,10 @@ const caption = (samples, alpha, strategy) => {
   const overlap = alpha > 0.5 ? "At this ratio the two kept corners overlap. " : "";
   const item = (name, text) => h("li", {}, h("i", { class: `dot ${name}` }), h("b", {}, name), ` ${text}`);
   return [first, overlap, h("ul", { class: "decisions" },
-    item("Q1", `wrong and unsure: ${size("Q1")} dropped as noise`), item("Q2", `wrong but sure: ${size("Q2")} kept, their noisy tokens masked`),
-    item("Q3", `right and sure: ${size("Q3")} dropped as known`), item("Q4", `right but unsure: ${size("Q4")} kept whole`))];
+    item("Q1", `wrong and unsure: ${size("Q1")} dropped as noise`),
+    item("Q2", `wrong but sure: ${size("Q2")} kept, their noisy tokens masked`),
+    item("Q3", `right and sure: ${size("Q3")} dropped as known`),
+    item("Q4", `right but unsure: ${size("Q4")} kept whole`))];
 };
 
 export const drawExampleTokens = (place, ratio) => {

@@ -30,11 +30,12 @@ const setValue = (control, value) => {
   const { kind } = control.dataset;
   if (kind === "checkbox") control.checked = value;
   else if (kind === "lines") control.value = value.join("\n");
-  else if (kind === "pairs") control.value = Object.entries(value).map(([name, number]) => `${name}=${number}`).join("\n");
+  else if (kind === "pairs") control.value = Object.entries(value).map((pair) => pair.join("=")).join("\n");
   else control.value = Array.isArray(value) ? [...new Set(value)].join("-") : (value ?? "");
 };
 
-const isChanged = (control) => !control.disabled && JSON.stringify(valueOf(control)) !== JSON.stringify(JSON.parse(control.dataset.default));
+const isChanged = (control) =>
+  !control.disabled && JSON.stringify(valueOf(control)) !== JSON.stringify(JSON.parse(control.dataset.default));
 
 // Fill the form from a job's spec. Fields that the spec does not contain keep their value.
 export const fill = (form, spec) => {

@@ -7,8 +7,14 @@ import { ask, notify, notifyError, notifyOnNextPage } from "./notifications.js";
 // --- the menu. Each action resolves to true when it has changed something.
 
 const cancel = async (job) => {
-  const text = "Work in progress is saved first, so that you can resume the job later.";
-  if (!(await ask({ title: `Cancel ${job.name}?`, text, action: "Cancel the job", isDangerous: true, decline: "Keep it running" }))) return false;
+  const isConfirmed = await ask({
+    title: `Cancel ${job.name}?`,
+    text: "Work in progress is saved first, so that you can resume the job later.",
+    action: "Cancel the job",
+    decline: "Keep it running",
+    isDangerous: true,
+  });
+  if (!isConfirmed) return false;
   await post(jobPath(job.id, "cancel"));
   notify(`${job.name} is stopping.`);
   return true;

@@ -1,5 +1,5 @@
-// The list of jobs. It polls one page of jobs while it is visible, however many jobs run. Filters and the page are part of
-// the address. Rows are updated in place, so that the focus, open menus and selections survive.
+// The list of jobs. It polls one page of jobs while it is visible, however many jobs run. Filters and the page are
+// part of the address. Rows are updated in place, so that the focus, open menus and selections survive.
 
 import { get, query } from "./api.js";
 import { byId, h, setText } from "./dom.js";
@@ -27,6 +27,7 @@ const cell = (name, ...children) => h("td", { role: "cell", class: name }, ...ch
 const makeRow = (first) => {
   const box = h("input", { type: "checkbox", "aria-label": `Choose ${first.name} to compare` });
   const name = h("a", { class: "name", href: `/jobs/${first.id}` }, first.name);
+  const model = h("span", { class: "model", title: first.model }, lastPart(first.model));
   const status = h("span", { class: "status" });
   const stage = h("span", { class: "stage" });
   const bar = h("progress", { "aria-label": `Finished samples of ${first.name}` });
@@ -39,7 +40,7 @@ const makeRow = (first) => {
 
   const element = h("tr", { role: "row" },
     cell("choose", box),
-    cell("job", name, h("span", { class: "model", title: first.model }, lastPart(first.model)), h("code", { class: "id" }, first.id)),
+    cell("job", name, model, h("code", { class: "id" }, first.id)),
     cell("state", status, stage),
     cell("progress", bar, amount, speed),
     cell("kept", kept),
@@ -80,10 +81,12 @@ const progressText = (job, done, total) => {
   if (job.status === "queued") return "waiting in the queue";
   if (job.status === "failed") return job.error?.message ?? "";
   if (job.status === "running") return total ? `${count(done)} of ${count(total)} samples` : "starting";
-  const took = job.started_at && job.finished_at ? ` in ${duration((new Date(job.finished_at) - new Date(job.started_at)) / 1000)}` : "";
-  if (job.status === "succeeded") return `${count(job.counts.read ?? done)} samples${took}`;
+  if (job.status === "succeeded") return `${count(job.counts.read ?? done)} samples${tookText(job)}`;
   return total ? `stopped at ${count(done)} of ${count(total)}` : "stopped";
 };
+
+const tookText = ({ started_at: start, finished_at: end }) =>
+  (start && end ? ` in ${duration((new Date(end) - new Date(start)) / 1000)}` : "");
 
 const showStart = (job, started) => {
   const when = job.started_at ?? job.created_at;

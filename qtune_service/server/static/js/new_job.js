@@ -15,6 +15,8 @@ const errors = byId("errors");
 const paths = controlOf(form, "input.paths");
 const scoreOnly = byId("score-only");
 const datasets = new Map(); // "dataset://ID" -> dataset
+const UNREACHABLE = "The server did not answer. Press the button again when the connection is back: "
+  + "the job will not be created twice.";
 let maxUploadBytes = 0;
 let submitted = { text: "", key: "" };
 
@@ -30,7 +32,8 @@ const updateDependents = () => {
   const strategy = controlOf(form, "prune.strategy").value;
   const order = controlOf(form, "prune.strategy_order");
   order.closest(".field").hidden = !["longest", "perplexity", "entropy"].includes(strategy);
-  drawExamplePlane(byId("example-plane"), { ratio: Number(controlOf(form, "prune.sample_keep_ratio").value), strategy, order: order.value });
+  const ratio = Number(controlOf(form, "prune.sample_keep_ratio").value);
+  drawExamplePlane(byId("example-plane"), { ratio, strategy, order: order.value });
   drawExampleTokens(byId("example-tokens"), Number(controlOf(form, "prune.token_keep_ratio").value));
   setText(byId("command"), commandOf(form, datasets, scoreOnly.checked));
   setText(byId("spec"), jobFileOf(form, datasets, scoreOnly.checked));
@@ -40,8 +43,10 @@ const updateDependents = () => {
 // List the names of the datasets that the form uses, because a dataset's id says little.
 const showDatasetNames = () => {
   const used = lines(paths.value).filter((path) => datasets.has(path)).map((path) => datasets.get(path));
-  byId("named-datasets").replaceChildren(...used.map((dataset) => h("li", {}, h("code", {}, dataset.uri), " is ", h("b", {}, dataset.name), ` (${datasetFacts(dataset)})`)));
-  byId("command-note").textContent = used.length ? "The command reads your original file, because only this server has the uploaded dataset." : "";
+  byId("named-datasets").replaceChildren(...used.map((dataset) =>
+    h("li", {}, h("code", {}, dataset.uri), " is ", h("b", {}, dataset.name), ` (${datasetFacts(dataset)})`)));
+  byId("command-note").textContent = used.length
+    ? "The command reads your original file, because only this server has the uploaded dataset." : "";
 };
 
 const useDataset = (dataset) => {
@@ -79,7 +84,7 @@ const send = async (button, label, request) => {
     await request();
   } catch (error) {
     if (error.name === "Problem" && error.status !== 401) showErrors(form, errors, problemErrors(error));
-    else if (error.name === "Unreachable") showErrors(form, errors, [{ field: "", message: "The server did not answer. Press the button again when the connection is back: the job will not be created twice." }]);
+    else if (error.name === "Unreachable") showErrors(form, errors, [{ field: "", message: UNREACHABLE }]);
     else notifyError(error);
   } finally {
     button.removeAttribute("aria-disabled");
@@ -103,9 +108,13 @@ const showServer = async () => {
   const server = await get("/api/v1/server");
   maxUploadBytes = server.max_upload_bytes;
   const inputs = server.allowed_inputs;
-  byId("allowed-inputs").replaceChildren(...(inputs.length ? ["One path a line: below ", ...codeList(inputs), ", or an uploaded dataset."] : ["This server reads uploaded datasets only."]));
+  byId("allowed-inputs").replaceChildren(...(inputs.length
+    ? ["One path a line: below ", ...codeList(inputs), ", or an uploaded dataset."]
+    : ["This server reads uploaded datasets only."]));
   const models = server.allowed_models;
-  byId("allowed-models").replaceChildren(...(models.length ? ["Allowed on this server: ", ...codeList(models), "."] : ["This server allows no model yet. Ask its administrator to set QTUNE_ALLOWED_MODELS."]));
+  byId("allowed-models").replaceChildren(...(models.length
+    ? ["Allowed on this server: ", ...codeList(models), "."]
+    : ["This server allows no model yet. Ask its administrator to set QTUNE_ALLOWED_MODELS."]));
   byId("models").replaceChildren(...models.map((value) => h("option", { value })));
   controlOf(form, "model.name").setAttribute("list", "models");
 };

@@ -7,8 +7,8 @@ const NEXT_PAGE = "qtune-notice";
 
 let announcements = [];
 
-// Announce to screen readers only: changes that happen by themselves or far from the focus. Announcements made at the same
-// time are read together.
+// Announce to screen readers only: changes that happen by themselves or far from the focus. Announcements made at the
+// same time are read together.
 export const announce = (text) => {
   announcements.push(text);
   if (announcements.length > 1) return;

@@ -1,6 +1,6 @@
-// The view of a sample's tokens on the service's pages. A token's class is its state: p prompt, k kept, r removed from the
-// loss, d dropped with its sample, o omitted. Text stays text: characters that are invisible, or would reorder their
-// neighbours, become signs, as in the report (report/tokens.py).
+// The view of a sample's tokens on the service's pages. A token's class is its state: p prompt, k kept, r removed
+// from the loss, d dropped with its sample, o omitted. Text stays text: characters that are invisible, or would
+// reorder their neighbours, become signs, as in the report (report/tokens.py).
 
 import { connectTokens } from "../report/js/tokens.js";
 import { h } from "./dom.js";
@@ -35,7 +35,8 @@ export const previewTokens = ({ tokens, token_ids: ids, loss_mask: mask, num_lef
   const spans = tokens.map((text, i) => {
     const isTrained = mask[i] === 1;
     const state = [isTrained ? "k" : "p", SPECIAL.test(text) && "special"].filter(Boolean).join(" ");
-    return h(isTrained ? "mark" : "span", { class: state, title: `token ${ids[i]}${isTrained ? ", trained on" : ""}` }, visibleText(text));
+    const name = `token ${ids[i]}${isTrained ? ", trained on" : ""}`;
+    return h(isTrained ? "mark" : "span", { class: state, title: name }, visibleText(text));
   });
   if (numOmitted) spans.splice(tokens.length / 2, 0, h("span", { class: "o" }, ` … ${count(numOmitted)} tokens … `));
   return tokenBox(name, spans);
@@ -83,8 +84,10 @@ function* promptRuns(text) {
 
 const trainedToken = (token, isKept) => {
   const state = isKept === false ? "d" : CLASSES[token.state];
-  const text = token.text.length > MAX_CHARS ? `${token.text.slice(0, MAX_CHARS)}… (${count(token.text.length)} characters)` : token.text;
-  const span = h("span", { class: token.text ? state : `${state} c`, title: title(token) }, ...visibleText(text)); // c: continues a character
+  const length = token.text.length;
+  const text = length > MAX_CHARS ? `${token.text.slice(0, MAX_CHARS)}… (${count(length)} characters)` : token.text;
+  const continues = token.text ? "" : " c"; // an empty token continues the previous character
+  const span = h("span", { class: state + continues, title: title(token) }, ...visibleText(text));
   for (const [name, field] of [["nll", "nll"], ["entropy", "entropy"], ["smoothed", "score"]]) {
     if (typeof token[field] === "number") span.dataset[name] = level(token[field], BOUNDS[name]);
   }
@@ -107,7 +110,13 @@ export const recolour = (element, score) => {
   }
 };
 
-const CODES = /[\u0000-\u0008\u000b-\u001f\u007f]|[\u0080-\u009f\u061c\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
+// Control codes, invisible and bidirectional characters, and half surrogate pairs.
+const CODES = new RegExp([
+  "[\\u0000-\\u0008\\u000b-\\u001f\\u007f]",
+  "[\\u0080-\\u009f\\u061c\\u200b\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ufeff]",
+  "[\\ud800-\\udbff](?![\\udc00-\\udfff])",
+  "(?<![\\ud800-\\udbff])[\\udc00-\\udfff]",
+].join("|"), "g");
 const sign = (char) => {
   const code = char.charCodeAt(0);
   if (code < 32) return String.fromCharCode(0x2400 + code);

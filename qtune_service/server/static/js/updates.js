@@ -1,5 +1,5 @@
-// Live updates, by polling or by a job's server-sent events. Both pause while the page is hidden, and resume immediately
-// when it is visible or when the connection is back.
+// Live updates, by polling or by a job's server-sent events. Both pause while the page is hidden, and resume
+// immediately when it is visible or when the connection is back.
 
 import { jobPath, Problem } from "./api.js";
 import { checkConnection, markConnected, onReconnect } from "./connection.js";

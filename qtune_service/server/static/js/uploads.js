@@ -1,5 +1,5 @@
-// Uploaded datasets: the upload of files with its progress, and the list of earlier uploads. `fetch` does not report the
-// progress of an upload, so this uses XMLHttpRequest.
+// Uploaded datasets: the upload of files with its progress, and the list of earlier uploads. `fetch` does not report
+// the progress of an upload, so this uses XMLHttpRequest.
 
 import { csrfHeader, get, Problem, remove } from "./api.js";
 import { markLost } from "./connection.js";
@@ -24,7 +24,8 @@ const send = (file, onProgress) => {
     });
     request.addEventListener("abort", () => reject(new DOMException("Cancelled.", "AbortError")));
     request.open("POST", `/api/v1/datasets?name=${encodeURIComponent(file.name)}`);
-    for (const [name, value] of Object.entries({ "Content-Type": "application/octet-stream", ...headers })) request.setRequestHeader(name, value);
+    const allHeaders = { "Content-Type": "application/octet-stream", ...headers };
+    for (const [name, value] of Object.entries(allHeaders)) request.setRequestHeader(name, value);
     request.send(file);
   }));
   return { promise, cancel: () => request.abort() };

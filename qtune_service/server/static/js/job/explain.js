@@ -16,8 +16,10 @@ export const explain = (sample, plane) => {
   if (plane.quadrant_rule) return `${decision}: the rule ${plane.quadrant_rule} labelled it ${sample.quadrant}.`;
   const { quadrant, error_rank: errorRank, entropy_rank: entropyRank } = sample;
   const { name } = plane.quadrant_counts.find(({ label }) => label === quadrant);
-  const scores = `perplexity ${number(sample.perplexity)} (rank ${errorRank.toFixed(3)}), entropy ${number(sample.mean_entropy)} (rank ${entropyRank.toFixed(3)})`;
-  return `${decision}: ${quadrant} ${name}. ${REASONS[quadrant]}: ${scores}. ${sample.kept ? tokensText(sample) : ratioText(sample, plane)}`.trim();
+  const scores = `perplexity ${number(sample.perplexity)} (rank ${errorRank.toFixed(3)}), `
+    + `entropy ${number(sample.mean_entropy)} (rank ${entropyRank.toFixed(3)})`;
+  const consequence = sample.kept ? tokensText(sample) : ratioText(sample, plane);
+  return `${decision}: ${quadrant} ${name}. ${REASONS[quadrant]}: ${scores}. ${consequence}`.trim();
 };
 
 const tokensText = ({ tokens_removed: removed, num_tokens: total }) => (removed

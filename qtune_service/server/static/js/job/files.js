@@ -27,27 +27,43 @@ export const showFiles = async (job) => {
 const folderDetails = (job, name, files) => {
   const size = files.reduce((sum, file) => sum + file.size_bytes, 0);
   const rows = files.reduce((sum, file) => sum + (file.rows ?? 0), 0);
-  const summary = h("summary", {}, h("b", {}, name ? `${name}/` : "Other files"), h("span", {}, `${count(files.length)} ${files.length === 1 ? "file" : "files"}`),
-    rows > 0 && h("span", {}, `${count(rows)} rows`), h("span", {}, bytes(size)), h("span", { class: "muted" }, FOLDERS[name]));
+  const summary = h("summary", {},
+    h("b", {}, name ? `${name}/` : "Other files"),
+    h("span", {}, `${count(files.length)} ${files.length === 1 ? "file" : "files"}`),
+    rows > 0 && h("span", {}, `${count(rows)} rows`),
+    h("span", {}, bytes(size)),
+    h("span", { class: "muted" }, FOLDERS[name]));
   const details = h("details", { class: "folder-of-files", open: name === "pruned" && files.length <= MAX_OPEN }, summary);
   const fill = () => {
     if (details.childElementCount > 1) return;
     details.append(fileTable(job, files.slice(0, MAX_SHOWN)));
-    if (files.length > MAX_SHOWN) details.append(h("p", { class: "under muted" }, `${count(files.length - MAX_SHOWN)} more files. The code below reads all of them.`));
+    if (files.length <= MAX_SHOWN) return;
+    const rest = `${count(files.length - MAX_SHOWN)} more files. The code below reads all of them.`;
+    details.append(h("p", { class: "under muted" }, rest));
   };
   if (details.open) fill();
   details.addEventListener("toggle", fill);
   return details;
 };
 
-const fileTable = (job, files) => h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Files" }, h("table", {},
-  h("thead", {}, h("tr", {}, ...["File", "Rows", "Size", "SHA-256"].map((name) => h("th", { scope: "col" }, name)))),
-  h("tbody", {}, ...files.map((file) => h("tr", {},
-    h("th", { scope: "row" }, h("a", { href: jobPath(job.id, "files", ...file.path.split("/").map(encodeURIComponent)), download: file.path.split("/").at(-1) }, file.path)),
-    h("td", {}, count(file.rows)), h("td", {}, bytes(file.size_bytes)),
-    h("td", {}, file.sha256 ? h("code", { title: file.sha256, class: "digest" }, file.sha256) : "–"))))));
+const fileTable = (job, files) => {
+  const head = ["File", "Rows", "Size", "SHA-256"].map((name) => h("th", { scope: "col" }, name));
+  const region = { class: "scroll", tabindex: "0", role: "region", "aria-label": "Files" };
+  return h("div", region, h("table", {},
+    h("thead", {}, h("tr", {}, head)),
+    h("tbody", {}, files.map((file) => fileRow(job, file)))));
+};
 
-// --- code that reads the output from this server. A token comes from the environment, so that no shell history holds it.
+const fileRow = (job, file) => {
+  const href = jobPath(job.id, "files", ...file.path.split("/").map(encodeURIComponent));
+  return h("tr", {},
+    h("th", { scope: "row" }, h("a", { href, download: file.path.split("/").at(-1) }, file.path)),
+    h("td", {}, count(file.rows)),
+    h("td", {}, bytes(file.size_bytes)),
+    h("td", {}, file.sha256 ? h("code", { title: file.sha256, class: "digest" }, file.sha256) : "–"));
+};
+
+// --- code that reads the output from this server. A token comes from the environment, so no shell history contains it.
 
 const snippets = (job, needsToken) => {
   const base = location.origin + jobPath(job.id);
@@ -67,7 +83,9 @@ const snippets = (job, needsToken) => {
 
 const snippet = (id, name, text, note) => h("div", { class: "snippet" },
   h("h4", {}, name), note && h("p", { class: "small muted" }, note),
-  h("div", { class: "command" }, h("code", { id, tabindex: "0" }, text), h("button", { type: "button", "data-copy": id, "aria-label": `Copy the code for ${name}` }, "Copy")));
+  h("div", { class: "command" },
+    h("code", { id, tabindex: "0" }, text),
+    h("button", { type: "button", "data-copy": id, "aria-label": `Copy the code for ${name}` }, "Copy")));
 
 // ParquetFile, because read_table aborts at the end of one program in twenty (pyarrow 26, threads that still run).
 const pyarrowCode = (base, folder, needsToken) => [
@@ -75,9 +93,10 @@ const pyarrowCode = (base, folder, needsToken) => [
   "import pyarrow as pa, pyarrow.parquet as pq",
   "",
   `job = "${base}"`,
-  needsToken
-    ? 'headers = {"Authorization": f"Bearer {os.environ[\'QTUNE_TOKEN\']}"}\nread = lambda path: urllib.request.urlopen(urllib.request.Request(job + path, headers=headers)).read()'
-    : "read = lambda path: urllib.request.urlopen(job + path).read()",
+  ...(needsToken ? [
+    'headers = {"Authorization": f"Bearer {os.environ[\'QTUNE_TOKEN\']}"}',
+    "read = lambda path: urllib.request.urlopen(urllib.request.Request(job + path, headers=headers)).read()",
+  ] : ["read = lambda path: urllib.request.urlopen(job + path).read()"]),
   `names = [f["path"] for f in json.loads(read("/files")) if f["path"].startswith("${folder}/")]`,
   'table = pa.concat_tables(pq.ParquetFile(pa.BufferReader(read(f"/files/{name}"))).read() for name in names)',
 ].join("\n");

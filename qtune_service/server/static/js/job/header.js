@@ -22,7 +22,10 @@ export const showHeader = (job) => {
 
 const showStatusText = (job) => setText(byId("status-text"), STATUS_TEXTS[job.status](job));
 
-const elapsed = (job) => duration(Math.max(0, ((job.finished_at ? new Date(job.finished_at) : Date.now()) - new Date(job.started_at)) / 1000));
+const elapsed = (job) => {
+  const end = job.finished_at ? new Date(job.finished_at) : Date.now();
+  return duration(Math.max(0, (end - new Date(job.started_at)) / 1000));
+};
 
 const STATUS_TEXTS = {
   queued: () => "Waiting in the queue.",
@@ -59,6 +62,7 @@ const NEXT_STEPS = {
   model: "Check that the model is complete where the job runs, then resume.",
   launch_failed: "Resume when the cause is fixed. The job continues where it stopped.",
 };
+const OTHER_STEP = "The log below may say more. A resumed job does not score its finished samples again.";
 
 const showFailure = (job) => {
   const section = byId("failure");
@@ -67,6 +71,6 @@ const showFailure = (job) => {
   const { code, message, hint } = job.error;
   setText(section.querySelector(".message"), message);
   setText(section.querySelector(".hint"), hint);
-  setText(section.querySelector(".next"), NEXT_STEPS[code] ?? "The log below may say more. A resumed job does not score its finished samples again.");
+  setText(section.querySelector(".next"), NEXT_STEPS[code] ?? OTHER_STEP);
   setText(section.querySelector("code"), code);
 };

@@ -32,10 +32,14 @@ const showCaption = (plane) => {
     ? `Q-Tuning would keep the two shaded corners, but another strategy chose: ${strategy}.`
     : "Q-Tuning keeps the two shaded corners.");
   const numDrawn = datasets.samples?.id?.length ?? 0;
-  const points = numDrawn === counts.scored ? `All ${count(numDrawn)} samples are drawn.` : `${count(numDrawn)} of ${count(counts.scored)} samples are drawn as points. The shading counts the others too.`;
-  const crossed = thresholds.alpha > 0.5 ? " Alpha is above 1/2, so the corners overlap and each pair of thresholds crosses." : "";
-  const labels = rule ? ` The labels come from the rule ${rule}, so a point's colour may differ from its corner's.` : "";
-  setText(byId("plane-caption"), `${points} Filled points are kept, hollow ones dropped. Dashed lines are the thresholds.${crossed}${labels}`);
+  setText(byId("plane-caption"), [
+    numDrawn === counts.scored
+      ? `All ${count(numDrawn)} samples are drawn.`
+      : `${count(numDrawn)} of ${count(counts.scored)} samples are drawn as points. The shading counts the others too.`,
+    "Filled points are kept, hollow ones dropped. Dashed lines are the thresholds.",
+    thresholds.alpha > 0.5 && "Alpha is above 1/2, so the corners overlap and each pair of thresholds crosses.",
+    rule && `The labels come from the rule ${rule}, so a point's colour may differ from its corner's.`,
+  ].filter(Boolean).join(" "));
 };
 
 const MEANINGS = {
@@ -82,7 +86,8 @@ const prepareSlider = (plane) => {
   for (const key of ["q1", "q2", "q3", "q4", "kept", "tokens"]) setJobCell(key, count(points[key][jobIndex]));
   setJobCell("token_share", percent(points.tokens[jobIndex], allTokens));
   setJobCell("alpha", points.alpha[jobIndex].toFixed(3));
-  setText(byId("capacity"), `Disjoint corners hold at most ${count(plane.disjoint_capacity)} samples, ${percent(plane.disjoint_capacity, plane.counts.scored)}.`);
+  const { disjoint_capacity: capacity, counts } = plane;
+  setText(byId("capacity"), `Disjoint corners hold at most ${count(capacity)} samples, ${percent(capacity, counts.scored)}.`);
   const length = Math.max(lastIndex, 1);
   placeMark("job", jobIndex / length);
   const overlapIndex = points.alpha.findIndex((alpha) => alpha > 0.5);

@@ -60,7 +60,7 @@ const showStages = (job) => {
 };
 
 const showRates = (job) => {
-  const { samples_done: done, samples_total: total, tokens_done: tokens, tokens_per_s: tokensPerS, eta_s: etaS } = job.progress;
+  const { samples_done: done, samples_total: total, tokens_per_s: tokensPerS, eta_s: etaS } = job.progress;
   byId("scoring").hidden = !(total > 0);
   if (!(total > 0)) return;
   byId("bar").max = total;
@@ -68,7 +68,7 @@ const showRates = (job) => {
   const isScoring = job.status === "running" && job.stage === "score";
   const figures = [
     ["Samples scored", percent(done, total), `${count(done)} of ${count(total)}`],
-    ["Tokens scored", count(tokens), "in this attempt"],
+    ["Tokens scored", count(job.progress.tokens_done), "in this attempt"],
     isScoring && ["Tokens per second", count(tokensPerS), "over the last 30 s"],
     isScoring && ["Time left", duration(etaS), "for scoring"],
   ].filter(Boolean);
@@ -78,12 +78,17 @@ const showRates = (job) => {
 
 // --- the chart of the speed
 
-const LABELS = { labelColor: "var(--muted)", titleColor: "var(--muted)", gridColor: "var(--grid)", domainColor: "var(--muted)", tickColor: "var(--muted)" };
+const AXIS = {
+  labelColor: "var(--muted)", titleColor: "var(--muted)", gridColor: "var(--grid)", domainColor: "var(--muted)",
+  tickColor: "var(--muted)", labelFontSize: 11, titleFontSize: 12, titleFontWeight: 500,
+};
 const SPEED_CHART = {
   width: "container", height: 130, padding: 4, background: "transparent",
-  config: { aria: false, font: "inherit", view: { stroke: null }, axis: { ...LABELS, labelFontSize: 11, titleFontSize: 12, titleFontWeight: 500 } },
+  config: { aria: false, font: "inherit", view: { stroke: null }, axis: AXIS },
   encoding: {
-    x: { field: "minutes", type: "quantitative", title: "minutes", axis: { tickCount: 6, grid: false }, scale: { nice: false } },
+    x: {
+      field: "minutes", type: "quantitative", title: "minutes", axis: { tickCount: 6, grid: false }, scale: { nice: false },
+    },
     y: { field: "rate", type: "quantitative", title: null, axis: { tickCount: 4, format: "~s" }, scale: { zero: true } },
   },
   layer: [

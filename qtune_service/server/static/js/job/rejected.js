@@ -17,8 +17,9 @@ export const showRejected = async (job) => {
 const reasonGroup = (job, reason, size) => {
   const records = h("ol", { class: "records" });
   const more = h("button", { type: "button", hidden: true }, "Show more");
-  const details = h("details", {}, h("summary", {},
-    h("b", {}, reason), h("span", {}, count(size)), h("span", { class: "muted" }, `${percent(size, job.counts.read)} of all records`)), records, h("p", { class: "under" }, more));
+  const share = h("span", { class: "muted" }, `${percent(size, job.counts.read)} of all records`);
+  const details = h("details", {},
+    h("summary", {}, h("b", {}, reason), h("span", {}, count(size)), share), records, h("p", { class: "under" }, more));
   let isLoading = false;
   const load = async () => {
     if (isLoading) return;
@@ -38,6 +39,10 @@ const reasonGroup = (job, reason, size) => {
   return details;
 };
 
-const recordItem = ({ source, line, detail, record }) => h("li", {},
-  h("p", {}, h("b", { dir: "auto" }, `${source}${line === null ? "" : `, line ${count(line)}`}`), " ", h("span", { dir: "auto" }, detail ?? "")),
-  record && h("pre", { class: "spec", tabindex: "0", dir: "auto" }, record.length > RECORD_CHARS ? `${record.slice(0, RECORD_CHARS)}…` : record));
+const recordItem = ({ source, line, detail, record }) => {
+  const place = `${source}${line === null ? "" : `, line ${count(line)}`}`;
+  const text = record?.length > RECORD_CHARS ? `${record.slice(0, RECORD_CHARS)}…` : record;
+  return h("li", {},
+    h("p", {}, h("b", { dir: "auto" }, place), " ", h("span", { dir: "auto" }, detail ?? "")),
+    text && h("pre", { class: "spec", tabindex: "0", dir: "auto" }, text));
+};

@@ -9,7 +9,10 @@ import { showRejected } from "./rejected.js";
 import { connectReprune } from "./reprune.js";
 import { connectSamples } from "./samples.js";
 
-const SECTIONS = { plane: "Plane", quadrants: "Quadrants", "what-if": "Keep ratio", reprune: "Prune again", samples: "Samples", rejected: "Rejected", files: "Download", progress: "Progress", log: "Log", settings: "Settings" };
+const SECTIONS = {
+  plane: "Plane", quadrants: "Quadrants", "what-if": "Keep ratio", reprune: "Prune again", samples: "Samples",
+  rejected: "Rejected", files: "Download", progress: "Progress", log: "Log", settings: "Settings",
+};
 const PRUNED_ONLY = new Set(["plane", "quadrants", "what-if"]);
 const MAX_WARNINGS = 40;
 
@@ -45,10 +48,19 @@ const showNavigation = (names) => {
 const showFigures = (job, plane) => {
   const { counts, thresholds } = job;
   const figures = [["Records read", count(counts.read), `${count(counts.rejected)} rejected`]];
-  if (job.spec.prune === null) figures.push(["Samples scored", count(counts.scored), "not pruned"]);
-  else figures.push(["Samples kept", count(counts.kept), `${percent(counts.kept, counts.scored)} of those scored`], ["Samples dropped", count(counts.pruned), `${percent(counts.pruned, counts.scored)} of those scored`]);
-  if (plane) figures.push(["Tokens trained on", count(plane.tokens.after), `${percent(plane.tokens.after, plane.tokens.scored)} of all ${count(plane.tokens.scored)}`]);
-  if (thresholds.alpha !== undefined) figures.push(["Alpha", number(thresholds.alpha), thresholds.alpha > 0.5 ? "corners overlap" : "corners are disjoint"]);
+  if (job.spec.prune === null) {
+    figures.push(["Samples scored", count(counts.scored), "not pruned"]);
+  } else {
+    figures.push(["Samples kept", count(counts.kept), `${percent(counts.kept, counts.scored)} of those scored`]);
+    figures.push(["Samples dropped", count(counts.pruned), `${percent(counts.pruned, counts.scored)} of those scored`]);
+  }
+  if (plane) {
+    const { after, scored } = plane.tokens;
+    figures.push(["Tokens trained on", count(after), `${percent(after, scored)} of all ${count(scored)}`]);
+  }
+  if (thresholds.alpha !== undefined) {
+    figures.push(["Alpha", number(thresholds.alpha), thresholds.alpha > 0.5 ? "corners overlap" : "corners are disjoint"]);
+  }
   byId("figures").replaceChildren(...figures.map(([name, value, note]) =>
     h("div", {}, h("dt", {}, name), h("dd", {}, value), h("dd", { class: "note" }, note))));
 };

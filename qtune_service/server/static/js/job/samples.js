@@ -115,19 +115,23 @@ const showConditionError = (error) => {
 const sampleDetails = (sample, plane, isOpen) => {
   const { sample_id: id, quadrant, kept } = sample;
   const fact = (name, value) => h("span", {}, `${name} ${value}`);
+  const total = count(sample.num_tokens);
   const removed = kept === false ? sample.num_tokens : sample.tokens_removed;
   const summary = h("summary", {},
     quadrant && h("span", { class: "label" }, h("i", { class: `dot ${quadrant}` }), quadrant),
     h("b", { dir: "auto" }, id),
     kept !== undefined && h("span", { class: "why-shown" }, kept ? "kept" : "dropped"),
     fact("perplexity", number(sample.perplexity)), fact("entropy", number(sample.mean_entropy)),
-    sample.error_rank !== undefined && fact("ranks", `${sample.error_rank.toFixed(3)}, ${sample.entropy_rank.toFixed(3)}`),
-    h("span", {}, removed ? `${count(removed)} of ${count(sample.num_tokens)} tokens removed` : `${count(sample.num_tokens)} tokens`),
+    sample.error_rank !== undefined
+      && fact("ranks", `${sample.error_rank.toFixed(3)}, ${sample.entropy_rank.toFixed(3)}`),
+    h("span", {}, removed ? `${count(removed)} of ${total} tokens removed` : `${total} tokens`),
     h("span", { class: "muted" }, sourceLine(sample)));
   const details = h("details", { class: "sample" }, summary);
   const fill = () => {
     if (details.childElementCount > 1) return;
-    details.append(...[plane && h("p", { class: "reason" }, explain(sample, plane)), ...scoredTokens(sample, colour.value), ownFields(sample.own)].filter(Boolean));
+    const explanation = plane && h("p", { class: "reason" }, explain(sample, plane));
+    const parts = [explanation, ...scoredTokens(sample, colour.value), ownFields(sample.own)];
+    details.append(...parts.filter(Boolean));
   };
   details.addEventListener("toggle", fill);
   if (isOpen) {
@@ -141,5 +145,7 @@ const ownFields = (fields) => {
   if (Object.keys(fields).length === 0) return null;
   const json = JSON.stringify(fields, null, 2);
   const text = json.length > OWN_CHARS ? `${json.slice(0, OWN_CHARS)}…` : json;
-  return h("details", { class: "own" }, h("summary", {}, "The record's own fields"), h("pre", { class: "spec", tabindex: "0", dir: "auto" }, text));
+  return h("details", { class: "own" },
+    h("summary", {}, "The record's own fields"),
+    h("pre", { class: "spec", tabindex: "0", dir: "auto" }, text));
 };
