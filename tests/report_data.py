@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from qtune_service.report.data import (
     Counts,
     ExampleSample,
-    TokenView,
     QuadrantName,
     ReportData,
     TokenTotals,
+    TokenView,
 )
 from qtune_service.samples import perplexity
 from qtune_service.selection.curve import EntryCounts

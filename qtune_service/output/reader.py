@@ -252,7 +252,8 @@ class ScoredSample:
 def read_samples(finished: FinishedOutput, shard: int, rows: Sequence[int]) -> list[ScoredSample]:
     """Read some samples of a shard by their rows, in the order of `rows`."""
     at = np.asarray(rows, np.int64)
-    labels, kept = (column[at] for column in finished.labels(shard))
+    labels, kept = finished.labels(shard)
+    labels, kept = labels[at], kept[at]
     ranks = finished.quadrants(shard).take(at).select(["error_rank", "entropy_rank"]).to_pylist()
     scores = finished.scores(shard).take(at)
     names = finished.own_columns

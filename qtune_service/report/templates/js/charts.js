@@ -3,7 +3,8 @@
 export const asRows = (columns) => {
   if (Array.isArray(columns)) return columns;
   const fields = Object.keys(columns);
-  return columns[fields[0]].map((_, index) => Object.fromEntries(fields.map((field) => [field, columns[field][index]])));
+  const row = (index) => Object.fromEntries(fields.map((field) => [field, columns[field][index]]));
+  return columns[fields[0]].map((_, index) => row(index));
 };
 
 // The plane in ranks is square. Vega-Lite cannot express this for a chart that follows the width of its container.

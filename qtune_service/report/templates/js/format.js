@@ -2,7 +2,8 @@
 
 const NOTHING = "–";
 
-export const count = (value) => (value === null || value === undefined ? NOTHING : Math.round(value).toLocaleString("en-US"));
+export const count = (value) =>
+  (value === null || value === undefined ? NOTHING : Math.round(value).toLocaleString("en-US"));
 
 export const signedCount = (value) => (value === 0 ? NOTHING : `${value > 0 ? "+" : "−"}${count(Math.abs(value))}`);
 

@@ -13,7 +13,8 @@ export const connectTokens = (box) => {
     current = index;
     const token = tokens[current];
     token.classList.add("here");
-    const text = token.classList.contains("c") ? "(continues the previous character)" : JSON.stringify(token.textContent);
+    const isContinued = token.classList.contains("c");
+    const text = isContinued ? "(continues the previous character)" : JSON.stringify(token.textContent);
     readout.textContent = `${text}   ${token.title.replaceAll(" · ", "   ")}   ${STATES[token.classList[0]]}`;
   };
   const showTarget = (event) => {

@@ -33,8 +33,9 @@ export const connectSlider = (views, curve, onChoose = null) => {
     const ratio = points.sample_keep_ratio[index];
     const share = percent(ratio, 1);
     for (const key of keys) {
+      const change = points[key][index] - points[key][jobIndex];
       setNow(key, count(points[key][index]));
-      section.querySelector(`[data-change="${key}"]`).textContent = signedCount(points[key][index] - points[key][jobIndex]);
+      section.querySelector(`[data-change="${key}"]`).textContent = signedCount(change);
     }
     setNow("ratio", share);
     setNow("alpha", points.alpha[index].toFixed(3));

@@ -44,7 +44,8 @@ export const jobPath = (id, ...rest) => ["/api/v1/jobs", encodeURIComponent(id),
 export const query = (values) => {
   const params = new URLSearchParams();
   for (const [name, value] of Object.entries(values)) {
-    for (const item of [value].flat()) if (item !== "" && item !== null && item !== undefined) params.append(name, item);
+    const items = [value].flat().filter((item) => item !== "" && item !== null && item !== undefined);
+    for (const item of items) params.append(name, item);
   }
   return params.size ? `?${params}` : "";
 };

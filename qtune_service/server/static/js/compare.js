@@ -38,7 +38,8 @@ const showChoices = async ({ a, b }) => {
 
 // --- parts of the comparison
 
-const section = (id, title, ...content) => h("section", { "aria-labelledby": id }, h("h2", { id }, title), ...content.flat());
+const section = (id, title, ...content) =>
+  h("section", { "aria-labelledby": id }, h("h2", { id }, title), ...content.flat());
 
 const table = (caption, head, rows, attributes = {}) => h("div", { class: "scroll" }, h("table", attributes,
   h("caption", {}, caption),
@@ -58,7 +59,8 @@ const jobCards = (found) => h("div", { class: "jobs" }, ["a", "b"].map((name) =>
     h("p", { class: "muted small" },
       h("span", { class: `status ${job.status}` }, job.status), " · ",
       h("span", { title: model }, lastPart(model)), ` · ${ago(job.created_at)} by ${job.owner}`),
-    kept !== undefined && h("p", { class: "kept" }, h("b", {}, percent(kept, scored)), ` kept: ${count(kept)} of ${count(scored)} samples`));
+    kept !== undefined && h("p", { class: "kept" },
+      h("b", {}, percent(kept, scored)), ` kept: ${count(kept)} of ${count(scored)} samples`));
 }));
 
 const settings = ({ settings: differences }) => {
@@ -80,7 +82,8 @@ const figures = ({ a, b, tokens_a: tokensA, tokens_b: tokensB }) => {
   const quadrantLabel = (name, meaning) =>
     h("span", {}, dot(name), `${name} ${meaning}, ${KEPT.has(name) ? "kept" : "dropped"}`);
   const rows = [
-    countRow("Records read", "read"), countRow("Rejected", "rejected"), countRow("Scored", "scored"), countRow("Kept", "kept"),
+    countRow("Records read", "read"), countRow("Rejected", "rejected"),
+    countRow("Scored", "scored"), countRow("Kept", "kept"),
     ...Object.entries(QUADRANTS).map(([name, meaning]) => countRow(quadrantLabel(name, meaning), name)),
     row("Tokens trained on", tokensA.after, tokensB.after),
   ];
@@ -96,18 +99,22 @@ const overlap = ({ samples }) => {
     ["both", both, "Kept by both"], ["only-a", onlyA, "Kept by A only"],
     ["only-b", onlyB, "Kept by B only"], ["none", neither, "Dropped by both"],
   ];
-  const bar = h("div", { class: "flow", "aria-hidden": "true" }, parts.filter(([, size]) => size > 0).map(([name, size]) => {
+  const bar = h("div", { class: "flow", "aria-hidden": "true" });
+  for (const [name, size] of parts) {
+    if (size === 0) continue;
     const part = h("i", { class: name });
     part.style.flexGrow = size;
-    return part;
-  }));
+    bar.append(part);
+  }
   const key = h("ul", { class: "key" }, parts.map(([name, size, label]) =>
     h("li", {}, dot(name), `${label} `, h("b", {}, count(size)), ` (${percent(size, common)})`)));
   const share = samples.overlap === null ? "Neither job keeps any of the common samples."
     : `Of the samples that either job keeps, both keep ${percent(both, both + onlyA + onlyB)}.`;
-  const others = samples.only_in_a + samples.only_in_b
-    ? ` ${count(samples.only_in_a)} samples are only in A and ${count(samples.only_in_b)} only in B. They are not counted here.` : "";
-  return section("overlap", "Overlap", h("p", {}, `${share} The jobs have ${count(common)} samples in common.${others}`), bar, key);
+  const { only_in_a: inA, only_in_b: inB } = samples;
+  const others = inA + inB
+    ? ` ${count(inA)} samples are only in A and ${count(inB)} only in B. They are not counted here.` : "";
+  const text = `${share} The jobs have ${count(common)} samples in common.${others}`;
+  return section("overlap", "Overlap", h("p", {}, text), bar, key);
 };
 
 const moves = ({ samples }) => {

@@ -69,7 +69,10 @@ const drawing = (samples, alpha) => {
     svg.append(shape("circle", { class: css, cx: sample.e * SIZE, cy: (1 - sample.p) * SIZE, r: 3.1 }));
   }
   const [left, right, top, bottom] = [7, SIZE - 7, 16, SIZE - 8];
-  const names = [["Q2", left, top, "start"], ["Q1", right, top, "end"], ["Q3", left, bottom, "start"], ["Q4", right, bottom, "end"]];
+  const names = [
+    ["Q2", left, top, "start"], ["Q1", right, top, "end"],
+    ["Q3", left, bottom, "start"], ["Q4", right, bottom, "end"],
+  ];
   for (const [text, x, y, anchor] of alpha === null ? [] : names) {
     svg.append(label(text, { class: `name ${text.toLowerCase()}`, x, y, "text-anchor": anchor }));
   }
@@ -106,5 +109,6 @@ const caption = (samples, alpha, strategy) => {
 
 export const drawExampleTokens = (place, ratio) => {
   const numKept = Math.ceil(ratio * WORDS.length);
-  place.replaceChildren(...WORDS.flatMap((word, i) => [h("span", { class: NOISE_RANKS[i] < numKept ? "k" : "r" }, word), " "]));
+  const span = (word, i) => h("span", { class: NOISE_RANKS[i] < numKept ? "k" : "r" }, word);
+  place.replaceChildren(...WORDS.flatMap((word, i) => [span(word, i), " "]));
 };

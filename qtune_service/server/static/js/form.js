@@ -80,8 +80,9 @@ export const commandOf = (form, datasets, isScoreOnly) => {
   const changed = controls(form).filter((control) => isChanged(control) && control.dataset.field !== "name");
   if (changed.some((control) => control.dataset.flag === undefined)) return "qtune run job.json";
   const hasOutput = changed.some((control) => control.dataset.field === "output.path");
-  const command = ["qtune", isScoreOnly ? "score" : "prune", ...changed.flatMap((control) => argumentsOf(control, datasets))];
-  return [...command, ...(hasOutput ? [] : ["--output", OUTPUT])].map(shellQuote).join(" ");
+  const output = hasOutput ? [] : ["--output", OUTPUT];
+  const values = changed.flatMap((control) => argumentsOf(control, datasets));
+  return ["qtune", isScoreOnly ? "score" : "prune", ...values, ...output].map(shellQuote).join(" ");
 };
 
 export const jobFileOf = (form, datasets, isScoreOnly) => {

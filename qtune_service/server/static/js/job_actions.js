@@ -49,7 +49,7 @@ const reprune = async (job) => {
     ],
   });
   if (!answer) return false;
-  const ratios = { sample_keep_ratio: Number(answer.sample_keep_ratio), token_keep_ratio: Number(answer.token_keep_ratio) };
+  const ratios = Object.fromEntries(Object.entries(answer).map(([name, ratio]) => [name, Number(ratio)]));
   const newJob = await post(jobPath(job.id, "reprune"), { prune: { ...prune, ...ratios } });
   location.assign(`/jobs/${newJob.id}`);
   return true;

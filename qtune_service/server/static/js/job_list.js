@@ -100,7 +100,8 @@ let menuCount = 0;
 // A button that opens a menu of actions. The menu is refilled only when the status changes, so that it keeps the focus.
 const makeMenu = (name) => {
   const id = `menu-${(menuCount += 1)}`;
-  const button = h("button", { type: "button", class: "more", popovertarget: id, "aria-label": `Actions for ${name}` }, "⋯");
+  const attributes = { type: "button", class: "more", popovertarget: id, "aria-label": `Actions for ${name}` };
+  const button = h("button", attributes, "⋯");
   const list = h("div", { id, class: "menu", popover: "" });
   list.addEventListener("toggle", (event) => {
     button.setAttribute("aria-expanded", String(event.newState === "open"));

@@ -60,7 +60,10 @@ const isUsed = (dataset) => lines(paths.value).includes(dataset.uri);
 
 // --- submission
 
-const randomKey = () => [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+const randomKey = () => {
+  const bytes = [...crypto.getRandomValues(new Uint8Array(16))];
+  return bytes.map((byte) => byte.toString(16).padStart(2, "0")).join("");
+};
 
 // The same form sent twice has the same key, so it makes one job even if the first response was lost.
 const idempotencyKey = (text) => {
@@ -94,12 +97,14 @@ const send = async (button, label, request) => {
 
 const start = () => send(byId("start"), "Starting …", async () => {
   const body = requestBody();
-  const job = await post("/api/v1/jobs", body, { headers: { "Idempotency-Key": idempotencyKey(JSON.stringify(body)) } });
+  const headers = { "Idempotency-Key": idempotencyKey(JSON.stringify(body)) };
+  const job = await post("/api/v1/jobs", body, { headers });
   location.assign(`/jobs/${job.id}`);
 });
 
 const preview = () => send(byId("show-preview"), "Rendering …", async () => {
-  showPreview(byId("preview"), await post("/api/v1/preview", { ...requestBody(), n: Number(byId("preview-count").value) }));
+  const body = { ...requestBody(), n: Number(byId("preview-count").value) };
+  showPreview(byId("preview"), await post("/api/v1/preview", body));
 });
 
 // --- models, inputs and datasets of the server
@@ -134,7 +139,8 @@ const fillFrom = async (id) => {
 };
 
 const showDatasets = async () => {
-  for (const dataset of await listDatasets(byId("datasets"), { isUsed, onUse: useDataset })) datasets.set(dataset.uri, dataset);
+  const listed = await listDatasets(byId("datasets"), { isUsed, onUse: useDataset });
+  for (const dataset of listed) datasets.set(dataset.uri, dataset);
   updateDependents();
 };
 

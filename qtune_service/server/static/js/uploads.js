@@ -54,15 +54,19 @@ export const upload = async (file, list, { maxBytes, onDone }) => {
   const { promise, cancel } = send(file, (sent) => {
     bar.value = sent;
     const seconds = (performance.now() - start) / 1000;
-    const speed = sent > 0 && seconds > 1 ? ` · ${bytes(sent / seconds)}/s · ${duration((seconds * (file.size - sent)) / sent)} left` : "";
-    state.textContent = sent < file.size ? `${percent(sent, file.size)} of ${bytes(file.size)}${speed}` : "The server is checking the file …";
+    const parts = [`${percent(sent, file.size)} of ${bytes(file.size)}`];
+    if (sent > 0 && seconds > 1) {
+      parts.push(`${bytes(sent / seconds)}/s`, `${duration((seconds * (file.size - sent)) / sent)} left`);
+    }
+    state.textContent = sent < file.size ? parts.join(" · ") : "The server is checking the file …";
   });
   stop.addEventListener("click", cancel);
   let dataset;
   try {
     dataset = await promise;
   } catch (error) {
-    showFailure(item, stop, error.name === "AbortError" ? "Cancelled." : [error.message, error.hint].filter(Boolean).join(" "));
+    const text = error.name === "AbortError" ? "Cancelled." : [error.message, error.hint].filter(Boolean).join(" ");
+    showFailure(item, stop, text);
     return;
   }
   item.remove();
@@ -73,7 +77,8 @@ export const upload = async (file, list, { maxBytes, onDone }) => {
 const showFailure = (item, stop, text) => {
   item.querySelector("progress").remove();
   item.querySelector(".muted").replaceWith(h("span", { class: "error", role: "alert" }, text));
-  const close = h("button", { type: "button", "aria-label": `Remove ${item.querySelector("b").textContent} from the list` }, "×");
+  const name = item.querySelector("b").textContent;
+  const close = h("button", { type: "button", "aria-label": `Remove ${name} from the list` }, "×");
   close.addEventListener("click", () => item.remove());
   stop.replaceWith(close);
 };

@@ -33,7 +33,8 @@ const folderDetails = (job, name, files) => {
     rows > 0 && h("span", {}, `${count(rows)} rows`),
     h("span", {}, bytes(size)),
     h("span", { class: "muted" }, FOLDERS[name]));
-  const details = h("details", { class: "folder-of-files", open: name === "pruned" && files.length <= MAX_OPEN }, summary);
+  const isOpen = name === "pruned" && files.length <= MAX_OPEN;
+  const details = h("details", { class: "folder-of-files", open: isOpen }, summary);
   const fill = () => {
     if (details.childElementCount > 1) return;
     details.append(fileTable(job, files.slice(0, MAX_SHOWN)));
@@ -71,7 +72,8 @@ const snippets = (job, needsToken) => {
   const target = `qtune-${job.id}`;
   const isScored = job.spec.prune === null;
   const folder = isScored ? "scores" : "pruned";
-  const archive = `mkdir -p ${target} && ${curl} ${isScored ? `'${base}/archive?scores=true'` : `${base}/archive`} | tar x -C ${target}`;
+  const url = isScored ? `'${base}/archive?scores=true'` : `${base}/archive`;
+  const archive = `mkdir -p ${target} && ${curl} ${url} | tar x -C ${target}`;
   const note = needsToken && "Set QTUNE_TOKEN to an API token first.";
   return [
     snippet("with-curl", "curl", archive, note),
@@ -110,5 +112,6 @@ const datasetsCode = (archive, target, folder) => [
 
 const duckdbCode = (archive, target, folder) => {
   const column = folder === "pruned" ? "qtune.quadrant" : "truncated";
-  return `${archive}\nduckdb -c "SELECT ${column}, count(*) FROM '${target}/${folder}/*.parquet' GROUP BY ALL ORDER BY ALL"`;
+  const sql = `SELECT ${column}, count(*) FROM '${target}/${folder}/*.parquet' GROUP BY ALL ORDER BY ALL`;
+  return `${archive}\nduckdb -c "${sql}"`;
 };

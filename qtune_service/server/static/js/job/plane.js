@@ -19,10 +19,14 @@ export const showPlane = async (plane, samples, setRatio) => {
   const views = {};
   await drawCharts(plane, views);
   if (hasPoints) {
-    connectPlanes(views, plane, { link: (row) => (row.cut ? null : "#samples"), open: (row) => samples.showOne(row.id) });
+    connectPlanes(views, plane, {
+      link: (row) => (row.cut ? null : "#samples"),
+      open: (row) => samples.showOne(row.id),
+    });
   }
   // Last, because the slider's first choice updates the charts.
-  if (plane.what_if) connectSlider(views, plane.what_if, (index) => setRatio(plane.what_if.points.sample_keep_ratio[index]));
+  const ratios = plane.what_if?.points.sample_keep_ratio;
+  if (ratios) connectSlider(views, plane.what_if, (index) => setRatio(ratios[index]));
   byId("job").dataset.charts = "drawn";
 };
 
@@ -55,7 +59,8 @@ const showQuadrants = (plane) => {
   byId("cards").replaceChildren(...quadrants.map((q) => {
     const card = h("li", { class: q.fate === "" || q.fate.startsWith("kept") ? "kept" : "gone" },
       h("div", { class: "head" }, title(q)),
-      h("div", { class: "decision" }, h("b", {}, count(q.count)), ` (${percent(q.count, counts.scored)})${q.fate && `, ${q.fate}`}`),
+      h("div", { class: "decision" },
+        h("b", {}, count(q.count)), ` (${percent(q.count, counts.scored)})${q.fate && `, ${q.fate}`}`),
       h("div", { class: "place" }, q.place));
     card.style.setProperty("--here", `var(--${q.label.toLowerCase()})`);
     return card;
@@ -63,7 +68,8 @@ const showQuadrants = (plane) => {
   byId("quadrant-rows").replaceChildren(...quadrants.map((q) => h("tr", {},
     h("th", { scope: "row" }, title(q)),
     h("td", {}, count(q.count)), h("td", {}, percent(q.count, counts.scored)),
-    h("td", { class: "text" }, MEANINGS[q.label]), h("td", { class: "text" }, q.fate || "decided by another strategy"))));
+    h("td", { class: "text" }, MEANINGS[q.label]),
+    h("td", { class: "text" }, q.fate || "decided by another strategy"))));
   for (const q of quadrants) {
     for (const place of document.querySelectorAll(`[data-decision="${q.label}"]`)) setText(place, q.fate);
     for (const place of document.querySelectorAll(`[data-count="${q.label}"]`)) setText(place, count(q.count));
@@ -87,7 +93,8 @@ const prepareSlider = (plane) => {
   setJobCell("token_share", percent(points.tokens[jobIndex], allTokens));
   setJobCell("alpha", points.alpha[jobIndex].toFixed(3));
   const { disjoint_capacity: capacity, counts } = plane;
-  setText(byId("capacity"), `Disjoint corners hold at most ${count(capacity)} samples, ${percent(capacity, counts.scored)}.`);
+  const share = percent(capacity, counts.scored);
+  setText(byId("capacity"), `Disjoint corners hold at most ${count(capacity)} samples, ${share}.`);
   const length = Math.max(lastIndex, 1);
   placeMark("job", jobIndex / length);
   const overlapIndex = points.alpha.findIndex((alpha) => alpha > 0.5);

@@ -8,7 +8,8 @@ import { isFinal } from "../updates.js";
 import { loadVega } from "./chart_library.js";
 
 const STAGES = {
-  prepare: "Prepare", plan: "Plan shards", score: "Score with the model", thresholds: "Find thresholds", prune: "Prune", report: "Report",
+  prepare: "Prepare", plan: "Plan shards", score: "Score with the model", thresholds: "Find thresholds",
+  prune: "Prune", report: "Report",
 };
 const SCORING_STAGES = new Set(["plan", "score"]);
 const PRUNING_STAGES = new Set(["thresholds", "prune", "report"]);
@@ -47,7 +48,9 @@ const showStages = (job) => {
   const current = job.status === "succeeded" ? names.length : names.indexOf(job.stage);
   const isStopped = job.status === "failed" || job.status === "cancelled";
   const items = names.map((name, i) => {
-    const state = i < current ? "done" : i > current || job.status === "queued" ? "ahead" : isStopped ? "stopped" : "now";
+    let state = isStopped ? "stopped" : "now";
+    if (i < current) state = "done";
+    else if (i > current || job.status === "queued") state = "ahead";
     const [sign, text] = STATES[state];
     return h("li", { class: state, "aria-current": state === "now" ? "step" : null },
       h("span", { "aria-hidden": "true" }, sign), ` ${STAGES[name]} `, h("span", { class: "unseen" }, text));
@@ -87,9 +90,13 @@ const SPEED_CHART = {
   config: { aria: false, font: "inherit", view: { stroke: null }, axis: AXIS },
   encoding: {
     x: {
-      field: "minutes", type: "quantitative", title: "minutes", axis: { tickCount: 6, grid: false }, scale: { nice: false },
+      field: "minutes", type: "quantitative", title: "minutes",
+      axis: { tickCount: 6, grid: false }, scale: { nice: false },
     },
-    y: { field: "rate", type: "quantitative", title: null, axis: { tickCount: 4, format: "~s" }, scale: { zero: true } },
+    y: {
+      field: "rate", type: "quantitative", title: null,
+      axis: { tickCount: 4, format: "~s" }, scale: { zero: true },
+    },
   },
   layer: [
     { mark: { type: "area", color: "var(--q2)", opacity: 0.15 } },
@@ -107,7 +114,8 @@ const showSpeed = async (points) => {
   if (figure.hidden) return;
   rows = points.map(({ at, rate }) => ({ minutes: (at - points[0].at) / 60, rate }));
   const highest = Math.max(...scored.map(({ rate }) => rate));
-  const text = `latest ${count(scored.at(-1).rate)}, highest ${count(highest)}, over ${duration(60 * rows.at(-1).minutes)}`;
+  const time = duration(60 * rows.at(-1).minutes);
+  const text = `latest ${count(scored.at(-1).rate)}, highest ${count(highest)}, over ${time}`;
   setText(byId("speed-now"), text);
   figure.querySelector(".drawing").setAttribute("aria-label", `Tokens scored per second over time: ${text}`);
   if (drawing === null) {
@@ -125,5 +133,6 @@ const drawSpeed = async (element) => {
     drawing = null; // the next update tries again, and the connection banner shows the reason
     return;
   }
-  view = await drawChart(element, { ...structuredClone(SPEED_CHART), data: { name: "history" }, datasets: { history: rows } });
+  const spec = { ...structuredClone(SPEED_CHART), data: { name: "history" }, datasets: { history: rows } };
+  view = await drawChart(element, spec);
 };

@@ -11,7 +11,8 @@ const RECORD_CHARS = 2000;
 export const showRejected = async (job) => {
   const { by_reason: reasons } = await get(jobPath(job.id, "rejected") + query({ limit: 1 }));
   const groups = Object.entries(reasons).map(([reason, size]) => reasonGroup(job, reason, size));
-  byId("rejected-reasons").replaceChildren(...(groups.length ? groups : [h("p", {}, "None. All records that were read were scored.")]));
+  const none = h("p", {}, "None. All records that were read were scored.");
+  byId("rejected-reasons").replaceChildren(...(groups.length ? groups : [none]));
 };
 
 const reasonGroup = (job, reason, size) => {
@@ -25,7 +26,8 @@ const reasonGroup = (job, reason, size) => {
     if (isLoading) return;
     isLoading = true;
     try {
-      const found = await get(jobPath(job.id, "rejected") + query({ reason, limit: PAGE_SIZE, offset: records.childElementCount }));
+      const page = { reason, limit: PAGE_SIZE, offset: records.childElementCount };
+      const found = await get(jobPath(job.id, "rejected") + query(page));
       records.append(...found.records.map(recordItem));
       more.hidden = records.childElementCount >= found.total;
     } catch (error) {

@@ -44,7 +44,8 @@ const submit = async (job) => {
   const button = byId("reprune-start");
   button.disabled = true;
   try {
-    const newJob = await post(jobPath(job.id, "reprune"), { prune: { ...job.spec.prune, ...ratios }, name: input("name").value || null });
+    const body = { prune: { ...job.spec.prune, ...ratios }, name: input("name").value || null };
+    const newJob = await post(jobPath(job.id, "reprune"), body);
     location.assign(`/jobs/${encodeURIComponent(newJob.id)}`);
   } catch (error) {
     const wrong = Object.keys(FIELDS).filter((name) => showFieldError(error, name));

@@ -59,7 +59,8 @@ const showFigures = (job, plane) => {
     figures.push(["Tokens trained on", count(after), `${percent(after, scored)} of all ${count(scored)}`]);
   }
   if (thresholds.alpha !== undefined) {
-    figures.push(["Alpha", number(thresholds.alpha), thresholds.alpha > 0.5 ? "corners overlap" : "corners are disjoint"]);
+    const corners = thresholds.alpha > 0.5 ? "corners overlap" : "corners are disjoint";
+    figures.push(["Alpha", number(thresholds.alpha), corners]);
   }
   byId("figures").replaceChildren(...figures.map(([name, value, note]) =>
     h("div", {}, h("dt", {}, name), h("dd", {}, value), h("dd", { class: "note" }, note))));
