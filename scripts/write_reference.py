@@ -1,4 +1,4 @@
-"""Write docs/reference.md and docs/commands.md: every field of a job file and every flag, from the code itself."""
+"""Write the generated pages of docs/: the fields of a job file, the flags, and the settings, from the code itself."""
 
 from __future__ import annotations
 
@@ -165,22 +165,27 @@ def render_commands() -> str:
     return COMMANDS_HEAD + "".join(command_section(name, callback) for name, callback in commands.items())
 
 
-MARK = "<!-- settings -->\n"
+SETTINGS_HEAD = """# Settings of the server
+
+Written by `make docs` from `qtune_service/settings.py`. Settings are environment variables. A list is separated by
+`:`. A setting can also be a file in `/run/secrets` with the setting's name in lower case (`qtune_database_url`), as
+containers get secrets. The variable has priority over the file.
+
+"""
 
 
-def render_service() -> str:
-    """The hand-written page with the table of settings under its mark."""
-    page = (DOCS / "service.md").read_text(encoding="utf-8")
+def render_settings() -> str:
+    """Return the page of settings."""
     texts = docstrings(Settings)
     rows = ["| variable | default | meaning |", "|---|---|---|"]
     for name, info in Settings.model_fields.items():
         default = "~/.local/share/qtune" if name == "data_root" else info.get_default(call_default_factory=True)
         shown = "" if default in ("", ()) else f"`{default}`"
         rows.append(f"| `QTUNE_{name.upper()}` | {shown} | {texts.get(name, '')} |")
-    return page.partition(MARK)[0] + MARK + "\n".join(rows) + "\n"
+    return SETTINGS_HEAD + "\n".join(rows) + "\n"
 
 
 if __name__ == "__main__":
     (DOCS / "reference.md").write_text(render(), encoding="utf-8")
     (DOCS / "commands.md").write_text(render_commands(), encoding="utf-8")
-    (DOCS / "service.md").write_text(render_service(), encoding="utf-8")
+    (DOCS / "reference" / "settings.md").write_text(render_settings(), encoding="utf-8")

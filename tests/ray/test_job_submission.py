@@ -1,4 +1,4 @@
-"""The way of docs/deploy.md onto a cluster by hand: head, two workers, `ray job submit --working-dir`, stop, again."""
+"""The way of docs/operations/deploy.md onto a cluster by hand: head, two workers, `ray job submit --working-dir`, stop, again."""
 
 from __future__ import annotations
 
