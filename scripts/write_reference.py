@@ -179,9 +179,9 @@ def render_commands() -> str:
 
 SETTINGS_HEAD = """# Settings of the server
 
-Written by `make docs` from `qtune_service/settings.py`. Settings are environment variables. A list is separated by
-`:`. A setting can also be a file in `/run/secrets` with the setting's name in lower case (`qtune_database_url`), as
-containers get secrets. The variable has priority over the file.
+Written by `make docs` from `qtune_service/server/settings.py`. Settings are environment variables.
+A list is separated by `:`. A setting can also be a file in `/run/secrets` with the setting's name in
+lower case (`qtune_database_url`), as containers get secrets. The variable has priority over the file.
 
 """
 
