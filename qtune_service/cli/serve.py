@@ -36,7 +36,7 @@ def serve(
         bool | None, typer.Option("--insecure", help="Let everybody in who reaches the address. [QTUNE_INSECURE]")
     ] = None,
 ) -> None:
-    """Start the service: jobs by REST. Settings are environment variables, QTUNE_...; see docs/service.md."""
+    """Start the service: jobs by REST. Environment variables set it up: docs/reference/settings.md."""
     with exit_codes():
         from qtune_service.server.app import create_app
         from qtune_service.server.http_server import serve as serve_http

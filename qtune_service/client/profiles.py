@@ -85,7 +85,7 @@ def read_profiles(path: Path) -> Profiles:
         raise SettingsError(f"cannot read {path}: {error.strerror}") from error
     except ValidationError as error:  # what it holds is not shown: it may be a token
         fields = ", ".join(".".join(map(str, e["loc"])) for e in error.errors(include_input=False))
-        raise SettingsError(f"{path}: wrong fields: {fields}", "See docs/client.md.") from None
+        raise SettingsError(f"{path}: wrong fields: {fields}", "See docs/guides/client.md.") from None
     except ValueError as error:
         raise SettingsError(f"{path} is not valid TOML: {error}") from None
     if any(profile.token for profile in found.profiles.values()) and path.stat().st_mode & 0o077:

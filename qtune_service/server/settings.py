@@ -207,4 +207,4 @@ def load_settings(**changes: Any) -> Settings:
         raise SettingsError(f"a file of secrets cannot be read: {error}", "User 10001 must read it.") from error
     except ValidationError as error:
         lines = [f"  QTUNE_{str(e['loc'][0]).upper() if e['loc'] else '*'}: {e['msg']}" for e in error.errors()]
-        raise SettingsError("settings are wrong\n" + "\n".join(lines), "See docs/service.md.") from error
+        raise SettingsError("settings are wrong\n" + "\n".join(lines), "See docs/reference/settings.md.") from error

@@ -61,7 +61,7 @@ async def upload(
     content_length: Annotated[int | None, Header(ge=0, include_in_schema=False)] = None,
     sha256: Annotated[str | None, Header(alias="X-Checksum-Sha256", pattern=r"^[0-9a-fA-F]{64}$")] = None,
 ) -> DatasetView:
-    """Store a file that jobs can read as `dataset://ID`. It is checked while it comes in: see `docs/service.md`."""
+    """Store a file that jobs can read as `dataset://ID`. It is checked on arrival: `docs/reference/rest.md`."""
     asked = Upload(name, who.name, content_length, sha256)
     body = _Body(request.stream())
     receive = functools.partial(server.datasets.receive, asked, body.pulled())
