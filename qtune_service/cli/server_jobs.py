@@ -64,7 +64,8 @@ def request_of(file: Path | None, changes: dict[str, Any], settings: Sequence[st
     """The plain data of a request. changes: field -> value, None for what is not given. Raises SpecError."""
     body = read_job_file(file) if file is not None else {}
     if not isinstance(body, dict):
-        raise SpecError(f"{file} holds no job", "A job file has the parts input, model, prune; see docs/reference/job-file.md.")
+        hint = "A job file has the parts input, model, prune; see docs/reference/job-file.md."
+        raise SpecError(f"{file} holds no job", hint)
     given = {field: value for field, value in changes.items() if value not in (None, [])}
     for field, value in (*given.items(), *map(_setting, settings)):
         _put(body, field, value)
