@@ -37,7 +37,6 @@ from qtune_service.errors import (
 )
 from qtune_service.wire import FileView
 
-
 BLOCK_BYTES = 1 << 20
 PRODUCT = ("pruned/*", "manifest.json", "report.html", "summary_statistics.json", "tokenizer/*")
 """Files for training, and the report. Not scores/, quadrants/ and rejected/."""
