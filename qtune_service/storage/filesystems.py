@@ -1,7 +1,7 @@
 """Resolve paths and URIs to pyarrow filesystems, retry calls, and explain failures.
 
-Supported are local paths, `s3://`, `gs://`, `hdfs://`, and other schemes through fsspec. Arrow's S3 client does not read
-AWS_ENDPOINT_URL, so its options are built here.
+Supported are local paths, `s3://`, `gs://`, `hdfs://`, and other schemes through fsspec. Arrow's S3 client does not
+read AWS_ENDPOINT_URL, so its options are built here.
 
 Calls are retried with jitter after transient failures (timeouts, throttling, 5xx). Other failures become a StorageError
 with a hint.
