@@ -40,7 +40,9 @@ const loadHistory = async (job) => {
   showSpeed(history);
 };
 
-const STATES = { done: ["✓", "done"], now: ["●", "in progress"], stopped: ["✕", "stopped here"], ahead: ["○", "to do"] };
+const STATES = {
+  done: ["✓", "done"], now: ["●", "in progress"], stopped: ["✕", "stopped here"], ahead: ["○", "to do"],
+};
 
 const showStages = (job) => {
   const names = Object.keys(STAGES).filter((name) =>
