@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from qtune_service.errors import DataError, QTuneError
 from qtune_service.training import QTuningPruner, vocab_parallel_scores
-from qtune_service.training.distributed import Ranks, by_first, on_all
+from qtune_service.training.distributed import Ranks, run_on_all_ranks, run_on_first_rank
 from qtune_service.training.per_epoch import by_command, rescore_every_epoch, rescored
 from qtune_service.training.token_scores import is_sharded
 from tests.training.models import VOCAB, padded, ragged, tiny_llama
@@ -134,7 +134,7 @@ def long_work(limit_s: float, work_s: float) -> float:
     """How long a rank was busy with work that takes longer than a collective may."""
     group = dist.new_group(timeout=timedelta(seconds=limit_s))
     began = time.monotonic()
-    by_first(lambda: time.sleep(work_s), Ranks(group), beat_s=0.3)
+    run_on_first_rank(lambda: time.sleep(work_s), Ranks(group), heartbeat_s=0.3)
     return time.monotonic() - began
 
 
@@ -155,7 +155,7 @@ def failing_load() -> tuple[str, str]:
             raise DataError("rank 1 sees no folder")
 
     try:
-        on_all(load, Ranks())
+        run_on_all_ranks(load, Ranks())
     except QTuneError as error:
         return type(error).__name__, str(error)
     raise AssertionError("it did not fail")

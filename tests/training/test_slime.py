@@ -87,7 +87,7 @@ def test_older_versions_pass_arguments_alone() -> None:
     for found, mask in zip(data["loss_masks"], expected_masks(whole), strict=True):
         assert found.tolist() == mask.tolist()
     assert tuple(inspect.signature(postprocess).parameters) == ("args", "rollout_id", "rollout_data")
-    with pytest.raises(SpecError, match="does not say what it trains on"):
+    with pytest.raises(SpecError, match="does not pass the rollout"):
         postprocess(slime_args())
 
 
@@ -210,7 +210,7 @@ def test_other_data_do_not_go_on(out: Path, tmp_path: Path) -> None:
     data.save(0)
     path = tmp_path / "rollout" / "q_tuning_data_0.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"data": "other"}))
-    with pytest.raises(OutputConflictError, match="is not what"):
+    with pytest.raises(OutputConflictError, match="was saved with another output"):
         data.load(0)
 
 

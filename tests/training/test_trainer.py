@@ -210,7 +210,7 @@ def stand_in(**changes: Any) -> Any:
         ({"n_gpu": 2}, "DataParallel"),
         ({"tp": 2}, "splits rows or layers"),
         ({"is_deepspeed_enabled": True}, "DeepSpeed"),
-        ({"config": SimpleNamespace(is_encoder_decoder=True)}, "encoder with a decoder"),
+        ({"config": SimpleNamespace(is_encoder_decoder=True)}, "encoder-decoder"),
     ],
 )
 def test_what_would_not_be_sound_is_refused(changes: dict[str, Any], message: str) -> None:

@@ -127,7 +127,7 @@ def test_a_kernel_that_is_no_faster_is_not_used() -> None:
     right = blockwise(matrix)
     choice = fastest(right, {"slow": delayed(right, 0.05)}, matrix, rows=20)
     assert choice.head is right
-    assert choice.description == "blockwise: the kernel is no faster on this device"
+    assert choice.description == "blockwise: the kernel is not faster on this device"
 
 
 def test_a_kernel_that_is_wrong_is_named(caplog: pytest.LogCaptureFixture) -> None:
@@ -159,7 +159,7 @@ def test_without_a_gpu_blocks_are_used_and_say_why() -> None:
     """The manifest shows that there was no choice, and a reason given by the caller is kept."""
     _, matrix, _ = made(90)
     assert choose_head(blockwise(matrix), matrix).description.endswith("needs a GPU, and the model is on cpu")
-    assert choose_head(blockwise(matrix), "the head is quantised").description == "blockwise: the head is quantised"
+    assert choose_head(blockwise(matrix), "the head is quantized").description == "blockwise: the head is quantized"
 
 
 class LoraLinear(torch.nn.Linear):  # type: ignore[misc]  # torch is not typed here
