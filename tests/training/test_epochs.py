@@ -98,7 +98,7 @@ def test_waiting_for_another_rank_is_not_bounded(tmp_path: Path) -> None:
 def test_processes_that_do_not_know_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each would run a job of its own into the same output."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(SpecError, match="torch.distributed is not initialized") as error:
+    with pytest.raises(SpecError, match="is not initialized") as error:
         rescored("model", never, "out")
     assert "TrainingArguments" in error.value.hint
 

@@ -124,7 +124,7 @@ def test_drift_goes_on_when_a_run_resumes(tmp_path: Path, caplog: pytest.LogCapt
     (checkpoint / "q_tuning.pt").unlink()
     _, anew = run_trainer(tmp_path, resume=str(checkpoint), max_steps=4)
     assert anew[0].drift == {}
-    assert "begins anew" in caplog.text
+    assert "starts from scratch" in caplog.text
 
 
 @pytest.mark.parametrize("kind", KINDS)

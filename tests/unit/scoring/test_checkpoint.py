@@ -118,7 +118,7 @@ def test_an_engine_asked_for_by_name_is_not_replaced(tmp_path: Path) -> None:
     """Only `auto` chooses."""
     for name in ("vllm", "reference"):
         choice = choose_engine(spec(tmp_path, QWEN), EngineSpec(name=name))
-        assert (choice.name, choice.reason) == (name, "it was asked for")
+        assert (choice.name, choice.reason) == (name, "it was requested")
 
 
 def test_auto_without_vllm_takes_the_reference_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
