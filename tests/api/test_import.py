@@ -130,8 +130,8 @@ def test_what_cannot_be_used_is_told_and_harms_nothing(
     (tmp_path / "no-output").mkdir()
     found = by_output(rebuilder(database, outputs, tmp_path).run(str(tmp_path)))
     reasons = {
-        "at-work": "may be at work", "forbidden": "not allowed here", "of-the-future": "colour",
-        "strange": "cannot be used: error", "damaged": "not valid JSON", "a-list": "", "false-figures": "counts",
+        "at-work": "may still run", "forbidden": "not allowed here", "of-the-future": "colour",
+        "strange": "are damaged: error", "damaged": "not valid JSON", "a-list": "", "false-figures": "counts",
         "never-began": "nothing is lost",
     }  # fmt: skip
     assert found.pop("good").fate is Fate.imported

@@ -283,7 +283,7 @@ def test_an_output_is_of_the_job_that_began_it(site: Site, outputs: FinishedOutp
         record = root / "_qtune" / "job.json"
         record.write_text(json.dumps({**json.loads(record.read_text()), "job": began}))
         kept = site.delete(site.stored(root, outputs.pruned))
-        assert "began it" in unquote(kept.headers["x-output-kept"])
+        assert "created it" in unquote(kept.headers["x-output-kept"])
         assert (root / "manifest.json").exists()
     made = submit(site.client, site.folder, output={"path": str(site.place())})
     until(site.client, made["id"], "succeeded")

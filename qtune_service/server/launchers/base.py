@@ -46,8 +46,8 @@ class Launcher(Protocol):
         """Whether a driver is there. Raises LaunchError where that cannot be known now."""
         ...
 
-    def stop(self, reference: Reference, *, at_once: bool) -> None:
-        """Ask a driver to save its work and end; or, at_once, remove it by force. Do nothing where it is gone.
+    def stop(self, reference: Reference, *, force: bool) -> None:
+        """Ask a driver to save its work and end; or, force, remove it by force. Do nothing where it is gone.
 
         Raises LaunchError where it could not be asked; the caller tries again.
         """

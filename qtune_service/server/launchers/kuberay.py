@@ -243,13 +243,13 @@ class KubeRayLauncher:
         self._rays.pop(name, None)
         return DriverState.ended
 
-    def stop(self, reference: Reference, *, at_once: bool) -> None:
-        """Ask Ray to stop the driver: SIGTERM, then SIGKILL. Where there is none, or at_once, delete the RayJob."""
+    def stop(self, reference: Reference, *, force: bool) -> None:
+        """Ask Ray to stop the driver: SIGTERM, then SIGKILL. Where there is none, or force, delete the RayJob."""
         name = reference["rayjob"]
         found = self._api.job(name)
         if found is None or _has_ended(found):
             return
-        if at_once:  # nothing of its cluster is asked first, which may be what hangs
+        if force:  # nothing of its cluster is asked first, which may be what hangs
             self._api.delete(name)
             return
         try:

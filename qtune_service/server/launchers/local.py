@@ -89,14 +89,14 @@ class LocalLauncher:
         self._reap()
         return DriverState.alive if _process(reference) is not None else DriverState.ended
 
-    def stop(self, reference: Reference, *, at_once: bool) -> None:
+    def stop(self, reference: Reference, *, force: bool) -> None:
         """SIGTERM to the driver, which saves and ends; or SIGKILL to it and all its children."""
         if (process := _process(reference)) is None:
             return
-        doomed = [process, *(process.children(recursive=True) if at_once else ())]
+        doomed = [process, *(process.children(recursive=True) if force else ())]
         for one in doomed:
             with contextlib.suppress(psutil.NoSuchProcess):
-                one.send_signal(signal.SIGKILL if at_once else signal.SIGTERM)
+                one.send_signal(signal.SIGKILL if force else signal.SIGTERM)
 
     def log(self, job: Job, start: int = 0) -> Iterator[bytes]:
         """The log of all attempts."""

@@ -114,10 +114,10 @@ class RayLauncher:
         self._copies.finish(name, partial(self._api.log, name))
         return DriverState.ended
 
-    def stop(self, reference: Reference, *, at_once: bool) -> None:  # noqa: ARG002 - Ray has one way to stop a driver
+    def stop(self, reference: Reference, *, force: bool) -> None:  # noqa: ARG002 - Ray has one way to stop a driver
         """Ask Ray to stop the driver: SIGTERM, and SIGKILL after its bounded wait.
 
-        at_once: that wait is over. Ray is asked again, which helps where the first request was lost. Raises LaunchError
+        force: that wait is over. Ray is asked again, which helps where the first request was lost. Raises LaunchError
         where there is no driver to ask yet.
         """
         name = reference["submission_id"]
