@@ -148,7 +148,7 @@ def test_code_that_an_output_names_is_not_taken_in(database: Engine, outputs: Fi
     policy = Policy(inputs=("/in",), outputs=(str(tmp_path),), models=("m",))
     (found,) = rebuilder(database, outputs, policy=policy).run(str(tmp_path))
     assert found.fate is Fate.refused
-    assert "runs no code" in found.why
+    assert "does not allow code" in found.why
 
 
 def test_uploaded_data_are_named_as_before(database: Engine, outputs: FinishedOutputs, tmp_path: Path) -> None:

@@ -206,7 +206,7 @@ def test_forgetting(kube: Kube, tmp_path: Path) -> None:
     ("mode", "message", "hint"),
     [
         ("forbids", "403 .* cannot create resource", "Role"),
-        ("no KubeRay", "404 .*page not found", "KubeRay installed"),
+        ("no KubeRay", "404 .*page not found", "KubeRay is installed"),
     ],
 )
 def test_refusals_are_told(kube: Kube, tmp_path: Path, mode: Any, message: str, hint: str) -> None:
@@ -260,7 +260,7 @@ def test_settings(kube: Kube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     with pytest.raises(SettingsError, match="requires QTUNE_KUBE_CLUSTER"):
         load_settings(launcher="kuberay")
-    with pytest.raises(SettingsError, match="QTUNE_KUBE_ADDRESS is needed"):
+    with pytest.raises(SettingsError, match="QTUNE_KUBE_ADDRESS is required"):
         load_settings(kube_cluster="qtune", kube_account=kube.account)
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "fd00::1")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "6443")

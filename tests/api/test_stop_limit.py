@@ -105,7 +105,7 @@ def test_force_follows_where_asking_fails(
         service.tick()
         JobService(store, {"local": deaf}).tick()  # a server that was restarted
     assert deaf.asked[3:] == [True, True]
-    assert sum("removed by force" in line for line in caplog.messages) == 1
+    assert sum("is killed" in line for line in caplog.messages) == 1
 
 
 def test_a_driver_is_asked_once(store: JobStore, tmp_path: Path) -> None:

@@ -176,13 +176,13 @@ class SessionStore:
         """Return the token of a session with one query, or None where the session or its token is not valid."""
         if len(secret) != SECRET_CHARS or not secret.isascii():  # other texts never reach the database
             return None
-        wanted = (
+        statement = (
             select(tokens)
             .join(sessions, sessions.c.token_id == tokens.c.id)
             .where(sessions.c.digest == _digest(secret), sessions.c.expires_at > now_us())
         )
         with reading(self.engine) as connection:
-            row = connection.execute(wanted).one_or_none()
+            row = connection.execute(statement).one_or_none()
         if row is None or not (token := token_of(row)).is_valid:
             return None
         TokenStore(self.engine).note_use(row)

@@ -53,8 +53,8 @@ def require_datasets(connection: Connection, spec: Mapping[str, Any]) -> None:
     """
     if not (named := sorted(set(read_by(spec)))):
         return
-    wanted = select(datasets.c.id).where(datasets.c.id.in_(named)).order_by(datasets.c.id)
-    found = set(connection.execute(wanted.with_for_update(read=True)).scalars())
+    statement = select(datasets.c.id).where(datasets.c.id.in_(named)).order_by(datasets.c.id)
+    found = set(connection.execute(statement.with_for_update(read=True)).scalars())
     if (missing := next((one for one in named if one not in found), None)) is not None:
         raise UnknownDatasetError(
             f"input.paths: there is no dataset {missing}", "GET /api/v1/datasets lists all datasets."

@@ -73,11 +73,11 @@ class DatasetStore:
 
     def find(self, *, limit: int = 50, cursor: str | None = None) -> DatasetPage:
         """Return a page of datasets, newest first. Raise SpecError for a bad cursor."""
-        wanted = select(datasets).order_by(datasets.c.id.desc()).limit(limit + 1)
+        statement = select(datasets).order_by(datasets.c.id.desc()).limit(limit + 1)
         if cursor is not None:
-            wanted = wanted.where(datasets.c.id < id_of_cursor(cursor))
+            statement = statement.where(datasets.c.id < id_of_cursor(cursor))
         with reading(self.engine) as connection:
-            found = [_dataset(row) for row in connection.execute(wanted)]
+            found = [_dataset(row) for row in connection.execute(statement)]
         more = len(found) > limit
         return DatasetPage(tuple(found[:limit]), cursor_after(found[limit - 1].id) if more else None)
 
@@ -109,8 +109,8 @@ def _reader(connection: Connection, dataset_id: str) -> str | None:
 
 
 def _row(connection: Connection, dataset_id: str, *, lock: bool = False) -> Row[Any]:
-    wanted = select(datasets).where(datasets.c.id == dataset_id)
-    row = connection.execute(wanted.with_for_update() if lock else wanted).one_or_none()
+    statement = select(datasets).where(datasets.c.id == dataset_id)
+    row = connection.execute(statement.with_for_update() if lock else statement).one_or_none()
     if row is None:
         raise NotFoundError(f"there is no dataset {dataset_id}", "GET /api/v1/datasets lists all datasets.")
     return row

@@ -133,8 +133,8 @@ def read_driver_status(output: str, *, before: Progress) -> DriverStatus:
         return DriverStatus(progress=before, damage=JobError("damaged_output", error.message, error.hint))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        message = f"the output's own files are damaged: {what}"
+        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        message = f"the output's own files are damaged: {problem}"
         damage = JobError("damaged_output", message, "Another program has changed them.")
         return DriverStatus(progress=before, damage=damage)
     return DriverStatus(

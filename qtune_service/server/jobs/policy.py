@@ -111,9 +111,9 @@ def _require(is_allowed: bool, field: str, value: str, allowed: Iterable[str]) -
         raise NotAllowedError(f"{field}: {_shown(value)!r} is not allowed here", f"The administrator allows: {known}.")
 
 
-def _shown(place: str) -> str:
+def _shown(path: str) -> str:
     """Return a path or URI for a message: at most 500 characters, without a URI's user, password and query."""
-    return re.sub(r"//[^/@]*@", "//...@", place.partition("?")[0])[:500] if "://" in place else place[:500]
+    return re.sub(r"//[^/@]*@", "//...@", path.partition("?")[0])[:500] if "://" in path else path[:500]
 
 
 def real_output(path: str) -> str:
@@ -122,34 +122,34 @@ def real_output(path: str) -> str:
     return str(local_path(path).resolve()) if is_local else path.rstrip("/")
 
 
-def _is_inside(place: str, roots: Sequence[str]) -> bool:
+def _is_inside(path: str, roots: Sequence[str]) -> bool:
     """Return whether an output is below one of the roots and is not a root itself."""
-    below = place.partition("://")[2]
-    if not _is_below(place, roots) or any(sign in below for sign in ("//", "/./", "%")):  # other spellings of a path
+    below = path.partition("://")[2]
+    if not _is_below(path, roots) or any(sign in below for sign in ("//", "/./", "%")):  # other spellings of a path
         return False
-    return all(real_output(place) != real_output(root) for root in roots)
+    return all(real_output(path) != real_output(root) for root in roots)
 
 
-def _is_below(place: str, roots: Iterable[str], *, may_be_pattern: bool = False) -> bool:
+def _is_below(path: str, roots: Iterable[str], *, may_be_pattern: bool = False) -> bool:
     """Return whether a path or URI is a root or below one. A pattern counts as the folder before its wildcards."""
-    if "://" in place:
-        return any(_uri_below(place, root) for root in roots)
-    if not Path(place).is_absolute() or ".." in Path(place).parts:
+    if "://" in path:
+        return any(_uri_below(path, root) for root in roots)
+    if not Path(path).is_absolute() or ".." in Path(path).parts:
         return False
-    fixed, *wildcard = re.split(r"[*?\[]", place, maxsplit=1) if may_be_pattern else [place]
-    folder = Path(f"{fixed}x").parent if wildcard else Path(place)
+    fixed, *wildcard = re.split(r"[*?\[]", path, maxsplit=1) if may_be_pattern else [path]
+    folder = Path(f"{fixed}x").parent if wildcard else Path(path)
     return is_really_below(folder, tuple(roots))
 
 
-def _uri_below(place: str, root: str) -> bool:
+def _uri_below(path: str, root: str) -> bool:
     trimmed = root.rstrip("/")
-    if "://" not in root or not (place.rstrip("/") == trimmed or place.startswith(f"{trimmed}/")):
+    if "://" not in root or not (path.rstrip("/") == trimmed or path.startswith(f"{trimmed}/")):
         return False
     try:
-        parts = urlsplit(place)
+        parts = urlsplit(path)
     except ValueError:
         return False
     is_plain = not (parts.query or parts.fragment or parts.username or parts.password) and "::" not in parts.path
     if not is_plain or ".." in unquote(parts.path).split("/"):
         return False
-    return parts.scheme != "file" or is_really_below(local_path(place), (str(local_path(root)),))
+    return parts.scheme != "file" or is_really_below(local_path(path), (str(local_path(root)),))

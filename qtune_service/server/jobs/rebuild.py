@@ -73,16 +73,14 @@ class Rebuilder:
     owner: str
     datasets_root: str
 
-    def run(self, place: str) -> Iterator[Rebuilt]:
+    def run(self, path: str) -> Iterator[Rebuilt]:
         """Import all outputs below a folder or URI, and yield the results in order.
 
         Raise SpecError where the folder does not exist.
         """
-        root = _absolute(place)
+        root = _absolute(path)
         if not file_io.is_folder(root):
-            raise SpecError(
-                f"there is no folder {file_io.display(place)}", "Give the folder or URI that holds outputs."
-            )
+            raise SpecError(f"there is no folder {file_io.display(path)}", "Give the folder or URI that holds outputs.")
         with ThreadPoolExecutor(16) as pool:
             yield from pool.map(self._import, list(find_outputs(root)))
 
@@ -158,12 +156,12 @@ class Rebuilder:
         return {**spec, "input": {**spec["input"], "paths": [short(path) for path in spec["input"]["paths"]]}}
 
 
-def find_outputs(place: str, depth: int = MAX_DEPTH) -> Iterator[str]:
+def find_outputs(path: str, depth: int = MAX_DEPTH) -> Iterator[str]:
     """Yield the folders of outputs below a path or URI, without searching inside of outputs."""
-    if file_io.is_folder(file_io.join(place, "_qtune")):
-        yield place
+    if file_io.is_folder(file_io.join(path, "_qtune")):
+        yield path
     elif depth:
-        for folder in file_io.list_folders(place):
+        for folder in file_io.list_folders(path):
             yield from find_outputs(folder.rstrip("/"), depth - 1)
 
 
@@ -209,11 +207,11 @@ def _identity(output: str, ended_us: int) -> tuple[str, int]:
     return id_of_time(ended_us // 1000, output), ended_us
 
 
-def _absolute(place: str) -> str:
+def _absolute(path: str) -> str:
     """Return an absolute path or a URI, without slashes at its end."""
-    at = file_io.resolve(place)
-    return at.path.rstrip("/") or "/" if at.is_local else place.rstrip("/")
+    at = file_io.resolve(path)
+    return at.path.rstrip("/") or "/" if at.is_local else path.rstrip("/")
 
 
-def _last(place: str) -> str:
-    return place.rstrip("/").rpartition("/")[2]
+def _last(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2]

@@ -112,7 +112,7 @@ class JobService:
 
     def _why_kept(self, job: Job) -> str:
         """Return the reason to keep the output of a deleted job, or an empty text."""
-        if others := self.store.naming(job.output, other_than=job.id):
+        if others := self.store.sharing_output(job.output, other_than=job.id):
             return f"job {others[0]} also uses it"
         if why := self._why_foreign(job):
             return why
@@ -132,10 +132,10 @@ class JobService:
     def _is_of(self, recorded: JobSpec, spec: Mapping[str, Any]) -> bool:
         """Return whether a recorded spec matches a job's. A spec that this version cannot read matches none."""
         try:
-            wanted = JobSpec.model_validate(resolved(spec, self.datasets_root))
+            expected = JobSpec.model_validate(resolved(spec, self.datasets_root))
         except ValidationError:
             return False
-        return recorded.fingerprint() == wanted.fingerprint()
+        return recorded.fingerprint() == expected.fingerprint()
 
     def _settled(self, job: Job) -> Mapping[str, Any]:
         """Return the job's spec, settled by the present policy. Raise NotAllowedError and SpecError."""
@@ -220,7 +220,10 @@ class JobService:
         state = launcher.state(job.reference) if launcher is not None else DriverState.elsewhere
         status = read_driver_status(job.output, before=job.progress)
         self._note_progress(job, status.progress, stage=status.stage or job.stage)
-        if state is DriverState.ended or (state is DriverState.elsewhere and self._is_silent(job, status)):
+        is_gone = state is DriverState.ended
+        if state is DriverState.elsewhere:
+            is_gone = self.heartbeats.silence_s(_driver(job), status.updated_at_s) > SILENCE_S
+        if is_gone:
             self._conclude(job, status)
         elif job.cancel_requested and launcher is not None:
             self._stop(job, launcher)
@@ -258,8 +261,8 @@ class JobService:
             hint = "Check its log. Resume the job to continue from the finished shards."
             self._end(job, JobStatus.failed, JobError("driver_vanished", message, hint))
 
-    def _note_progress(self, job: Job, now: Progress, **seen: Any) -> None:
-        before = self.store.note_progress(job.id, now, **seen)
+    def _note_progress(self, job: Job, now: Progress, **columns: Any) -> None:
+        before = self.store.note_progress(job.id, now, **columns)
         # Another attempt counts its tokens from zero.
         tokens = now.tokens_done - before.tokens_done if now.tokens_done >= before.tokens_done else now.tokens_done
         self.on_scored(max(now.samples_done - before.samples_done, 0), tokens)
@@ -286,10 +289,6 @@ class JobService:
         elif "stop_asked_s" not in reference:
             launcher.stop(reference, force=False)
             self.store.note(job.id, reference={**reference, "stop_asked_s": time.time()})
-
-    def _is_silent(self, job: Job, status: DriverStatus) -> bool:
-        """Return whether this server has seen no new heartbeat of the driver for SILENCE_S."""
-        return self.heartbeats.silence_s(_driver(job), status.updated_at_s) > SILENCE_S
 
 
 def _driver(job: Job) -> str:

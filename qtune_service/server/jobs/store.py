@@ -126,19 +126,19 @@ class JobStore:
 
         Raise SpecError for a bad cursor.
         """
-        wanted = select(*ITEM_COLUMNS).order_by(jobs.c.id.desc()).limit(limit + 1)
+        statement = select(*ITEM_COLUMNS).order_by(jobs.c.id.desc()).limit(limit + 1)
         if statuses:
-            wanted = wanted.where(jobs.c.status.in_([str(s) for s in statuses]))
+            statement = statement.where(jobs.c.status.in_([str(s) for s in statuses]))
         if query:
-            wanted = wanted.where(
+            statement = statement.where(
                 or_(jobs.c.name.icontains(query, autoescape=True), jobs.c.id.startswith(query, autoescape=True))
             )
         if owner is not None:
-            wanted = wanted.where(jobs.c.owner == owner)
+            statement = statement.where(jobs.c.owner == owner)
         if cursor is not None:
-            wanted = wanted.where(jobs.c.id < id_of_cursor(cursor))
+            statement = statement.where(jobs.c.id < id_of_cursor(cursor))
         with reading(self.engine) as connection:
-            found = [JobItem(**_item_fields(row)) for row in connection.execute(wanted)]
+            found = [JobItem(**_item_fields(row)) for row in connection.execute(statement)]
         more = len(found) > limit
         return Page(tuple(found[:limit]), cursor_after(found[limit - 1].id) if more else None)
 
@@ -161,10 +161,10 @@ class JobStore:
             rows = connection.execute(select(jobs).where(jobs.c.status == "running").order_by(jobs.c.id))
             return [_job(row) for row in rows]
 
-    def naming(self, output: str, *, other_than: str) -> list[str]:
+    def sharing_output(self, output: str, *, other_than: str) -> list[str]:
         """Return the ids of other jobs with the same output, an outer or an inner one."""
         with reading(self.engine) as connection:
-            return [row.id for row in _naming(connection, output) if row.id != other_than]
+            return [row.id for row in _sharing_output(connection, output) if row.id != other_than]
 
     def versions(self, job_ids: Sequence[str]) -> dict[str, int]:
         """Return the versions of the existing jobs of a list of ids, by id."""
@@ -203,24 +203,24 @@ class JobStore:
             row = connection.execute(_next_queued()).one_or_none()
             return None if row is None else _move(connection, row, JobStatus.running)
 
-    def move(self, job_id: str, status: JobStatus, *, error: JobError | None = None, **seen: Any) -> Job:
-        """Change a job's status and return the job. seen: other columns to update.
+    def move(self, job_id: str, status: JobStatus, *, error: JobError | None = None, **columns: Any) -> Job:
+        """Change a job's status and return the job. columns: further columns to update.
 
         Raise IllegalMoveError, NotFoundError, and UnknownDatasetError on the way back to the queue.
         """
         with writing(self.engine) as connection:
-            return _move(connection, _row(connection, job_id, lock=True), status, error=error, **seen)
+            return _move(connection, _row(connection, job_id, lock=True), status, error=error, **columns)
 
-    def note(self, job_id: str, **seen: Any) -> Job:
+    def note(self, job_id: str, **columns: Any) -> Job:
         """Update columns of a job, such as its stage. Its version changes only with a value. Raise NotFoundError."""
         with writing(self.engine) as connection:
-            return _note(connection, _row(connection, job_id, lock=True), seen)
+            return _note(connection, _row(connection, job_id, lock=True), columns)
 
-    def note_progress(self, job_id: str, progress: Progress, **seen: Any) -> Progress:
+    def note_progress(self, job_id: str, progress: Progress, **columns: Any) -> Progress:
         """Update a job's progress and return the progress before, so that one server alone sees each step."""
         with writing(self.engine) as connection:
             row = _row(connection, job_id, lock=True)
-            _note(connection, row, {**seen, "progress": progress})
+            _note(connection, row, {**columns, "progress": progress})
             return Progress(**row.progress)
 
     def request_cancel(self, job_id: str) -> Job:
@@ -247,7 +247,7 @@ def _require_free_output(connection: Connection, new: NewJob) -> None:
     """Raise OutputConflictError where another job has the same output, an outer or an inner one."""
     connection.execute(queue_lock.update().values(holder=new_id()))  # serialises submissions
     output, has_own_name = new.output, new.output.rpartition("/")[2] == new.id
-    if known := next(iter(_naming(connection, output, may_have_inner=not has_own_name)), None):
+    if known := next(iter(_sharing_output(connection, output, may_have_inner=not has_own_name)), None):
         same = known.output.rstrip("/") == output.rstrip("/")
         raise OutputConflictError(
             f"{output} is the output of job {known.id}"
@@ -257,18 +257,18 @@ def _require_free_output(connection: Connection, new: NewJob) -> None:
         )
 
 
-def _naming(connection: Connection, output: str, *, may_have_inner: bool = True) -> list[Row[Any]]:
+def _sharing_output(connection: Connection, output: str, *, may_have_inner: bool = True) -> list[Row[Any]]:
     """Return jobs with the same output, an outer or an inner one.
 
     may_have_inner: False where no job can be inside, as in a new job's own folder. Inner outputs are found by a scan of
     all jobs, the others by an index.
     """
-    place = output.rstrip("/")
-    around = [place[:at] for at, sign in enumerate(place) if sign == "/" and not place[:at].endswith((":", ":/"))]
-    same = [form for one in (place, *around) if one for form in (one, f"{one}/")]
-    inner = [jobs.c.output.startswith(f"{place}/", autoescape=True)] if may_have_inner else []
-    wanted = or_(jobs.c.output.in_(same), *inner)
-    return list(connection.execute(select(jobs.c.id, jobs.c.output).where(wanted).order_by(jobs.c.id)))
+    path = output.rstrip("/")
+    outer = [path[:at] for at, sign in enumerate(path) if sign == "/" and not path[:at].endswith((":", ":/"))]
+    same = [form for one in (path, *outer) if one for form in (one, f"{one}/")]
+    inner = [jobs.c.output.startswith(f"{path}/", autoescape=True)] if may_have_inner else []
+    condition = or_(jobs.c.output.in_(same), *inner)
+    return list(connection.execute(select(jobs.c.id, jobs.c.output).where(condition).order_by(jobs.c.id)))
 
 
 def _next_queued() -> Select[Any]:
@@ -295,11 +295,11 @@ def _next_queued() -> Select[Any]:
 
 
 def _move(
-    connection: Connection, row: Row[Any], status: JobStatus, *, error: JobError | None = None, **seen: Any
+    connection: Connection, row: Row[Any], status: JobStatus, *, error: JobError | None = None, **columns: Any
 ) -> Job:
     check_move(row.id, JobStatus(row.status), status)
     now = now_us()
-    values = {**_values(seen), "status": str(status), "error": None if error is None else asdict(error)}
+    values = {**_values(columns), "status": str(status), "error": None if error is None else asdict(error)}
     if status is JobStatus.running:
         values |= {"started_at": now, "finished_at": None, "attempts": row.attempts + 1}
     elif status is JobStatus.queued:
@@ -310,8 +310,8 @@ def _move(
     return _changed(connection, row, values)
 
 
-def _note(connection: Connection, row: Row[Any], seen: Mapping[str, Any]) -> Job:
-    values = _values(seen)
+def _note(connection: Connection, row: Row[Any], columns: Mapping[str, Any]) -> Job:
+    values = _values(columns)
     is_news = any(getattr(row, name) != value for name, value in values.items())
     return _changed(connection, row, values) if is_news else _job(row)
 
@@ -323,8 +323,8 @@ def _changed(connection: Connection, row: Row[Any], values: Mapping[str, Any]) -
 
 
 def _row(connection: Connection, job_id: str, *, lock: bool = False) -> Row[Any]:
-    wanted = select(jobs).where(jobs.c.id == job_id)
-    row = connection.execute(wanted.with_for_update() if lock else wanted).one_or_none()
+    statement = select(jobs).where(jobs.c.id == job_id)
+    row = connection.execute(statement.with_for_update() if lock else statement).one_or_none()
     if row is None:
         raise _unknown(job_id)
     return row
@@ -334,8 +334,8 @@ def _unknown(job_id: str) -> NotFoundError:
     return NotFoundError(f"there is no job {job_id}", "Run `qtune jobs list` to see all jobs.")
 
 
-def _values(seen: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: asdict(value) if isinstance(value, Progress) else value for name, value in seen.items()}
+def _values(columns: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: asdict(value) if isinstance(value, Progress) else value for name, value in columns.items()}
 
 
 def _new_row(new: NewJob) -> dict[str, Any]:

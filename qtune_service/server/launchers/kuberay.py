@@ -143,7 +143,8 @@ class KubeApi:
         found = _body(answer)
         if answer.is_success and found is not None:
             return found
-        if _is_absent(answer, found) or _is_there_already(answer, found):
+        is_there_already = answer.status_code == 409 and (found or {}).get("reason") == "AlreadyExists"
+        if is_there_already or _is_absent(answer, found):
             return None
         raise self._refusal(answer, found, f"{method} {path}")
 
@@ -171,10 +172,6 @@ def _body(answer: httpx.Response) -> Mapping[str, Any] | None:
 def _is_absent(answer: httpx.Response, found: Mapping[str, Any] | None) -> bool:
     """Return whether an object is missing. Without KubeRay the kind is missing, and the response has no name."""
     return answer.status_code == 404 and bool((found or {}).get("details", {}).get("name"))
-
-
-def _is_there_already(answer: httpx.Response, found: Mapping[str, Any] | None) -> bool:
-    return answer.status_code == 409 and (found or {}).get("reason") == "AlreadyExists"
 
 
 class KubeRayLauncher:
