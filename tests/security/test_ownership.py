@@ -164,7 +164,7 @@ def test_an_output_of_another_job_stays(site: Site, outputs: FinishedOutputs) ->
     before = files_of(root)
     stranger = site.stored(root, outputs.pruned, prune={"sample_keep_ratio": 0.1})
     kept = site.delete(stranger)
-    assert (kept.status_code, "names another job" in unquote(kept.headers["x-output-kept"])) == (204, True)
+    assert (kept.status_code, "belongs to another job" in unquote(kept.headers["x-output-kept"])) == (204, True)
     owner, second = site.stored(root, outputs.pruned), site.stored(f"{root}/", outputs.pruned)
     inner = site.stored(root / "pruned" / "mine", outputs.pruned)
     for one, names in ((second, owner), (owner, inner)):

@@ -92,8 +92,8 @@ class JobService:
     def delete(self, job_id: str, *, keep_output: bool = False) -> str:
         """Delete an ended job, its log and its output. Return the reason why the output was kept, or an empty text.
 
-        The output is cleared only where its own record names this job and no other job has it. Raise IllegalMoveError,
-        and OutputConflictError while another process works on the output.
+        The output is cleared only where its own record belongs to this job and no other job has it. Raise
+        IllegalMoveError, and OutputConflictError while another process works on the output.
         """
         job = self.store.get(job_id)
         output = Output(job.output, may_be_link=False)
@@ -120,14 +120,14 @@ class JobService:
         return "" if creator in (job.id, None) else f"{f'job {creator}' if creator else 'a command'} created it"
 
     def _why_foreign(self, job: Job) -> str:
-        """Return the reason why an output's own record does not name this job, or an empty text."""
+        """Return the reason why an output does not belong to this job by its own record, or an empty text."""
         try:
             recorded = Output(job.output, may_be_link=False).owner()
         except (OutputConflictError, DamagedFileError) as error:
             return error.message
         if recorded is None:
             return "it has no record of a job"
-        return "" if self._is_of(recorded, job.spec) else "its own record names another job"
+        return "" if self._is_of(recorded, job.spec) else "its own record belongs to another job"
 
     def _is_of(self, recorded: JobSpec, spec: Mapping[str, Any]) -> bool:
         """Return whether a recorded spec matches a job's. A spec that this version cannot read matches none."""

@@ -248,11 +248,9 @@ def _require_free_output(connection: Connection, new: NewJob) -> None:
     connection.execute(queue_lock.update().values(holder=new_id()))  # serialises submissions
     output, has_own_name = new.output, new.output.rpartition("/")[2] == new.id
     if known := next(iter(_sharing_output(connection, output, may_have_inner=not has_own_name)), None):
-        same = known.output.rstrip("/") == output.rstrip("/")
+        is_same = known.output.rstrip("/") == output.rstrip("/")
         raise OutputConflictError(
-            f"{output} is the output of job {known.id}"
-            if same
-            else f"{output} would share folders with {known.output}, the output of job {known.id}",
+            f"{output} {'is' if is_same else f'would share folders with {known.output},'} the output of job {known.id}",
             "Choose another output, resume that job, or delete it (with or without its output).",
         )
 
