@@ -130,8 +130,8 @@ def test_what_cannot_be_used_is_told_and_harms_nothing(
     (tmp_path / "no-output").mkdir()
     found = by_output(rebuilder(database, outputs, tmp_path).run(str(tmp_path)))
     reasons = {
-        "at-work": "may be at work", "forbidden": "not allowed here", "of-the-future": "colour",
-        "strange": "cannot be used: error", "damaged": "not valid JSON", "a-list": "", "false-figures": "counts",
+        "at-work": "may still run", "forbidden": "not allowed here", "of-the-future": "colour",
+        "strange": "are damaged: error", "damaged": "not valid JSON", "a-list": "", "false-figures": "counts",
         "never-began": "nothing is lost",
     }  # fmt: skip
     assert found.pop("good").fate is Fate.imported
@@ -148,7 +148,7 @@ def test_code_that_an_output_names_is_not_taken_in(database: Engine, outputs: Fi
     policy = Policy(inputs=("/in",), outputs=(str(tmp_path),), models=("m",))
     (found,) = rebuilder(database, outputs, policy=policy).run(str(tmp_path))
     assert found.fate is Fate.refused
-    assert "runs no code" in found.why
+    assert "does not allow code" in found.why
 
 
 def test_uploaded_data_are_named_as_before(database: Engine, outputs: FinishedOutputs, tmp_path: Path) -> None:

@@ -136,11 +136,11 @@ def test_stopping_lets_a_driver_save(kube: Kube, head: Head, tmp_path: Path) -> 
     one = launcher(kube, tmp_path)
     reference = one.start(job())
     running(kube, head)
-    one.stop(reference, at_once=False)
+    one.stop(reference, force=False)
     assert head.stops == [NAME]
     assert f"rayjobs/{NAME}" in kube.objects
     kube.says(NAME, jobDeploymentStatus="Complete", jobStatus="STOPPED")
-    one.stop(reference, at_once=True)
+    one.stop(reference, force=True)
     assert len(head.stops) == 1
     assert f"rayjobs/{NAME}" in kube.objects
 
@@ -152,10 +152,10 @@ def test_a_driver_that_does_not_stop_loses_its_cluster(kube: Kube, head: Head, t
     reference = one.start(job())
     running(kube, head)
     head.mode = mode
-    one.stop(reference, at_once=True)
+    one.stop(reference, force=True)
     assert f"rayjobs/{NAME}" not in kube.objects
     assert head.asked == []
-    one.stop(reference, at_once=True)
+    one.stop(reference, force=True)
     assert one.state(reference) is DriverState.elsewhere
 
 
@@ -169,9 +169,9 @@ def test_what_has_no_driver_is_deleted(kube: Kube, head: Head, tmp_path: Path, c
         head.jobs.clear()
     elif case == "head away":
         kube.says(NAME, jobDeploymentStatus="Running", jobStatus="RUNNING", dashboardURL=f"127.0.0.1:{free_port()}")
-    one.stop(reference, at_once=False)
+    one.stop(reference, force=False)
     assert f"rayjobs/{NAME}" not in kube.objects
-    one.stop(reference, at_once=True)
+    one.stop(reference, force=True)
 
 
 def test_logs_outlive_the_cluster(kube: Kube, head: Head, tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_forgetting(kube: Kube, tmp_path: Path) -> None:
     ("mode", "message", "hint"),
     [
         ("forbids", "403 .* cannot create resource", "Role"),
-        ("no KubeRay", "404 .*page not found", "KubeRay installed"),
+        ("no KubeRay", "404 .*page not found", "KubeRay is installed"),
     ],
 )
 def test_refusals_are_told(kube: Kube, tmp_path: Path, mode: Any, message: str, hint: str) -> None:
@@ -258,9 +258,9 @@ def test_the_account_is_read_each_time(kube: Kube, tmp_path: Path) -> None:
 def test_settings(kube: Kube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a pod the address comes from its environment; what is missing is told when the server starts."""
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    with pytest.raises(SettingsError, match="needs QTUNE_KUBE_CLUSTER"):
+    with pytest.raises(SettingsError, match="requires QTUNE_KUBE_CLUSTER"):
         load_settings(launcher="kuberay")
-    with pytest.raises(SettingsError, match="QTUNE_KUBE_ADDRESS is needed"):
+    with pytest.raises(SettingsError, match="QTUNE_KUBE_ADDRESS is required"):
         load_settings(kube_cluster="qtune", kube_account=kube.account)
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "fd00::1")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "6443")

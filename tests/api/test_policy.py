@@ -118,7 +118,7 @@ def test_code_where_the_owner_allows_it(policy: Policy, root: Path) -> None:
 
 def test_nothing_is_allowed_by_default(root: Path) -> None:
     """An owner who said nothing."""
-    with pytest.raises(NotAllowedError, match="The server's owner allows: nothing"):
+    with pytest.raises(NotAllowedError, match="The administrator allows: nothing"):
         Policy().check(spec(root))
 
 

@@ -39,7 +39,7 @@ def service(store: JobStore, launcher: LocalLauncher) -> Iterator[JobService]:
     made = JobService(store, {"local": launcher}, max_running=2)
     yield made
     for job in store.running():
-        launcher.stop(job.reference, at_once=True)
+        launcher.stop(job.reference, force=True)
 
 
 def submit(service: JobService, tmp_path: Path, act: str, **more: Any) -> Job:
@@ -180,7 +180,7 @@ def test_servers_that_start_a_driver_at_once_start_one(store: JobStore, tmp_path
     wait_for((Path(claimed.output) / "_qtune" / "progress.json").exists)
     assert all(reference == references[0] for reference in references)
     assert starts(claimed) == 1
-    launchers[0].stop(references[0], at_once=True)
+    launchers[0].stop(references[0], force=True)
 
 
 @pytest.mark.parametrize("act", ["fail", "vanish", "succeed"])
@@ -223,7 +223,7 @@ def test_a_job_of_a_launcher_that_is_gone(store: JobStore, launcher: LocalLaunch
     assert store.get(job.id).status is JobStatus.running
     with pytest.raises(NotFoundError, match="no launcher 'cluster'"):
         after.log(store.get(job.id))
-    launcher.stop(store.get(job.id).reference, at_once=True)
+    launcher.stop(store.get(job.id).reference, force=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(service_module, "SILENCE_S", 0.3)
         assert until(after, job, ended).status is JobStatus.failed
@@ -243,7 +243,7 @@ def test_a_launcher_that_is_away_is_waited_for(service: JobService, tmp_path: Pa
         job = until(waiting, submit(waiting, tmp_path, "succeed"), lambda j: j.stage == "launch")
         if is_cancelled:
             waiting.cancel(job.id)
-        patch.setattr(service_module, "PATIENCE_S", 0.2)
+        patch.setattr(service_module, "LAUNCH_LIMIT_S", 0.2)
         done = until(waiting, job, ended)
     if is_cancelled:
         assert (done.status, done.error) == (JobStatus.cancelled, None)
@@ -302,7 +302,7 @@ def test_a_number_that_another_process_got_is_not_the_driver(launcher: LocalLaun
     me = psutil.Process()
     reference = {"host": os.uname().nodename, "pid": me.pid, "started_s": me.create_time() - 100}
     assert launcher.state(reference) is DriverState.ended
-    launcher.stop(reference, at_once=True)  # and nothing happens to this test
+    launcher.stop(reference, force=True)  # and nothing happens to this test
 
 
 def test_what_cannot_be_started_fails_with_the_reason(store: JobStore, tmp_path: Path) -> None:

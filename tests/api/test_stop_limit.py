@@ -65,11 +65,11 @@ class Deaf:
         assert reference["driver"]
         return DriverState.alive
 
-    def stop(self, reference: Reference, *, at_once: bool) -> None:
+    def stop(self, reference: Reference, *, force: bool) -> None:
         """Keep what was requested; fail where the driver is to be asked."""
         assert reference["driver"]
-        self.asked.append(at_once)
-        if not at_once:
+        self.asked.append(force)
+        if not force:
             raise LaunchError("it cannot be asked", "")
 
     def log(self, job: Job, start: int = 0) -> Iterator[bytes]:  # noqa: ARG002 - it printed nothing
@@ -105,16 +105,16 @@ def test_force_follows_where_asking_fails(
         service.tick()
         JobService(store, {"local": deaf}).tick()  # a server that was restarted
     assert deaf.asked[3:] == [True, True]
-    assert sum("removed by force" in line for line in caplog.messages) == 1
+    assert sum("is killed" in line for line in caplog.messages) == 1
 
 
 def test_a_driver_is_asked_once(store: JobStore, tmp_path: Path) -> None:
     """A second SIGTERM would end it before it has saved."""
 
     class Polite(Deaf):
-        def stop(self, reference: Reference, *, at_once: bool) -> None:
+        def stop(self, reference: Reference, *, force: bool) -> None:
             assert "stop_asked_s" not in reference
-            self.asked.append(at_once)
+            self.asked.append(force)
 
     place = Polite()
     service = JobService(store, {"local": place})
@@ -187,9 +187,9 @@ def test_force_reaches_the_processes_of_a_driver(tmp_path: Path) -> None:
     reference = place.start(ray_job())
     _wait(lambda: note.exists() and note.read_text())
     pids = (reference["pid"], int(note.read_text()))
-    place.stop(reference, at_once=False)
+    place.stop(reference, force=False)
     time.sleep(0.3)
     assert all(map(_lives, pids))
-    place.stop(reference, at_once=True)
+    place.stop(reference, force=True)
     _wait(lambda: not any(map(_lives, pids)))
     assert place.state(reference) is DriverState.ended

@@ -326,7 +326,7 @@ def test_a_lost_server_is_told_and_found_again(browser: Any, tmp_path: Path) -> 
         place.site.start()
         page.wait_for_selector("#connection", state="hidden")
         page.wait_for_selector("#status[data-status=failed]", timeout=30_000)
-        assert "ended without a word" in page.inner_text("#failure")
+        assert "exited without reporting a result" in page.inner_text("#failure")
         assert [text for text in seen.complaints if not text.startswith("Failed to load resource")] == []
 
 

@@ -50,7 +50,7 @@ def _end_all(site: Site) -> None:
     """Drivers outlive their server."""
     jobs = site.app.state.server.jobs
     for job in jobs.store.running():
-        jobs.launchers[job.launcher].stop(job.reference, at_once=True)
+        jobs.launchers[job.launcher].stop(job.reference, force=True)
 
 
 def _row(page: Any, name: str) -> Any:

@@ -164,7 +164,7 @@ def test_an_output_of_another_job_stays(site: Site, outputs: FinishedOutputs) ->
     before = files_of(root)
     stranger = site.stored(root, outputs.pruned, prune={"sample_keep_ratio": 0.1})
     kept = site.delete(stranger)
-    assert (kept.status_code, "of another job" in unquote(kept.headers["x-output-kept"])) == (204, True)
+    assert (kept.status_code, "belongs to another job" in unquote(kept.headers["x-output-kept"])) == (204, True)
     owner, second = site.stored(root, outputs.pruned), site.stored(f"{root}/", outputs.pruned)
     inner = site.stored(root / "pruned" / "mine", outputs.pruned)
     for one, names in ((second, owner), (owner, inner)):
@@ -283,7 +283,7 @@ def test_an_output_is_of_the_job_that_began_it(site: Site, outputs: FinishedOutp
         record = root / "_qtune" / "job.json"
         record.write_text(json.dumps({**json.loads(record.read_text()), "job": began}))
         kept = site.delete(site.stored(root, outputs.pruned))
-        assert "began it" in unquote(kept.headers["x-output-kept"])
+        assert "created it" in unquote(kept.headers["x-output-kept"])
         assert (root / "manifest.json").exists()
     made = submit(site.client, site.folder, output={"path": str(site.place())})
     until(site.client, made["id"], "succeeded")
