@@ -21,8 +21,9 @@ test: install ## All tests, with real vLLM, Ray, S3 endpoint and browser; files 
 test-slow: install ## Kills and outages that take a minute and more each
 	$(BIN)/python -m pytest -m slow
 
-lint: install ## Style: ruff
+lint: install ## Style: ruff, and the language of docstrings and docs
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/python scripts/language.py
 
 format: install ## Rewrite files in the house style
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
