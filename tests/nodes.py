@@ -22,7 +22,7 @@ import psutil
 
 from tests.jobs import environment
 from tests.processes import ACTOR, kill_all, titled, tree
-from tests.s3 import free_port
+from tests.waiting import free_port
 
 RAY = str(Path(sys.executable).parent / "ray")
 START_S, TRIES = 180, 3

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from select import select
 from typing import Any, Literal
 
+from tests.waiting import free_port, wait_until
+
 START_S = 60
 SLOW_S = 0.15
 """A slow endpoint takes this long over each piece of an answer."""
@@ -94,23 +96,16 @@ def serve_s3() -> Iterator[S3Endpoint]:
         server.wait()
 
 
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
 def wait_until_it_listens(port: int, server: subprocess.Popen[bytes]) -> None:
-    """Return as soon as a server answers. Raises RuntimeError where it does not."""
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
+    """Wait until a server accepts connections. Fail if its process ends before."""
+
+    def listens() -> bool:
+        assert server.poll() is None, f"moto's server ended with status {server.poll()}"
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
-        if server.poll() is not None:
-            break
-        time.sleep(0.05)
-    raise RuntimeError(f"moto's server did not start (status {server.poll()})")
+            return True
+        return False
+
+    wait_until(listens, START_S)
 
 
 # --- a proxy that can fail

@@ -19,6 +19,7 @@ from qtune_service.jobs.local import LocalLauncher
 from qtune_service.settings import Settings
 from qtune_service.web.app import create_app
 from qtune_service.web.serving import make_http_server
+from tests.waiting import free_port
 
 REPO = Path(__file__).parents[2]
 DRIVER = str(Path(__file__).parent / "driver.py")
@@ -62,14 +63,6 @@ def run(folder: str, port: int) -> None:
     """Serve until killed."""
     chosen = settings(Path(folder), port=port)
     make_http_server(create_app(chosen, scripted(Path(folder))), chosen).run()
-
-
-def free_port() -> int:
-    """One that nobody listens on now."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
 
 
 def _listens(port: int) -> bool:

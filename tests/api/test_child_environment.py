@@ -16,9 +16,9 @@ from qtune_service.jobs.local import LocalLauncher
 from qtune_service.jobs.previews import PreviewLimits, run_preview
 from qtune_service.web.launchers import make_launchers
 from tests.api.servers import serving, settings
-from tests.api.test_jobs_api import submit, until
 from tests.api.test_outputs_api import finished_job
 from tests.finished_outputs import FinishedOutputs
+from tests.scripted_jobs import submit_job, wait_for_job
 
 SECRETS = {
     "QTUNE_DATABASE_URL": "",
@@ -69,8 +69,8 @@ def test_of_a_driver(tmp_path: Path, driver: str, more: str, monkeypatch: pytest
     assert isinstance(launcher, LocalLauncher)
     launcher._python = driver
     with serving(made, {"local": launcher}) as client:
-        job = submit(client, tmp_path)["id"]
-        until(client, job, "failed")
+        job = submit_job(client, tmp_path)["id"]
+        wait_for_job(client, job, "failed")
         found = json.loads((tmp_path / "jobs" / f"{job}.log").read_text())
     added = {"MY_SECRET", "RAY_AUTH_TOKEN"} if more else set()
     assert names(found) == set(GIVEN) | added

@@ -28,7 +28,8 @@ from qtune_service.errors import (
 from qtune_service.jobs.models import JobStatus
 from qtune_service.wire import JobView
 from tests.api.harm import Answer, stand_in, wire
-from tests.api.servers import free_port, process
+from tests.api.servers import process
+from tests.waiting import free_port, wait_until
 
 pytestmark = pytest.mark.usefixtures("no_config")
 
@@ -133,8 +134,7 @@ def test_watching_goes_on_over_a_killed_server(tmp_path: Path) -> None:
                 target=lambda: seen.extend(client.watch(made.id, lost=losses.set)), name="follower"
             )
             follower.start()
-            while client.get(made.id).status is not JobStatus.running:
-                time.sleep(0.05)
+            wait_until(lambda: client.get(made.id).status is JobStatus.running)
             server.kill()
             assert losses.wait(10)
         with process(tmp_path, port):
@@ -231,8 +231,7 @@ def test_a_followed_log_goes_on_over_cuts(server_url: str, tmp_path: Path) -> No
     """Each line once, until the job ends, though the connection breaks off in the middle of the log."""
     with Client(server_url) as client:
         made = client.submit(job(tmp_path, "sleep"))
-        while not list(client.logs(made.id)):
-            time.sleep(0.05)
+        wait_until(lambda: list(client.logs(made.id)))
         (log,) = (tmp_path / "jobs").glob("*.log")
         lines = [f"line {i}" for i in range(3000)]
 

@@ -25,10 +25,11 @@ from qtune_service.jobs.policy import Policy
 from qtune_service.jobs.rebuild import Fate, Rebuilder, Rebuilt
 from qtune_service.jobs.store import JobStore
 from tests.api.servers import process, serving, settings
-from tests.api.test_jobs_api import body, until
 from tests.finished_outputs import FinishedOutputs
 from tests.jobs import REPO
-from tests.s3 import S3Endpoint, free_port, serve_s3
+from tests.s3 import S3Endpoint, serve_s3
+from tests.scripted_jobs import job_request, wait_for_job
+from tests.waiting import free_port
 
 SPEC: dict[str, Any] = {"input": {"paths": ["/in/a.jsonl"]}, "model": {"name": "m"}, "output": {"path": "/elsewhere"}}
 AN_HOUR_AGO_S = time.time() - 3600
@@ -215,8 +216,8 @@ def test_a_server_whose_database_is_lost(tmp_path: Path, monkeypatch: pytest.Mon
         import httpx
 
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-            made = client.post("/api/v1/jobs", json=body(tmp_path, "succeed")).json()
-            done = until(client, made["id"], "succeeded")
+            made = client.post("/api/v1/jobs", json=job_request(tmp_path, "succeed")).json()
+            done = wait_for_job(client, made["id"], "succeeded")
     for path in tmp_path.glob("qtune.db*"):
         path.unlink()
     first = command(monkeypatch, tmp_path)

@@ -22,7 +22,7 @@ from tests.api import kube_server, ray_head
 from tests.api.kube_server import Kube, kubernetes
 from tests.api.ray_head import Head
 from tests.api.test_ray_jobs import job
-from tests.s3 import free_port
+from tests.waiting import free_port
 
 CLUSTER = {"rayVersion": "2.60.0", "suspend": True, "headGroupSpec": {"rayStartParams": {"num-cpus": "0"}}}
 NAME = "qtune-01abc-1"

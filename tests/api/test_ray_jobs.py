@@ -23,7 +23,7 @@ from qtune_service.jobs.spec_text import pack_spec, unpack_spec
 from qtune_service.settings import load_settings
 from tests.api.ray_head import TOKEN, Head, ray_head
 from tests.jobs import qtune
-from tests.s3 import free_port
+from tests.waiting import free_port
 
 SPEC: dict[str, Any] = {
     "input": {"paths": ["s3://b/a.jsonl"], "chat_template": "{{ '${HOME}' }} ü"},

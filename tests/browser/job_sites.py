@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from tests.api.servers import scripted, settings
 from tests.browser.jobs_in_store import add_finished
 from tests.browser.sites import Site, running
 from tests.jobs import DEMO_DATA, DEMO_MODEL
+from tests.scripted_jobs import submit_job, wait_for_job
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +35,7 @@ class JobSite:
 
     def submit(self, act: str, **more: Any) -> str:
         """A job of the scripted driver; its id."""
-        body = {"name": act, "input": {"paths": [f"{self.folder}/inputs/a.jsonl"]}, "model": {"name": act}, **more}
-        answer = self.client.post("/api/v1/jobs", json=body)
-        assert answer.status_code == 201, answer.text
-        return str(answer.json()["id"])
+        return str(submit_job(self.client, self.folder, act, **more)["id"])
 
     def job(self, job: str) -> dict[str, Any]:
         """As the API shows it."""
@@ -46,11 +43,7 @@ class JobSite:
 
     def until(self, job: str, *statuses: str, seconds: float = 20) -> dict[str, Any]:
         """The job, once it has one of these."""
-        deadline = time.monotonic() + seconds
-        while (found := self.job(job))["status"] not in statuses:
-            assert time.monotonic() < deadline, found
-            time.sleep(0.05)
-        return found
+        return wait_for_job(self.client, job, *statuses, seconds=seconds)
 
     def end(self, job: str) -> None:
         """Stop a job, whatever it does."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from fastapi import FastAPI
 
 from qtune_service.settings import Settings
 from qtune_service.web.serving import make_http_server
+from tests.waiting import free_port
 
 WIDE = {"width": 1280, "height": 900}
 NARROW = {"width": 360, "height": 740}
@@ -35,9 +35,7 @@ class Site:
     def start(self) -> None:
         """Listen; the second time at the same port."""
         if not self.port:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                self.port = free.getsockname()[1]
+            self.port = free_port()
         self.app = self.make()
         self._server = make_http_server(self.app, Settings(port=self.port), timeout_graceful_shutdown=1)
         self._thread = threading.Thread(target=self._server.run, daemon=True)

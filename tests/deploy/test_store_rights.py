@@ -13,7 +13,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 from tests.jobs import DEMO_DATA, DEMO_MODEL, REPO, environment, qtune
-from tests.s3 import free_port, wait_until_it_listens
+from tests.s3 import wait_until_it_listens
+from tests.waiting import free_port
 
 SETUP_CALLS = 6
 """Requests before moto begins to enforce rights."""

@@ -6,8 +6,7 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from tests.jobs import DEMO_DATA, DEMO_MODEL, REPO, manifest
 from tests.nodes import LONG_S, Node, Nodes, ray_job, ray_nodes, said
 from tests.processes import wait_for
 from tests.s3 import S3Endpoint, serve_s3
+from tests.waiting import wait_until
 
 HEAD_CPUS, WORKER_CPUS, ACTOR_CPUS = 2, 3, 2.5
 """An actor fits on a worker, two do not, and none on the head."""
@@ -75,14 +75,6 @@ def submitting(cluster: Nodes, name: str, folder: Path, *more: str) -> subproces
     return ray_job(cluster, "submit", *words, "--", "qtune", "run", "spec.json", folder=folder)
 
 
-def until(reached: Callable[[], object], explain: Callable[[], str]) -> None:
-    """Wait for something on the cluster."""
-    deadline = time.monotonic() + LONG_S
-    while not reached():
-        assert time.monotonic() < deadline, explain()
-        time.sleep(0.2)
-
-
 def num_actors(nodes: list[Node]) -> list[int]:
     """On each node."""
     return [len(node.actors()) for node in nodes]
@@ -97,13 +89,16 @@ def test_stop_and_again_and_a_lost_node(cluster: Nodes, s3: S3Endpoint, hurry: P
     def marked() -> int:
         return len(s3.keys("out/_qtune/scored/"))
 
+    def log_of_first() -> str:
+        return said(ray_job(cluster, "logs", "first"))
+
     head, *workers = cluster.nodes
     said(submitting(cluster, "first", folder, "--no-wait"))
-    until(lambda: marked() and num_actors(workers) == [1, 1], lambda: said(ray_job(cluster, "logs", "first")))
+    wait_until(lambda: marked() and num_actors(workers) == [1, 1], LONG_S, explain=log_of_first)
     assert "RUNNING" in said(ray_job(cluster, "status", "first"))
     assert num_actors([head]) == [0]
     assert "Job 'first' was stopped" in said(ray_job(cluster, "stop", "first"))
-    log = said(ray_job(cluster, "logs", "first"))
+    log = log_of_first()
     assert "score:" in log
     assert "Finished shards are safe" in log
     before = marked()

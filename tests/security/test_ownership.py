@@ -23,9 +23,9 @@ from qtune_service.outputs.folder import Output
 from qtune_service.outputs.removal import clear
 from tests.api.servers import scripted, serving, settings
 from tests.api.stored import database_of, store_job
-from tests.api.test_jobs_api import body, submit, until
 from tests.finished_outputs import FinishedOutputs
 from tests.s3 import serve_s3
+from tests.scripted_jobs import job_request, submit_job, wait_for_job
 
 FOREIGN = (
     "pruned/notes.txt",
@@ -99,21 +99,21 @@ def with_foreign(finished: FinishedOutput, root: Path) -> Path:
 def test_two_jobs_have_no_output_in_common(site: Site) -> None:
     """Neither the same one, nor one inside another, however it is written; a deleted job gives it free."""
     place = site.place()
-    first = submit(site.client, site.folder, output={"path": str(place)})
-    until(site.client, first["id"], "succeeded")
+    first = submit_job(site.client, site.folder, output={"path": str(place)})
+    wait_for_job(site.client, first["id"], "succeeded")
     (site.folder / "outputs" / f"link-{place.name}").symlink_to(place)
     for other in (str(place), f"{place}/", f"{place}/.", f"{place}//", f"{place}/below", f"{place}/a/b/c",
                   f"{place.parent}/./{place.name}", f"{place.parent}/link-{place.name}",
                   f"{place.parent}/link-{place.name}/x"):  # fmt: skip
         for act in ("succeed", "fail"):
-            answer = site.client.post("/api/v1/jobs", json=body(site.folder, act, output={"path": other}))
+            answer = site.client.post("/api/v1/jobs", json=job_request(site.folder, act, output={"path": other}))
             assert (answer.status_code, answer.json()["code"]) == (409, "output_conflict"), (other, answer.text)
-    inner = submit(site.client, site.folder, output={"path": f"{place}-more/inner"})
-    around = site.client.post("/api/v1/jobs", json=body(site.folder, output={"path": f"{place}-more"}))
+    inner = submit_job(site.client, site.folder, output={"path": f"{place}-more/inner"})
+    around = site.client.post("/api/v1/jobs", json=job_request(site.folder, output={"path": f"{place}-more"}))
     assert (around.status_code, around.json()["code"]) == (409, "output_conflict")
     assert inner["id"] in around.json()["detail"]
     assert site.delete(first["id"], keep_output=True).status_code == 204
-    assert submit(site.client, site.folder, output={"path": str(place)})["output"] == str(place)
+    assert submit_job(site.client, site.folder, output={"path": str(place)})["output"] == str(place)
 
 
 def test_an_output_of_no_server_is_not_taken(site: Site, outputs: FinishedOutputs) -> None:
@@ -121,7 +121,7 @@ def test_an_output_of_no_server_is_not_taken(site: Site, outputs: FinishedOutput
     root = site.place()
     shutil.copytree(outputs.pruned.root, root)
     before = files_of(root)
-    answer = site.client.post("/api/v1/jobs", json=body(site.folder, output={"path": str(root)}))
+    answer = site.client.post("/api/v1/jobs", json=job_request(site.folder, output={"path": str(root)}))
     assert (answer.status_code, answer.json()["code"]) == (409, "output_conflict")
     assert files_of(root) == before
 
@@ -141,7 +141,7 @@ def test_a_driver_leaves_a_foreign_output_as_it_is(outputs: FinishedOutputs, tmp
     )
     with serving(chosen, {"local": LocalLauncher(tmp_path / "jobs")}) as client:
         row = store_job(database_of(tmp_path), str(root), JobStatus.queued, spec)
-        ended = until(client, row, "failed", "succeeded")
+        ended = wait_for_job(client, row, "failed", "succeeded")
         assert (ended["status"], ended["error"]["code"]) == ("failed", "output_conflict"), ended
     after = {name: (root / name).read_bytes() for name in files_of(root) - {"_qtune/lock"}}
     assert after == before
@@ -285,8 +285,8 @@ def test_an_output_is_of_the_job_that_began_it(site: Site, outputs: FinishedOutp
         kept = site.delete(site.stored(root, outputs.pruned))
         assert "began it" in unquote(kept.headers["x-output-kept"])
         assert (root / "manifest.json").exists()
-    made = submit(site.client, site.folder, output={"path": str(site.place())})
-    until(site.client, made["id"], "succeeded")
+    made = submit_job(site.client, site.folder, output={"path": str(site.place())})
+    wait_for_job(site.client, made["id"], "succeeded")
     assert Output(made["output"]).owning_job() == made["id"]
     assert site.delete(made["id"]).headers.get("x-output-kept") is None
     assert not (Path(made["output"]) / "manifest.json").exists()
@@ -308,20 +308,20 @@ def test_what_is_forbidden_meanwhile_does_not_run(tmp_path: Path) -> None:
     """A job that the settings allowed when it was submitted: not at resume, not from the queue, not pruned again."""
     first = settings(tmp_path, allow_remote_code=True, allowed_models=("succeed", "sleep"))
     with serving(first, scripted(tmp_path)) as client:
-        done = submit(client, tmp_path)["id"]
-        until(client, done, "succeeded")
-        busy = submit(client, tmp_path, "sleep")["id"]
-        until(client, busy, "running")
-        code = submit(client, tmp_path, model={"name": "succeed", "trust_remote_code": True})["id"]
-        waiting = submit(client, tmp_path, engine={"name": "my:engine"})["id"]
+        done = submit_job(client, tmp_path)["id"]
+        wait_for_job(client, done, "succeeded")
+        busy = submit_job(client, tmp_path, "sleep")["id"]
+        wait_for_job(client, busy, "running")
+        code = submit_job(client, tmp_path, model={"name": "succeed", "trust_remote_code": True})["id"]
+        waiting = submit_job(client, tmp_path, engine={"name": "my:engine"})["id"]
         client.post(f"/api/v1/jobs/{code}/cancel")
-        until(client, code, "cancelled")
+        wait_for_job(client, code, "cancelled")
         client.post(f"/api/v1/jobs/{busy}/cancel")
     with serving(settings(tmp_path, allowed_models=("slow 2",)), scripted(tmp_path)) as client:
         answer = client.post(f"/api/v1/jobs/{code}/resume")
         assert (answer.status_code, answer.json()["code"]) == (403, "not_allowed"), answer.text
         assert client.get(f"/api/v1/jobs/{code}").json()["status"] == "cancelled"
-        ended = until(client, waiting, "failed", "succeeded")
+        ended = wait_for_job(client, waiting, "failed", "succeeded")
         assert (ended["status"], ended["error"]["code"]) == ("failed", "not_allowed")
         assert not (Path(ended["output"]) / "starts").exists(), "no driver was started"
         again = client.post(f"/api/v1/jobs/{done}/reprune", json={})
