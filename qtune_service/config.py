@@ -3,13 +3,23 @@
 Plain pydantic, free of torch, ray and vllm. Frozen, and unknown keys are errors, so that a typing mistake in
 a file is found before a GPU is asked for. Every number has both bounds and every text and collection a largest length,
 so that no spec can occupy a machine without end; a test walks the schema and keeps it so.
+
+A job's spec as one line of text, so that it reaches a driver where no disk is shared.
+
+Gzipped and in base64: what carries it (an environment variable, through a shell and through Ray, which puts the values
+of its own environment in place of `${NAME}`) finds nothing in it to change.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
+import gzip
 import hashlib
 import json
 import tomllib
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -138,7 +148,7 @@ class EngineSpec(_Part):
 
     name: EngineName = "auto"
     """`vllm`, `reference` (plain torch), or `auto`: vllm where it is installed and supports the model. Or
-    `module:factory` of your own: called with (ModelSpec, EngineSpec) it gives a Scorer, see scoring/base.py."""
+    `module:factory` of your own: called with (ModelSpec, EngineSpec) it gives a Scorer, see scoring/scorer.py."""
     num_actors: NumActors | None = None
     """Scoring actors: a number, or MIN-MAX for a pool that follows the cluster. Default: one a GPU, later ones too,
     or one on CPUs."""
@@ -192,7 +202,7 @@ class PruneSpec(_Part):
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     """Of the strategies that draw: `random` and `infobatch`, and random tokens."""
     quadrant_rule: Annotated[str, Field(max_length=1000)] | None = None
-    """`module:function` in place of the method's labels; see core/plane.py:QuadrantRule."""
+    """`module:function` in place of the method's labels; see selection/plane.py:QuadrantRule."""
 
     @property
     def smoothing(self) -> float:
@@ -283,3 +293,27 @@ def validated(kind: type[Model], data: Any, where: str) -> Model:
 def _field_name(location: tuple[int | str, ...]) -> str:
     """Return `input.paths.0` of an error's location; of long keys that a user wrote, the beginning."""
     return ".".join(str(part)[:SHOWN_KEY_CHARS] for part in location) or "spec"
+
+
+MAX_CHARS = 100_000
+"""The system takes 128 KiB in one variable or argument."""
+
+
+def pack_spec(spec: Mapping[str, Any]) -> str:
+    """The text. Raises SpecError where it gets too long to be handed over."""
+    packed = base64.b64encode(gzip.compress(json.dumps(dict(spec)).encode(), mtime=0)).decode()
+    if len(packed) > MAX_CHARS:
+        raise SpecError(
+            f"the job's spec is too long to be handed to the cluster ({len(packed):,} characters, {MAX_CHARS:,} go)",
+            "Name a folder or a pattern in input.paths instead of each file.",
+        )
+    return packed
+
+
+def unpack_spec(text: str, where: str) -> JobSpec:
+    """The spec that such a text holds, or JSON. Raises SpecError that names `where`."""
+    try:
+        plain = text if text.lstrip().startswith("{") else gzip.decompress(base64.b64decode(text, validate=True))
+        return parse_spec(json.loads(plain), where=where)
+    except (binascii.Error, OSError, EOFError, zlib.error, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SpecError(f"{where} holds no job spec: {error}", "Give JSON, or that gzipped in base64.") from error

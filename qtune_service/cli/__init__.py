@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from qtune_service import __version__
-from qtune_service.cli import comparing, estimating, exporting, jobs, looking, previewing, rebuilding, serving
-from qtune_service.cli.remote import datasets_app, jobs_app
+from qtune_service.cli import compare_export, inspect, preview_estimate, prune, serve
+from qtune_service.cli.server_jobs import datasets_app, jobs_app
 
 app = typer.Typer(
     name="qtune",
@@ -22,21 +22,21 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    previewing.preview,
-    estimating.estimate,
-    jobs.prune,
-    jobs.score,
-    jobs.run,
-    looking.inspect,
-    exporting.export,
-    looking.doctor,
+    preview_estimate.preview,
+    preview_estimate.estimate,
+    prune.prune,
+    prune.score,
+    prune.run,
+    inspect.inspect,
+    compare_export.export,
+    inspect.doctor,
 ):
     app.command()(command)
-app.command("compare", cls=comparing.ListsOfValues)(comparing.compare_outputs)
-app.command()(serving.serve)
-app.command()(serving.migrate)
-app.add_typer(serving.token_app, name="token")
-jobs_app.command("import")(rebuilding.import_jobs)  # the one of them that works on the server's database
+app.command("compare", cls=compare_export.ListsOfValues)(compare_export.compare_outputs)
+app.command()(serve.serve)
+app.command()(serve.migrate)
+app.add_typer(serve.token_app, name="token")
+jobs_app.command("import")(serve.import_jobs)  # the one of them that works on the server's database
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(datasets_app, name="datasets")
 

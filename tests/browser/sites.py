@@ -11,8 +11,8 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from qtune_service.settings import Settings
-from qtune_service.web.serving import make_http_server
+from qtune_service.server.http_server import make_http_server
+from qtune_service.server.settings import Settings
 from tests.waiting import free_port
 
 WIDE = {"width": 1280, "height": 900}
