@@ -134,8 +134,8 @@ def test_a_driver_that_does_not_stop_is_ended(
 ) -> None:
     """After the time of grace."""
     monkeypatch.setattr(base, "SERVER_MARGIN_S", -24.5)  # half a second with the default of stop_grace_s, 25
-    job = until(service, submit(service, tmp_path, "stubborn"), starts)
-    wait_for((Path(job.output) / "_qtune" / "progress.json").exists)
+    job = tick_until(service, queue_job(service, tmp_path, "stubborn"), has_started)
+    wait_until((Path(job.output) / "_qtune" / "progress.json").exists)
     service.cancel(job.id)
     assert tick_until(service, job, ended).status is JobStatus.cancelled
 
