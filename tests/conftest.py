@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import pytest
 if TYPE_CHECKING:
     from qtune_service.output.reader import FinishedOutput
     from tests.finished_outputs import FinishedOutputs
+    from tests.s3 import S3Endpoint
 
 REPO = Path(__file__).resolve().parent.parent
 LONGEST_FIRST = ("ray", "docs", "browser", "engine", "training", "api")
@@ -69,3 +71,21 @@ def weighed(tmp_path_factory: pytest.TempPathFactory) -> FinishedOutput:
 def out(finished: FinishedOutput) -> Path:
     """The folder of the first."""
     return Path(finished.root)
+
+
+@pytest.fixture(scope="session")
+def s3_url() -> Iterator[str]:
+    """Start one S3 server for the session and return its URL."""
+    from tests.s3 import s3_server
+
+    with s3_server() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def s3(s3_url: str) -> Iterator[S3Endpoint]:
+    """Return an S3 endpoint with an empty bucket of the module's own. The AWS environment points to it."""
+    from tests.s3 import s3_bucket
+
+    with s3_bucket(s3_url) as endpoint:
+        yield endpoint

@@ -74,17 +74,27 @@ class S3Endpoint:
 
 
 @contextmanager
-def serve_s3() -> Iterator[S3Endpoint]:
-    """Start the server and point the AWS environment, which child processes inherit, to it."""
+def s3_server() -> Iterator[str]:
+    """Start the server and yield its URL."""
     port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    endpoint = S3Endpoint(f"http://127.0.0.1:{port}", f"qtune-{secrets.token_hex(4)}")
+    try:
+        wait_until_it_listens(port, server)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+@contextmanager
+def s3_bucket(url: str) -> Iterator[S3Endpoint]:
+    """Make a bucket on a server and point the AWS environment, which child processes inherit, to the server."""
+    endpoint = S3Endpoint(url, f"qtune-{secrets.token_hex(4)}")
+    endpoint.client().create_bucket(Bucket=endpoint.bucket)
     before = {name: os.environ.get(name) for name in endpoint.env}
     os.environ.update(endpoint.env)
     try:
-        wait_until_it_listens(port, server)
-        endpoint.client().create_bucket(Bucket=endpoint.bucket)
         yield endpoint
     finally:
         for name, value in before.items():
@@ -92,8 +102,6 @@ def serve_s3() -> Iterator[S3Endpoint]:
                 os.environ.pop(name)
             else:
                 os.environ[name] = value
-        server.kill()
-        server.wait()
 
 
 def wait_until_it_listens(port: int, server: subprocess.Popen[bytes]) -> None:

@@ -27,7 +27,7 @@ from qtune_service.storage import file_io
 from tests.api.servers import process, serving, settings
 from tests.finished_outputs import FinishedOutputs
 from tests.jobs import REPO
-from tests.s3 import S3Endpoint, serve_s3
+from tests.s3 import S3Endpoint
 from tests.scripted_jobs import job_request, wait_for_job
 from tests.waiting import free_port
 
@@ -180,13 +180,6 @@ def test_no_such_place(database: Engine, outputs: FinishedOutputs, tmp_path: Pat
     """A typing mistake is not an empty folder."""
     with pytest.raises(SpecError, match="there is no folder"):
         list(rebuilder(database, outputs).run(str(tmp_path / "outptus")))
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3Endpoint]:
-    """An object store."""
-    with serve_s3() as endpoint:
-        yield endpoint
 
 
 def test_outputs_on_an_object_store(database: Engine, outputs: FinishedOutputs, s3: S3Endpoint) -> None:

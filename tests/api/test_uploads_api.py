@@ -20,7 +20,7 @@ import pytest
 
 from tests.api.servers import scripted, serving, settings
 from tests.jobs import QTUNE, environment
-from tests.s3 import serve_s3
+from tests.s3 import S3Endpoint
 from tests.scripted_jobs import job_request, submit_job, wait_for_job
 from tests.waiting import free_port, wait_until, wait_until_ready
 
@@ -248,19 +248,18 @@ def test_a_killed_server_leaves_nothing_for_long(tmp_path: Path) -> None:
         assert files_of(tmp_path) == [f"{kept}/a.jsonl"]
 
 
-def test_datasets_in_an_object_store(tmp_path: Path) -> None:
+def test_datasets_in_an_object_store(tmp_path: Path, s3: S3Endpoint) -> None:
     """They arrive here, are sent on when they are whole, and jobs get their URI."""
-    with serve_s3() as s3:
-        chosen = settings(tmp_path, datasets_root=s3.uri("sets"))
-        with serving(chosen, scripted(tmp_path)) as client:
-            assert upload(client, b"no\n" * 900).status_code == 422
-            assert s3.keys("sets") == []
-            made = upload(client).json()
-            assert s3.keys("sets") == [f"sets/{made['id']}/a.jsonl"]
-            assert list((tmp_path / "arrivals").iterdir()) == []
-            job = submit_job(client, tmp_path, input={"paths": [made["uri"]]})["id"]
-            wait_for_job(client, job, "succeeded")
-            given = (tmp_path / "jobs" / f"{job}.json").read_text()
-            assert f'"paths": ["{s3.uri("sets")}/{made["id"]}"]' in given
-            assert client.delete(f"/api/v1/datasets/{made['id']}").status_code == 204
-            assert [key for key in s3.keys("sets") if not key.endswith("/")] == []
+    chosen = settings(tmp_path, datasets_root=s3.uri("sets"))
+    with serving(chosen, scripted(tmp_path)) as client:
+        assert upload(client, b"no\n" * 900).status_code == 422
+        assert s3.keys("sets") == []
+        made = upload(client).json()
+        assert s3.keys("sets") == [f"sets/{made['id']}/a.jsonl"]
+        assert list((tmp_path / "arrivals").iterdir()) == []
+        job = submit_job(client, tmp_path, input={"paths": [made["uri"]]})["id"]
+        wait_for_job(client, job, "succeeded")
+        given = (tmp_path / "jobs" / f"{job}.json").read_text()
+        assert f'"paths": ["{s3.uri("sets")}/{made["id"]}"]' in given
+        assert client.delete(f"/api/v1/datasets/{made['id']}").status_code == 204
+        assert [key for key in s3.keys("sets") if not key.endswith("/")] == []

@@ -13,7 +13,7 @@ from tests.compare import differences
 from tests.jobs import DEMO_DATA, DEMO_MODEL, QTUNE, REPO, demo_job, manifest, qtune, start
 from tests.nodes import Nodes, ray_job, ray_nodes, said
 from tests.processes import finished, wait_for
-from tests.s3 import S3Endpoint, serve_s3
+from tests.s3 import S3Endpoint
 
 CPUS = 4
 ACTOR_CPUS = 2.5
@@ -21,13 +21,6 @@ ACTOR_CPUS = 2.5
 GPUS = 1
 """As Ray is told: the engine finds none and computes on the CPU."""
 ACROSS_MACHINES = 1e-5
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3Endpoint]:
-    """An object store."""
-    with serve_s3() as endpoint:
-        yield endpoint
 
 
 @pytest.fixture(scope="module")

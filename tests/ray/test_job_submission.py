@@ -15,7 +15,7 @@ import pytest
 from tests.jobs import DEMO_DATA, DEMO_MODEL, REPO, manifest
 from tests.nodes import LONG_S, Node, Nodes, ray_job, ray_nodes, said
 from tests.processes import wait_for
-from tests.s3 import S3Endpoint, serve_s3
+from tests.s3 import S3Endpoint
 from tests.waiting import wait_until
 
 HEAD_CPUS, WORKER_CPUS, ACTOR_CPUS = 2, 3, 2.5
@@ -35,12 +35,10 @@ SPEC: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def s3() -> Iterator[S3Endpoint]:
-    """An object store with some of the demo's data."""
-    with serve_s3() as endpoint:
-        rows = DEMO_DATA.read_bytes().splitlines(keepends=True)[:NUM_SAMPLES]
-        endpoint.put("in/data.jsonl", b"".join(rows))
-        yield endpoint
+def s3(s3: S3Endpoint) -> S3Endpoint:
+    """Return an object store that holds some rows of the demo."""
+    s3.put("in/data.jsonl", b"".join(DEMO_DATA.read_bytes().splitlines(keepends=True)[:NUM_SAMPLES]))
+    return s3
 
 
 @pytest.fixture(scope="module")

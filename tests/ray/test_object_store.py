@@ -11,16 +11,9 @@ import pytest
 from tests.compare import differences
 from tests.jobs import demo_job, qtune, start
 from tests.processes import wait_for
-from tests.s3 import Faults, S3Endpoint, faulty, serve_s3
+from tests.s3 import Faults, S3Endpoint, faulty
 
 OUTAGE_S = 2.0
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3Endpoint]:
-    """An object store with the demo data."""
-    with serve_s3() as endpoint:
-        yield endpoint
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from tests.api.servers import serving
 from tests.jobs import DEMO_DATA, DEMO_MODEL, QTUNE, REPO, environment
 from tests.nodes import Nodes, ray_nodes
 from tests.processes import tree
-from tests.s3 import S3Endpoint, serve_s3
+from tests.s3 import S3Endpoint
 from tests.waiting import free_port, wait_for_answer, wait_until, wait_until_ready
 
 ROWS = 300
@@ -34,12 +34,10 @@ VANISHED_S = 30
 
 
 @pytest.fixture(scope="module")
-def s3() -> Iterator[S3Endpoint]:
-    """An object store with some rows of the demo."""
-    with serve_s3() as endpoint:
-        rows = DEMO_DATA.read_bytes().splitlines(keepends=True)[:ROWS]
-        endpoint.put("in/data.jsonl", b"".join(rows))
-        yield endpoint
+def s3(s3: S3Endpoint) -> S3Endpoint:
+    """Return an object store that holds some rows of the demo."""
+    s3.put("in/data.jsonl", b"".join(DEMO_DATA.read_bytes().splitlines(keepends=True)[:ROWS]))
+    return s3
 
 
 @pytest.fixture(scope="module")

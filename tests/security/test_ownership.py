@@ -24,7 +24,7 @@ from qtune_service.server.launchers.local import LocalLauncher
 from tests.api.servers import scripted, serving, settings
 from tests.api.stored import database_of, store_job
 from tests.finished_outputs import FinishedOutputs
-from tests.s3 import serve_s3
+from tests.s3 import S3Endpoint
 from tests.scripted_jobs import job_request, submit_job, wait_for_job
 
 FOREIGN = (
@@ -264,16 +264,15 @@ def test_unfinished_outputs_are_cleared(outputs: FinishedOutputs, tmp_path: Path
         assert files_of(root) == set(), knows
 
 
-def test_outputs_on_an_object_store(outputs: FinishedOutputs) -> None:
+def test_outputs_on_an_object_store(outputs: FinishedOutputs, s3: S3Endpoint) -> None:
     """The same there: what qtune wrote goes, what it did not write stays."""
-    with serve_s3() as s3:
-        for path in sorted(Path(outputs.pruned.root).rglob("*")):
-            if path.is_file():
-                s3.put(f"o/{path.relative_to(outputs.pruned.root)}", path.read_bytes())
-        for name in FOREIGN:
-            s3.put(f"o/{name}", b"mine")
-        clear(Output(f"{s3.uri('o')}?endpoint_override={s3.url}"))
-        assert {key for key in s3.keys("o") if not key.endswith("/")} == {f"o/{name}" for name in FOREIGN}
+    for path in sorted(Path(outputs.pruned.root).rglob("*")):
+        if path.is_file():
+            s3.put(f"o/{path.relative_to(outputs.pruned.root)}", path.read_bytes())
+    for name in FOREIGN:
+        s3.put(f"o/{name}", b"mine")
+    clear(Output(f"{s3.uri('o')}?endpoint_override={s3.url}"))
+    assert {key for key in s3.keys("o") if not key.endswith("/")} == {f"o/{name}" for name in FOREIGN}
 
 
 def test_an_output_is_of_the_job_that_began_it(site: Site, outputs: FinishedOutputs) -> None:

@@ -16,7 +16,7 @@ import pytest
 from qtune_service.export.run import export
 from qtune_service.export.writers import Options
 from tests.jobs import REPO, rows
-from tests.unit.exports.test_packing import as_read
+from tests.unit.export.test_packing import as_read
 
 Row = dict[str, Any]
 

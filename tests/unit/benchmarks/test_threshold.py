@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "thresholds.py"
+SCRIPT = Path(__file__).resolve().parents[3] / "benchmarks" / "thresholds.py"
 
 
 def test_both_ways_and_a_large_size_are_measured(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 from qtune_service.config import EngineSpec, ModelSpec
 from qtune_service.samples import Sample
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 
 
 @pytest.fixture(scope="module")

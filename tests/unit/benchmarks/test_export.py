@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "exports.py"
+SCRIPT = Path(__file__).resolve().parents[3] / "benchmarks" / "exports.py"
 
 
 def test_each_export_is_a_row_with_time_and_memory(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qtune_service.ingest.records import RecordError
-from tests.unit.data.chat_models import (
+from tests.unit.tokenize.chat_models import (
     CALL,
     QWEN3,
     SHAPES,

@@ -14,7 +14,7 @@ import zstandard
 
 from qtune_service.ingest import json_reader
 from qtune_service.ingest.jsonl import RecordProblem
-from tests.unit.data.planning import columns_of, plan_of, read_all, records_of
+from tests.unit.ingest.planning import columns_of, plan_of, read_all, records_of
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": f'p{i} ü漢\n\t"[{{,', "completion": "c" * (i % 50), "n": i / 3, "tags": [{"a": [i]}]} for i in range(500)

@@ -10,7 +10,7 @@ from qtune_service.errors import StorageError
 from qtune_service.output.layout import Output
 from qtune_service.output.removal import drop_strays, drop_working_files
 from qtune_service.storage import file_io
-from tests.s3 import serve_s3
+from tests.s3 import S3Endpoint
 
 
 def names(root: str) -> list[str]:
@@ -39,16 +39,15 @@ def test_only_what_the_manifest_does_not_list_is_dropped(scheme: str, tmp_path: 
     assert names(output.root) == ["pruned/README.md", "scores/part-00000.parquet"]
 
 
-def test_strays_on_an_object_store() -> None:
+def test_strays_on_an_object_store(s3: S3Endpoint) -> None:
     """The same where the output is a URI with options."""
-    with serve_s3() as s3:
-        output = Output(f"{s3.uri('o')}?endpoint_override={s3.url}")
-        write_strays(output)
-        output.mark("scored", 7, {"read": 2})
-        assert output.finished("scored") == {7: {"read": 2}}
-        drop_working_files(output)
-        drop_strays(output, ["scores/part-00000.parquet"])
-        assert names(output.root) == ["pruned/README.md", "scores/part-00000.parquet"]
+    output = Output(f"{s3.uri('o')}?endpoint_override={s3.url}")
+    write_strays(output)
+    output.mark("scored", 7, {"read": 2})
+    assert output.finished("scored") == {7: {"read": 2}}
+    drop_working_files(output)
+    drop_strays(output, ["scores/part-00000.parquet"])
+    assert names(output.root) == ["pruned/README.md", "scores/part-00000.parquet"]
 
 
 def test_half_written_markers_do_not_count(tmp_path: Path) -> None:

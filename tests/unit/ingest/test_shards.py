@@ -21,7 +21,7 @@ from qtune_service.ingest.plan import Chunk
 from qtune_service.ingest.planner import is_enough, make_plan, scan, split
 from qtune_service.storage import file_io
 from tests.s3 import S3Endpoint
-from tests.unit.data.planning import plan_of, read_all, records_of
+from tests.unit.ingest.planning import plan_of, read_all, records_of
 
 
 def row(number: int, **more: Any) -> dict[str, Any]:

@@ -1,21 +1,12 @@
-"""Fixtures of the data layer's tests."""
+"""Tokenizers and encoders, one a chat template."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.s3 import S3Endpoint, serve_s3
-from tests.unit.data.chat_models import SHAPES, Encoders, make_encoder, save_tokenizer
-
-
-@pytest.fixture(scope="session")
-def s3() -> Iterator[S3Endpoint]:
-    """A real S3 endpoint with one bucket; the AWS environment points to it."""
-    with serve_s3() as endpoint:
-        yield endpoint
+from tests.unit.tokenize.chat_models import SHAPES, Encoders, make_encoder, save_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from qtune_service.config import InputSpec, ModelSpec
 from qtune_service.errors import ModelError, SpecError
 from qtune_service.ingest.records import RecordError
 from qtune_service.tokenize.encoder import Encoder
-from tests.unit.data.chat_models import (
+from tests.unit.tokenize.chat_models import (
     QWEN3,
     SHAPES,
     Encoders,

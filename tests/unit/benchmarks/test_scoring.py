@@ -21,7 +21,7 @@ from qtune_service.config import ModelSpec
 from qtune_service.samples import Sample, TokenScores
 from qtune_service.scoring.scorer import scored_positions
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 NUM_RECORDS = 8
 
 

@@ -12,7 +12,7 @@ from qtune_service.ingest.formats import to_conversation
 from qtune_service.ingest.records import Conversation, RecordError
 from qtune_service.tokenize import assistant_mask
 from qtune_service.tokenize.chat_template import PROBE
-from tests.unit.data.chat_models import SHAPES, make_encoder, save_tokenizer
+from tests.unit.tokenize.chat_models import SHAPES, make_encoder
 
 UNMARKED = [name for name, shape in SHAPES.items() if name not in {"marked", "plain"}]
 TURNS: dict[str, list[tuple[str, str]]] = {
@@ -37,12 +37,6 @@ TURNS: dict[str, list[tuple[str, str]]] = {
 WORDS = ("Q", " Q ", "assistant\n", "user\nQ", "<|im_end|>", "</s>", "<think>t</think>\n\nA", "Q\n")
 # One template refuses results without a call.
 CASES = [(shape, name) for shape in UNMARKED for name in TURNS if (shape, name) != ("mistral_tools", "results")]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer without a template."""
-    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 def rendering_of(folder: Path, shape: str, turns: list[tuple[str, str]]) -> assistant_mask.Rendering:

@@ -38,7 +38,7 @@ from qtune_service.selection.examples import borderline_samples, typical_samples
 from qtune_service.selection.plane import Quadrant
 from tests.finished_outputs import NUM_SAMPLES, FinishedOutputs
 from tests.jobs import rows
-from tests.s3 import serve_s3
+from tests.s3 import S3Endpoint
 
 Row = dict[str, Any]
 
@@ -378,17 +378,16 @@ def test_samples_by_id(records: Records) -> None:
     assert "id = '0000-0000017'" in caught.value.hint
 
 
-def test_an_output_on_an_object_store(outputs: FinishedOutputs, table: list[Row]) -> None:
+def test_an_output_on_an_object_store(outputs: FinishedOutputs, table: list[Row], s3: S3Endpoint) -> None:
     """The same answers where the output is `s3://`."""
     root = Path(outputs.pruned.root)
-    with serve_s3() as s3:
-        for path in sorted(root.rglob("*")):
-            if path.is_file():
-                s3.put(f"o/{path.relative_to(root)}", path.read_bytes())
-        finished = FinishedOutput(s3.uri("o"))
-        records = samples_of(finished)
-        found = find(records, Selection(where="num_tokens > 6", sort="-perplexity", limit=3))
-        ordered = sorted((r for r in table if r["num_tokens"] > 6), key=lambda r: -r["perplexity"])
-        assert found.index.tolist() == [row["index"] for row in ordered[:3]]
-        (first, *_) = read_tokens(finished, records, found.index)
-        assert first.input_ids.tolist() == ordered[0]["input_ids"]
+    for path in sorted(root.rglob("*")):
+        if path.is_file():
+            s3.put(f"o/{path.relative_to(root)}", path.read_bytes())
+    finished = FinishedOutput(s3.uri("o"))
+    records = samples_of(finished)
+    found = find(records, Selection(where="num_tokens > 6", sort="-perplexity", limit=3))
+    ordered = sorted((r for r in table if r["num_tokens"] > 6), key=lambda r: -r["perplexity"])
+    assert found.index.tolist() == [row["index"] for row in ordered[:3]]
+    (first, *_) = read_tokens(finished, records, found.index)
+    assert first.input_ids.tolist() == ordered[0]["input_ids"]

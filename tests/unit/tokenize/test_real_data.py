@@ -13,7 +13,7 @@ from qtune_service.config import InputSpec, ModelSpec
 from qtune_service.ingest.formats import detect_format, to_conversation
 from qtune_service.ingest.records import Conversation, RecordError
 from qtune_service.tokenize.encoder import Encoded, Encoder
-from tests.unit.data.chat_models import SHAPES, expected_text, make_encoder, save_tokenizer
+from tests.unit.tokenize.chat_models import SHAPES, expected_text, make_encoder, save_tokenizer
 
 FILES = {
     "gsm8k_train.jsonl": "prompt_completion",

@@ -13,7 +13,7 @@ import pytest
 
 from qtune_service.ingest.jsonl import RecordProblem, category_of, parse_line
 from qtune_service.ingest.reader import sample_id
-from tests.unit.data.planning import plan_of, read_all
+from tests.unit.ingest.planning import plan_of, read_all
 
 GOOD = b'{"prompt": "p", "completion": "c"}'
 
