@@ -78,7 +78,7 @@ def test_who_lost_it_ends(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     code = f"""
 import signal, sys, time
-from qtune_service.output import lease
+from qtune_service.storage import lease
 from qtune_service.pipeline.shutdown import Stop
 lease.BEAT_S, lease.SETTLE_S = 0.1, 0.05
 Stop().install()
@@ -118,8 +118,9 @@ def test_a_server_outlives_a_lost_lease(tmp_path: Path) -> None:
     "body",
     [b"[]", b'"x"', b"\xff", b"{" * 5000, b'{"owner": 1}', b'{"owner": "HOST:99999999999999999999:x"}', b" " * 100_000],
 )
-def test_a_lease_that_none_wrote(tmp_path: Path, body: bytes) -> None:
+def test_a_lease_that_none_wrote(tmp_path: Path, body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is taken over once it has stood still, whatever is in it."""
+    monkeypatch.setattr(lease, "DEAD_S", 0.3)  # nobody renews it
     path = tmp_path / "lock"
     path.write_bytes(body.replace(b"HOST", socket.gethostname().encode()))
     with leased(str(path), "o"):
