@@ -12,6 +12,9 @@ from qtune_service.job_states import JobStatus
 from qtune_service.server.jobs.database import jobs, open_database, writing
 from qtune_service.server.jobs.store import NewJob, _new_row
 
+NOWHERE = {"host": "none"}
+"""The reference of a driver that no launcher finds."""
+
 
 def _allowed(engine: Engine) -> dict[str, Any]:
     """A spec that a server of `servers.settings` allows."""
@@ -27,7 +30,12 @@ def database_of(folder: Path) -> Engine:
 def store_job(engine: Engine, output: str, status: JobStatus, spec: Mapping[str, Any] | None = None) -> str:
     """A job in some status, at once, so that no server takes it before; its id."""
     whole = {**(spec or _allowed(engine)), "output": {"path": output}}
-    row = _new_row(NewJob("done", whole, output, "ann", "local"))
+    return insert_job(engine, NewJob("done", whole, output, "ann", "local"), status=str(status), reference=NOWHERE)
+
+
+def insert_job(engine: Engine, new: NewJob, **fields: Any) -> str:
+    """Insert a job without the checks of a submission and return its id."""
+    row = _new_row(new)
     with writing(engine) as connection:
-        connection.execute(jobs.insert().values({**row, "status": str(status), "reference": {"host": "none"}}))
+        connection.execute(jobs.insert().values({**row, **fields}))
     return str(row["id"])

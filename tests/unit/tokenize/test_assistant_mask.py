@@ -1,18 +1,20 @@
-"""tokenize/assistant_mask.py: the two ways of proving where a turn lies agree."""
+"""tokenize/assistant_mask.py: the mask is the same however it is proven, and is refused where it cannot be."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qtune_service.ingest.formats import to_conversation
-from qtune_service.ingest.records import Conversation, RecordError
+from qtune_service.ingest.records import RecordError
+from qtune_service.samples import Sample
 from qtune_service.tokenize import assistant_mask
-from qtune_service.tokenize.chat_template import PROBE
-from tests.unit.tokenize.chat_models import SHAPES, make_encoder
+from qtune_service.tokenize.chat_template import PROBE, ChatTemplate
+from qtune_service.tokenize.encoder import Encoder
+from tests.unit.tokenize.chat_models import SHAPES, make_encoder, trained_text
 
 UNMARKED = [name for name, shape in SHAPES.items() if name not in {"marked", "plain"}]
 TURNS: dict[str, list[tuple[str, str]]] = {
@@ -39,78 +41,69 @@ WORDS = ("Q", " Q ", "assistant\n", "user\nQ", "<|im_end|>", "</s>", "<think>t</
 CASES = [(shape, name) for shape in UNMARKED for name in TURNS if (shape, name) != ("mistral_tools", "results")]
 
 
-def rendering_of(folder: Path, shape: str, turns: list[tuple[str, str]]) -> assistant_mask.Rendering:
-    """The one text of a conversation."""
-    messages: list[dict[str, Any]] = [{"role": role, "content": content} for role, content in turns]
-    conversation = to_conversation({"messages": messages}, "messages")
-    assert isinstance(conversation, Conversation)
-    return make_encoder(folder, SHAPES[shape].source)._render(conversation)
+def encode(encoder: Encoder, turns: Sequence[tuple[str, str]]) -> Sample:
+    """Return the tokens and the mask of a conversation. Raise RecordError where the mask cannot be proven."""
+    messages = [{"role": role, "content": content} for role, content in turns]
+    return encoder.encode({"messages": messages}, "messages").sample
+
+
+def num_renders(monkeypatch: pytest.MonkeyPatch, encoder: Encoder, turns: Sequence[tuple[str, str]]) -> int:
+    """Return how many times a conversation of known roles is rendered again to prove its mask."""
+    encode(encoder, turns)
+    calls: list[object] = []
+    own = ChatTemplate.render
+
+    def render(self: ChatTemplate, *arguments: Any, **options: Any) -> str:
+        calls.append(arguments)
+        return own(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ChatTemplate, "render", render)
+        encode(encoder, [(role, f"{content} again") for role, content in turns])
+    return len(calls)
 
 
 @pytest.mark.parametrize(("shape", "name"), CASES)
-def test_skeleton_and_rules_find_the_same_turns(shape: str, name: str, folder: Path) -> None:
-    """The fast way and the slow way share no rendering and no search, but the answer."""
-    rendering = rendering_of(folder, shape, TURNS[name])
-    template = rendering.template
-    turns = [i for i, m in enumerate(rendering.conversation.messages) if m["role"] == "assistant"]
-    by_rules = [assistant_mask._by_rules(rendering, i) for i in turns]
-    ends = [rendering.text.find(template.end_of_turn, start) for start, _ in by_rules]
-    words = assistant_mask._prompt_words(rendering)
-    for i, rule, at in zip(turns, by_rules, ends, strict=True):
-        quick = assistant_mask._by_skeleton(rendering, i, words)
-        if quick is None:
-            assert shape in {"mistral", "mistral_tools"}, "only templates that move things need the rules"
-            continue
-        assert quick[0] == rule[0]
-        assert at < quick[1] <= rule[1]
-        assert template.is_template_only(rendering.text[quick[1] : rule[1]])
+def test_two_proofs_give_one_mask(shape: str, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proof for a whole conversation and the proof turn by turn share no rendering and no search."""
+    encoder = make_encoder(folder, SHAPES[shape].source)
+    quick = encode(encoder, TURNS[name])
+    monkeypatch.setattr(assistant_mask, "_prompt_words", lambda _: {})
+    slow = encode(encoder, TURNS[name])
+    assert quick.input_ids.tolist() == slow.input_ids.tolist()
+    assert quick.loss_mask.tolist() == slow.loss_mask.tolist()
 
 
 @pytest.mark.parametrize("shape", UNMARKED)
-def test_shape_and_rendering_find_the_same_words(shape: str, folder: Path) -> None:
-    """The shape of a conversation, rendered once for many, tells what a rendering of its own does, or nothing."""
+def test_masks_are_proven_by_few_renderings(shape: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None, where the roles are known and the words are plain. Templates that move things need one more."""
     encoder = make_encoder(folder, SHAPES[shape].source)
-    found = 0
-    for number, words in enumerate(product(WORDS, repeat=3)):
-        turns = zip(("user", "assistant", "user"), words, strict=True)
-        record = {"messages": [{"role": r, "content": c} for r, c in turns] + [{"role": "assistant", "content": "A"}]}
-        conversation = to_conversation(record, "messages")
-        assert isinstance(conversation, Conversation)
+    moves = shape in {"mistral", "mistral_tools", "r1"}
+    assert num_renders(monkeypatch, encoder, TURNS["ends with user"]) == (1 if moves else 0)
+
+
+@pytest.mark.parametrize("shape", UNMARKED)
+def test_a_known_shape_gives_the_same_mask(shape: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shape of a conversation, rendered once for many, proves what a rendering of its own does, or nothing."""
+    by_shape, by_rendering = (make_encoder(folder, SHAPES[shape].source) for _ in range(2))
+    for words in product(WORDS, repeat=3):
+        turns = [*zip(("user", "assistant", "user"), words, strict=True), ("assistant", "A")]
         try:
-            rendering = encoder._render(conversation)
+            wanted = encode(by_shape, turns)
         except RecordError:
             continue
-        by_shape = assistant_mask._words_by_shape(rendering)
-        if by_shape:
-            found += 1
-            assert by_shape == assistant_mask._words_by_rendering(rendering), (number, words)
-    assert found or shape in {"mistral", "mistral_tools", "r1"}, "they write no end-of-turn token behind a user's turn"
-
-
-def test_every_rule_is_needed_by_some_template(folder: Path) -> None:
-    """Prefixes fail where history is written anew; then other words prove the borders."""
-    rendering = rendering_of(folder, "mistral", TURNS["system"])
-    assert assistant_mask._start_by_prefix(rendering, 4) is not None
-    assert assistant_mask._end_by_prefix(rendering, 2) is None
-    assert assistant_mask._by_rules(rendering, 2) == (
-        assistant_mask._start_after(rendering, 2),
-        assistant_mask._end_by_probe(rendering, 2, 0),
-    )
-    opened = rendering_of(folder, "chatml_default_system", TURNS["one"])
-    assert (
-        assistant_mask._start_before(opened, 1)
-        == assistant_mask._start_by_prefix(opened, 1)
-        == assistant_mask._start_after(opened, 1)
-    )
+        with monkeypatch.context() as patch:
+            patch.setattr(assistant_mask, "MAX_SHAPES", 0)
+            found = encode(by_rendering, turns)
+        assert found.loss_mask.tolist() == wanted.loss_mask.tolist(), words
 
 
 def test_data_that_holds_the_probe_is_refused_not_misread(folder: Path) -> None:
-    """The word that stands in for others cannot be told from data that says it; prefixes still may."""
+    """The word that stands in for others cannot be told from data that says it. Prefixes may still prove the mask."""
+    chatml = make_encoder(folder, SHAPES["chatml"].source)
     turns = [("user", PROBE + "0x"), ("assistant", PROBE), ("user", "Q"), ("assistant", "A")]
-    rendering = rendering_of(folder, "chatml", turns)
-    assert assistant_mask._prompt_words(rendering) == {}
-    spans = assistant_mask.locate_turns(rendering, [1, 3])
-    assert [rendering.text[a:b] for a, b in spans] == [f"{PROBE}<|im_end|>\n", "A<|im_end|>\n"]
-    assert assistant_mask.locate_turns(rendering_of(folder, "mistral", TURNS["system"]), [2])
+    assert trained_text(chatml, encode(chatml, turns)) == f"{PROBE}<|im_end|>A<|im_end|>"
+    mistral = make_encoder(folder, SHAPES["mistral"].source)
+    assert encode(mistral, TURNS["system"]).loss_mask.any()
     with pytest.raises(RecordError, match="mask_not_verified"):
-        assistant_mask.locate_turns(rendering_of(folder, "mistral", [*TURNS["system"][:-1], ("assistant", PROBE)]), [2])
+        encode(mistral, [*TURNS["system"][:-1], ("assistant", PROBE)])
