@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,9 @@ REPO = Path(__file__).resolve().parent.parent
 LONGEST_FIRST = ("ray", "docs", "browser", "engine", "training", "api")
 """Folders in the order in which processes take them, so that none begins a long file when the others are done."""
 
+SHORT_RUN_S = 60
+"""Runs below this have no table of slow files."""
+
 # Tests run side by side: a time limit for each example says more of the machine than of the code.
 hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
@@ -30,6 +35,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _place(folder: str) -> int:
     return LONGEST_FIRST.index(folder) if folder in LONGEST_FIRST else len(LONGEST_FIRST)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the files whose tests took longest, and how long each worker process was busy."""
+    by_file: dict[str, float] = defaultdict(float)
+    by_worker: dict[str, float] = defaultdict(float)
+    reports = chain.from_iterable(terminalreporter.stats.values())
+    for report in {id(report): report for report in reports if isinstance(report, pytest.TestReport)}.values():
+        by_file[report.nodeid.partition("::")[0]] += report.duration
+        by_worker[getattr(report, "worker_id", "this process")] += report.duration
+    if sum(by_file.values()) < SHORT_RUN_S:
+        return
+    terminalreporter.section("slowest 10 files")
+    for file, seconds in sorted(by_file.items(), key=lambda item: -item[1])[:10]:
+        terminalreporter.write_line(f"{seconds:8.1f}s {file}")
+    for worker, seconds in sorted(by_worker.items()):
+        terminalreporter.write_line(f"{seconds:8.1f}s {worker}, all files")
 
 
 @pytest.fixture(scope="session")
