@@ -65,7 +65,7 @@ def shared_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> FinishedOutputs:
-    """A finished output of 120 samples in five shards, scored only and pruned. Tests leave it as it is."""
+    """Return a finished output of 120 samples in five shards, scored only and pruned. Tests leave it as it is."""
     from tests.finished_outputs import make_outputs
 
     return make_outputs(tmp_path_factory.mktemp("outputs"))
@@ -73,7 +73,9 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> FinishedOutputs:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedOutput:
-    """An output of 120 conversations in a dozen shards: half of them kept, tokens of Q2 pruned. Not to be changed."""
+    """Return an output of 120 conversations in a dozen shards: half of them kept, tokens of Q2 pruned. Not to be
+    changed.
+    """
     from tests.finished_outputs import chats, finished_output
 
     method = {"sample_keep_ratio": 0.5, "token_keep_ratio": 0.6}
@@ -82,7 +84,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedOutput:
 
 @pytest.fixture(scope="session")
 def weighed(tmp_path_factory: pytest.TempPathFactory) -> FinishedOutput:
-    """The same by InfoBatch: samples of any quadrant are kept, tokens of all of them pruned, and losses weighed."""
+    """Return an output pruned by InfoBatch: samples of any quadrant kept, tokens of all of them pruned, losses
+    weighted.
+    """
     from tests.finished_outputs import chats, finished_output
 
     method = {"sample_keep_ratio": 0.5, "strategy": "infobatch"}
@@ -91,7 +95,7 @@ def weighed(tmp_path_factory: pytest.TempPathFactory) -> FinishedOutput:
 
 @pytest.fixture
 def out(finished: FinishedOutput) -> Path:
-    """The folder of the first."""
+    """Return the folder of `finished`."""
     return Path(finished.root)
 
 

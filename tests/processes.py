@@ -41,7 +41,7 @@ def _title(process: psutil.Process) -> str:
 
 
 def kill_all(processes: Iterable[psutil.Process]) -> None:
-    """kill -9 of each that is still there."""
+    """Kill -9 of each that is still there."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
@@ -64,7 +64,7 @@ def finished(out: Path, stage: str = "scored") -> set[str]:
 
 
 def progress(out: Path, since_s: float = 0) -> dict[str, Any]:
-    """The job's progress.json; empty where none was written since then (epoch seconds)."""
+    """Return the job's progress.json. Empty where none was written since then (epoch seconds)."""
     with contextlib.suppress(OSError, ValueError):
         body: dict[str, Any] = json.loads((out / "_qtune" / "progress.json").read_text())
         return body if body["updated_at_s"] >= since_s else {}

@@ -132,7 +132,7 @@ class Faults:
 
 @contextmanager
 def faulty(behind: S3Endpoint) -> Iterator[Faults]:
-    """A proxy before an endpoint, in threads of this process."""
+    """Run a proxy before an endpoint, in threads of this process."""
     port = int(behind.url.rpartition(":")[2])
     faults = Faults(behind)
 

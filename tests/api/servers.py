@@ -46,7 +46,7 @@ def serving(settings: Settings, launchers: Mapping[str, Launcher] | None = None,
 
 @contextmanager
 def process(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """The same with scripted drivers in a process of its own, which can be killed."""
+    """Run a server with scripted drivers in a process of its own, which can be killed."""
     code = "import sys; from tests.api import servers; servers.run(sys.argv[1], int(sys.argv[2]))"
     server = subprocess.Popen([sys.executable, "-c", code, str(folder), str(port)], cwd=REPO)
     try:
@@ -76,7 +76,7 @@ def scripted(folder: Path) -> Mapping[str, Launcher]:
 
 
 def settings(folder: Path, **changes: Any) -> Settings:
-    """A server's, in a folder; the input folder and the scripted models are allowed."""
+    """Return the settings of a server in a folder. The input folder and the scripted models are allowed."""
     (folder / "inputs").mkdir(exist_ok=True)
     acts = ("succeed", "slow 0.3", "slow 2", "fail", "vanish", "sleep", "stubborn")
     base = {"data_root": folder, "allowed_inputs": (str(folder / "inputs"),), "allowed_models": acts}

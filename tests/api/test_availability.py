@@ -37,7 +37,7 @@ LINE = b'{"text": "a"}\n'
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[httpx.Client]:
-    """A server without tokens."""
+    """Yield a client of a server without tokens."""
     with serving(settings(tmp_path), scripted(tmp_path)) as made:
         yield made
 

@@ -40,20 +40,20 @@ PRINT = "import json, os, sys; sys.stdout.write(json.dumps(dict(os.environ)))"
 
 @pytest.fixture(autouse=True)
 def _variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the server."""
+    """Set variables of the server."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     for name, value in {**SECRETS, **GIVEN}.items():
         monkeypatch.setenv(name, value)
 
 
 def names(found: dict[str, str]) -> set[str]:
-    """Which of ours there are."""
+    """Return our variables that are among these."""
     return {name for name in {**SECRETS, **GIVEN} if name in found}
 
 
 @pytest.fixture
 def driver(tmp_path: Path) -> str:
-    """In place of Python: says what its environment is."""
+    """Return a program that prints its environment, in place of Python."""
     script = tmp_path / "driver"
     script.write_text(f"#!{sys.executable}\n{PRINT}\n")
     script.chmod(0o755)

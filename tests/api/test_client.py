@@ -35,12 +35,12 @@ pytestmark = pytest.mark.usefixtures("no_config")
 
 
 def job(folder: Path, act: str = "succeed", **more: Any) -> dict[str, Any]:
-    """A job that does as told."""
+    """Return a spec of a job whose driver does `act`."""
     return {"input": {"paths": [f"{folder}/inputs/a.jsonl"]}, "model": {"name": act}, **more}
 
 
 def port_of(url: str) -> int:
-    """Where it listens."""
+    """Return the port of a URL."""
     port = httpx.URL(url).port
     assert port is not None
     return port

@@ -28,13 +28,13 @@ JSON_HEAD = b"POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/j
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data root of all servers of this module."""
+    """Return the data root of all servers of this module."""
     return tmp_path_factory.mktemp("server")
 
 
 @pytest.fixture(scope="module", params=["httptools", "h11"])
 def client(folder: Path, request: pytest.FixtureRequest) -> Iterator[httpx.Client]:
-    """A server with short limits and twenty connections."""
+    """Yield a client of a server with short limits and twenty connections."""
     if request.param == "httptools":
         pytest.importorskip("httptools")
     with pytest.MonkeyPatch.context() as patch:

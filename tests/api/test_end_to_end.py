@@ -40,7 +40,7 @@ def is_at(job: Any, **wanted: str) -> bool:
 
 
 def test_a_killed_server_loses_nothing(tmp_path: Path) -> None:
-    """kill -9 in the middle of a job: the driver goes on, the next server knows how it ended and serves the product."""
+    """Kill -9 in the middle of a job: the driver goes on, the next server knows how it ended and serves the product."""
     port = free_port()
     body = {
         "name": "demo",

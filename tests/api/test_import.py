@@ -47,7 +47,7 @@ def rebuilder(engine: Engine, outputs: FinishedOutputs, *places: object, **chang
 
 
 def unfinished(folder: Path, spec: dict[str, Any] = SPEC, **progress: Any) -> Path:
-    """What a job leaves that did not end."""
+    """Write the files of a job that did not end."""
     (folder / "_qtune").mkdir(parents=True)
     (folder / "_qtune" / "job.json").write_text(json.dumps({"spec": spec, "fingerprint": "f"}))
     said = {"stage": "prune", "updated_at_s": AN_HOUR_AGO_S, **progress}
@@ -56,12 +56,12 @@ def unfinished(folder: Path, spec: dict[str, Any] = SPEC, **progress: Any) -> Pa
 
 
 def by_output(found: Iterator[Rebuilt]) -> dict[str, Rebuilt]:
-    """What became of each, by the last part of its place."""
+    """Return the result for each output, by the last part of its path."""
     return {one.output.rpartition("/")[2]: one for one in found}
 
 
 def copy_of(outputs: FinishedOutputs, folder: Path) -> Path:
-    """The pruned output under another name."""
+    """Copy the pruned output to another name."""
     return Path(shutil.copytree(outputs.pruned.root, folder))
 
 

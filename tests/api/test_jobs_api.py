@@ -18,7 +18,7 @@ PROBLEM = "application/problem+json"
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[httpx.Client]:
-    """A server that runs two jobs at a time, without models."""
+    """Yield a client of a server that runs two jobs at a time, without models."""
     with serving(settings(tmp_path, max_running_jobs=2), scripted(tmp_path)) as made:
         yield made
 

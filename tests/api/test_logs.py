@@ -17,7 +17,7 @@ from tests.scripted_jobs import submit_job, wait_for_job
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[httpx.Client]:
-    """A server without models."""
+    """Yield a client of a server without models."""
     with serving(settings(tmp_path), scripted(tmp_path)) as made:
         yield made
 

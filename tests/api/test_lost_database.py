@@ -21,7 +21,7 @@ ACT = "succeed 4"
 
 @pytest.fixture
 def postgres() -> Iterator[Postgres]:
-    """A server of this test's own."""
+    """Yield a PostgreSQL server of this test's own."""
     with stoppable_server() as server:
         yield server
 
@@ -56,7 +56,7 @@ def test_an_outage_is_told_and_survived(postgres: Postgres, tmp_path: Path, capl
 
 
 def outage(client: httpx.Client, job: str, folder: Path) -> None:
-    """What is answered for some seconds, longer than the driver takes."""
+    """Check the answers for some seconds, longer than the driver takes."""
     ended = time.monotonic() + 6
     while time.monotonic() < ended:
         assert client.get("/healthz").status_code == 200

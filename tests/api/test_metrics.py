@@ -24,7 +24,7 @@ Figures = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 def parsed(text: str) -> Figures:
-    """Samples by name and labels."""
+    """Parse metrics into samples by name and labels."""
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text)
@@ -38,7 +38,7 @@ def figure(found: Figures, name: str, **labels: str) -> float:
 
 
 def scraped(client: httpx.Client) -> Figures:
-    """What a server tells."""
+    """Return the metrics of a server."""
     answer = client.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=")
     return parsed(answer.text)

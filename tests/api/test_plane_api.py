@@ -20,20 +20,20 @@ from tests.scripted_jobs import wait_for_job
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The server's."""
+    """Return the folder of the server."""
     return tmp_path_factory.mktemp("server")
 
 
 @pytest.fixture(scope="module")
 def client(folder: Path) -> Iterator[httpx.Client]:
-    """A server."""
+    """Yield a client of the server."""
     with serving(settings(folder), scripted(folder)) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def pruned(client: httpx.Client, folder: Path, outputs: FinishedOutputs) -> str:
-    """The address of a finished job."""
+    """Return the address of a finished job."""
     return f"/api/v1/jobs/{finished_job(folder, outputs.pruned)}"
 
 

@@ -71,7 +71,7 @@ def test_only_what_can_be_signed(keys: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def stored(s3: S3Endpoint, outputs: FinishedOutputs) -> str:
-    """A finished output there."""
+    """Return the URI of a finished output on S3."""
     root = Path(outputs.pruned.root)
     for path in root.rglob("*"):
         if path.is_file():

@@ -39,7 +39,7 @@ ENDS = {
 
 @contextmanager
 def server(root: Path, port: int, max_running: int, database_url: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that serves, until it is stopped or killed."""
+    """Run a server in a process that ends with the block."""
     command = [sys.executable, "-m", "tests.api.scripted_server", str(root), str(port), str(max_running)]
     env = environment({"QTUNE_DATABASE_URL": database_url, "PYTHONPATH": str(REPO)})
     process = subprocess.Popen(command, env=env, cwd=REPO)
@@ -97,7 +97,7 @@ def test_two_servers_run_each_job_once(postgres_database: str, tmp_path: Path) -
 
 
 def test_a_server_killed_at_any_moment(postgres_database: str, tmp_path: Path) -> None:
-    """kill -9 at random moments, with jobs waiting, starting, running and ending: each job is started once and
+    """Kill -9 at random moments, with jobs waiting, starting, running and ending: each job is started once and
     ends as its driver did.
     """
     (tmp_path / "inputs").mkdir()

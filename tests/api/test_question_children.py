@@ -28,7 +28,7 @@ from tests.waiting import free_port, wait_until
 
 
 def joined(separator: str, times: int) -> str:
-    """A list aggregate that repeats a text."""
+    """Return a list aggregate that repeats a text."""
     return "list_aggr([" + ",".join(["''"] * times) + f"],'string_agg',{separator})"
 
 
@@ -55,7 +55,7 @@ class Target:
 
 @pytest.fixture
 def target(tmp_path: Path, outputs: FinishedOutputs) -> Iterator[Target]:
-    """A server with a child that has answered once."""
+    """Yield a server with a worker process that has answered once."""
     with serving(settings(tmp_path), scripted(tmp_path)) as client:
         client.timeout = httpx.Timeout(120)
         made = Target(client, f"/api/v1/jobs/{finished_job(tmp_path, outputs.pruned)}")
@@ -64,7 +64,7 @@ def target(tmp_path: Path, outputs: FinishedOutputs) -> Iterator[Target]:
 
 
 def children(of: psutil.Process | None = None) -> list[psutil.Process]:
-    """The children that answer questions."""
+    """Return the worker processes that answer questions."""
     every = (of or psutil.Process()).children(recursive=True)
     return [
         child
@@ -112,7 +112,7 @@ def test_a_child_that_dies_is_an_answer(target: Target, number: int, message: st
 
 
 def _waits(pid: int) -> bool:
-    """Whether a request is in the pipe of a child that is stopped."""
+    """Return whether a request is in the pipe of a stopped worker process."""
     count = array.array("i", [0])
     with Path(f"/proc/{pid}/fd/3").open("rb", buffering=0) as pipe:
         fcntl.ioctl(pipe, termios.FIONREAD, count)

@@ -34,19 +34,19 @@ SPEC: dict[str, Any] = {
 
 @pytest.fixture
 def head() -> Iterator[Head]:
-    """A head that answers."""
+    """Yield a head that answers."""
     with ray_head() as made:
         yield made
 
 
 @pytest.fixture
 def launcher(head: Head, tmp_path: Path) -> RayLauncher:
-    """A launcher with the right token."""
+    """Return a launcher with the right token."""
     return RayLauncher(RayApi(head.address, lambda: TOKEN), tmp_path / "jobs")
 
 
 def job(attempts: int = 1, status: JobStatus = JobStatus.running, **spec: Any) -> Job:
-    """A claimed job."""
+    """Return a claimed job."""
     now = datetime.now(UTC)
     job_spec = {**SPEC, **spec}
     return Job("01abc", "gsm8k", status, "s3://b/out", "ann", now, now, 1, spec=job_spec, attempts=attempts)

@@ -34,7 +34,7 @@ def _wide(no_config: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
-    """A server without models that the commands ask, too."""
+    """Yield a client of a server without models. The commands have the same server."""
     with serving(settings(tmp_path, max_running_jobs=4), scripted(tmp_path)) as made:
         monkeypatch.setenv("QTUNE_URL", str(made.base_url))
         with Client(str(made.base_url)) as client:

@@ -261,7 +261,7 @@ class Away:
         self.state, self.stop, self.log, self.forget = inner.state, inner.stop, inner.log, inner.forget
 
     def start(self, job: Job) -> Reference:
-        """As the other one, if it is there."""
+        """Start the job by the other launcher, if it is there."""
         if self.is_away:
             raise LauncherAwayError("nobody is there", "wait")
         return self._inner.start(job)

@@ -83,7 +83,7 @@ class Deaf:
 
 @pytest.fixture
 def store(tmp_path: Path) -> JobStore:
-    """An empty one."""
+    """Return an empty store."""
     database = open_database(f"sqlite:///{tmp_path}/q.db")
     upgrade(database)
     return JobStore(database)

@@ -31,7 +31,7 @@ LIMIT_BYTES = 1 << 20
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[httpx.Client]:
-    """A server that takes files of up to a MiB."""
+    """Yield a client of a server that takes files of up to a MiB."""
     with serving(settings(tmp_path, max_upload_bytes=LIMIT_BYTES), scripted(tmp_path)) as made:
         yield made
 
@@ -107,7 +107,7 @@ def _announce(client: httpx.Client, length: int) -> bytes:
 
 
 def _begun(client: httpx.Client, headers: str) -> socket.socket:
-    """A request for an upload whose body does not come."""
+    """Begin an upload whose body does not come."""
     connection = socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=10)
     host = f"Host: {client.base_url.host}:{client.base_url.port}"
     connection.sendall(f"POST /api/v1/datasets?name=a.jsonl HTTP/1.1\r\n{host}\r\n{headers}\r\n\r\n".encode())
@@ -186,7 +186,7 @@ def test_datasets_that_there_are_not(client: httpx.Client, tmp_path: Path, path:
 
 @contextmanager
 def _started(command: list[str], port: int, **more: Any) -> Iterator[tuple[httpx.Client, int]]:
-    """A server in a process of its own, and its client, once it answers."""
+    """Run a server in a process of its own and yield its client once it answers."""
     process = subprocess.Popen(command, env=environment(), **more)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
@@ -235,7 +235,7 @@ def test_a_disk_that_runs_full_on_the_way(tmp_path: Path) -> None:
 
 
 def test_a_killed_server_leaves_nothing_for_long(tmp_path: Path) -> None:
-    """kill -9 in the middle of an upload: the next server begins by clearing up."""
+    """Kill -9 in the middle of an upload: the next server begins by clearing up."""
     port = free_port()
     with _started(_serve(tmp_path, port), port) as (client, pid):
         kept = upload(client).json()["id"]

@@ -30,19 +30,19 @@ class JobSite:
     client: httpx.Client
 
     def page(self, job: str) -> str:
-        """The address of a job's page."""
+        """Return the address of a job's page."""
         return f"{self.site.url}/jobs/{job}"
 
     def submit(self, act: str, **more: Any) -> str:
-        """A job of the scripted driver; its id."""
+        """Submit a scripted job and return its id."""
         return str(submit_job(self.client, self.folder, act, **more)["id"])
 
     def job(self, job: str) -> dict[str, Any]:
-        """As the API shows it."""
+        """Return a job as the API shows it."""
         return dict(self.client.get(f"/api/v1/jobs/{job}").json())
 
     def until(self, job: str, *statuses: str, seconds: float = 20) -> dict[str, Any]:
-        """The job, once it has one of these."""
+        """Return a job once it has one of some statuses."""
         return wait_for_job(self.client, job, *statuses, seconds=seconds)
 
     def end(self, job: str) -> None:
@@ -51,18 +51,18 @@ class JobSite:
         self.until(job, "succeeded", "failed", "cancelled")
 
     def add_finished(self, finished: FinishedOutput, name: str = "done") -> str:
-        """A job that has an output, made elsewhere; its id."""
+        """Add a job that has an output, and return its id."""
         return add_finished(JobStore(open_database(f"sqlite:///{self.folder}/qtune.db")), name, finished).id
 
 
 def client_of(site: Site) -> httpx.Client:
-    """Of its API."""
+    """Return a client of a site's API."""
     return httpx.Client(base_url=site.url, timeout=30)
 
 
 @contextmanager
 def job_site(folder: Path, *, outputs: str = "") -> Iterator[JobSite]:
-    """A service until the block ends. outputs: a folder that jobs may write to, beside the server's own."""
+    """Run a service until the block ends. outputs: a folder that jobs may write to, beside the server's own."""
     allowed = {
         "allowed_models": ("succeed", "fail", "vanish", "sleep", "sleep 6", DEMO_MODEL),
         "allowed_inputs": (f"{folder}/inputs", str(DEMO_DATA.parent), *filter(None, [outputs])),

@@ -12,7 +12,7 @@ from tests.api.stored import NOWHERE, insert_job
 
 
 def open_store(data_root: Path) -> JobStore:
-    """The store of a server that is to come."""
+    """Open the store of a server that starts later."""
     data_root.mkdir(parents=True, exist_ok=True)
     engine = open_database(f"sqlite:///{data_root}/qtune.db")
     upgrade(engine)
@@ -20,7 +20,7 @@ def open_store(data_root: Path) -> JobStore:
 
 
 def add_finished(store: JobStore, name: str, finished: FinishedOutput) -> Job:
-    """A job that succeeded with this output; several may have it, which no server would let in."""
+    """Add a job that succeeded with this output. Several jobs may have it, which no server would allow."""
     new = NewJob(name, finished.spec.model_dump(mode="json"), finished.root, "ann", "local")
     job = store.get(insert_job(store.engine, new))
     store.move(job.id, JobStatus.running, reference=NOWHERE)

@@ -52,7 +52,7 @@ class Site:
 
 @contextmanager
 def running(make: Callable[[], FastAPI]) -> Iterator[Site]:
-    """A site until the block ends."""
+    """Run a site until the block ends."""
     site = Site(make)
     site.start()
     try:
@@ -70,7 +70,9 @@ class Seen:
 
 
 def open_page(browser: Any, url: str, **settings: Any) -> tuple[Any, Seen]:
-    """A page in a browser of its own, and what it does. Violations of the security policy are complaints."""
+    """Open a page in a browser of its own; return it and what it does. Violations of the security policy are
+    complaints.
+    """
     page, seen = browser.new_context(**{"viewport": WIDE, **settings}).new_page(), Seen()
     page.on("console", lambda message: seen.complaints.append(message.text))
     page.on("pageerror", lambda error: seen.complaints.append(str(error)))

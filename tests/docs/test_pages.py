@@ -32,7 +32,7 @@ TYPED = re.compile(r"(?:^ *|-- |/bin/|&& |; )qtune ([^\n#|;&]*)", re.MULTILINE)
 
 
 def commands(page: str) -> list[str]:
-    """The blocks of a page that are to be typed."""
+    """Return the shell blocks of a page."""
     return BLOCK.findall((DOCS / page).read_text(encoding="utf-8"))
 
 
@@ -59,7 +59,7 @@ def type_along(page: str, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout in which somebody has followed the tutorial; the other pages go on from there."""
+    """Return a checkout in which the tutorial was followed. The other pages continue from there."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("examples", "deploy"):
         (folder / name).symlink_to(REPO / name)
@@ -112,7 +112,7 @@ def test_links_and_pictures_are_there(page: str) -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """Of a page's headings, as GitHub makes them."""
+    """Return the anchors of a page's headings, as GitHub makes them."""
     text = FENCED.sub("", page.read_text(encoding="utf-8"))
     return {re.sub(r"[^\w\- ]", "", found).strip().lower().replace(" ", "-") for found in HEADING.findall(text)}
 

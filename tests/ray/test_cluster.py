@@ -25,14 +25,14 @@ ACROSS_MACHINES = 1e-5
 
 @pytest.fixture(scope="module")
 def cluster(s3: S3Endpoint) -> Iterator[Nodes]:
-    """A head, which others may join; each node works in a folder of its own."""
+    """Yield a head that others may join. Each node works in a folder of its own."""
     with ray_nodes(env={**s3.env, "PYTHONPATH": str(REPO)}) as nodes:
         nodes.start_head(CPUS, GPUS)
         yield nodes
 
 
 def spec(data: str, output: str, **engine: object) -> dict[str, Any]:
-    """The demo job as a job file."""
+    """Return the demo job as a job file."""
     return {
         "input": {"paths": [data], "limit": 600, "shard_bytes": 4096},
         "model": {"name": DEMO_MODEL, "dtype": "float32"},
@@ -48,7 +48,7 @@ def write_spec(path: Path, body: dict[str, Any]) -> Path:
 
 
 def ray_env(cluster: Nodes) -> dict[str, str]:
-    """What a command needs to join the cluster."""
+    """Return the variables that a command needs to join the cluster."""
     return {name: value for name, value in cluster.env.items() if name.startswith(("RAY_", "AWS_"))}
 
 
@@ -110,7 +110,7 @@ def test_nodes_that_come_and_go(num_actors: str, cluster: Nodes, undisturbed: Pa
 
 
 def actors(out: Path) -> set[str]:
-    """The actors that scored what is finished."""
+    """Return the actors that scored the finished shards."""
     return {json.loads((out / "_qtune" / "scored" / name).read_text())["actor"] for name in finished(out)}
 
 

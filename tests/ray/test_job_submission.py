@@ -43,13 +43,13 @@ def s3(s3: S3Endpoint) -> S3Endpoint:
 
 @pytest.fixture(scope="module")
 def hurry(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a file lets the slow engine be fast."""
+    """Return the path of a file that lets the slow engine be fast."""
     return tmp_path_factory.mktemp("hurry") / "now"
 
 
 @pytest.fixture(scope="module")
 def cluster(s3: S3Endpoint, hurry: Path) -> Iterator[Nodes]:
-    """A head and two workers, each with a folder of its own; `qtune` is a command there."""
+    """Yield a head and two workers, each with a folder of its own; `qtune` is a command there."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     own = {**s3.env, "PYTHONPATH": str(REPO), "PATH": path, "QTUNE_TEST_HURRY": str(hurry), "QTUNE_TEST_PAUSE_S": "5"}
     with ray_nodes(HEAD_CPUS, WORKER_CPUS, WORKER_CPUS, env=own) as nodes:
@@ -58,7 +58,7 @@ def cluster(s3: S3Endpoint, hurry: Path) -> Iterator[Nodes]:
 
 @pytest.fixture
 def folder(s3: S3Endpoint, tmp_path: Path) -> Path:
-    """A folder with a job file, on this machine alone."""
+    """Return a folder with a job file, on this machine alone."""
     spec = {**SPEC, "input": {**SPEC["input"], "paths": [s3.uri("in/data.jsonl")]}, "output": {"path": s3.uri("out")}}
     made = tmp_path / "job"
     made.mkdir()
@@ -67,14 +67,14 @@ def folder(s3: S3Endpoint, tmp_path: Path) -> Path:
 
 
 def submitting(cluster: Nodes, name: str, folder: Path, *more: str) -> subprocess.Popen[str]:
-    """As the page says."""
+    """Submit a job as the documentation says."""
     grace = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}})
     words = ("--submission-id", name, "--runtime-env-json", grace, "--working-dir", ".", *more)
     return ray_job(cluster, "submit", *words, "--", "qtune", "run", "spec.json", folder=folder)
 
 
 def num_actors(nodes: list[Node]) -> list[int]:
-    """On each node."""
+    """Return the number of actors on each node."""
     return [len(node.actors()) for node in nodes]
 
 

@@ -18,7 +18,7 @@ OUTAGE_S = 2.0
 
 @pytest.fixture
 def faults(s3: S3Endpoint) -> Iterator[Faults]:
-    """A proxy before it."""
+    """Yield a proxy before the object store."""
     with faulty(s3) as proxy:
         yield proxy
 
@@ -29,7 +29,7 @@ def scored(s3: S3Endpoint, prefix: str) -> int:
 
 
 def job(s3: S3Endpoint, output: str) -> tuple[object, ...]:
-    """The demo job with its output there."""
+    """Return the arguments of the demo job with its output on the object store."""
     return demo_job(s3.uri(output), "--engine", "reference")
 
 

@@ -42,7 +42,7 @@ def s3(s3: S3Endpoint) -> S3Endpoint:
 
 @pytest.fixture(scope="module")
 def hurry(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a file lets the slow engine be fast."""
+    """Return the path of a file that lets the slow engine be fast."""
     return tmp_path_factory.mktemp("hurry") / "now"
 
 
@@ -59,7 +59,7 @@ def cluster(s3: S3Endpoint, hurry: Path) -> Iterator[Nodes]:
 
 
 def variables(cluster: Nodes, s3: S3Endpoint) -> dict[str, str]:
-    """Settings of a server whose jobs run on the cluster."""
+    """Return the settings of a server whose jobs run on the cluster."""
     return {
         "QTUNE_LAUNCHER": "ray",
         "QTUNE_RAY_ADDRESS": cluster.dashboard,
@@ -86,7 +86,7 @@ def server(root: Path, port: int, env: dict[str, str]) -> Iterator[subprocess.Po
 
 
 def cluster_job(s3: S3Endpoint, engine: str, **more: Any) -> dict[str, Any]:
-    """A job of many small shards; its output is where the server says."""
+    """Return a job of many small shards. The server chooses its output."""
     return {
         "name": f"demo {engine}",
         "input": {"paths": [s3.uri("in/data.jsonl")], "shard_bytes": 2048},
@@ -151,12 +151,12 @@ def test_the_life_of_a_job_on_a_cluster(cluster: Nodes, s3: S3Endpoint, hurry: P
 
 
 def scoring(job: Any) -> bool:
-    """Whether it is in the middle."""
+    """Return whether a job is in the middle of scoring."""
     return bool(job["stage"] == "score" and 0 < job["progress"]["samples_done"] < ROWS)
 
 
 def check_product(client: httpx.Client, path: str) -> None:
-    """It is served from the object store."""
+    """Check that the product is served from the object store."""
     files = client.get(f"{path}/files").json()
     first = next(file["path"] for file in files if file["path"].startswith("pruned/"))
     assert "qtune" in pq.read_table(io.BytesIO(client.get(f"{path}/files/{first}").content)).column_names

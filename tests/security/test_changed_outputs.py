@@ -25,13 +25,13 @@ from tests.security.sites import SECRET, Site, copied, made_site
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """For all tests here; each has its own jobs and outputs."""
+    """Yield a site for all tests of this module. Each test has its own jobs and outputs."""
     with made_site(tmp_path_factory.mktemp("site")) as made:
         yield made
 
 
 def change_manifest(root: Path, **changes: Any) -> None:
-    """As somebody who can write to an output may."""
+    """Change the manifest as a user may who can write to the output."""
     path = root / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
@@ -244,7 +244,7 @@ def test_a_false_progress_spoils_no_list(site: Site) -> None:
 
 
 def begun(site: Site) -> tuple[str, Path]:
-    """A job whose driver has written its progress and will leave nothing else: its id and output."""
+    """Return id and output of a job whose driver has written its progress and will leave nothing else."""
     made = submit_job(site.client, site.folder, "sleep 1")
     place = Path(made["output"])
     deadline = time.monotonic() + 30

@@ -49,7 +49,7 @@ class Site:
     folder: Path
 
     def place(self) -> Path:
-        """An output that no job has."""
+        """Return an output that no job has."""
         return self.folder / "outputs" / new_id()
 
     def delete(self, job: str, **query: Any) -> httpx.Response:
@@ -57,14 +57,14 @@ class Site:
         return self.client.delete(f"/api/v1/jobs/{job}", params=query)
 
     def stored(self, output: Path | str, finished: FinishedOutput, **changes: Any) -> str:
-        """A job that has ended, with this output."""
+        """Store a job that has ended, with this output."""
         spec = {**finished.spec.model_dump(mode="json"), **changes}
         return store_job(database_of(self.folder), str(output), JobStatus.succeeded, spec)
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """For all tests here; each has its own jobs and outputs."""
+    """Yield a site for all tests of this module. Each test has its own jobs and outputs."""
     folder = tmp_path_factory.mktemp("site")
     with serving(settings(folder, max_running_jobs=4), scripted(folder)) as client:
         yield Site(client, folder)
@@ -76,7 +76,7 @@ def files_of(root: Path) -> set[str]:
 
 
 def with_foreign(finished: FinishedOutput, root: Path) -> Path:
-    """A copy of an output in which a user has put files of their own, and what a crash leaves."""
+    """Return a copy of an output in which a user put files, with the leftovers of a crash."""
     shutil.copytree(finished.root, root)
     record = root / "_qtune" / "job.json"
     if record.exists():  # as a version wrote it that did not record the job

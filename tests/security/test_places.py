@@ -26,7 +26,7 @@ TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """For all tests here; each has its own jobs and names."""
+    """Yield a site for all tests of this module. Each test has its own jobs and names."""
     with made_site(tmp_path_factory.mktemp("site")) as made:
         yield made
 
@@ -175,7 +175,7 @@ def test_revisions_that_are_allowed(site: Site, revision: str) -> None:
 
 
 def real_server(tmp_path: Path, **changes: Any) -> Settings:
-    """Settings that allow the demo's model."""
+    """Return settings that allow the demo's model."""
     return settings(tmp_path, allowed_models=(DEMO_MODEL,), **changes)
 
 

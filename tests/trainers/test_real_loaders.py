@@ -22,7 +22,7 @@ Row = dict[str, Any]
 
 
 def real(module: str) -> Any:
-    """A trainer's module; skips where it is not there, or cannot be imported on this machine."""
+    """Import a trainer's module. Skip where it is missing or cannot be imported on this machine."""
     try:
         return importlib.import_module(module)
     except Exception as error:  # noqa: BLE001 - they fail in many ways: no GPU, another Python, missing libraries

@@ -18,12 +18,12 @@ PLAIN: dict[str, Any] = {"input": {"paths": ["a.jsonl"]}, "model": {"name": "m"}
 
 
 def spec(**parts: Any) -> JobSpec:
-    """A job; parts are merged into a plain one."""
+    """Return a job. Parts are merged into a plain one."""
     return JobSpec.model_validate({name: {**PLAIN.get(name, {}), **parts.get(name, {})} for name in {*PLAIN, *parts}})
 
 
 def parsed(command: str) -> JobSpec:
-    """What the command line makes of it."""
+    """Parse a command into a job."""
     words = shlex.split(command)
     found = typer.main.get_command(app).commands[words[1]].make_context(words[1], words[2:]).params  # type: ignore[attr-defined]
     method = {name: found[name] for name in PruneSpec.model_fields} if words[1] == "prune" else None

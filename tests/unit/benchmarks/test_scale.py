@@ -22,7 +22,7 @@ BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 
 @pytest.fixture(scope="module")
 def bench() -> Iterator[Any]:
-    """Imports the benchmark's parts by name, and forgets them afterwards."""
+    """Import the benchmark's parts by name, and forget them afterwards."""
     sys.path.insert(0, str(BENCHMARKS))
     yield lambda name: importlib.import_module(f"at_scale.{name}")
     sys.path.remove(str(BENCHMARKS))

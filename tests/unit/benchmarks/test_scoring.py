@@ -27,7 +27,7 @@ NUM_RECORDS = 8
 
 @pytest.fixture(scope="module")
 def bench() -> Iterator[Any]:
-    """Imports the benchmark's parts by name, and forgets them afterwards."""
+    """Import the benchmark's parts by name, and forget them afterwards."""
     sys.path.insert(0, str(BENCHMARKS))
     yield lambda name: importlib.import_module(f"side_by_side.{name}")
     sys.path.remove(str(BENCHMARKS))

@@ -34,7 +34,7 @@ def strict(path: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def analysis(finished: FinishedOutput, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The six files."""
+    """Write the six files."""
     folder = tmp_path_factory.mktemp("analysis")
     export(finished.root, "analysis", str(folder), Options())
     return folder
@@ -74,7 +74,7 @@ def test_what_the_jq_line_selects_is_there(analysis: Path, out: Path) -> None:
 
 
 def _q2(out: Path) -> list[Sample]:
-    """What the line is to say, from pruned/."""
+    """Return the Q2 samples that a line describes, from pruned/."""
     return [
         {"id": row["id"], "ppl": row["qtune"]["perplexity"], "removed": row["qtune"]["tokens_removed"]}
         for row in rows(out / "pruned")

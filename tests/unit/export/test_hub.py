@@ -26,7 +26,7 @@ def card(folder: Path) -> tuple[dict[str, Any], str]:
 
 @pytest.fixture(scope="module")
 def repository(finished: FinishedOutput, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder ready to be pushed."""
+    """Return a folder ready to be pushed."""
     folder = tmp_path_factory.mktemp("repository")
     export(finished.root, "hub", str(folder), Options(rows_per_file=25))
     return folder

@@ -65,7 +65,7 @@ def read(path: Path) -> Page:
 
 @pytest.fixture(scope="module")
 def nasty(tmp_path_factory: pytest.TempPathFactory) -> FinishedOutput:
-    """Samples whose texts want to be markup, or are hard to show; all kept."""
+    """Return an output whose texts look like markup or are hard to show. All samples are kept."""
     folder = tmp_path_factory.mktemp("nasty")
     records = [
         {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": f"{text} {NASTY[i % 9]} ok"}]}

@@ -27,7 +27,7 @@ ALL = [name for name in FORMATS if name != "analysis"]
 
 
 def slime(row: Row) -> Row:
-    """As slime's own SFT rollout cuts a sample."""
+    """Cut a sample as slime's own SFT rollout does."""
     first = row["loss_mask"].index(1)
     return {
         "tokens": row["input_ids"],
@@ -37,7 +37,7 @@ def slime(row: Row) -> Row:
 
 
 def same(*names: str) -> Callable[[Row], Row]:
-    """These columns as they are."""
+    """Return a function that returns these columns as they are."""
     return lambda row: {name: row[name] for name in names}
 
 

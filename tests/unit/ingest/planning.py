@@ -13,7 +13,7 @@ from qtune_service.ingest.reader import RecordProblem, ShardRecords, read_shard
 
 
 def plan_of(work: Path | str, *paths: Path | str, **options: Any) -> Plan:
-    """The plan of an input; chunks, scans and the plan take a trip through JSON."""
+    """Return the plan of an input. Chunks, scans and the plan go through JSON."""
     spec = InputSpec(paths=tuple(map(str, paths)), **options)
     files = discover(spec.paths)
     chunks = split(files, spec)

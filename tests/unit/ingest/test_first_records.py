@@ -23,7 +23,7 @@ LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
 
 
 def write(folder: Path) -> None:
-    """The same records in every form."""
+    """Write the same records in every form."""
     (folder / "a.jsonl").write_text(LINES.replace("\n", "\n\n", 1))
     (folder / "b.jsonl.gz").write_bytes(gzip.compress(LINES.encode()))
     (folder / "c.json").write_text(json.dumps(ROWS))
@@ -32,7 +32,7 @@ def write(folder: Path) -> None:
 
 
 def of_a_job(spec: InputSpec, work: Path) -> list[tuple[Any, ...]]:
-    """What a job reads: id, source, line, format, record."""
+    """Return the records that a job reads: id, source, line, format, record."""
     files = discover(spec.paths)
     chunks = split(files, spec)
     plan = make_plan(files, chunks, [scan(chunk, spec, work=str(work)) for chunk in chunks], spec)
@@ -45,7 +45,7 @@ def of_a_job(spec: InputSpec, work: Path) -> list[tuple[Any, ...]]:
 
 
 def plain(found: list[FirstRecord]) -> list[tuple[Any, ...]]:
-    """The same of ours."""
+    """Return first records in the same form."""
     return [(one.sample_id, one.source, one.line, one.format, one.record) for one in found]
 
 

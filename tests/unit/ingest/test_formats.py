@@ -18,14 +18,14 @@ ANSWER = {"role": "assistant", "content": "A"}
 
 
 def convert(record: dict[str, Any], name: FormatName, **columns: str) -> Conversation:
-    """A conversation, where the format does not hold tokens."""
+    """Convert a record of a format that holds no tokens."""
     conversation = to_conversation(record, name, **columns)
     assert isinstance(conversation, Conversation)
     return conversation
 
 
 def refusal(record: dict[str, Any], name: FormatName, **columns: str) -> RecordError:
-    """The error of a record that must be refused."""
+    """Return the error of a record that must be refused."""
     with pytest.raises(RecordError) as caught:
         to_conversation(record, name, **columns)
     return caught.value
@@ -188,7 +188,7 @@ def test_training_flags_of_turns(flag: str) -> None:
 
 
 def call_turn(function: Any) -> dict[str, Any]:
-    """A turn that calls a tool."""
+    """Return a turn that calls a tool."""
     return {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": function}]}
 
 

@@ -28,7 +28,7 @@ RECORDS = st.lists(st.dictionaries(st.sampled_from("abcd"), VALUE, max_size=4), 
 
 
 def both(lines: list[bytes]) -> tuple[pa.Table, pa.Table, bool]:
-    """The columns, the same from Python values, and whether Arrow's reader made the former."""
+    """Return the columns, the same from Python values, and whether Arrow's reader made the former."""
     records: list[Any] = [parse_line(line) for line in lines]
     schema = finish(infer_lines(lines))
     rows = [record if isinstance(record, dict) else {} for record in records]

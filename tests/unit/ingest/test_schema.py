@@ -149,7 +149,7 @@ def test_merging_does_not_depend_on_the_order(rows: list[dict[str, Any]]) -> Non
 
 
 def canonical(field: Any) -> Any:
-    """A field's type with the fields of structs in order of their names."""
+    """Return a field's type with the fields of structs in order of their names."""
     if is_json(field):
         return "json"
     if pa.types.is_struct(field.type):

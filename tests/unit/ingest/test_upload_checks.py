@@ -25,7 +25,7 @@ PARQUET_ROWS = 2000
 
 
 def parquet() -> bytes:
-    """A Parquet file."""
+    """Return a Parquet file."""
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"prompt": [f"p{i}" for i in range(PARQUET_ROWS)]}), sink)
     return sink.getvalue().to_pybytes()
@@ -143,7 +143,7 @@ def test_bombs_are_refused_in_little_memory(tmp_path: Path, pack: Any, text: byt
 
 
 def test_a_frame_that_wants_a_huge_window_is_refused(tmp_path: Path) -> None:
-    """zstd allocates what a frame asks for."""
+    """Zstd allocates what a frame asks for."""
     wide = zstandard.ZstdCompressionParameters.from_level(1, window_log=28)
     whole = zstandard.ZstdCompressor(compression_params=wide).compressobj()
     data = whole.compress(LINES) + whole.flush()

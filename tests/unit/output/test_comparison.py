@@ -19,7 +19,7 @@ COLUMNS = ScoredColumns(NLL, ENTROPY, TOKENS, (np.arange(400) % 3).astype(np.int
 
 
 def candidate(strategy: SampleStrategy, **more: Any) -> Candidate:
-    """A strategy at its defaults."""
+    """Return a strategy at its defaults."""
     return Candidate(strategy, PruneSpec(strategy=strategy, **more))
 
 

@@ -14,7 +14,7 @@ from tests.s3 import S3Endpoint
 
 
 def names(root: str) -> list[str]:
-    """What is in an output, hidden files too."""
+    """Return the names of all files in an output, hidden ones too."""
     return sorted(file_io.relative(uri, root) for uri in file_io.list_files(root))
 
 

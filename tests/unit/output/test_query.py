@@ -45,13 +45,13 @@ Row = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def records(outputs: FinishedOutputs) -> Records:
-    """The samples of the pruned output."""
+    """Return the samples of the pruned output."""
     return samples_of(outputs.pruned)
 
 
 @pytest.fixture(scope="module")
 def table(outputs: FinishedOutputs) -> list[Row]:
-    """The same samples as plain rows, in order."""
+    """Return the same samples as plain rows, in order."""
     root = Path(outputs.pruned.root)
     both = zip(rows(root / "scores"), rows(root / "quadrants"), strict=True)
     alpha = outputs.pruned.manifest["thresholds"]["alpha"]
@@ -77,7 +77,7 @@ CONDITIONS: dict[str, Callable[[Row], bool]] = {
 
 
 def entry(row: Row) -> float:
-    """The alpha at which a sample is kept."""
+    """Return the alpha at which a sample is kept."""
     p, e = float(row["error_rank"]), float(row["entropy_rank"])
     return min(max(1 - p, e), max(p, 1 - e))
 

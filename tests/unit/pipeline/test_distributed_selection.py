@@ -48,7 +48,7 @@ class Held:
 
 
 def held(nll: Sequence[float] | NDArray[np.float64], entropy: Sequence[float] | NDArray[np.float64]) -> Held:
-    """A source of two columns; lengths go from 1 to 97."""
+    """Return a source of two columns. Lengths go from 1 to 97."""
     tokens = (np.arange(len(nll)) * 31 % 97 + 1).astype(np.int32)
     return Held(
         {"mean_nll": np.array(nll, np.float64), "mean_entropy": np.array(entropy, np.float64), "num_tokens": tokens}

@@ -35,7 +35,7 @@ def _lines(spec: dict[str, Any]) -> dict[str, list[float]]:
 
 
 def _fills(spec: dict[str, Any]) -> Counter[str]:
-    """How many circles of the points' size have each quadrant's colour, drawn by the installed library."""
+    """Count the circles of each quadrant's colour that have the size of points, as the installed library draws them."""
     svg = vl_convert.vegalite_to_svg({**spec, "datasets": {**spec["datasets"], "examples": []}})
     group = svg[svg.index("samples_marks") :]
     group = group[: group.index("</g>")]

@@ -25,7 +25,7 @@ class Constant:
         self._count = count
 
     def score(self, samples: Sequence[Sample]) -> list[TokenScores]:
-        """The same for all."""
+        """Return the same scores for all samples."""
         return [TokenScores(*np.ones((2, self._count), np.float32)) for _ in samples]
 
     def close(self) -> None:
@@ -54,7 +54,7 @@ NUMBER = 3
 
 
 def build(name: str) -> Scorer:
-    """The engine of this module by name."""
+    """Return the engine of this module by name."""
     return build_scorer(ModelSpec(name="m", max_model_len=7), EngineSpec(name=f"{HERE}:{name}"))
 
 

@@ -19,7 +19,7 @@ RATIOS = st.lists(st.floats(0.001, 1), min_size=1, max_size=5)
 
 
 def counted(selection: Selection, tokens: NDArray[np.int64], cuts: list[int]) -> EntryCounts:
-    """Counts of a population that is cut into parts; of a Q2 sample half of the tokens stay."""
+    """Return the counts of a population that is cut into parts. Half of a Q2 sample's tokens are kept."""
     placed, bounds = selection.placed, [0, *cuts, selection.num_samples]
     parts = [
         EntryCounts.counted(

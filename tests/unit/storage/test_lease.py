@@ -26,7 +26,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def foreign(path: Path, beat: int) -> None:
-    """A beat of a driver elsewhere."""
+    """Write a heartbeat of a driver on another machine."""
     path.write_text(json.dumps({"owner": "elsewhere:17:abcd", "beat": beat}))
 
 

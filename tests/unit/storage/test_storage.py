@@ -21,14 +21,14 @@ from tests.users import ordinary_user
 
 
 def read_parquet(uri: str) -> pa.Table:
-    """A whole file."""
+    """Read a whole file."""
     with file_io.open_parquet(uri) as file:
         return file.read()
 
 
 @pytest.fixture(params=["local", "file", "s3", "memory"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty place on each kind of filesystem."""
+    """Return an empty folder on each kind of filesystem."""
     if request.param == "local":
         return str(tmp_path)
     if request.param == "file":

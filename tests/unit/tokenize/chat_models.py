@@ -194,18 +194,18 @@ Encoders = dict[str, Encoder]
 
 
 def make_encoder(folder: Path, template: str | None, *, max_model_len: int = 100_000, **spec: Any) -> Encoder:
-    """An encoder over the tokenizer in `folder` with a template."""
+    """Return an encoder over the tokenizer in `folder` with a template."""
     input_spec = InputSpec(paths=("data.jsonl",), chat_template=template, **spec)
     return Encoder(ModelSpec(name=str(folder)), input_spec, max_model_len=max_model_len)
 
 
 def trained_text(encoder: Encoder, sample: Sample) -> str:
-    """What the mask selects, as text."""
+    """Return the text that the mask selects."""
     return encoder.decode(sample.input_ids[sample.loss_mask == 1].tolist())
 
 
 def expected_text(shape: Shape, messages: Sequence[Turn], trained: Sequence[bool] | None = None) -> str:
-    """What the mask should select of a conversation without tools and reasoning."""
+    """Return the text that the mask should select of a conversation without tools and reasoning."""
     flags = trained if trained is not None else [m["role"] == "assistant" for m in messages]
     last_user = max(i for i, m in enumerate(messages) if m["role"] == "user")
     pairs = zip(range(len(messages)), messages, flags, strict=True)

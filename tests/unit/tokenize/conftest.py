@@ -11,7 +11,7 @@ from tests.unit.tokenize.chat_models import SHAPES, Encoders, make_encoder, save
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer without a template."""
+    """Return a tokenizer without a template."""
     return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 

@@ -81,7 +81,7 @@ ANSWER = TEXT.map(lambda text: f"A{text}Z")  # white space at the border has its
 
 
 def swallowed(text: str) -> str:
-    """The text without the white space that Phi's markers swallow wherever they stand."""
+    """Return the text without the white space that Phi's markers swallow wherever they stand."""
     return re.sub(r"(<\|(?:end|user|assistant|system)\|>)\s+", r"\1", text)
 
 

@@ -46,7 +46,7 @@ def reasons(outcomes: list[Encoded | RecordError]) -> Counter[str]:
 
 
 def trained_texts(encoder: Encoder, outcomes: list[Encoded | RecordError]) -> list[str]:
-    """What each mask selects, as text."""
+    """Return the text that each mask selects."""
     samples = [outcome.sample for outcome in outcomes if isinstance(outcome, Encoded)]
     ids = [sample.input_ids[sample.loss_mask == 1].tolist() for sample in samples]
     return encoder._backend.decode_batch(ids, skip_special_tokens=False)  # type: ignore[no-any-return]

@@ -23,7 +23,7 @@ TEXTS = [
 
 
 def byte_level(*, prefix_space: bool = False, rstrip: bool = False, normalizer: Any = None) -> Tokenizer:
-    """A byte-level BPE over a few words, with two special tokens."""
+    """Return a byte-level BPE over a few words, with two special tokens."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
     bpe.decoder = decoders.ByteLevel()
