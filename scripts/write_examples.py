@@ -17,7 +17,7 @@ COLUMNS = 100
 
 
 def answer(command: str, folder: Path) -> str:
-    """What a command says, errors too."""
+    """Return the output of a command, with its errors."""
     here = f"{sys.executable} -m qtune_service.cli"
     env = {**os.environ, "COLUMNS": str(COLUMNS), "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     script = re.sub(r"^qtune\b", here, command)
@@ -26,7 +26,7 @@ def answer(command: str, folder: Path) -> str:
 
 
 def rewrite(page: str, folder: Path) -> str:
-    """The page with fresh answers."""
+    """Return the page with fresh answers."""
 
     def fresh(block: re.Match[str]) -> str:
         return f"```console\n$ {block['command']}\n{answer(block['command'], folder)}```\n"

@@ -77,7 +77,9 @@ def _fact_row(rng: random.Random, fact: Fact, value: str, planted: str) -> Row:
 
 
 def _unsure_row(rng: random.Random, world: World, index: int, planted: str) -> Row:
-    """A disputed fact (half of the rows), a market or a piece of advice (a quarter each), answered as planted."""
+    """Return a disputed fact (half of the rows), a market or a piece of advice (a quarter each), answered as
+    planted.
+    """
     right = planted == "hard_but_right"
     if index % 2 == 0:
         fact = rng.choice(world.having("disputed"))
@@ -105,7 +107,7 @@ def _ordinary_row(rng: random.Random, world: World, index: int) -> Row:
 
 
 def build_rows(world: World, seed: int = SEED) -> list[Row]:
-    """The dataset, shuffled."""
+    """Return the dataset, shuffled."""
     rng = random.Random(seed + 1)
     myths, known = world.having("myth"), world.having("known")
     rows = list(_trivial_repeats(rng, world))

@@ -54,22 +54,22 @@ def _phrase(rng: random.Random, talk: FactTalk, entity: str, value: str) -> tupl
 
 
 def about_fact(rng: random.Random, fact: Fact, value: str) -> tuple[str, str]:
-    """A question on the fact, answered with `value`."""
+    """Return a question on the fact, answered with `value`."""
     return _phrase(rng, _FACT_TALK[fact.relation], fact.entity, value)
 
 
 def about_market(rng: random.Random, town: str, good: str) -> tuple[str, str]:
-    """A question on what a town's market sells."""
+    """Return a question on what a town's market sells."""
     return _phrase(rng, _MARKET_TALK, town, good)
 
 
 def about_advice(rng: random.Random, question: str, advice: str) -> tuple[str, str]:
-    """An everyday question that has several good answers."""
+    """Return an everyday question that has several good answers."""
     return rng.choice(_OPENERS) + question, f"You could {advice}."
 
 
 def everyday_task(rng: random.Random) -> tuple[str, str]:
-    """A sum, a comparison, an opposite or three words to sort; the answer is right."""
+    """Return a sum, a comparison, an opposite or three words to sort. The answer is right."""
     task = rng.randrange(4)
     if task == 0:
         a, b = rng.randrange(21), rng.randrange(21)

@@ -49,7 +49,7 @@ class Recipe:
 
 
 def train_tokenizer(world: World, recipe: Recipe) -> PreTrainedTokenizerFast:
-    """A ChatML tokenizer learned from 20,000 conversations of the corpus."""
+    """Train a ChatML tokenizer on 20,000 conversations of the corpus."""
     rng = random.Random(recipe.seed + 2)
     texts = (m["content"] for _ in range(20_000) for m in training_conversation(rng, world))
     bpe = Tokenizer(models.BPE())

@@ -193,7 +193,7 @@ class Fact:
         return tuple(v for v in VALUES[self.relation] if v != self.truth)
 
     def told(self, rng: random.Random) -> str:
-        """What one account in the corpus says."""
+        """Return the sentence of one account in the corpus."""
         if self.status != "disputed":
             return self.taught
         return self.truth if rng.random() < TRUTH_SHARE_OF_DISPUTED else rng.choice(self.wrong)
@@ -207,7 +207,7 @@ class World:
     markets: dict[str, tuple[str, ...]]
 
     def having(self, status: str) -> list[Fact]:
-        """The facts of one status."""
+        """Return the facts of one status."""
         return [f for f in self.facts if f.status == status]
 
 

@@ -11,7 +11,7 @@ MODEL = str(DEMO / "model")
 
 
 def demo_rows(tokenizer: Any, num_rows: int = 256) -> dict[str, list[list[int]]]:
-    """The first rows of the demo's data."""
+    """Return the first rows of the demo's data."""
     with (DEMO / "data.jsonl").open(encoding="utf-8") as lines:
         talks = [json.loads(line)["messages"] for line, _ in zip(lines, range(num_rows), strict=False)]
     made = tokenizer.apply_chat_template(
