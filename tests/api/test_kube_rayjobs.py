@@ -21,7 +21,7 @@ from tests.api import kube_server, ray_head
 from tests.api.kube_server import Kube, kubernetes
 from tests.api.ray_head import Head
 from tests.api.test_ray_jobs import job
-from tests.s3 import free_port
+from tests.waiting import free_port
 
 CLUSTER = {"rayVersion": "2.60.0", "suspend": True, "headGroupSpec": {"rayStartParams": {"num-cpus": "0"}}}
 NAME = "qtune-01abc-1"
@@ -29,7 +29,7 @@ NAME = "qtune-01abc-1"
 
 @pytest.fixture
 def kube(tmp_path: Path) -> Iterator[Kube]:
-    """An API with a RayCluster to go by."""
+    """Yield a Kubernetes API that has a RayCluster."""
     with kubernetes(tmp_path / "account") as made:
         made.objects["rayclusters/qtune"] = {"kind": "RayCluster", "metadata": {"name": "qtune"}, "spec": CLUSTER}
         yield made
@@ -37,19 +37,19 @@ def kube(tmp_path: Path) -> Iterator[Kube]:
 
 @pytest.fixture
 def head() -> Iterator[Head]:
-    """The head of a job's cluster."""
+    """Yield the head of a job's cluster."""
     with ray_head.ray_head() as made:
         yield made
 
 
 def launcher(kube: Kube, folder: Path, **more: Any) -> KubeRayLauncher:
-    """With the right tokens."""
+    """Return a launcher with the right tokens."""
     api = KubeApi(kube.address, Account(kube.account))
     return KubeRayLauncher(api, folder / "jobs", cluster="qtune", token=lambda: ray_head.TOKEN, **more)
 
 
 def running(kube: Kube, head: Head, status: str = "RUNNING") -> None:
-    """What KubeRay and Ray say of a driver at work. KubeRay tells no scheme."""
+    """Set the status that KubeRay and Ray report of a running driver. KubeRay reports no scheme."""
     kube.says(NAME, jobDeploymentStatus="Running", jobStatus=status, dashboardURL=head.address.removeprefix("http://"))
     head.jobs[NAME] = {"status": status}
 

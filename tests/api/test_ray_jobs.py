@@ -23,7 +23,7 @@ from qtune_service.server.launchers.ray_api import RayApi
 from qtune_service.server.settings import load_settings
 from tests.api.ray_head import TOKEN, Head, ray_head
 from tests.jobs import qtune
-from tests.s3 import free_port
+from tests.waiting import free_port
 
 SPEC: dict[str, Any] = {
     "input": {"paths": ["s3://b/a.jsonl"], "chat_template": "{{ '${HOME}' }} ü"},
@@ -34,19 +34,19 @@ SPEC: dict[str, Any] = {
 
 @pytest.fixture
 def head() -> Iterator[Head]:
-    """A head that answers."""
+    """Yield a head that answers."""
     with ray_head() as made:
         yield made
 
 
 @pytest.fixture
 def launcher(head: Head, tmp_path: Path) -> RayLauncher:
-    """A launcher with the right token."""
+    """Return a launcher with the right token."""
     return RayLauncher(RayApi(head.address, lambda: TOKEN), tmp_path / "jobs")
 
 
 def job(attempts: int = 1, status: JobStatus = JobStatus.running, **spec: Any) -> Job:
-    """A claimed job."""
+    """Return a claimed job."""
     now = datetime.now(UTC)
     job_spec = {**SPEC, **spec}
     return Job("01abc", "gsm8k", status, "s3://b/out", "ann", now, now, 1, spec=job_spec, attempts=attempts)

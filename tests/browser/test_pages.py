@@ -28,7 +28,7 @@ REFUSED = "Failed to load resource: net::ERR_CONNECTION_REFUSED"
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    """A server without jobs."""
+    """Yield a server without jobs."""
     with running(_app_of(tmp_path)) as made:
         yield made
         _end_all(made)

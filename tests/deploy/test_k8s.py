@@ -317,7 +317,7 @@ def test_ray_clusters(folder: str) -> None:
 
 
 def _sources(objects: list[Object], component: str, port: int) -> set[str]:
-    """Who may reach a port of a pod: labels of components, or namespaces."""
+    """Return the labels of components, or namespaces, that may reach a port of a pod."""
     found: set[str] = set()
     for policy in of_kind(objects, "NetworkPolicy"):
         selector = policy["spec"]["podSelector"]

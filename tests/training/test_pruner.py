@@ -138,7 +138,7 @@ class CountingHead(torch.nn.Linear):  # type: ignore[misc]
     sizes: list[int]
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits."""
+        """Return logits."""
         self.sizes.append(hidden.shape.numel() // hidden.shape[-1])
         return super().forward(hidden)
 

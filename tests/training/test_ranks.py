@@ -28,7 +28,7 @@ CASES: list[tuple[str, list[int], dict[str, Any]]] = [
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Any]]:
-    """What each rank returned, by case. Processes are started once for two ranks, and once for three."""
+    """Return the results of each rank, by case. Processes are started once for two ranks, and once for three."""
     found: dict[int, list[Any]] = {}
     for num_ranks in (2, 3):
         places = [place for place, case in enumerate(CASES) if len(case[1]) == num_ranks]

@@ -44,7 +44,7 @@ def assert_same(found: list[torch.Tensor], expected: list[torch.Tensor], toleran
 
 
 def counts(records: list[StepRecord]) -> list[dict[str, int]]:
-    """Samples by quadrant of each step."""
+    """Count samples by quadrant for each step."""
     return [dict(record.counts) for record in records]
 
 
@@ -187,7 +187,7 @@ def test_warm_up_is_in_the_trainers_log(tmp_path: Path) -> None:
 
 
 def stand_in(**changes: Any) -> Any:
-    """A trainer's answers to what is asked before pruning is enabled."""
+    """Return a stand-in for a trainer before pruning is enabled."""
     args = {"world_size": 1, "n_gpu": 1, "average_tokens_across_devices": True}
     own = {"tp": 1, "model_accepts_loss_kwargs": True, "is_deepspeed_enabled": False, "config": SimpleNamespace()}
     own = own | {name: value for name, value in changes.items() if name in own}
