@@ -1,8 +1,7 @@
-"""A running service with jobs in every state, for tests of a job's page. Drivers are scripted, outputs are real."""
+"""A service with jobs in every state, for tests of a job's page: scripted drivers, and outputs that stages made."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,11 +18,12 @@ from tests.api.servers import scripted, settings
 from tests.browser.jobs_in_store import add_finished
 from tests.browser.sites import Site, running
 from tests.jobs import DEMO_DATA, DEMO_MODEL
+from tests.scripted_jobs import submit_job, wait_for_job
 
 
 @dataclass(frozen=True, slots=True)
 class JobSite:
-    """A running service, its folder and a client."""
+    """A running service and its folder."""
 
     site: Site
     folder: Path
@@ -34,51 +34,45 @@ class JobSite:
         return f"{self.site.url}/jobs/{job}"
 
     def submit(self, act: str, **more: Any) -> str:
-        """Submit a job of the scripted driver and return its id."""
-        body = {"name": act, "input": {"paths": [f"{self.folder}/inputs/a.jsonl"]}, "model": {"name": act}, **more}
-        answer = self.client.post("/api/v1/jobs", json=body)
-        assert answer.status_code == 201, answer.text
-        return str(answer.json()["id"])
+        """Submit a scripted job and return its id."""
+        return str(submit_job(self.client, self.folder, act, **more)["id"])
 
     def job(self, job: str) -> dict[str, Any]:
         """Return a job as the API shows it."""
         return dict(self.client.get(f"/api/v1/jobs/{job}").json())
 
     def until(self, job: str, *statuses: str, seconds: float = 20) -> dict[str, Any]:
-        """Wait until a job has one of some statuses, and return it."""
-        deadline = time.monotonic() + seconds
-        while (found := self.job(job))["status"] not in statuses:
-            assert time.monotonic() < deadline, found
-            time.sleep(0.05)
-        return found
+        """Return a job once it has one of some statuses."""
+        return wait_for_job(self.client, job, *statuses, seconds=seconds)
 
     def end(self, job: str) -> None:
-        """Cancel a job and wait for its end."""
+        """Stop a job, whatever it does."""
         self.client.post(f"/api/v1/jobs/{job}/cancel")
         self.until(job, "succeeded", "failed", "cancelled")
 
     def add_finished(self, finished: FinishedOutput, name: str = "done") -> str:
-        """Add a job with an output that was made elsewhere, and return its id."""
+        """Add a job that has an output, and return its id."""
         return add_finished(JobStore(open_database(f"sqlite:///{self.folder}/qtune.db")), name, finished).id
 
 
 def client_of(site: Site) -> httpx.Client:
-    """Return a client of the site's API."""
+    """Return a client of a site's API."""
     return httpx.Client(base_url=site.url, timeout=30)
 
 
 @contextmanager
 def job_site(folder: Path, *, outputs: str = "") -> Iterator[JobSite]:
-    """Run a service until the block ends. outputs: a folder that jobs may also write to."""
+    """Run a service until the block ends. outputs: a folder that jobs may write to, beside the server's own."""
     allowed = {
         "allowed_models": ("succeed", "fail", "vanish", "sleep", "sleep 6", DEMO_MODEL),
         "allowed_inputs": (f"{folder}/inputs", str(DEMO_DATA.parent), *filter(None, [outputs])),
         "allowed_outputs": tuple(filter(None, [outputs])),
     }
-    # The outputs were scored by an engine of the tests, which is remote code.
-    server_settings = settings(folder, max_running_jobs=4, allow_remote_code=True, **allowed)
+    told = settings(
+        folder, max_running_jobs=4, allow_remote_code=True, **allowed
+    )  # the outputs have an engine of tests
     with (
-        running(lambda: create_app(server_settings, scripted(folder))) as site,
+        running(lambda: create_app(told, scripted(folder))) as site,
         client_of(site) as client,
     ):
         yield JobSite(site, folder, client)

@@ -1,8 +1,7 @@
-"""A service for tests of pages, which can stop and restart at the same address, and pages that record complaints."""
+"""A service for tests of its pages: stopped and started again at the same address; and a page that complains aloud."""
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from fastapi import FastAPI
 
 from qtune_service.server.http_server import make_http_server
 from qtune_service.server.settings import Settings
+from tests.waiting import free_port
 
 WIDE = {"width": 1280, "height": 900}
 NARROW = {"width": 360, "height": 740}
@@ -21,7 +21,7 @@ NARROW = {"width": 360, "height": 740}
 
 @dataclass
 class Site:
-    """A server that can be stopped and restarted. `make` returns a new app."""
+    """A server that can be away for a while. `make` gives its app anew."""
 
     make: Callable[[], FastAPI]
     port: int = 0
@@ -29,15 +29,13 @@ class Site:
 
     @property
     def url(self) -> str:
-        """The address of the server."""
+        """Its address."""
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Start the server. A restart uses the same port."""
+        """Listen; the second time at the same port."""
         if not self.port:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                self.port = free.getsockname()[1]
+            self.port = free_port()
         self.app = self.make()
         self._server = make_http_server(self.app, Settings(port=self.port), timeout_graceful_shutdown=1)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
@@ -47,7 +45,7 @@ class Site:
             time.sleep(0.02)
 
     def stop(self) -> None:
-        """Stop the server."""
+        """Be away."""
         self._server.should_exit = True
         self._thread.join()
 
@@ -65,14 +63,16 @@ def running(make: Callable[[], FastAPI]) -> Iterator[Site]:
 
 @dataclass
 class Seen:
-    """Complaints and requests of a page while it was open."""
+    """What a page complained of, and asked for, while it was open."""
 
     complaints: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
 
 
 def open_page(browser: Any, url: str, **settings: Any) -> tuple[Any, Seen]:
-    """Open a page in a new browser context, and record what it does. Violations of its policy are complaints."""
+    """Open a page in a browser of its own; return it and what it does. Violations of the security policy are
+    complaints.
+    """
     page, seen = browser.new_context(**{"viewport": WIDE, **settings}).new_page(), Seen()
     page.on("console", lambda message: seen.complaints.append(message.text))
     page.on("pageerror", lambda error: seen.complaints.append(str(error)))

@@ -1,4 +1,4 @@
-"""Tests of a job's page in a browser: all states, charts, actions, hostile texts, keyboard, and lost connections."""
+"""The page of a job in a real browser: every state, its pictures and buttons, hostile texts, keys, a lost server."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SAMPLES = "#sample-list > details"
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, outputs: FinishedOutputs) -> Iterator[JobSite]:
-    """Run a service whose jobs may read the test outputs."""
+    """Yield a service whose jobs may read the input of the outputs."""
     root = str(Path(outputs.pruned.root).parent)
     with job_site(tmp_path_factory.mktemp("service"), outputs=root) as made:
         yield made
@@ -31,7 +31,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, outputs: FinishedOutputs) ->
 
 @pytest.fixture(scope="module")
 def done(place: JobSite, outputs: FinishedOutputs) -> str:
-    """Add a finished job of 120 samples with 40% kept."""
+    """Return a finished job of 120 samples, 40% kept."""
     return place.add_finished(outputs.pruned)
 
 
@@ -43,7 +43,7 @@ def opened(browser: Any, place: JobSite, job: str, **settings: Any) -> tuple[Any
 
 
 def finished_page(browser: Any, place: JobSite, job: str, **settings: Any) -> tuple[Any, Seen]:
-    """Open the page of a finished job and wait until it is complete."""
+    """Open the page of a finished job and wait until all of it is there."""
     page, seen = opened(browser, place, job, **settings)
     page.wait_for_selector("#job[data-charts=drawn]")
     page.wait_for_selector("#sample-list details")
@@ -52,12 +52,12 @@ def finished_page(browser: Any, place: JobSite, job: str, **settings: Any) -> tu
 
 
 def answering(body: Any) -> Callable[[Any], None]:
-    """Return a route handler that answers with a body."""
+    """Return a route handler that answers in the server's place."""
     return lambda route: route.fulfill(json=body)
 
 
-def test_a_finished_job_shows_its_results(browser: Any, place: JobSite, done: str, outputs: FinishedOutputs) -> None:
-    """The page shows counts, a mark a sample in both planes, quadrants and files, and complains of nothing."""
+def test_a_finished_job_shows_what_it_gave(browser: Any, place: JobSite, done: str, outputs: FinishedOutputs) -> None:
+    """Counts, a mark a sample in both planes, quadrants, files; no other server is asked, nothing complains."""
     page, seen = finished_page(browser, place, done)
     counts = outputs.pruned.manifest["counts"]
     assert page.inner_text("#status") == "✓ succeeded"
@@ -74,8 +74,8 @@ def test_a_finished_job_shows_its_results(browser: Any, place: JobSite, done: st
     assert all(url.startswith((place.site.url, "data:")) for url in seen.requests)
 
 
-def test_the_chart_library_is_cached(browser: Any, place: JobSite, done: str) -> None:
-    """The server makes the chart library once, and browsers cache it."""
+def test_the_chart_library_is_kept(browser: Any, place: JobSite, done: str) -> None:
+    """Made once, and told to browsers to be kept for good."""
     _, seen = finished_page(browser, place, done)
     (url,) = [url for url in seen.requests if url.endswith("/vega.js")]
     answer = place.client.get(url)
@@ -84,7 +84,7 @@ def test_the_chart_library_is_cached(browser: Any, place: JobSite, done: str) ->
 
 
 def test_the_slider_prunes_again(browser: Any, place: JobSite, done: str) -> None:
-    """The slider works by keyboard and sets the ratio, and the button starts a job with it from the same scores."""
+    """By keys: numbers and field follow; the button leads to a new job with that ratio and these scores."""
     page, seen = finished_page(browser, place, done)
     page.focus("#ratio")
     for _ in range(5):
@@ -101,8 +101,8 @@ def test_the_slider_prunes_again(browser: Any, place: JobSite, done: str) -> Non
     place.end(job["id"])
 
 
-def test_a_wrong_ratio_shows_an_error_at_its_field(browser: Any, place: JobSite, done: str) -> None:
-    """A wrong ratio shows an error at its field, and nothing is sent."""
+def test_a_wrong_ratio_is_told_beside_its_field(browser: Any, place: JobSite, done: str) -> None:
+    """And nothing is sent."""
     page, seen = finished_page(browser, place, done)
     page.fill("#reprune-samples", "1.5")
     before = len(seen.requests)
@@ -112,8 +112,8 @@ def test_a_wrong_ratio_shows_an_error_at_its_field(browser: Any, place: JobSite,
     assert len(seen.requests) == before
 
 
-def test_samples_by_quadrant_and_condition(browser: Any, place: JobSite, done: str) -> None:
-    """Quadrant tabs, pages and a condition in SQL on the records' own columns select samples."""
+def test_samples_by_quadrant_fate_and_condition(browser: Any, place: JobSite, done: str) -> None:
+    """Tabs, selects, pages, and a condition in SQL over the records' own columns."""
     page, seen = finished_page(browser, place, done)
     page.check("input[name=quadrant][value=Q3]", force=True)
     expect(page.locator(".sample .label")).to_have_text(["Q3"] * 10)
@@ -128,8 +128,8 @@ def test_samples_by_quadrant_and_condition(browser: Any, place: JobSite, done: s
     assert seen.complaints == []
 
 
-def test_a_wrong_condition_shows_an_error_at_its_field(browser: Any, place: JobSite, done: str) -> None:
-    """A wrong condition shows an error with the columns, until a right one is sent."""
+def test_a_wrong_condition_is_told_beside_its_field(browser: Any, place: JobSite, done: str) -> None:
+    """With the columns that there are; the next one that is right takes it away."""
     page, _ = finished_page(browser, place, done)
     page.fill("#sample-where", "perplexiti > 2")
     page.keyboard.press("Enter")
@@ -142,8 +142,8 @@ def test_a_wrong_condition_shows_an_error_at_its_field(browser: Any, place: JobS
     expect(page.locator("#sample-total")).to_have_text("No sample matches.")
 
 
-def test_planes_and_tokens_work_by_keyboard(browser: Any, place: JobSite, done: str) -> None:
-    """Arrow keys move between samples of the plane, Enter opens one, and arrow keys show the scores of its tokens."""
+def test_planes_and_tokens_work_by_keys(browser: Any, place: JobSite, done: str) -> None:
+    """Arrows walk the samples of the plane, Enter shows one's tokens, arrows walk these and their scores are told."""
     page, seen = finished_page(browser, place, done)
     page.focus("#plane-chart")
     page.keyboard.press("ArrowRight")
@@ -159,8 +159,8 @@ def test_planes_and_tokens_work_by_keyboard(browser: Any, place: JobSite, done: 
     assert seen.complaints == []
 
 
-def test_every_control_has_a_name(browser: Any, place: JobSite, done: str) -> None:
-    """Every element that takes the focus has a name."""
+def test_every_control_has_a_name_and_is_reached(browser: Any, place: JobSite, done: str) -> None:
+    """Nothing that can be focused is nameless."""
     page, _ = finished_page(browser, place, done)
     nameless = page.evaluate("""() => [...document.querySelectorAll('a[href], button, input, select, [tabindex="0"]')]
       .filter((e) => e.checkVisibility() && !e.textContent.trim() && !e.ariaLabel && !e.labels?.length
@@ -169,7 +169,7 @@ def test_every_control_has_a_name(browser: Any, place: JobSite, done: str) -> No
 
 
 def test_hostile_texts_do_nothing(browser: Any, place: JobSite, done: str, outputs: FinishedOutputs) -> None:
-    """Markup is shown as text, bidirectional controls become signs, and a token of 100,000 characters is cut."""
+    """Markup is shown, marks that turn text round are named, and a token of 100,000 characters is cut."""
     tokens = [
         {"text": HOSTILE, "state": "prompt", "nll": None, "entropy": None, "score": None},
         {"text": HOSTILE, "state": "kept", "nll": 0.5, "entropy": 1.0, "score": "inf"},
@@ -201,8 +201,8 @@ def test_hostile_texts_do_nothing(browser: Any, place: JobSite, done: str, outpu
     assert seen.complaints == []
 
 
-def test_long_samples_are_shown_in_part(browser: Any, place: JobSite, done: str) -> None:
-    """A long sample shows 1,500 tokens at first, and all of them on request."""
+def test_endless_samples_come_in_part(browser: Any, place: JobSite, done: str) -> None:
+    """1,500 tokens at first, all on demand."""
     token = {"text": "ab", "state": "kept", "nll": 0.5, "entropy": 1.0, "score": 1.0}
     (real,) = place.client.get(f"/api/v1/jobs/{done}/samples", params={"limit": 1}).json()["samples"]
     page, _ = open_page(browser, "about:blank")
@@ -216,7 +216,7 @@ def test_long_samples_are_shown_in_part(browser: Any, place: JobSite, done: str)
 
 
 def test_records_of_a_reason_unfold(browser: Any, place: JobSite, done: str) -> None:
-    """A reason unfolds to its records with source, problem and beginning."""
+    """Each with its place, what was wrong, and its beginning."""
     page, seen = finished_page(browser, place, done)
     page.click("#rejected summary:has-text('bad_json')")
     page.wait_for_selector("#rejected pre")
@@ -225,8 +225,8 @@ def test_records_of_a_reason_unfold(browser: Any, place: JobSite, done: str) -> 
     assert seen.complaints == []
 
 
-def test_the_code_to_copy_works(browser: Any, place: JobSite, done: str, tmp_path: Path) -> None:
-    """The code for pyarrow, curl, datasets and duckdb runs as it is copied, and finds the kept rows."""
+def test_the_lines_for_programs_work(browser: Any, place: JobSite, done: str, tmp_path: Path) -> None:
+    """As they are copied: pyarrow, curl, datasets and duckdb find as many rows as were kept."""
     page, _ = finished_page(browser, place, done)
     kept = place.job(done)["counts"]["kept"]
     text = {name: page.locator(f"#with-{name}").text_content() for name in ("pyarrow", "curl", "datasets", "duckdb")}
@@ -240,13 +240,13 @@ def test_the_code_to_copy_works(browser: Any, place: JobSite, done: str, tmp_pat
 
 
 def run(*command: str, at: Path) -> str:
-    """Run a command and return the last line of its output."""
+    """Return the last line that a command prints."""
     done = subprocess.run(command, cwd=at, capture_output=True, text=True, check=True, timeout=120)
     return done.stdout.strip().rpartition("\n")[2]
 
 
 def test_a_failed_job_says_why_and_is_resumed(browser: Any, place: JobSite) -> None:
-    """The page shows message, hint and code. Resume starts another attempt, which the page follows."""
+    """Message, hint and code; Resume starts another attempt, which the page follows to its end."""
     job = place.submit("fail")
     place.until(job, "failed")
     page, seen = opened(browser, place, job)
@@ -264,7 +264,7 @@ def test_a_failed_job_says_why_and_is_resumed(browser: Any, place: JobSite) -> N
 
 
 def test_a_running_job_is_followed_and_cancelled(browser: Any, place: JobSite) -> None:
-    """The page follows stage, progress and log. Cancel stops the job, and Delete removes it after a question."""
+    """Stage, progress, log; Cancel stops it, and Delete forgets it after a question."""
     job = place.submit("sleep")
     page, seen = opened(browser, place, job)
     page.wait_for_selector("#stages li[aria-current=step]:has-text('Score with the model')")
@@ -281,7 +281,7 @@ def test_a_running_job_is_followed_and_cancelled(browser: Any, place: JobSite) -
 
 
 def test_speed_is_drawn_also_after_a_reload(browser: Any, place: JobSite) -> None:
-    """After a reload, the speed chart shows what the driver recorded."""
+    """From what the driver noted."""
     job = place.submit("sleep")
     place.until(job, "running")
     progress = Path(place.job(job)["output"]) / "_qtune" / "progress.json"
@@ -298,8 +298,8 @@ def test_speed_is_drawn_also_after_a_reload(browser: Any, place: JobSite) -> Non
     place.end(job)
 
 
-def test_a_paused_log_does_not_change(browser: Any, place: JobSite) -> None:
-    """A paused log does not change, and shows the new lines afterwards."""
+def test_a_paused_log_stands_still(browser: Any, place: JobSite) -> None:
+    """And has all of it when it goes on."""
     job = place.submit("sleep")
     page, _ = opened(browser, place, job)
     expect(page.locator("#log-text")).to_contain_text("attempt 1")
@@ -314,8 +314,8 @@ def test_a_paused_log_does_not_change(browser: Any, place: JobSite) -> None:
     place.end(job)
 
 
-def test_a_lost_server_is_reported_and_recovered(browser: Any, tmp_path: Path) -> None:
-    """The page reports a lost server, keeps its content, and updates when the server is back."""
+def test_a_lost_server_is_told_and_found_again(browser: Any, tmp_path: Path) -> None:
+    """The page says so, keeps what it shows, and shows the truth once the server is back."""
     with job_site(tmp_path) as place:
         job = place.submit("sleep 6")
         page, seen = opened(browser, place, job)
@@ -326,12 +326,12 @@ def test_a_lost_server_is_reported_and_recovered(browser: Any, tmp_path: Path) -
         place.site.start()
         page.wait_for_selector("#connection", state="hidden")
         page.wait_for_selector("#status[data-status=failed]", timeout=30_000)
-        assert "ended without a word" in page.inner_text("#failure")
+        assert "exited without reporting a result" in page.inner_text("#failure")
         assert [text for text in seen.complaints if not text.startswith("Failed to load resource")] == []
 
 
-def test_a_result_that_failed_to_load_is_loaded_later(browser: Any, place: JobSite, done: str) -> None:
-    """If the chart library fails to load, the page recovers by itself."""
+def test_a_result_that_could_not_be_read_is_read_later(browser: Any, place: JobSite, done: str) -> None:
+    """The chart library breaks off: the page recovers without a hand."""
     page, seen = open_page(browser, "about:blank")
     page.route("**/vega.js", lambda route: route.abort())
     page.route("**/readyz", lambda route: route.abort())
@@ -343,7 +343,7 @@ def test_a_result_that_failed_to_load_is_loaded_later(browser: Any, place: JobSi
 
 
 def test_a_reader_is_offered_nothing_that_changes(browser: Any, place: JobSite, done: str) -> None:
-    """A reader sees no actions that the server would reject."""
+    """No buttons that would be refused."""
     page, _ = open_page(browser, "about:blank")
     who = {"name": "eve", "scope": "read", "needs_token": True, "is_signed_in": True, "csrf_token": None}
     page.route("**/api/v1/session", answering(who))
@@ -355,7 +355,7 @@ def test_a_reader_is_offered_nothing_that_changes(browser: Any, place: JobSite, 
 
 
 def test_scores_alone_can_be_pruned_from_the_page(browser: Any, place: JobSite, outputs: FinishedOutputs) -> None:
-    """An output that was only scored has no plane, but samples, files and the form."""
+    """No plane, but samples, files and the form."""
     page, seen = opened(browser, place, place.add_finished(outputs.scored))
     page.wait_for_selector(".snippet")
     page.wait_for_selector("#sample-list details")
@@ -364,8 +364,8 @@ def test_scores_alone_can_be_pruned_from_the_page(browser: Any, place: JobSite, 
     assert seen.complaints == []
 
 
-def test_an_earlier_versions_output_has_no_charts(browser: Any, place: JobSite, outputs: FinishedOutputs) -> None:
-    """The page of an output without plane.json says so, and shows the rest."""
+def test_an_earlier_versions_output_has_no_pictures(browser: Any, place: JobSite, outputs: FinishedOutputs) -> None:
+    """And the page says what to do; the rest is there."""
     old = prune(outputs.scored, Path(outputs.scored.root).parent / "old", outputs.pruned.prune)
     (Path(old.root) / "plane.json").unlink()
     page, seen = opened(browser, place, place.add_finished(old))
@@ -376,7 +376,7 @@ def test_an_earlier_versions_output_has_no_charts(browser: Any, place: JobSite, 
 
 
 def test_another_strategys_job_has_no_slider(browser: Any, place: JobSite, tmp_path: Path) -> None:
-    """The page names the other strategy instead of explaining by quadrants."""
+    """The page says which chose, and does not pretend that quadrants did."""
     records = [{"prompt": f"q{i}", "completion": f"a{i} b c d e f"} for i in range(40)]
     finished = finished_output(tmp_path, records, prune_by={"sample_keep_ratio": 0.5, "strategy": "random"})
     page, seen = finished_page(browser, place, place.add_finished(finished))
@@ -386,8 +386,8 @@ def test_another_strategys_job_has_no_slider(browser: Any, place: JobSite, tmp_p
     assert seen.complaints == []
 
 
-def test_an_unknown_job_is_reported(browser: Any, place: JobSite) -> None:
-    """The page of an unknown job says so and links back."""
+def test_an_unknown_job_is_told(browser: Any, place: JobSite) -> None:
+    """With a way back."""
     page, _ = open_page(browser, place.page("nothing"))
     page.wait_for_selector("#missing:not([hidden])")
     assert not page.is_visible("#job")
@@ -395,7 +395,7 @@ def test_an_unknown_job_is_reported(browser: Any, place: JobSite) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_needs_no_sideways_scrolling(browser: Any, place: JobSite, done: str, scheme: str) -> None:
-    """At 360 pixels the page does not scroll sideways, in both colour schemes."""
+    """At 360 pixels, in both colours."""
     page, seen = finished_page(browser, place, done, viewport=NARROW, color_scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     assert seen.complaints == []

@@ -1,4 +1,4 @@
-"""Tests of the form of a new job in a browser: errors, uploads, preview and idempotent submission."""
+"""The form of a new job in a real browser: errors beside fields, uploads, preview, and one job of one form."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PATHS, MODEL = '[data-field="input.paths"]', '[data-field="model.name"]'
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    """Run a server that may read the demo data and run scripted jobs."""
+    """Yield a server that may read the demo and run scripted jobs."""
     allowed = {"allowed_inputs": (str(DEMO_DATA.parent),), "allowed_models": ("succeed", DEMO_MODEL)}
     with running(lambda: create_app(settings(tmp_path, **allowed), scripted(tmp_path))) as made:
         yield made
@@ -40,7 +40,7 @@ def _form(browser: Any, site: Site, query: str = "", **more: Any) -> tuple[Any, 
 
 
 def _jobs(site: Site) -> list[dict[str, Any]]:
-    """Return all jobs with their specs, which lists omit."""
+    """All jobs with their specs, which a list does not have."""
     listed = httpx.get(f"{site.url}/api/v1/jobs").json()["jobs"]
     return [httpx.get(f"{site.url}/api/v1/jobs/{job['id']}").json() for job in listed]
 
@@ -49,8 +49,8 @@ def _start(page: Any) -> None:
     page.get_by_role("button", name="Start the job").click()
 
 
-def test_missing_values_show_errors_at_their_fields(browser: Any, site: Site) -> None:
-    """Missing values are listed at the top, with links, and at their fields. Typing clears an error."""
+def test_what_is_missing_is_said_beside_its_field(browser: Any, site: Site) -> None:
+    """And at the top, with the focus; a link there leads to the field; typing takes the error away."""
     page, seen = _form(browser, site)
     _start(page)
     assert page.evaluate("document.activeElement.id") == "errors"
@@ -70,8 +70,8 @@ def test_missing_values_show_errors_at_their_fields(browser: Any, site: Site) ->
     assert seen.complaints == []
 
 
-def test_the_servers_errors_are_at_their_fields(browser: Any, site: Site) -> None:
-    """Errors of the server's policy and schema appear at their fields, and a fold with one opens."""
+def test_the_servers_refusals_are_beside_their_fields(browser: Any, site: Site) -> None:
+    """The policy's and the schema's; a field in a fold is unfolded."""
     page, _ = _form(browser, site)
     page.fill(PATHS, "/etc/passwd")
     page.fill(MODEL, "succeed")
@@ -93,8 +93,8 @@ def test_the_servers_errors_are_at_their_fields(browser: Any, site: Site) -> Non
     assert _jobs(site) == []
 
 
-def test_a_form_makes_one_job_with_its_settings(browser: Any, site: Site) -> None:
-    """By keyboard alone, a form that is sent twice makes one job, and its command and job file are the same job."""
+def test_a_form_makes_one_job_with_what_was_chosen(browser: Any, site: Site) -> None:
+    """By the keyboard alone, and however often it is sent; the shown command and job file say the same."""
     page, _ = _form(browser, site)
     page.focus('[data-field="name"]')
     for text in ("first look", str(DEMO_DATA)):
@@ -125,8 +125,8 @@ def test_a_form_makes_one_job_with_its_settings(browser: Any, site: Site) -> Non
     assert sent == ["POST"]
 
 
-def test_a_lost_response_makes_no_second_job(browser: Any, site: Site) -> None:
-    """If the response is lost, sending again opens the job that was created."""
+def test_an_answer_that_got_lost_makes_no_second_job(browser: Any, site: Site) -> None:
+    """The job was made, its answer never came: sent again, the page goes to the same job."""
     page, _ = _form(browser, site)
     page.fill(PATHS, str(DEMO_DATA))
     page.fill(MODEL, "succeed")
@@ -141,7 +141,7 @@ def test_a_lost_response_makes_no_second_job(browser: Any, site: Site) -> None:
 
 
 def test_only_scoring_sends_no_ratios(browser: Any, site: Site) -> None:
-    """With `Only score now`, the ratios disappear and the job has no pruning."""
+    """The ratios go away, the command is another, and the job has no pruning."""
     page, _ = _form(browser, site)
     page.fill(PATHS, str(DEMO_DATA))
     page.fill(MODEL, "succeed")
@@ -156,7 +156,7 @@ def test_only_scoring_sends_no_ratios(browser: Any, site: Site) -> None:
 
 
 def test_a_file_is_uploaded_and_used(browser: Any, site: Site, tmp_path: Path) -> None:
-    """Files are uploaded by the button and by dropping. The form shows a dataset's name and why an upload failed."""
+    """By the button and by dropping; its name stands beside its id; a file that is none is told why."""
     page, _ = _form(browser, site)
     good = tmp_path / "good.jsonl"
     good.write_text("".join(DEMO_DATA.read_text().splitlines(keepends=True)[:20]))
@@ -183,8 +183,8 @@ def test_a_file_is_uploaded_and_used(browser: Any, site: Site, tmp_path: Path) -
     assert _jobs(site)[0]["spec"]["input"]["paths"][0].startswith("dataset://")
 
 
-def test_an_upload_shows_its_progress_and_can_be_cancelled(browser: Any, site: Site, tmp_path: Path) -> None:
-    """The progress bar moves, and a cancelled upload stores nothing."""
+def test_an_upload_shows_how_far_it_is_and_can_be_cancelled(browser: Any, site: Site, tmp_path: Path) -> None:
+    """Its bar moves; what was cancelled is said, and nothing is stored."""
     large = tmp_path / "large.jsonl"
     large.write_bytes(b'{"prompt": "a", "completion": "b"}\n' * 2_000_000)
     page, _ = _form(browser, site)
@@ -206,8 +206,8 @@ def test_an_upload_shows_its_progress_and_can_be_cancelled(browser: Any, site: S
     assert page.input_value(PATHS) == ""
 
 
-def test_the_preview_shows_trained_tokens(browser: Any, site: Site, tmp_path: Path) -> None:
-    """The real tokenizer renders samples. Trained tokens are marked, special ones outlined, rejected records listed."""
+def test_the_preview_shows_tokens_and_what_is_trained_on(browser: Any, site: Site, tmp_path: Path) -> None:
+    """Rendered by the real tokenizer; trained tokens are marked, special ones outlined, rejected records told."""
     data = tmp_path / "data.jsonl"
     empty = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": ""}]}
     data.write_text(json.dumps(empty) + "\n" + "".join(DEMO_DATA.read_text().splitlines(keepends=True)[:9]))
@@ -232,8 +232,8 @@ def test_the_preview_shows_trained_tokens(browser: Any, site: Site, tmp_path: Pa
     assert seen.complaints == []
 
 
-def test_a_form_is_filled_from_a_job(browser: Any, tmp_path: Path, outputs: FinishedOutputs) -> None:
-    """A form filled from a job has all its settings but the output, and changes apply to the new job only."""
+def test_a_job_is_taken_as_a_beginning(browser: Any, tmp_path: Path, outputs: FinishedOutputs) -> None:
+    """All that it says is in the form, but where its output is; what is changed is changed in the new job alone."""
     store = open_store(tmp_path)
     job = add_finished(store, "done", outputs.pruned)
     store.engine.dispose()
@@ -249,7 +249,7 @@ def test_a_form_is_filled_from_a_job(browser: Any, tmp_path: Path, outputs: Fini
 
 
 def test_texts_are_copied(browser: Any, site: Site) -> None:
-    """The copy button works without clipboard permission."""
+    """Also where the clipboard is not allowed."""
     page, seen = _form(browser, site)
     page.fill(MODEL, "it's")
     command = page.text_content("#command")

@@ -1,4 +1,4 @@
-"""Tests of the service's pages in a browser: job list, connection, sign-in, keyboard and contrast."""
+"""The service's pages in a real browser: the list of jobs, the connection, signing in, keyboard and contrast."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REFUSED = "Failed to load resource: net::ERR_CONNECTION_REFUSED"
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    """Run a server without jobs."""
+    """Yield a server without jobs."""
     with running(_app_of(tmp_path)) as made:
         yield made
         _end_all(made)
@@ -47,10 +47,10 @@ def _submit(site: Site, name: str, model: str = "succeed") -> str:
 
 
 def _end_all(site: Site) -> None:
-    """Stop all drivers, which outlive their server."""
+    """Drivers outlive their server."""
     jobs = site.app.state.server.jobs
     for job in jobs.store.running():
-        jobs.launchers[job.launcher].stop(job.reference, at_once=True)
+        jobs.launchers[job.launcher].stop(job.reference, force=True)
 
 
 def _row(page: Any, name: str) -> Any:
@@ -58,7 +58,7 @@ def _row(page: Any, name: str) -> Any:
 
 
 def test_the_list_follows_its_jobs(browser: Any, site: Site) -> None:
-    """The list shows new jobs and changes of status by itself, and announces them."""
+    """From none over one that runs to one that is done; new ones come by themselves; the page has said so."""
     page, seen = open_page(browser, site.url)
     page.get_by_role("heading", name="No jobs yet").wait_for()
     _submit(site, "slow", "sleep 60")
@@ -80,7 +80,7 @@ def test_the_list_follows_its_jobs(browser: Any, site: Site) -> None:
 
 
 def test_filters_are_in_the_address(browser: Any, site: Site) -> None:
-    """Filters by name and status work by hand and by link. An empty result says so."""
+    """Name and status choose rows, by hand and by a link; without a match the page says so, and leads back."""
     for name, model in (("alpha", "succeed"), ("beta", "fail"), ("alphabet", "succeed")):
         _submit(site, name, model)
     page, seen = open_page(browser, site.url)
@@ -98,7 +98,7 @@ def test_filters_are_in_the_address(browser: Any, site: Site) -> None:
 
 
 def test_many_jobs_have_pages(browser: Any, tmp_path: Path, outputs: FinishedOutputs) -> None:
-    """The newest jobs come first. Older pages are in the browser's history."""
+    """The newest first; older ones behind a link that the browser's history knows."""
     store = open_store(tmp_path)
     for i in range(30):
         add_finished(store, f"job {i}", outputs.pruned)
@@ -116,7 +116,7 @@ def test_many_jobs_have_pages(browser: Any, tmp_path: Path, outputs: FinishedOut
 
 
 def test_jobs_are_deleted_and_pruned_again(browser: Any, tmp_path: Path, outputs: FinishedOutputs) -> None:
-    """Deleting asks first, with the focus on the safe answer. Pruning again makes a job with the new ratio."""
+    """After a question whose safe answer has the focus; again with other ratios, which the new job has."""
     store = open_store(tmp_path)
     add_finished(store, "done", outputs.pruned)
     store.engine.dispose()
@@ -147,8 +147,8 @@ def test_jobs_are_deleted_and_pruned_again(browser: Any, tmp_path: Path, outputs
         _end_all(site)
 
 
-def test_a_lost_connection_is_reported_and_recovered(browser: Any, site: Site) -> None:
-    """A banner shows the time of the last update, and the list updates without a reload when the server is back."""
+def test_a_lost_connection_is_said_and_recovered(browser: Any, site: Site) -> None:
+    """With the time of what is shown; without a reload the page is fresh again once the server is back."""
     _submit(site, "before")
     page, seen = open_page(browser, site.url)
     _row(page, "before").locator(".status.succeeded").wait_for()
@@ -164,8 +164,8 @@ def test_a_lost_connection_is_reported_and_recovered(browser: Any, site: Site) -
     assert set(seen.complaints) == {REFUSED}
 
 
-def test_a_hidden_page_sends_no_requests(browser: Any, site: Site) -> None:
-    """A hidden page sends no requests, and one immediately when it is visible again."""
+def test_nothing_is_asked_while_nobody_looks(browser: Any, site: Site) -> None:
+    """A hidden page sends no requests, and asks at once when it is looked at again."""
     _submit(site, "slow", "sleep 60")
     page, seen = open_page(browser, site.url)
     _row(page, "slow").wait_for()
@@ -179,7 +179,7 @@ def test_a_hidden_page_sends_no_requests(browser: Any, site: Site) -> None:
 
 
 def test_the_list_works_by_keyboard(browser: Any, site: Site) -> None:
-    """The skip link comes first. A menu opens, takes the focus and returns it. Space selects a job."""
+    """Skip link first; a menu opens, takes the focus, closes by Escape and gives it back; a job is chosen by space."""
     _submit(site, "done")
     page, _ = open_page(browser, site.url)
     _row(page, "done").locator(".status.succeeded").wait_for()
@@ -213,7 +213,7 @@ def _sign_in(page: Any, token: str) -> None:
 
 
 def test_signing_in_leads_back_and_signing_out_ends(browser: Any, tmp_path: Path) -> None:
-    """Signing in returns to the requested page. A wrong token shows an error at its field."""
+    """To the page that one came for; a wrong token is said beside its field; name and scope are shown."""
     make, token = _token_site(tmp_path, Scope.submit)
     with running(make) as site:
         page, seen = open_page(browser, f"{site.url}/?status=failed")
@@ -235,7 +235,7 @@ def test_signing_in_leads_back_and_signing_out_ends(browser: Any, tmp_path: Path
 
 @pytest.mark.parametrize("to", ["https://example.org/", "//example.org/", "/\\example.org", "javascript:alert(1)"])
 def test_signing_in_leads_nowhere_else(browser: Any, tmp_path: Path, to: str) -> None:
-    """Signing in does not lead to a foreign address."""
+    """A foreign place to go to is not gone to."""
     make, token = _token_site(tmp_path, Scope.read)
     with running(make) as site:
         page, seen = open_page(browser, f"{site.url}/sign-in?next={to}")
@@ -246,7 +246,7 @@ def test_signing_in_leads_nowhere_else(browser: Any, tmp_path: Path, to: str) ->
 
 
 def test_a_reader_is_offered_nothing_more(browser: Any, tmp_path: Path, outputs: FinishedOutputs) -> None:
-    """A reader sees no actions that change something. An expired sign-in leads to the sign-in page."""
+    """No new job, no action that changes something; an expired sign-in leads to the sign-in page."""
     make, token = _token_site(tmp_path, Scope.read)
     store = open_store(tmp_path)
     add_finished(store, "done", outputs.pruned)
@@ -266,7 +266,7 @@ def test_a_reader_is_offered_nothing_more(browser: Any, tmp_path: Path, outputs:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [{"width": 1280, "height": 900}, NARROW], ids=["wide", "narrow"])
 def test_pages_can_be_read(browser: Any, tmp_path: Path, outputs: FinishedOutputs, scheme: str, size: Any) -> None:
-    """Every page has names, headings and contrast as it should, and fits the screen."""
+    """Names, headings and contrast are as they should be, on every page, and nothing is wider than the screen."""
     store = open_store(tmp_path)
     first, second = (add_finished(store, name, outputs.pruned) for name in ("x" * 60, "two"))
     store.engine.dispose()
@@ -292,7 +292,7 @@ def test_pages_can_be_read(browser: Any, tmp_path: Path, outputs: FinishedOutput
 
 
 def test_the_sign_in_page_can_be_read(browser: Any, tmp_path: Path) -> None:
-    """The sign-in page with an error has names and contrast as it should."""
+    """Names and contrast, with an error on it."""
     make, _ = _token_site(tmp_path, Scope.read)
     with running(make) as site:
         page, _ = open_page(browser, f"{site.url}/sign-in", viewport=NARROW, color_scheme="dark")
@@ -302,7 +302,7 @@ def test_the_sign_in_page_can_be_read(browser: Any, tmp_path: Path) -> None:
 
 
 def test_a_page_loads_little(browser: Any, site: Site) -> None:
-    """A page loads under 100 kB from this server only, and caches its files."""
+    """Only from this server, under 100 kB in all, and its files are not asked for again."""
     page, seen = open_page(browser, site.url)
     page.get_by_role("heading", name="No jobs yet").wait_for()
     assert all(url.startswith(site.url) for url in seen.requests)
@@ -314,8 +314,8 @@ def test_a_page_loads_little(browser: Any, site: Site) -> None:
     assert [name for name, size in again if "/static/" in name and size > 0] == []
 
 
-def test_violations_of_the_policy_are_complaints(browser: Any, site: Site) -> None:
-    """These tests rely on it: a refused inline script is a complaint."""
+def test_seen_hears_violations_of_the_policy(browser: Any, site: Site) -> None:
+    """What these tests rely on: an inline script is refused and is a complaint."""
     page, seen = open_page(browser, site.url)
     page.evaluate(
         "document.body.append(Object.assign(document.createElement('script'), { textContent: 'window.ran = 1' }))"

@@ -1,4 +1,4 @@
-"""Tests of the report in a browser: charts, colour schemes, narrow screens, slider, clicks, keyboard and copying."""
+"""The report in a real browser: drawn, silent, offline, light and dark, wide and narrow; slider, clicks and copies."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ POINTS = "#plane-chart .samples_marks path"
 
 @dataclass
 class Seen:
-    """Complaints and requests of a page while it was open."""
+    """What a page did while it was open."""
 
     complaints: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
@@ -37,7 +37,7 @@ class Seen:
 
 @pytest.fixture(scope="module")
 def write(tmp_path_factory: pytest.TempPathFactory) -> Callable[[ReportData], Path]:
-    """Return a function that writes a report's file."""
+    """Return a function that writes a report and returns its file."""
 
     def written(data: ReportData) -> Path:
         path = tmp_path_factory.mktemp("report") / "report.html"
@@ -49,7 +49,7 @@ def write(tmp_path_factory: pytest.TempPathFactory) -> Callable[[ReportData], Pa
 
 @pytest.fixture(scope="module")
 def report(write: Callable[[ReportData], Path]) -> Path:
-    """Write a report with overlapping corners, and with hostile, right-to-left and multi-byte text in a sample."""
+    """Return a page with overlapping corners, and with hostile, right-to-left and multi-byte text in a sample."""
     hostile = replace(example(TOKENS, sample_id="<b>'one'"), error_rank=0.6, entropy_rank=0.2)
     data = made_up_report(
         made_up_scores(NUM_POINTS), examples=(hostile, example(("right",), "Q4", "s:2")), output=OUTPUT
@@ -68,7 +68,7 @@ def _open(browser: Any, report: Path, **settings: Any) -> tuple[Any, Seen]:
 
 
 def _long_names() -> ReportData:
-    """Return a report with names of 300 letters without a break in every place."""
+    """Return a report with names of 300 letters without a break wherever a name can be."""
     long = "x" * 300
     groups = {f"{i}{long}": Counts.of({long: 5}, [9] * 7) for i in range(20)}
     return made_up_report(
@@ -86,7 +86,7 @@ def _slide(page: Any, at: int) -> None:
 
 
 def _click(page: Any, selector: str, nth: int = 0) -> None:
-    """Click the middle of a mark, where no other mark is above it."""
+    """Click in the middle of a mark, where nothing is above it."""
     mark = page.locator(selector).nth(nth)
     mark.scroll_into_view_if_needed()
     box = mark.bounding_box()
@@ -94,7 +94,7 @@ def _click(page: Any, selector: str, nth: int = 0) -> None:
 
 
 def _fills(page: Any, selector: str) -> dict[str, int]:
-    """Return the number of marks by colour."""
+    """Count marks by colour."""
     counts: dict[str, int] = page.evaluate(
         """(selector) => {
           const counts = {};
@@ -109,8 +109,8 @@ def _fills(page: Any, selector: str) -> dict[str, int]:
     return counts
 
 
-def test_the_charts_are_drawn_without_complaint_or_connection(browser: Any, report: Path) -> None:
-    """Both planes have a mark a sample, thresholds and corners, without console output or requests."""
+def test_the_pictures_are_drawn_without_complaint_or_connection(browser: Any, report: Path) -> None:
+    """A mark a sample, four dashed thresholds, two corners; the console is silent; only the file itself is read."""
     page, seen = _open(browser, report, viewport=DESKTOP)
     states = page.evaluate(
         "[...document.querySelectorAll('[data-chart]')].map((e) => [e.dataset.chart, e.dataset.state])"
@@ -127,7 +127,7 @@ def test_the_charts_are_drawn_without_complaint_or_connection(browser: Any, repo
 
 
 def test_the_marks_are_where_the_data_are(browser: Any, report: Path) -> None:
-    """Q1's marks are above and right of Q3's, and each quadrant has its colour."""
+    """Q1's marks lie up and right of Q3's, and each quadrant is painted in its own colour."""
     page, _ = _open(browser, report, viewport=DESKTOP)
     places = page.evaluate("""() => {
       const sums = {};
@@ -147,7 +147,7 @@ def test_the_marks_are_where_the_data_are(browser: Any, report: Path) -> None:
 
 
 def test_hovering_a_mark_names_the_sample(browser: Any, report: Path) -> None:
-    """The tooltip shows the id and the scores as text."""
+    """The tooltip holds the id and the scores, as text."""
     page, seen = _open(browser, report, viewport={"width": 1280, "height": 1600})
     mark = page.locator(POINTS).last
     mark.scroll_into_view_if_needed()
@@ -164,7 +164,7 @@ def test_hovering_a_mark_names_the_sample(browser: Any, report: Path) -> None:
     ("scheme", "ground", "first"), [("light", 200, "rgb(200, 80, 10)"), ("dark", 60, "rgb(240, 135, 60)")]
 )
 def test_light_and_dark(browser: Any, report: Path, scheme: str, ground: int, first: str) -> None:
-    """The page and its charts follow the colour scheme."""
+    """The page and the picture in it follow the reader's setting."""
     page, seen = _open(browser, report, color_scheme=scheme)
     red = int(page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0]"))
     assert red > ground if scheme == "light" else red < ground
@@ -173,7 +173,7 @@ def test_light_and_dark(browser: Any, report: Path, scheme: str, ground: int, fi
 
 
 def test_a_phone_needs_no_sideways_scrolling(browser: Any, report: Path) -> None:
-    """At 390 pixels the page does not scroll sideways, but wide tables do."""
+    """At 390 pixels nothing is wider than the screen; wide tables scroll inside themselves."""
     page, seen = _open(browser, report, viewport=PHONE)
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     assert max(svg.bounding_box()["width"] for svg in page.locator("[data-chart] svg").all()) <= 390
@@ -182,15 +182,15 @@ def test_a_phone_needs_no_sideways_scrolling(browser: Any, report: Path) -> None
 
 
 def test_a_window_made_narrow_later_redraws_the_plane(browser: Any, report: Path) -> None:
-    """The chart follows the width of its container."""
+    """The picture follows its container."""
     page, _ = _open(browser, report, viewport=DESKTOP)
     page.set_viewport_size(PHONE)
     page.wait_for_function("document.querySelector('#plane-chart svg').getBoundingClientRect().width < 390")
     assert page.evaluate("document.documentElement.scrollWidth") == 390
 
 
-def test_tokens_work_by_keyboard(browser: Any, report: Path) -> None:
-    """Arrow keys in a sample show the token, its scores and its state."""
+def test_tokens_can_be_walked_with_the_keyboard(browser: Any, report: Path) -> None:
+    """Focus a sample, press an arrow: the line below tells the token, its scores and its fate."""
     page, seen = _open(browser, report)
     sample = page.locator(".tokens").first
     sample.focus()
@@ -206,7 +206,7 @@ def test_tokens_work_by_keyboard(browser: Any, report: Path) -> None:
 
 
 def test_text_survives_as_it_is(browser: Any, report: Path) -> None:
-    """Shown and copied text is the sample's: markup, right-to-left, emoji, line ends and tabs."""
+    """What is shown, and copied, is the sample's text: markup, right-to-left, emoji, line ends and tabs."""
     page, _ = _open(browser, report)
     text = page.locator(".tokens").first.evaluate("(box) => box.textContent")
     assert page.locator(".tokens").first.evaluate("(box) => getComputedStyle(box).unicodeBidi") == "plaintext"
@@ -214,7 +214,7 @@ def test_text_survives_as_it_is(browser: Any, report: Path) -> None:
 
 
 def test_on_paper_every_sample_is_open_and_the_ground_is_white(browser: Any, report: Path) -> None:
-    """Printing opens every sample and overrides the dark scheme. Reasons in tables stay folded."""
+    """Printing also overrides a dark setting. Reasons in tables stay folded."""
     page, _ = _open(browser, report, color_scheme="dark")
     page.emulate_media(media="print", color_scheme="dark")
     page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
@@ -225,7 +225,7 @@ def test_on_paper_every_sample_is_open_and_the_ground_is_white(browser: Any, rep
 
 
 def test_the_slider_moves_numbers_command_and_corners(browser: Any, report: Path) -> None:
-    """The slider shows what a selection at that ratio gives, in the table, the command and the chart."""
+    """To what a selection at that ratio gives, in the table and in the colours of the points."""
     page, seen = _open(browser, report, viewport=DESKTOP)
     before = page.locator("#rank-chart .corner_Q2_marks path").bounding_box()["width"]
     _slide(page, 39)  # 20%
@@ -250,7 +250,7 @@ def test_the_slider_moves_numbers_command_and_corners(browser: Any, report: Path
 
 
 def test_the_slider_goes_back_to_the_job(browser: Any, report: Path) -> None:
-    """By keyboard, the slider returns to the numbers of the job."""
+    """By keys, to the numbers it began with, without a trace of the way."""
     page, _ = _open(browser, report, viewport=DESKTOP)
     table, command = page.inner_text(".changes"), page.inner_text("#prune-command")
     page.focus("#ratio")
@@ -262,8 +262,8 @@ def test_the_slider_goes_back_to_the_job(browser: Any, report: Path) -> None:
     assert page.inner_text("#prune-command") == command
 
 
-def test_a_click_shows_the_sample_and_a_command(browser: Any, report: Path) -> None:
-    """A click shows scores, ranks and a quoted command, and rings the sample in both planes."""
+def test_a_click_tells_the_sample_and_how_to_inspect_it(browser: Any, report: Path) -> None:
+    """Scores, ranks, and a command with the output quoted; both planes ring it."""
     page, seen = _open(browser, report, viewport=DESKTOP)
     _click(page, POINTS, NUM_POINTS - 1)
     page.wait_for_selector("#picked .found:not([hidden])")
@@ -283,7 +283,7 @@ def test_a_click_shows_the_sample_and_a_command(browser: Any, report: Path) -> N
 
 @pytest.mark.parametrize("chart", ["#plane-chart", "#rank-chart"])
 def test_a_click_on_an_example_opens_its_tokens(browser: Any, report: Path, chart: str) -> None:
-    """The example opens in view with the focus, and Back returns to the plane."""
+    """It is unfolded, in view and focused; Back leads to where one came from."""
     page, seen = _open(browser, report, viewport=DESKTOP)
     page.evaluate("document.getElementById('sample-0').open = false")
     _click(page, f"{chart} .examples_marks path")
@@ -296,8 +296,8 @@ def test_a_click_on_an_example_opens_its_tokens(browser: Any, report: Path, char
     assert seen.complaints == []
 
 
-def test_points_work_by_keyboard(browser: Any, report: Path) -> None:
-    """Arrow keys move from rank to rank."""
+def test_points_can_be_walked_with_the_keyboard(browser: Any, report: Path) -> None:
+    """Arrows go from rank to rank."""
     page, _ = _open(browser, report, viewport=DESKTOP)
     page.focus("#plane-chart")
     page.keyboard.press("ArrowRight")
@@ -311,7 +311,7 @@ def test_points_work_by_keyboard(browser: Any, report: Path) -> None:
 
 
 def test_a_command_is_copied_without_permission(browser: Any, report: Path) -> None:
-    """The pasted text is the command on one line."""
+    """What is pasted is the command, on one line."""
     page, seen = _open(browser, report, viewport=DESKTOP)
     command = page.inner_text("#prune-command")
     page.click("button[data-copy=prune-command]")
@@ -325,7 +325,7 @@ def test_a_command_is_copied_without_permission(browser: Any, report: Path) -> N
 
 
 def test_columns_of_tables_sort(browser: Any, report: Path) -> None:
-    """Numbers sort from the largest, then from the smallest. The sum stays at the bottom."""
+    """Numbers from the largest, again from the smallest; the sum stays below."""
     page, _ = _open(browser, report, viewport=DESKTOP)
     table = page.locator("section[aria-labelledby=by-category] table")
     column = "(table) => [...table.tBodies[0].rows].map((row) => Number(row.cells[3].textContent.replace(',', '')))"
@@ -338,7 +338,7 @@ def test_columns_of_tables_sort(browser: Any, report: Path) -> None:
 
 
 def test_reasons_unfold_in_their_row(browser: Any, report: Path) -> None:
-    """A click on the number of rejected records shows their reasons."""
+    """By a click on the number of rejected."""
     page, _ = _open(browser, report, viewport=DESKTOP)
     row = page.locator("section[aria-labelledby=by-source] tbody tr")
     row.locator("summary").click()
@@ -346,7 +346,7 @@ def test_reasons_unfold_in_their_row(browser: Any, report: Path) -> None:
 
 
 def test_a_large_job_is_drawn_as_a_density_and_points(browser: Any, write: Callable[[ReportData], Path]) -> None:
-    """A large job has a density and some thousands of points, and the slider recolours both."""
+    """Cells below, some thousands of points above, and the slider recolours both."""
     page, seen = _open(browser, write(made_up_report(made_up_scores(5_000), keep_ratio=0.25)), viewport=DESKTOP)
     assert page.locator(POINTS).count() == 4_000
     assert page.locator("#plane-chart .plane_cells_marks path").count() > 500
@@ -362,7 +362,7 @@ def test_a_large_job_is_drawn_as_a_density_and_points(browser: Any, write: Calla
 
 @pytest.mark.parametrize("kind", ["nothing", "one", "tied", "other", "long"])
 def test_unusual_jobs_have_quiet_pages(browser: Any, write: Callable[[ReportData], Path], kind: str) -> None:
-    """Empty, tiny, tied and unusual jobs cause no complaints and no sideways scrolling."""
+    """Nothing scored, one sample, all alike, another strategy, endless names: no complaint, no sideways scrolling."""
     same = np.full(300, 1.25)
     made = {
         "nothing": nothing_scored(),

@@ -1,4 +1,4 @@
-"""Tests of the page after signing in, in a browser: always one of this server."""
+"""Where the sign-in page leads to, in a real browser: a page of this server, whatever the address says."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FOREIGN = [
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, str]]:
-    """Run a site that requires tokens, and return it with a token."""
+    """Yield a site that requires tokens, and a token."""
     folder: Path = tmp_path_factory.mktemp("server")
     database = open_database(f"sqlite:///{folder}/qtune.db")
     upgrade(database)
@@ -47,7 +47,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, str]]
 
 @pytest.mark.parametrize("to", FOREIGN)
 def test_signing_in_leads_to_no_other_site(browser: Any, site: tuple[Site, str], to: str) -> None:
-    """All requests of the browser go to this server, and so does the last page."""
+    """Every request of the browser is for this server, and the page that it ends at is one of its own."""
     server, token = site
     page, seen = open_page(browser, f"{server.url}/sign-in")
     try:
@@ -69,7 +69,7 @@ def test_signing_in_leads_to_no_other_site(browser: Any, site: tuple[Site, str],
 
 
 def test_the_servers_own_redirects_are_local() -> None:
-    """The server rejects the same foreign texts and keeps local paths."""
+    """The same texts on the server's side; and what is local stays as it is."""
     assert {text: local_path(text) for text in FOREIGN} == dict.fromkeys(FOREIGN, "/")
     for text in ("/", "/jobs/1?a=b", "/?status=failed&q=a", "/jobs/1#log"):
         assert local_path(text) == text
