@@ -20,8 +20,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 PLUGIN_NAME = "qtune_service"
 
 
@@ -117,6 +115,8 @@ FUNCTIONS = (
 @functools.cache
 def warm_up_vector_math() -> None:
     """Have MKL choose its kernels, in this thread alone. Once a process, before a model is built in it."""
+    import torch  # not above: the driver reads variables here and does without torch
+
     for dtype in (torch.float32, torch.float64):
         one = torch.full((1,), 0.5, dtype=dtype)
         for name in FUNCTIONS:
