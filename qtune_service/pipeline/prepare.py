@@ -1,7 +1,7 @@
 """Prepare a job: make its spec portable, plan its shards, and fill a new output.
 
 A spec is made to mean the same on every node: absolute paths, and the text of a template instead of its file. The plan
-says where the records are, cut into shards; it is made once, and a later run checks the files against it. An output
+says where the records are, cut into shards. It is made once, and a later run checks the files against it. An output
 starts with the tokenizer that made its tokens, or with scores taken over from an earlier output.
 """
 

@@ -1,11 +1,11 @@
 """The Ray executor: start or join a cluster, size the actor pool, stream shards through stages with Ray Data.
 
-Values travel as pickled bytes, one shard a row, and only this module pickles them. Ray Data may group rows into blocks;
-that never changes what a shard is. Arrow tables inside a value are pickled as buffers, not item by item.
+Values travel as pickled bytes, one shard a row, and only this module pickles them. Ray Data may group rows into blocks,
+but never splits or joins shards. Arrow tables inside a value are pickled as buffers, not item by item.
 
 A stage never raises inside Ray. It returns the error as data, and `run` raises it on the driver as the original error
-instead of a stack of Ray frames. With a retry policy (retries.py) a shard that fails for good is yielded as failed
-beside the others.
+instead of a stack of Ray frames. With a retry policy (retries.py) a shard that fails permanently is yielded as failed
+and the others continue.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ CONNECT_TIMEOUT_S = 10
 HEAD_POLL_S, HEAD_LOST_S = 5.0, 60.0
 REPORT_EVERY_S = 1.0
 _lost, _left = threading.Event(), threading.Event()
-"""Of the cluster that this process is connected to: its head is gone; this process has left it."""
+"""Events of the current cluster: its head node is gone, and this process has left it."""
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -58,7 +58,7 @@ class Cluster:
     """Whether this process started it for this job alone."""
 
     def max_tasks(self, num_shards: int, shards_per_task: int) -> int | None:
-        """Return how many tasks of a stage run at a time; None leaves it to the cluster's CPUs.
+        """Return how many tasks of a stage run at a time. None leaves it to the cluster's CPUs.
 
         On one machine a small job gets few: starting a process costs seconds of CPU.
         """
@@ -198,7 +198,7 @@ def _check_reachable(address: str) -> None:
 
 
 def watch_head(lost: Callable[[EngineError], None]) -> None:
-    """Call `lost`, from a thread, once the head node has not answered for HEAD_LOST_S. Ray itself waits forever."""
+    """Watch the head node in a thread and call `lost` once it has not answered for HEAD_LOST_S. Ray waits forever."""
     import ray
 
     address = ray.get_runtime_context().gcs_address
@@ -254,7 +254,7 @@ def size_pool(spec: EngineSpec, cluster: Cluster) -> Pool:
 
 
 def max_tasks(cluster: Cluster, stages: Sequence[Stage], stage: Stage, num_shards: int) -> int | None:
-    """Return how many tasks of a stage may run at a time beside the others of its job."""
+    """Return how many tasks of a stage may run at a time, given the other stages of its job."""
     limit = cluster.max_tasks(num_shards, stage.shards_per_task)
     pool = next((other.pool for other in stages if other.pool is not None), None)
     if limit is None and pool is not None and not pool.gpus:
@@ -350,7 +350,7 @@ def _run_task(batch: Any, stage: Stage, retries: RetryPolicy | None) -> Any:
 
 
 def _run_row(stage: Stage, retries: RetryPolicy | None, function: StageFunction, batch: Any) -> Any:
-    """Run one stage on a table of one row. An error becomes data; a shard that has already failed passes through."""
+    """Run one stage on a table of one row. An error becomes data. A shard that has already failed passes through."""
     import pyarrow as pa
 
     (row,) = batch.to_pylist()
@@ -374,7 +374,7 @@ def _pickled(function: StageFunction, shard: int, value: bytes) -> bytes:
 
 
 def _disable_ray_data_output() -> None:
-    """Silence Ray Data's progress bars and logs; the job's log has its own progress."""
+    """Disable Ray Data's progress bars and logs. The job has its own progress."""
     import ray.data
 
     context = ray.data.DataContext.get_current()

@@ -1,7 +1,7 @@
 """Retry accounting that outlives worker processes: attempts per shard, shards in progress, and the stop flag.
 
 A worker that dies cannot report it, and Ray repeats its task without limit. So before each attempt at a shard a stage
-asks the supervisor, an object beside the driver that counts. The price is two short calls for each stage and shard.
+asks the supervisor, an object on the driver's node that counts. The price is two short calls per stage and shard.
 A success resets the count: a shard that is computed again because its node left keeps all its attempts.
 
     an exception                retry in the same process, after a pause that grows
@@ -39,7 +39,7 @@ STOP_TIMEOUT_S = 10
 
 Result = TypeVar("Result")
 ReportProgress: TypeAlias = Callable[[int], bool]
-"""Called with the tokens scored so far; returns whether the job is stopping."""
+"""Called with the tokens scored so far. Returns whether the job is stopping."""
 
 
 class StoppedError(EngineError):
@@ -83,7 +83,7 @@ class Supervisor:
         return self._successes[stage] > 0
 
     def stop(self) -> set[int]:
-        """Let no attempt begin any more. Return the shards whose scoring has begun, including finished ones."""
+        """Refuse new attempts. Return the shards that have begun scoring, including finished ones."""
         self._stopping = True
         return set(self._tokens)
 
@@ -125,7 +125,7 @@ class LocalSupervisor:
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often a stage tries a shard, and what each kind of error leads to. It travels to the workers."""
+    """The limit of attempts, and the consequence of each kind of error. It travels to the workers."""
 
     supervisor: SupervisorHandle
     max_attempts: int
@@ -171,7 +171,7 @@ class RetryPolicy:
         return error
 
     def stop(self) -> set[int]:
-        """Let no attempt begin any more. Return the shards whose scoring has begun, including finished ones."""
+        """Refuse new attempts. Return the shards that have begun scoring, including finished ones."""
         return set(self.supervisor.call("stop", timeout_s=STOP_TIMEOUT_S))
 
 

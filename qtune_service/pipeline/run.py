@@ -42,7 +42,7 @@ def run_job(
 ) -> dict[str, Any]:
     """Run a job, or continue it, and return its manifest.
 
-    executor: runs the stages; RayExecutor() by default. stop: its signal handler stops the job, which then raises
+    executor: runs the stages, by default a RayExecutor. stop: its signal handler stops the job, which then raises
     SystemExit. Raise QTuneError where the job fails.
     """
     spec = portable(spec)

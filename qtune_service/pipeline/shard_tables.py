@@ -140,7 +140,7 @@ def partial_bytes(scores: Mapping[int, TokenScores], engine: str) -> pa.Buffer:
 
 
 def partial_scores(data: bytes, engine: str) -> dict[int, TokenScores]:
-    """Return the scores in a file of `partial_bytes`; none of another engine, since one engine scores a shard."""
+    """Return the scores in a file of `partial_bytes`. Ignore those of another engine: one engine scores a shard."""
     table = pa.ipc.open_file(data).read_all()
     if (table.schema.metadata or {}).get(b"engine") != engine.encode():
         return {}

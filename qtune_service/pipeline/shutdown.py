@@ -59,7 +59,7 @@ class Stop:
     def saving(
         self, stop_workers: Callable[[], AbstractSet[int]], arrived: AbstractSet[int], grace_s: float
     ) -> Iterator[None]:
-        """Within the block, have a signal stop the workers and wait for the shards in progress.
+        """Make a signal within the block stop the workers and wait for the shards in progress.
 
         stop_workers: returns the shards in progress. arrived: the shards that the block has received, which it grows.
         """

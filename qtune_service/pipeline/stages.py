@@ -59,18 +59,18 @@ Counts = dict[str, int]
 
 @dataclass(frozen=True, slots=True)
 class JobContext:
-    """What every scoring stage knows of the job. It is small: the plan is read from the output, once a process."""
+    """The settings of a job for its scoring stages. It is small: the plan is read from the output, once a process."""
 
     spec: JobSpec
     model: ModelInfo
     threads: int = 1
     """CPU threads of an actor's engine."""
     retries: RetryPolicy | None = None
-    """Takes progress, and says when the job stops."""
+    """Receives progress, and reports when the job stops."""
     partials: frozenset[int] = frozenset()
     """Shards with scores of a run that was stopped."""
     plan_digest: str | None = None
-    """Digest of the plan that the driver checked; None accepts any plan."""
+    """Digest of the plan that the driver checked. None accepts any plan."""
     process_name: Callable[[], str] = local_process_name
 
     @property
@@ -99,7 +99,7 @@ class ScoredShard:
     rows: pa.Table
     rejected: pa.Table
     engine: Mapping[str, Any] = field(default_factory=dict)
-    """EngineInfo; empty where nothing was scored."""
+    """EngineInfo. Empty where nothing was scored."""
     actor: str = ""
     """The process that scored it, as NODE:PROCESS."""
     started_at_s: float = 0.0
@@ -125,7 +125,7 @@ class Marker:
 
 @dataclass(frozen=True, slots=True)
 class ScoredMarker(Marker):
-    """commit -> thresholds: what a scored shard has."""
+    """commit -> thresholds: the counts and files of a scored shard."""
 
     read: int
     scored: int
@@ -149,7 +149,7 @@ class ScoredMarker(Marker):
 
 @dataclass(frozen=True, slots=True)
 class PrunedMarker(Marker):
-    """prune -> report: what a pruned shard has."""
+    """prune -> report: the counts, files and shown samples of a pruned shard."""
 
     kept: int
     tokens_before: int
@@ -190,7 +190,7 @@ def encode_shard(index: int, _value: None, context: JobContext) -> EncodedShard:
 class ScoreShard:
     """A scoring actor: one loaded model, and one thread that alone runs it.
 
-    Ray Data makes an actor in one thread and calls it in another; OpenMP keeps a team of threads for each that runs
+    Ray Data makes an actor in one thread and calls it in another. OpenMP keeps a team of threads for each that runs
     torch, so the engine is made and called in a thread of its own.
     """
 
@@ -287,7 +287,7 @@ def commit_shard(index: int, scored: ScoredShard | None, context: JobContext) ->
 
 
 def reject_shard(index: int, problem: str, context: JobContext) -> ScoredMarker:
-    """Reject all records of a shard that failed; one that cannot even be read, without their lines and text."""
+    """Reject all records of a shard that failed. Where it cannot be read, they have no lines and no text."""
     plan = _plan(context.output.root, context.plan_digest)
     shard = plan.shards[index]
     try:
