@@ -66,7 +66,7 @@ def _findings() -> Iterator[Finding]:
     yield from checks
     if all(c.fix for c in checks):
         yield Finding(
-            "engines", "none works", "See the lines above: at least one engine must give the right scores.", fatal=True
+            "engines", "none works", "See the lines above: at least one engine must be right.", fatal=True
         )
 
 
@@ -156,7 +156,7 @@ def _check_engine(name: str, version: str = "") -> Finding:
         return Finding(
             what,
             f"{version} failed: {reason}",
-            f"python -m qtune_service.scoring.selfcheck {name} shows the whole error.",
+            f"python -m qtune_service.scoring.selfcheck {name} shows the error.",
         )
     difference = float(last.rsplit(" ", 2)[-2])
     text = f"{version} max difference to float64 {difference:.1e} nats".strip()

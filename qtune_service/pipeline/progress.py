@@ -149,7 +149,7 @@ class Tracker:
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._stage_started
         self._stage_started = now
 
-    def _tell(self) -> None:
+    def _show(self) -> None:
         for sink in self._sinks:
             sink.show(self._snapshot)
 
