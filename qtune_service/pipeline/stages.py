@@ -319,13 +319,14 @@ def prune_shard(
     pruned = pruned_rows(scores, masks, places, renamed, verdict.weighing)
     before = scores["num_tokens"].to_numpy().astype(np.int64)
     after = np.where(places.kept, row_sums(masks), 0)
+    points: Any = scores["sample_id"].take(pa.array(verdict.points, pa.int64())).to_pylist()
     marker = PrunedMarker(
         kept=pruned.num_rows,
         tokens_before=int(before[places.kept].sum()),
         tokens_after=int(after.sum()),
         by_source=tally(scores["source"], places, before, after),
         by_category=tally(scores[category], places, before, after) if category else {},
-        points=scores["sample_id"].take(pa.array(verdict.points, pa.int64())).to_pylist(),
+        points=points,
         examples=example_rows(scores, quadrants, masks, verdict.examples, spec.prune),
         files=[*_write(output, "quadrants", index, quadrants), *_write(output, "pruned", index, pruned)],
     )
