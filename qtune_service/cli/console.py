@@ -47,7 +47,7 @@ def exit_codes(interrupted: str = CONTINUE) -> Iterator[None]:
 
 def _leave_at_once_if_lost(exit_code: int) -> None:
     """Ray's own leave-taking waits for a head node that is gone."""
-    cluster = sys.modules.get("qtune_service.pipeline.ray_cluster")
+    cluster = sys.modules.get("qtune_service.pipeline.ray_executor")
     if cluster is not None and cluster.is_lost():
         sys.stdout.flush()
         sys.stderr.flush()
