@@ -25,7 +25,8 @@ def test_the_quickstart_ends_with_a_better_model(tmp_path: Path) -> None:
             assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
     script = "\n\n".join(block for language, block in blocks if language == "python")
     (tmp_path / "train.py").write_text(script, encoding="utf-8")
-    done = type_in("HF_HOME=$PWD/hf HF_HUB_OFFLINE=1 python train.py", tmp_path)
+    # One thread: torch's threads wait actively, which takes minutes beside the other tests on two cores.
+    done = type_in("HF_HOME=$PWD/hf HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python train.py", tmp_path)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     measured, shown = RESULT.findall(done.stdout), RESULT.findall(PAGE)
     assert len(shown) == 3
