@@ -26,7 +26,7 @@ def test_the_quickstart_ends_with_a_better_model(tmp_path: Path) -> None:
     script = "\n\n".join(block for language, block in blocks if language == "python")
     (tmp_path / "train.py").write_text(script, encoding="utf-8")
     # One thread: torch's threads wait actively, which takes minutes beside the other tests on two cores.
-    done = type_in("HF_HOME=$PWD/hf HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python train.py", tmp_path)
+    done = type_in("HF_HOME=$PWD/hf HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python train.py", tmp_path, timeout=900)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     measured, shown = ({row[:3:2]: row for row in RESULT.findall(text)} for text in (done.stdout, PAGE))
     assert measured.keys() == shown.keys()
