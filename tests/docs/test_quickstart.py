@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.docs.test_pages import DOCS, type_in
 from tests.jobs import REPO
 
@@ -13,6 +15,7 @@ RESULT = re.compile(r"^(\w+) +(\d+) samples  (\w+) +([\d.]+) -> ([\d.]+)$", re.M
 PAGE = (DOCS / "quickstart.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.timeout(1500)
 def test_the_quickstart_ends_with_a_better_model(tmp_path: Path) -> None:
     """Every block runs in order, and the trained models predict corrections of myths better than before."""
     (tmp_path / "examples").symlink_to(REPO / "examples")
