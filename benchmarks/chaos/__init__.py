@@ -1,1 +1,1 @@
-"""Parts of the chaos benchmark."""
+"""Kill the parts of running jobs, and compare what they leave."""

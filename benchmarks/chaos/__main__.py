@@ -25,10 +25,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.disturbances.job import DisturbedJob, Struck
-from benchmarks.disturbances.kinds import DECK, Assignment, Kill, deal
-from benchmarks.disturbances.places import Place, place_of
-from benchmarks.disturbances.table import JobResult, kill_line, summary
+from benchmarks.chaos.job import DisturbedJob, Struck
+from benchmarks.chaos.kinds import DECK, Assignment, Kill, deal
+from benchmarks.chaos.places import Place, place_of
+from benchmarks.chaos.table import JobResult, kill_line, summary
 from tests.compare import differences, max_score_difference
 from tests.jobs import DEMO_DATA, DEMO_MODEL, REPO, check_output, qtune
 

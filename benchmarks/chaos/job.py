@@ -14,8 +14,8 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.disturbances.kinds import ENDS_THE_DRIVER, STAGES, Kill
-from benchmarks.disturbances.places import Place
+from benchmarks.chaos.kinds import ENDS_THE_DRIVER, STAGES, Kill
+from benchmarks.chaos.places import Place
 from tests.jobs import QTUNE, environment
 from tests.nodes import Node
 from tests.processes import finished, kill_all, progress, tree

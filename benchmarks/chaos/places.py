@@ -11,7 +11,7 @@ from subprocess import Popen
 
 import psutil
 
-from benchmarks.disturbances.kinds import Victim
+from benchmarks.chaos.kinds import Victim
 from tests.nodes import Node, Nodes, ray_nodes
 from tests.processes import ACTOR, ENGINE, TASK, kill_all, titled
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from benchmarks.disturbances.job import Struck
+from benchmarks.chaos.job import Struck
 
 
 @dataclass(frozen=True, slots=True)

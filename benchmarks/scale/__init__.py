@@ -1,1 +1,1 @@
-"""Parts of benchmarks/scale.py."""
+"""Measure whole jobs, exports and reports at growing sizes."""

@@ -1,12 +1,12 @@
 """The pipeline without an engine's work: rows/s by stage, memory, growth, one huge file, and mixed lengths.
 
-Everything runs the real command with an engine that costs nothing (at_scale/engine.py), in a process of its own, one
+Everything runs the real command with an engine that costs nothing (engine.py), in a process of its own, one
 run after the other. Rows/s of a stage are its records over its seconds in the manifest, so `score` is reading,
-encoding, scoring and writing together, and start-up is apart. at_scale/ holds the parts.
+encoding, scoring and writing together, and start-up is apart.
 
-    python benchmarks/scale.py --sizes 1e5 1e6 1e7
-    python benchmarks/scale.py --one-file-gib 20 --for-seconds 120
-    python benchmarks/scale.py --mixed
+    python -m benchmarks.scale --sizes 1e5 1e6 1e7
+    python -m benchmarks.scale --one-file-gib 20 --for-seconds 120
+    python -m benchmarks.scale --mixed
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from at_scale.material import make_model, write_mixed, write_one, write_short
-from at_scale.table import render
-from at_scale.watching import Watch, run, tail
+from benchmarks.scale.material import make_model, write_mixed, write_one, write_short
+from benchmarks.scale.monitor import Watch, run, tail
+from benchmarks.scale.table import render
 
-NOTHING, TIMED = "at_scale.engine:at_once", "at_scale.engine:by_tokens"
+NOTHING, TIMED = "benchmarks.scale.engine:at_once", "benchmarks.scale.engine:by_tokens"
 STAGES = ("plan", "score", "thresholds", "prune", "report")
 GIB = 1 << 30
 

@@ -1,4 +1,4 @@
-"""Engines that cost next to nothing, or a known time a token, for `--engine at_scale.engine:NAME`.
+"""Engines that cost next to nothing, or a known time a token, for `--engine benchmarks.scale.engine:NAME`.
 
 Scores are made of the token ids by a hash, so that they are the same every time and spread over the plane. They mean
 nothing; the pipeline around them is what is measured. Nothing is done token by token.

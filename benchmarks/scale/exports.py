@@ -5,7 +5,7 @@ The output that is exported is made here: short conversations with made-up score
 that of the process when it has imported everything, and rows/s are without the start. Analysis files are for small
 jobs, so they are made of an output of at most ANALYSIS_ROWS kept rows.
 
-    python benchmarks/exports.py --rows 1e6
+    python -m benchmarks.scale.exports --rows 1e6
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from qtune_service.samples import sample_means
 from qtune_service.selection.plane import Quadrant
 from qtune_service.storage import file_io
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 TOKENIZER = REPO / "examples" / "demo" / "model" / "tokenizer.json"
 PROMPT, ANSWER = (8, 25), (10, 60)  # tokens, from and to
 KEEP_RATIO = 0.5
@@ -152,7 +152,7 @@ def peak_kib() -> int:
 
 def measure(output: Path, name: str, folder: Path) -> dict[str, float]:
     """The same in a process of its own."""
-    command = [sys.executable, str(Path(__file__)), "--one", str(output), name, str(folder)]
+    command = [sys.executable, "-m", "benchmarks.scale.exports", "--one", str(output), name, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     shutil.rmtree(folder)
     found: dict[str, float] = json.loads(done.stdout)

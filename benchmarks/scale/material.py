@@ -1,8 +1,8 @@
 """Inputs of any size, made fast and always the same: short records, one huge file, lengths from 8 to 8,000 tokens.
 
 Short records are half chats of two turns, half prompt/completion pairs, some 30 tokens each, in the invented language
-of side_by_side; every one is different, so nothing is won by caches that real data would not fill. They are made a
-million words at a time by numpy. The huge file repeats one block of a hundred thousand different chats. The model is a
+of benchmarks.scoring. Every one is different, so caches that real data would not fill gain nothing. numpy makes them a
+million words at a time. The huge file repeats one block of a hundred thousand different chats. The model is a
 configuration with a tokenizer and no weights, since no engine here reads any.
 """
 
@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from side_by_side.material import NUM_WORDS, invented_words, make_tokenizer
+
+from benchmarks.scoring.material import NUM_WORDS, invented_words, make_tokenizer
 
 BATCH = 50_000  # records made at once
 CHAT_WORDS, PAIR_WORDS = (8, 9), (10, 10)

@@ -5,7 +5,7 @@ the report's contents are there, as they are in a job. The page is built twice: 
 Altair and of the chart library. Each row runs in a process of its own, so that its peak resident memory is its own;
 `at rest` is what the process had before, the scores and contents included.
 
-    python -m benchmarks.report --sizes 1e3 1e4 1e5 1e6
+    python -m benchmarks.scale.report --sizes 1e3 1e4 1e5 1e6
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> None:
         "| samples | build s | build again s | page bytes | at rest MiB | peak MiB |\n|---:|---:|---:|---:|---:|---:|"
     )
     for size in arguments.sizes:
-        command = [sys.executable, "-m", "benchmarks.report", "--one", str(int(size))]
+        command = [sys.executable, "-m", "benchmarks.scale.report", "--one", str(int(size))]
         row = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         print(
             f"| {int(size):,} | {row['first_s']:.1f} | {row['again_s']:.2f} | {row['bytes']:,} | "

@@ -1,4 +1,4 @@
-"""The figures of scale.py as Markdown."""
+"""Write the figures of benchmarks.scale as Markdown."""
 
 from __future__ import annotations
 

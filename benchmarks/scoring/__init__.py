@@ -1,1 +1,1 @@
-"""Ways to score the same samples, measured side by side; see ../scoring.py."""
+"""Measure ways to score the same samples, side by side."""

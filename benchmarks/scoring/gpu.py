@@ -1,4 +1,4 @@
-"""What a GPU makes of scoring, in one command: `make bench-gpu`, or `python benchmarks/gpu.py`.
+"""What a GPU makes of scoring, in one command: `make bench-gpu`, or `python -m benchmarks.scoring.gpu`.
 
 It measures the matrix-multiplication peak, then random-weight models of Qwen2.5-0.5B's and Qwen2.5-7B's shapes (the
 output head shares the embedding's weights) on the reference engine, and on vLLM where that is installed: tokens/s and
@@ -7,8 +7,8 @@ logits against the kernel, for speed, memory and error to float64. Markdown goes
 
 The 7B shape needs 16 GB of disk in --work, about 20 GB of GPU memory, and is the one with a goal: 0.60 of the peak.
 
-    python benchmarks/gpu.py --json gpu.json
-    python benchmarks/gpu.py --device cpu --tiny     # the same code on a CPU, on toy sizes: figures mean nothing
+    python -m benchmarks.scoring.gpu --json gpu.json
+    python -m benchmarks.scoring.gpu --device cpu --tiny  # the same code on a CPU, toy sizes: figures mean nothing
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from side_by_side.material import SHAPES, Shape, encode, make_model, save_samples, write_records
-from side_by_side.measure import flops_needed, measure_peak
+from benchmarks.scoring.material import SHAPES, Shape, encode, make_model, save_samples, write_records
+from benchmarks.scoring.measure import flops_needed, measure_peak
 
 if TYPE_CHECKING:
     from qtune_service.samples import Sample
@@ -90,7 +90,7 @@ def measure_reference(name: str, model: Path, samples: Sequence[Sample], flops: 
 
 def measure_vllm(name: str, setting: Any, samples: Sequence[Sample], flops: float, peak: float) -> EngineRow:
     """Score all samples on vLLM in a process of its own, since that holds its memory for life."""
-    from side_by_side.processes import run_route
+    from benchmarks.scoring.processes import run_route
 
     num_tokens = sum(len(sample.input_ids) for sample in samples)
     outcome = run_route("engine", setting, samples)
@@ -102,7 +102,7 @@ def measure_vllm(name: str, setting: Any, samples: Sequence[Sample], flops: floa
 
 def measure_engines(name: str, shape: Shape, arguments: argparse.Namespace, peak: float) -> list[EngineRow]:
     """Measure the engines on one model."""
-    from side_by_side.processes import Setting
+    from benchmarks.scoring.processes import Setting
 
     folder = arguments.work / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -160,7 +160,8 @@ def machine(device: str) -> dict[str, Any]:
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure and print everything; returns the figures."""
     import torch
-    from side_by_side.heads import measure_heads, render_heads
+
+    from benchmarks.scoring.heads import measure_heads, render_heads
 
     device = torch.device(arguments.device)
     where = machine(arguments.device)

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import torch
 
+from benchmarks.scoring.material import LOGIT_SPREAD, Shape
 from qtune_service.config import EngineSpec
 from qtune_service.scoring.kernel import KernelHead, Tile, tiles_for
 from qtune_service.scoring.logits import BlockwiseHead, Head, Matrix, exact_scores
 from qtune_service.scoring.statistics import CompiledPartials, eager_partials, nll_and_entropy
-from side_by_side.material import LOGIT_SPREAD, Shape
 
 CHECKED_ROWS, REPEATS = 64, 5
 CPU_TILES = (Tile(16, 64, 32, 4, 2),)

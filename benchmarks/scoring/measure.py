@@ -17,9 +17,9 @@ from typing import Self
 import numpy as np
 import psutil
 
+from benchmarks.scoring.material import Shape
 from qtune_service.samples import Sample
 from qtune_service.scoring.scorer import scored_positions
-from side_by_side.material import Shape
 
 PEAK_SIZES = ((1024, 1024, 1024), (2048, 2048, 2048), (4096, 4096, 4096), (2048, 896, 4864), (2048, 4864, 896))
 MIN_TRIES, MIN_SECONDS = 3, 0.5  # of each size

@@ -11,7 +11,7 @@ without it the turns of a conversation are in calls of their own, and so are the
 
 Each setting runs in a process of its own, since a process holds one engine. The scores of both are compared.
 
-    python benchmarks/prefixes.py --model tiny
+    python -m benchmarks.scoring.prefixes --model tiny
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from side_by_side.material import SHAPES, make_model
 
+from benchmarks.scoring.material import SHAPES, make_model
 from qtune_service.config import EngineSpec, ModelSpec
 from qtune_service.samples import Sample, TokenScores
 from qtune_service.scoring.process_environment import allocator_environment
@@ -92,7 +92,7 @@ def _file(model: Path, kind: str, *, caching: bool) -> Path:
 
 def measure_apart(name: str, kind: str, work: Path, *, caching: bool) -> dict[str, float]:
     """Measure in a fresh process."""
-    command = [sys.executable, __file__, "--model", name, "--work", str(work), "--one", kind]
+    command = [sys.executable, "-m", "benchmarks.scoring.prefixes", "--model", name, "--work", str(work), "--one", kind]
     command += [] if caching else ["--off"]
     environment = {**os.environ, **allocator_environment()}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)

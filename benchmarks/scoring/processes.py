@@ -21,15 +21,15 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from benchmarks.scoring.measure import MemorySampler
+from benchmarks.scoring.worker import PEAK, Task, command
 from qtune_service.samples import Sample
 from qtune_service.scoring.process_environment import allocator_environment
-from side_by_side.measure import MemorySampler
-from side_by_side.worker import PEAK, Task, command
 
 MAX_SHARD_BYTES, SHARDS_WANTED = 256 << 10, 8
 LOG_TAIL_LINES = 12
 OWN_ENGINES = ("engine", "reference")
-BENCHMARKS = Path(__file__).resolve().parent.parent
+REPO = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ def _run_worker(route: str, setting: Setting) -> tuple[float, float, int]:
     paths = (os.fspath(p) for p in (setting.model, setting.samples, setting.folder / route))
     model, samples, result = paths
     task = Task(route, model, setting.dtype, samples, result)
-    path = os.pathsep.join(filter(None, (str(BENCHMARKS), os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (str(REPO), os.environ.get("PYTHONPATH"))))
     environment = {"OMP_NUM_THREADS": str(setting.threads), "PYTHONPATH": path}
     if route in OWN_ENGINES:  # as the pipeline starts them
         environment |= allocator_environment()

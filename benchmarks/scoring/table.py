@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from side_by_side.processes import Outcome
+from benchmarks.scoring.processes import Outcome
 
 LABELS = {
     "qtune": "qtune end to end",

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.scoring import routes
+from benchmarks.scoring.material import load_samples
+from benchmarks.scoring.measure import measure_peak
 from qtune_service.config import ModelSpec
 from qtune_service.samples import TokenScores
-from side_by_side import routes
-from side_by_side.material import load_samples
-from side_by_side.measure import measure_peak
 
 WARM_UP_SAMPLES = 3
 PEAK = "peak"
@@ -75,7 +75,7 @@ def main() -> None:
 
 def command(task: Task) -> list[str]:
     """Start a worker with the task."""
-    return [sys.executable, "-m", "side_by_side.worker", json.dumps(asdict(task))]
+    return [sys.executable, "-m", "benchmarks.scoring.worker", json.dumps(asdict(task))]
 
 
 if __name__ == "__main__":

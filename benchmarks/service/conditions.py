@@ -4,7 +4,7 @@ Both answer each question in turn, so that what else the machine does meets both
 found, read, with their tokens as text, and turned into plain data; of the child also the way there and back as JSON.
 The last line is the row count of an uploaded Parquet file. Start-up is from the first request to the first answer.
 
-    python -m benchmarks.conditions --samples 1e5 --rounds 30
+    python -m benchmarks.service.conditions --samples 1e5 --rounds 30
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.inspecting import make_output
+from benchmarks.service.queries import make_output
 from qtune_service.ingest.upload_checks import rows_of_parquet
 from qtune_service.output.query import Selection
 from qtune_service.server.questions import worker

@@ -5,7 +5,7 @@ of their own; each client is started anew. The kernel's caches are warm, so this
 share the machine's cores. A process inherits the peak memory of the one that starts it, so this one stays small: the
 output is made by another.
 
-    python benchmarks/downloads.py --bytes 2e9
+    python -m benchmarks.service.downloads --bytes 2e9
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def main() -> None:
         work = Path(name)
         data_root = work / "server"
         data_root.mkdir()
-        make = [sys.executable, __file__, "--bytes", str(size), "--make", str(data_root)]
+        make = [sys.executable, "-m", "benchmarks.service.downloads", "--bytes", str(size), "--make", str(data_root)]
         job = subprocess.run(make, capture_output=True, text=True, check=True).stdout.strip()
         with serving(data_root) as (url, pid):
             report(work / "got", url, pid, job, size)

@@ -5,7 +5,7 @@ token columns, a category and a text of its own for each sample. Each command ru
 anew, so that its seconds are those that a user waits. A process inherits the peak memory of the one that starts it, so
 this one stays small: the output is made by another.
 
-    python benchmarks/inspecting.py --samples 1e6
+    python -m benchmarks.service.queries --samples 1e6
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from qtune_service.output.layout import Output
 from qtune_service.selection.thresholds import Selection, select
 from qtune_service.storage import file_io
 
-MODEL = Path(__file__).resolve().parents[1] / "examples" / "demo" / "model"
+MODEL = Path(__file__).resolve().parents[2] / "examples" / "demo" / "model"
 SHARD_ROWS = 10_000
 PROMPT_TOKENS, MEAN_TRAINED = 20, 20
 CATEGORIES = ("algebra", "biology", "chess", "drama", "energy", "farming", "games", "history")
@@ -163,7 +163,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         root = str(Path(folder) / "out")
-        subprocess.run([sys.executable, __file__, "--samples", str(num_samples), "--make", root], check=True)
+        make = [sys.executable, "-m", "benchmarks.service.queries", "--samples", str(num_samples), "--make", root]
+        subprocess.run(make, check=True)
         size = sum(path.stat().st_size for path in Path(root).rglob("*") if path.is_file())
         print(f"{num_samples:,} samples, {size / 2**20:,.0f} MiB in {-(-num_samples // SHARD_ROWS):,} shards\n")
         print("| `qtune inspect OUT` ... | seconds | peak RSS MiB |\n|---|---:|---:|")

@@ -3,7 +3,7 @@
 The file is made while it is sent, so no disk is read. `answers p99` is of /healthz, asked for all the while.
 `peak` is the server's largest resident memory (VmHWM) after the upload, `at rest` before it; `CPU s` is the server's.
 
-    python -m benchmarks.uploads --bytes 2147483648
+    python -m benchmarks.service.uploads --bytes 2147483648
 """
 
 from __future__ import annotations

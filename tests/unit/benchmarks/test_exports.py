@@ -6,13 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).resolve().parents[3] / "benchmarks" / "exports.py"
+from tests.jobs import REPO
 
 
 def test_each_export_is_a_row_with_time_and_memory(tmp_path: Path) -> None:
     """Kept rows, rows/s, files and peak memory above that of the start; nothing is left behind."""
     small = ("--rows", "400", "--shards", "2", "--only", "analysis", "ms-swift", "hub", "--folder", str(tmp_path))
-    done = subprocess.run([sys.executable, SCRIPT, *small], capture_output=True, text=True, check=False)
+    command = (sys.executable, "-m", "benchmarks.scale.exports")
+    done = subprocess.run([*command, *small], capture_output=True, text=True, check=False, cwd=REPO)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()[2:]]
     assert [(row[0], row[1], row[4]) for row in rows] == [

@@ -10,14 +10,12 @@ from qtune_service.output.query import Selection, find, samples_of
 from qtune_service.output.reader import FinishedOutput
 from tests.jobs import REPO, qtune
 
-SCRIPT = REPO / "benchmarks" / "inspecting.py"
-
 
 def test_its_output_can_be_asked(tmp_path: Path) -> None:
     """Quadrants hold the share that was asked for, in more than one shard, and the command shows samples of it."""
     root = str(tmp_path / "out")
-    arguments = ("--samples", "15000", "--make", root)
-    done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, check=False)
+    command = (sys.executable, "-m", "benchmarks.service.queries", "--samples", "15000", "--make", root)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPO)
     assert done.returncode == 0, done.stderr
     finished = FinishedOutput(root)
     assert len(finished.shards) == 2

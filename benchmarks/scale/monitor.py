@@ -96,11 +96,10 @@ def _role(member: psutil.Process) -> str:
 def run(arguments: Sequence[object], log: Path, until: Callable[[], bool] | None = None) -> tuple[Watch, int]:
     """`qtune` with these arguments to its end, or stopped when `until` says so; what was seen, and its exit status."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    paths = os.pathsep.join([str(REPO), str(REPO / "benchmarks")])
     command = [sys.executable, "-m", "qtune_service.cli", *map(str, arguments)]
     with log.open("w") as out:
         started = subprocess.Popen(
-            command, stdout=out, stderr=subprocess.STDOUT, env={**kept, "PYTHONPATH": paths, "COLUMNS": "160"}
+            command, stdout=out, stderr=subprocess.STDOUT, env={**kept, "PYTHONPATH": str(REPO), "COLUMNS": "160"}
         )
         with Watch(psutil.Process(started.pid)) as watch:
             while True:
