@@ -1,7 +1,7 @@
-"""The form of a new job, made from the request's own schema: names, texts, limits and defaults stand in config.py only.
+"""The form of a new job. Names, texts, limits and defaults come from config.py, by the schema of a request.
 
-A field is a control with the dotted name that the API's errors use, so an error finds its control. The template places
-some fields by hand and lists the rest.
+A field is a control with the dotted name that the API's errors use, so that an error is shown beside its control. The
+template places some fields by hand and lists the others.
 """
 
 from __future__ import annotations
@@ -12,30 +12,16 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
+from qtune_service.job_fields import job_fields, on_page
 from qtune_service.wire import JobRequest
 
 Kind = Literal["text", "lines", "pairs", "number", "checkbox", "choice"]
 PARTS = ("input", "model", "prune", "engine", "limits", "output")
-FLAGS = {
-    "input.paths": "",
-    "model.name": "--model",
-    "engine.name": "--engine",
-    "output.path": "--output",
-    "engine.enable_prefix_caching": "--prefix-caching",
-}
-"""Where a flag of `qtune prune` has another name than its field; the empty one has none before its values."""
-LABELS = {"engine.name": "Engine", "output.path": "Folder or URI of the result; by default one of the server's"}
-"""Where a field's own name says too little without its part."""
-WITHOUT_FLAG = {
-    "engine.cpus_per_actor", "engine.logits_bytes", "engine.head_kernel", "engine.gpu_memory_utilization",
-    "engine.cpu_kv_cache_bytes", "limits.stop_grace_s",
-}  # fmt: skip
-"""Fields of job files only."""
 
 
 @dataclass(frozen=True, slots=True)
 class FormField:
-    """A control."""
+    """A control of the form."""
 
     name: str
     label: str
@@ -51,12 +37,12 @@ class FormField:
 
     @property
     def id(self) -> str:
-        """Of its element."""
+        """Return the id of the element."""
         return self.name.replace(".", "-")
 
     @property
     def attributes(self) -> Mapping[str, Any]:
-        """Of its element; what is None is left out. The script reads those that begin with data-."""
+        """Return the attributes of the element; None leaves one out. The script reads those that begin with data-."""
         common: dict[str, Any] = {
             "id": self.id,
             "data-field": self.name,
@@ -76,35 +62,35 @@ class FormField:
 
 @cache
 def form_fields() -> Mapping[str, FormField]:
-    """All fields of a request by their dotted names."""
+    """Return all fields of a request by their dotted names."""
     schema = JobRequest.model_json_schema()
-    found = [_field("name", "name", schema["properties"]["name"], is_required=False)]
+    found = [_field("name", schema["properties"]["name"], is_required=False)]
     for part in PARTS:
         body = _body(schema["properties"][part], schema["$defs"])
-        needed = body.get("required", ()) if part in schema["required"] else ()
+        required = body.get("required", ()) if part in schema["required"] else ()
         found += [
-            _field(f"{part}.{name}", name, field, is_required=name in needed)
-            for name, field in body["properties"].items()
+            _field(f"{part}.{name}", field, is_required=name in required) for name, field in body["properties"].items()
         ]
     return {field.name: field for field in found}
 
 
 def _body(part: Mapping[str, Any], definitions: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The schema of a part, which may be null."""
+    """Return the schema of a part, which may be null."""
     reference = next(option["$ref"] for option in part.get("anyOf", [part]) if "$ref" in option)
     body: Mapping[str, Any] = definitions[reference.rpartition("/")[2]]
     return body
 
 
-def _field(name: str, last: str, schema: Mapping[str, Any], *, is_required: bool) -> FormField:
+def _field(name: str, schema: Mapping[str, Any], *, is_required: bool) -> FormField:
+    known = job_fields().get(name)  # None for the name of the job
     options = [option for option in schema.get("anyOf", [schema]) if option.get("type") != "null"]
     body = {**schema, **options[0]}
     kind = _kind(name, body)
     bounds = [body.get(key) for key in ("minimum", "exclusiveMinimum") if body.get(key) is not None]
     return FormField(
         name=name,
-        label=LABELS.get(name, last.replace("_", " ").capitalize()),
-        help=" ".join(schema.get("description", "").split()),
+        label=known.label if known else name.capitalize(),
+        help=on_page(known.help) if known else "",
         kind=kind,
         default=schema.get("default", {} if kind == "pairs" else None),
         is_required=is_required,
@@ -112,7 +98,7 @@ def _field(name: str, last: str, schema: Mapping[str, Any], *, is_required: bool
         minimum=bounds[0] if bounds else None,
         maximum=body.get("maximum"),
         step="1" if body.get("type") == "integer" else "any",
-        flag=None if name in WITHOUT_FLAG or name == "name" else FLAGS.get(name, f"--{last.replace('_', '-')}"),
+        flag="" if known and known.is_argument else known and known.option,
     )
 
 

@@ -1,4 +1,4 @@
-"""`qtune datasets`: data that lie with a server."""
+"""`qtune datasets`: datasets that a server stores."""
 
 from __future__ import annotations
 
@@ -9,28 +9,41 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from qtune_service.cli.remote.connecting import JsonOpt, Server, asks_server, remote, say
-from qtune_service.cli.remote.shown import plain, time_of
-from qtune_service.cli.remote.transferring import upload_all
+from qtune_service.cli.help import Group, command
+from qtune_service.cli.remote.connection import JsonOpt, Server, asks_server, remote, say
+from qtune_service.cli.remote.formatting import plain, time_of
+from qtune_service.cli.remote.transfer import upload_all
+
+EXAMPLES = """\
+qtune datasets upload chats.jsonl
+qtune datasets upload data/*.parquet --profile lab
+qtune datasets list"""
+app = typer.Typer(
+    cls=Group, help="Upload, list and delete datasets of a server: `dataset://ID` in jobs.", no_args_is_help=True
+)
 
 
+@command(app, examples=EXAMPLES)
 @asks_server
 def upload(
+    *,
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files of this machine.")],
     server: Server,
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Of this machine.")],
 ) -> None:
-    """Send files to the server. Prints `dataset://ID` of each, for the input of jobs."""
+    """Upload files to the server. The `dataset://ID` of each is printed, for the input of jobs."""
     with remote(server) as client:
         for uri in upload_all(client, files):
             typer.echo(uri)
 
 
+@command(app, "list")
 @asks_server
 def list_datasets(
-    server: Server,
+    *,
     as_json: JsonOpt = False,
+    server: Server,
 ) -> None:
-    """List datasets, the newest first."""
+    """List datasets, newest first."""
     with remote(server) as client:
         found = list(client.datasets())
         if as_json:
@@ -38,24 +51,26 @@ def list_datasets(
                 typer.echo(one.model_dump_json())
             return
         table = Table(box=None, pad_edge=False)
-        for column in ("uri", "name", "format", "rows", "bytes", "owner", "made"):
+        for column in ("uri", "name", "format", "rows", "bytes", "owner", "created"):
             table.add_column(column, justify="right" if column in ("rows", "bytes") else "left")
         for one in found:
             rows = "" if one.rows is None else f"{one.rows:,}"
-            made = time_of(one.created_at)
-            table.add_row(one.uri, plain(one.name), one.format, rows, f"{one.size_bytes:,}", plain(one.owner), made)
+            created = time_of(one.created_at)
+            table.add_row(one.uri, plain(one.name), one.format, rows, f"{one.size_bytes:,}", plain(one.owner), created)
         if found:
             Console().print(table)
         else:
             say("no datasets yet: qtune datasets upload FILE")
 
 
+@command(app)
 @asks_server
 def delete(
-    server: Server,
+    *,
     datasets: Annotated[list[str], typer.Argument(metavar="ID...", help="As listed, with or without dataset://.")],
+    server: Server,
 ) -> None:
-    """Remove datasets; refused for those that a queued or running job reads."""
+    """Delete datasets. Those that a queued or running job reads are refused."""
     with remote(server) as client:
         for one in datasets:
             client.delete_dataset(one)

@@ -1,4 +1,4 @@
-"""`qtune jobs login`: keep a server's address and a token in the user's own config file."""
+"""`qtune jobs login`: store a server's address and a token in the user's own config file."""
 
 from __future__ import annotations
 
@@ -8,34 +8,36 @@ from typing import Annotated
 
 import typer
 
-from qtune_service.cli.remote.connecting import PlainHttpOpt, TokenFileOpt, read_token, say
-from qtune_service.cli.running import exit_codes
+from qtune_service.cli.console import exit_codes
+from qtune_service.cli.remote.connection import PlainHttpOpt, TokenFileOpt, read_token, say
 
 
 def login(
-    url: Annotated[str, typer.Argument(help="The server, as https://qtune.example.org.")],
-    name: Annotated[str, typer.Option("--name", help="What to call it: --profile NAME.")] = "default",
+    url: Annotated[str, typer.Argument(help="The server, such as https://qtune.example.org.")],
+    name: Annotated[
+        str, typer.Option("--name", metavar="NAME", help="Name of the profile, for --profile NAME.")
+    ] = "default",
     token_file: TokenFileOpt = None,
     plain_http: PlainHttpOpt = False,
 ) -> None:
-    """Keep a server and a token in ~/.config/qtune/config.toml, which only you can read, and make it the default.
+    """Store a server and a token in ~/.config/qtune/config.toml, which only you can read, and make it the default.
 
-    The token is asked for, or read from standard input or a file; nothing is kept unless the server takes it.
+    The token is typed, or read from standard input or a file. It is stored only if the server accepts it.
     """
-    with exit_codes(interrupted="stopped; nothing is kept."):
+    with exit_codes(interrupted="stopped; nothing is stored."):
         from qtune_service.client import Client
         from qtune_service.client.profiles import Profile, config_path, save_profile
 
-        token = read_token(token_file) or _asked()
+        token = read_token(token_file) or _typed()
         with Client(url, token, plain_http=plain_http) as client:
             next(client.list(), None)
-            kept = Profile(url=client.url, token=token, plain_http=plain_http)
-        save_profile(name, kept, Path(config_path()))
-        say(f"kept as {name!r} in {config_path()}; commands without --url and --profile now ask {kept.url}")
+            stored = Profile(url=client.url, token=token, plain_http=plain_http)
+        save_profile(name, stored, Path(config_path()))
+        say(f"stored as {name!r} in {config_path()}; commands without --url and --profile now ask {stored.url}")
 
 
-def _asked() -> str | None:
-    """Typed unseen, or from a pipe; None where nothing is given: some servers need no token."""
+def _typed() -> str | None:
+    """Return the token, typed without echo or piped; None for an empty one, as some servers need no token."""
     if sys.stdin.isatty():
         text: str = typer.prompt(
             "API token (empty for none)", default="", hide_input=True, show_default=False, err=True

@@ -1,4 +1,4 @@
-"""`qtune jobs import`: jobs for a lost database, from their outputs. It works on the database, as `qtune token`."""
+"""`qtune jobs import`: recreate the jobs of a lost database from their outputs. It works on the database itself."""
 
 from __future__ import annotations
 
@@ -12,30 +12,34 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from qtune_service.cli.running import exit_codes
+from qtune_service.cli.console import exit_codes
+from qtune_service.cli.serve import RootOpt
 from qtune_service.errors import DataError
 
 if TYPE_CHECKING:
     from qtune_service.jobs.rebuild import Rebuilt
 
-STOPPED = "stopped. What was taken in stays: run the same command again."
+STOPPED = "stopped. Imported jobs are kept: run the same command again to continue."
 
 
 def import_jobs(
     places: Annotated[
-        list[str] | None, typer.Argument(help="Folders or URIs that hold outputs. [default: the server's own]")
+        list[str] | None,
+        typer.Argument(metavar="PLACE...", help="Folders or URIs that hold outputs. [default: the server's own]"),
     ] = None,
-    owner: Annotated[str, typer.Option("--owner", help="Whose the jobs are: a token's name.")] = "imported",
-    data_root: Annotated[Path | None, typer.Option(help="Folder of the server. [QTUNE_DATA_ROOT]")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object an output.")] = False,
+    owner: Annotated[
+        str, typer.Option("--owner", metavar="NAME", help="Owner of the jobs: a token's name.")
+    ] = "imported",
+    data_root: RootOpt = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object per output.")] = False,
 ) -> None:
-    """On the server: make jobs again from their outputs, after its database was lost. Twice does no harm."""
+    """On the server, recreate jobs from their outputs after its database was lost. It is safe to repeat."""
     with exit_codes(STOPPED):
         fates: Counter[str] = Counter()
         for found in _rebuilt(places, owner, data_root):
             fates[found.fate] += 1
-            _tell(found, as_json=as_json)
-        known = f"{fates['known']} known before, " if fates["known"] else ""
+            _print(found, as_json=as_json)
+        known = f"{fates['known']} already known, " if fates["known"] else ""
         Console(stderr=True).print(
             f"{fates['imported']} imported, {known}{fates['refused']} not usable", highlight=False
         )
@@ -60,7 +64,7 @@ def _rebuilt(places: list[str] | None, owner: str, data_root: Path | None) -> It
         yield from rebuilder.run(place)
 
 
-def _tell(found: Rebuilt, *, as_json: bool) -> None:
+def _print(found: Rebuilt, *, as_json: bool) -> None:
     from qtune_service.report.tokens import visible_text
 
     if as_json:

@@ -1,4 +1,4 @@
-"""`qtune export`: a finished output in the form that a trainer, the hub or an analysis reads."""
+"""`qtune export`: write a finished output in the form that a trainer, the hub or an analysis reads."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from qtune_service.cli.running import exit_codes
+from qtune_service.cli.console import exit_codes
+from qtune_service.cli.help import command
 
 if TYPE_CHECKING:
     from qtune_service.exports.run import Exported
 
 
 class To(StrEnum):
-    """What can be written; see exports/trainers.py."""
+    """Formats of exports, as in exports/trainers.py; a test compares them."""
 
     analysis = "analysis"
     trl = "trl"
@@ -33,30 +34,36 @@ class To(StrEnum):
     hub = "hub"
 
 
+EXAMPLES = """\
+qtune export out data/trl --to trl
+qtune export out data/bridge --to megatron-bridge --pack-length 4096
+qtune export out repository --to hub --license apache-2.0"""
+app = typer.Typer()
+
+
+@command(app, usage="--to FORMAT [OPTIONS]", examples=EXAMPLES)
 def export(
     output: Annotated[str, typer.Argument(help="A finished output.")],
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="Where to write: a folder or URI, new or empty.")],
-    to: Annotated[To, typer.Option("--to", help="Who is to read it; see docs/exports.md.")],
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="New or empty folder or URI to write to.")],
+    to: Annotated[To, typer.Option("--to", metavar="FORMAT", help=f"Format: {', '.join(To)}; see docs/exports.md.")],
     rows_per_file: Annotated[
         int | None,
-        typer.Option(
-            "--rows-per-file", min=1, help="Rows of each file. [default: as the output's]", show_default=False
-        ),
+        typer.Option("--rows-per-file", metavar="N", min=1, help="Rows per file. By default as in the output."),
     ] = None,
     pack_length: Annotated[
         int | None,
-        typer.Option("--pack-length", min=1, help="Tokens of a packed row, for megatron-bridge.", show_default=False),
+        typer.Option("--pack-length", metavar="N", min=1, help="Tokens of a packed row, for megatron-bridge."),
     ] = None,
     license_name: Annotated[
         str | None,
-        typer.Option("--license", help="Licence of the data on the card, for hub. [default: unknown]"),
+        typer.Option("--license", metavar="NAME", help="Licence of the data on the card, for hub. [default: unknown]"),
     ] = None,
     max_samples: Annotated[
-        int, typer.Option("--max-samples", min=1, help="Most scored samples to make analysis files of.")
+        int, typer.Option("--max-samples", metavar="N", min=1, help="Most scored samples in the files, for analysis.")
     ] = 10_000,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in DIR.")] = False,
 ) -> None:
-    """Write the pruned data as a trainer reads them, as a repository for the hub, or as files to look through."""
+    """Write the pruned data for a trainer, the hub or an analysis. A trainer gets the files that it reads."""
     with exit_codes():
         from qtune_service.exports import run
         from qtune_service.exports.export import Options

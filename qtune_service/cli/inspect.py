@@ -1,4 +1,4 @@
-"""Commands that look: `qtune inspect` at an output, `qtune doctor` at the machine."""
+"""`qtune inspect`: show an output, or samples of it."""
 
 from __future__ import annotations
 
@@ -6,20 +6,27 @@ import json
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
-from qtune_service.cli.running import exit_codes, quiet, show
+from qtune_service.cli.console import exit_codes, show
+from qtune_service.cli.help import command
 
-SELECTION, VIEW = "Which samples", "What of them"
+SELECTION, VIEW = "Which samples", "What to show"
+EXAMPLES = """\
+qtune inspect out
+qtune inspect out --quadrant Q2 --sort=-perplexity --limit 10
+qtune inspect out --where "entropy < 0.1" --columns sample_id,entropy --json"""
+app = typer.Typer()
 
 
+@command(app, examples=EXAMPLES)
 def inspect(
     output: Annotated[str, typer.Argument(help="A finished output.")],
     sample: Annotated[
-        str | None, typer.Option(metavar="ID", help="All about one sample.", rich_help_panel=SELECTION)
+        str | None, typer.Option(metavar="ID", help="Everything about one sample.", rich_help_panel=SELECTION)
     ] = None,
     quadrant: Annotated[
-        Literal["Q1", "Q2", "Q3", "Q4"] | None, typer.Option(help="Samples of a quadrant.", rich_help_panel=SELECTION)
+        Literal["Q1", "Q2", "Q3", "Q4"] | None,
+        typer.Option(metavar="Q1|Q2|Q3|Q4", help="Samples of a quadrant.", rich_help_panel=SELECTION),
     ] = None,
     kept: Annotated[
         bool | None,
@@ -36,30 +43,39 @@ def inspect(
         str | None,
         typer.Option(
             metavar="COLUMN",
-            help="borderline, typical, perplexity, entropy, length, or any column; with - before it, highest first.",
+            help="borderline, typical, perplexity, entropy, length, or any column; after a minus sign, highest first.",
             rich_help_panel=SELECTION,
         ),
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option(min=0, help="How many; 0: all. Default: 5 samples, 20 rows.", rich_help_panel=SELECTION),
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Most samples to show; 0 shows all. [default: 5 samples, 20 rows]",
+            rich_help_panel=SELECTION,
+        ),
     ] = None,
     columns: Annotated[
-        str | None, typer.Option(metavar="A,B,...", help="These columns, in a table.", rich_help_panel=VIEW)
+        str | None, typer.Option(metavar="A,B,...", help="Show these columns in a table.", rich_help_panel=VIEW)
     ] = None,
     by: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Quadrants of each of its values.", rich_help_panel=VIEW)
+        str | None,
+        typer.Option(metavar="COLUMN", help="Count the quadrants of each value of a column.", rich_help_panel=VIEW),
     ] = None,
     list_columns: Annotated[
-        bool, typer.Option("--list-columns", help="What columns there are.", rich_help_panel=VIEW)
+        bool, typer.Option("--list-columns", help="List the columns.", rich_help_panel=VIEW)
     ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object a line; without a selection, the manifest.")
+        bool,
+        typer.Option(
+            "--json", help="Print a JSON object per line; without a selection, the manifest.", rich_help_panel=VIEW
+        ),
     ] = False,
 ) -> None:
-    """Show what a job found and kept; or samples of it, chosen by quadrant, order and SQL."""
+    """Show what a job found and kept, or samples of it. Samples are chosen by quadrant, order and SQL."""
     with exit_codes():
-        from qtune_service.cli.inspecting import Request, answer
+        from qtune_service.cli.inspect_views import Request, show_samples
         from qtune_service.outputs.folder import Output
 
         request = Request(
@@ -78,21 +94,8 @@ def inspect(
         request.check()
         manifest = Output(output).require_manifest()
         if not request.is_of_manifest:
-            answer(output, request)
+            show_samples(output, request)
         elif as_json:
             typer.echo(json.dumps(manifest, indent=1))
         else:
             show(manifest, output)
-
-
-def doctor() -> None:
-    """Say what this machine can do, and what to fix."""
-    with exit_codes():
-        from qtune_service.doctor import examine
-
-        console = Console()
-        with quiet() as _:
-            findings, healthy = examine()
-        console.print(findings)
-        if not healthy:
-            raise typer.Exit(4)

@@ -1,4 +1,4 @@
-"""`qtune preview`: the first samples as the model will see them, before a job is run."""
+"""`qtune preview`: show the first samples as the model will see them, before a job is run."""
 
 from __future__ import annotations
 
@@ -6,59 +6,54 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from qtune_service.cli.flags import (
-    CategoryOpt,
-    CompletionOpt,
-    Format,
-    FormatOpt,
-    MaxLenOpt,
-    ModelOpt,
-    Overlong,
-    OverlongOpt,
-    PromptOpt,
-    RevisionOpt,
-    TakeOpt,
-    TemplateOpt,
-    TokenizerOpt,
-    TrustOpt,
-    parse_take,
-)
-from qtune_service.cli.running import exit_codes, quiet
-from qtune_service.config import JobSpec, load_spec, parse_spec
+from qtune_service.cli.console import exit_codes, quiet
+from qtune_service.cli.help import command
+from qtune_service.cli.job_flags import Given, spec_of, takes_job_fields
+from qtune_service.config import FlagGroup, JobSpec, load_spec
 from qtune_service.errors import DataError, QTuneError, SpecError
 
 if TYPE_CHECKING:
     from qtune_service.pipeline.preview import Preview, PreviewRejected, PreviewSample
 
 
+app = typer.Typer()
+FIELDS = [
+    *("input.paths", "model.name", "input.format", "input.prompt_column", "input.completion_column"),
+    *("input.category_field", "input.take", "input.chat_template", "input.overlong", "model.max_model_len"),
+    *("model.revision", "model.tokenizer", "model.trust_remote_code"),
+]
+DATA_OR_JOB = "Files, glob patterns or folders; or a job file alone, without --model."
+EXAMPLES = """\
+qtune preview chats.jsonl --model ./my-model
+qtune preview chats.jsonl --model ./my-model --limit 20
+qtune preview job.toml --json"""
+
+
+@command(app, usage="--model MODEL [OPTIONS]", examples=EXAMPLES)
+@takes_job_fields(FIELDS, required=["input.paths"], helps={"input.paths": DATA_OR_JOB})
 def preview(
-    data: Annotated[list[str], typer.Argument(help="Files, globs or folders; without --model, a job file.")],
-    model: ModelOpt = None,
-    record_format: FormatOpt = Format.auto,
-    prompt_column: PromptOpt = None,
-    completion_column: CompletionOpt = None,
-    category_field: CategoryOpt = None,
-    take: TakeOpt = None,
-    chat_template: TemplateOpt = None,
-    overlong: OverlongOpt = Overlong.reject,
-    revision: RevisionOpt = None,
-    tokenizer: TokenizerOpt = None,
-    max_model_len: MaxLenOpt = None,
-    trust_remote_code: TrustOpt = False,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=50, help="How many samples.")] = 5,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, errors included.")] = False,
+    given: Given,
+    limit: Annotated[
+        int,
+        typer.Option(
+            "--limit", metavar="N", min=1, max=50, help="Samples to show.", rich_help_panel=FlagGroup.job.value
+        ),
+    ] = 5,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print one JSON object, errors included.", rich_help_panel=FlagGroup.job.value),
+    ] = False,
 ) -> None:
-    """Show the first samples as the model will see them: text, tokens, and which of these are trained on."""
+    """Show the first samples as the model will see them. Each token is shown with whether it is trained on."""
     with exit_codes():
         try:
-            spec = _job(data[0]) if model is None and len(data) == 1 else _flags(locals())
-            found = _look(spec, limit)
+            found = _first_samples(_spec(given), limit)
         except (QTuneError, MemoryError) as caught:
             error = caught if isinstance(caught, QTuneError) else _no_memory()
             if as_json:
@@ -74,44 +69,28 @@ def preview(
 
 def _no_memory() -> QTuneError:
     return DataError(
-        "the preview needs more memory than there is",
+        "the preview needs more memory than this machine has",
         "Are the first records very long, or does the chat template repeat them?",
     )
 
 
-def _job(path: str) -> JobSpec:
-    """A job file's spec."""
-    if not path.endswith((".toml", ".json")) and path != "/dev/stdin":
-        raise SpecError("no model given", "Add --model, a folder or hub id; or name a job file, .toml or .json.")
-    return load_spec(Path(path))
+def _spec(given: Given) -> JobSpec:
+    paths = given["input.paths"]
+    if "model.name" in given:
+        return spec_of(given, output={"path": "unused"})
+    if len(paths) == 1 and (paths[0].endswith((".toml", ".json")) or paths[0] == "/dev/stdin"):
+        return load_spec(Path(paths[0]))
+    raise SpecError("no model given", "Add --model, a folder or hub id; or name a job file, .toml or .json.")
 
 
-def _flags(flags: dict[str, Any]) -> JobSpec:
-    if flags["model"] is None:
-        raise SpecError("no model given", "Add --model, a folder or hub id of the model that is about to be trained.")
-    columns = ("prompt_column", "completion_column", "category_field", "chat_template", "overlong")
-    model = ("revision", "tokenizer", "max_model_len", "trust_remote_code")
-    body = {
-        "input": {
-            "paths": flags["data"],
-            "format": flags["record_format"].value,
-            "take": parse_take(flags["take"]),
-            **{name: flags[name] for name in columns},
-        },
-        "model": {"name": flags["model"], **{name: flags[name] for name in model}},
-        "output": {"path": "nowhere"},
-    }
-    return parse_spec(body, where="flags")
-
-
-def _look(spec: JobSpec, count: int) -> Preview:
-    from qtune_service.pipeline.preview import preview as first_samples
+def _first_samples(spec: JobSpec, count: int) -> Preview:
+    from qtune_service.pipeline.preview import preview as read_samples
     from qtune_service.torchless import import_transformers_without_torch
 
     with quiet():
         if not spec.model.trust_remote_code:
             import_transformers_without_torch()
-        return first_samples(spec, count)
+        return read_samples(spec, count)
 
 
 # --- in the terminal
@@ -122,13 +101,13 @@ def _page(found: Preview, *, signs: bool) -> Iterator[RenderableType]:
     from qtune_service.report.terminal_tokens import Cut, token_text
 
     for sample in found.samples:
-        yield _head(sample)
+        yield _heading(sample)
         states = ("kept" if trained else "prompt" for trained in sample.loss_mask)
         tokens = [ExampleToken(text, state) for text, state in zip(sample.tokens, states, strict=True)]  # type: ignore[arg-type]
         yield token_text(tokens, signs=signs, cut=Cut())
         yield Text()
     for record in found.rejected:
-        yield _refusal(record)
+        yield _rejection(record)
     legend = [ExampleToken("not trained on", "prompt"), ExampleToken("trained on", "kept")]
     yield token_text(legend[:1], signs=signs, cut=Cut()).append_text(token_text(legend[1:], signs=signs, cut=Cut()))
     yield Text(f"{found.template}", style="dim")
@@ -136,7 +115,7 @@ def _page(found: Preview, *, signs: bool) -> Iterator[RenderableType]:
         yield Text("! ", style="yellow").append(warning, "not bold")
 
 
-def _head(sample: PreviewSample) -> Text:
+def _heading(sample: PreviewSample) -> Text:
     from qtune_service.report.tokens import visible_text
 
     left_out = f", {sample.num_left_out:,} of its middle not shown" if sample.num_left_out else ""
@@ -146,7 +125,7 @@ def _head(sample: PreviewSample) -> Text:
     return Text(f"{sample.id}  ", style="bold").append(f"{facts}  ", "not bold").append(place, "not bold dim")
 
 
-def _refusal(record: PreviewRejected) -> Text:
+def _rejection(record: PreviewRejected) -> Text:
     from qtune_service.report.tokens import visible_text
 
     head = Text(f"{record.id}  ", style="bold").append(f"rejected: {record.reason}  ", "yellow not bold")

@@ -1,4 +1,4 @@
-"""`qtune estimate`: what a job will cost, before it is run. From data and a model, or from numbers alone."""
+"""`qtune estimate`: estimate what a job will cost before it is run, from data and a model or from numbers alone."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qtune_service.cli.flags import CompletionOpt, Format, FormatOpt, ModelOpt, PromptOpt, SampleRatioOpt
-from qtune_service.cli.running import exit_codes, quiet
-from qtune_service.config import JobSpec, load_spec, parse_spec
+from qtune_service.cli.console import exit_codes, quiet
+from qtune_service.cli.help import command
+from qtune_service.cli.job_flags import Given, spec_of, takes_job_fields
+from qtune_service.config import FlagGroup, JobSpec, PruneSpec, load_spec
 from qtune_service.errors import SpecError
 
 if TYPE_CHECKING:
@@ -25,37 +26,127 @@ if TYPE_CHECKING:
 GPU_NAMES = "a100, b200, h100, h200, l4 or l40s"
 
 
+WITHOUT_DATA, HARDWARE, FORM = "Instead of data", "Hardware and price", "Output"
+RATIO = "prune.sample_keep_ratio"
+FIELDS = [
+    *("input.paths", "model.name", RATIO, "input.format"),
+    *("input.prompt_column", "input.completion_column"),
+]
+DATA_OR_JOB = "Files, glob patterns or folders; or a job file alone, without --model."
+EXAMPLES = """\
+qtune estimate chats.jsonl --model org/base --gpu h100 --gpus 8
+qtune estimate job.toml --price 2.5
+qtune estimate --params 7e9 --samples 1000000 --tokens 800"""
+app = typer.Typer()
+
+
+@command(app, usage="--model MODEL [OPTIONS]", examples=EXAMPLES)
+@takes_job_fields(FIELDS, helps={"input.paths": DATA_OR_JOB})
 def estimate(
-    data: Annotated[list[str] | None, typer.Argument(help="Files, globs or folders; or a job file alone.")] = None,
-    model: ModelOpt = None,
-    record_format: FormatOpt = Format.auto,
-    prompt_column: PromptOpt = None,
-    completion_column: CompletionOpt = None,
+    given: Given,
     params: Annotated[
-        float | None, typer.Option("--params", min=1, help="Weights that a token meets, as 7e9; else the model's.")
+        float | None,
+        typer.Option(
+            "--params",
+            metavar="N",
+            min=1,
+            help="Active weights per token, such as 7e9. By default the model's.",
+            rich_help_panel=WITHOUT_DATA,
+        ),
     ] = None,
-    samples: Annotated[int | None, typer.Option("--samples", min=1, help="How many; else told by the data.")] = None,
-    tokens: Annotated[float | None, typer.Option("--tokens", min=1, help="Tokens of a sample, without DATA.")] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            "--samples",
+            metavar="N",
+            min=1,
+            help="Number of samples. By default from the data.",
+            rich_help_panel=WITHOUT_DATA,
+        ),
+    ] = None,
+    tokens: Annotated[
+        float | None,
+        typer.Option(
+            "--tokens", metavar="N", min=1, help="Tokens per sample, without DATA.", rich_help_panel=WITHOUT_DATA
+        ),
+    ] = None,
     trained_share: Annotated[
-        float, typer.Option("--trained-share", min=0, max=1, help="Of these trained on, without DATA.")
+        float,
+        typer.Option(
+            "--trained-share",
+            metavar="SHARE",
+            min=0,
+            max=1,
+            help="Share of the tokens that is trained on, without DATA.",
+            rich_help_panel=WITHOUT_DATA,
+        ),
     ] = 0.6,
-    sample_keep_ratio: SampleRatioOpt = 0.5,
-    look_at: Annotated[int, typer.Option("--look-at", min=2, max=10_000, help="Records of DATA that are read.")] = 500,
-    gpu: Annotated[str, typer.Option("--gpu", help=f"{GPU_NAMES}: peak and memory of its data sheet.")] = "h100",
-    gpus: Annotated[int, typer.Option("--gpus", min=1, help="How many.")] = 1,
+    look_at: Annotated[
+        int,
+        typer.Option(
+            "--look-at",
+            metavar="N",
+            min=2,
+            max=10_000,
+            help="Records of DATA to read.",
+            rich_help_panel=FlagGroup.read.value,
+        ),
+    ] = 500,
+    gpu: Annotated[
+        str,
+        typer.Option(
+            "--gpu",
+            metavar="GPU",
+            help=f"{GPU_NAMES}: peak and memory of its data sheet.",
+            rich_help_panel=HARDWARE,
+        ),
+    ] = "h100",
+    gpus: Annotated[
+        int, typer.Option("--gpus", metavar="N", min=1, help="Number of GPUs.", rich_help_panel=HARDWARE)
+    ] = 1,
     peak_tflops: Annotated[
-        float | None, typer.Option("--peak-tflops", min=1e-6, help="Of a device that is not listed, or as measured.")
+        float | None,
+        typer.Option(
+            "--peak-tflops",
+            metavar="N",
+            min=1e-6,
+            help="Peak of a GPU that is not listed, or as measured.",
+            rich_help_panel=HARDWARE,
+        ),
     ] = None,
-    gpu_memory_gib: Annotated[float | None, typer.Option("--gpu-memory-gib", min=0.01, help="The same.")] = None,
+    gpu_memory_gib: Annotated[
+        float | None,
+        typer.Option(
+            "--gpu-memory-gib",
+            metavar="GIB",
+            min=0.01,
+            help="Memory of a GPU that is not listed.",
+            rich_help_panel=HARDWARE,
+        ),
+    ] = None,
     share: Annotated[
-        float | None, typer.Option("--share", min=0.001, max=1, help="Of the peak that is reached, as measured.")
+        float | None,
+        typer.Option(
+            "--share",
+            metavar="SHARE",
+            min=0.001,
+            max=1,
+            help="Share of the peak that is reached, as measured.",
+            rich_help_panel=HARDWARE,
+        ),
     ] = None,
-    price: Annotated[float | None, typer.Option("--price", min=0, help="Of a GPU for an hour.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, in bytes, hours and operations.")] = False,
+    price: Annotated[
+        float | None,
+        typer.Option("--price", metavar="PRICE", min=0, help="Price of a GPU for an hour.", rich_help_panel=HARDWARE),
+    ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print one JSON object, in bytes, hours and operations.", rich_help_panel=FORM),
+    ] = False,
 ) -> None:
     """Estimate time, cost, disk and memory of a job. Nothing is scored and no weights are read."""
     with exit_codes(), quiet():
-        found = _estimate(locals())
+        found = _estimate(given, locals())
     if as_json:
         typer.echo(json.dumps(asdict(found)))
         return
@@ -65,16 +156,16 @@ def estimate(
         console.print(Text("! ", style="yellow").append(warning, "not bold"), soft_wrap=True)
 
 
-def _estimate(flags: dict[str, Any]) -> Estimate:
+def _estimate(given: Given, flags: dict[str, Any]) -> Estimate:
     from qtune_service.core.cost import ModelCost
     from qtune_service.pipeline import model_cost
     from qtune_service.pipeline.estimate import estimate as estimated
     from qtune_service.torchless import import_transformers_without_torch
 
-    spec = _spec(flags)
+    spec = _spec(given)
     if spec is not None:
         import_transformers_without_torch()
-    size = _size(spec, flags)
+    size = _size(spec, given, flags)
     cost: ModelCost
     if flags["params"] is not None:
         cost = ModelCost(body=flags["params"], held=flags["params"])
@@ -82,41 +173,29 @@ def _estimate(flags: dict[str, Any]) -> Estimate:
         cost = model_cost.cost_of(spec.model)
     else:
         raise SpecError("no model given", "Add --model, a folder or hub id, or --params, as 7e9.")
-    ratio = spec.prune.sample_keep_ratio if spec is not None and spec.prune is not None else flags["sample_keep_ratio"]
+    prune = None if spec is None else spec.prune
+    ratio = prune.sample_keep_ratio if prune is not None else given.get(RATIO, PruneSpec().sample_keep_ratio)
     weight_bytes = 2 if spec is None else model_cost.bytes_of_dtype(spec.model)
     return estimated(size, cost, _hardware(flags), keep_ratio=ratio, dtype_bytes=weight_bytes)
 
 
-def _spec(flags: dict[str, Any]) -> JobSpec | None:
-    """What is known of the job: of a job file, or of flags; None without a model."""
-    data, model = flags["data"] or [], flags["model"]
-    if model is None and len(data) == 1 and data[0].endswith((".toml", ".json")):
+def _spec(given: Given) -> JobSpec | None:
+    """Return the spec of a job file or of flags, as far as it is known; None without a model."""
+    data = given.get("input.paths", [])
+    if "model.name" in given:
+        return spec_of({"input.paths": ["unused"], **given}, output={"path": "unused"})
+    if len(data) == 1 and data[0].endswith((".toml", ".json")):
         return load_spec(Path(data[0]))
-    if model is None:
-        if data:
-            raise SpecError(
-                "no model given", "DATA is encoded by a model's tokenizer: add --model, or name a job file."
-            )
-        return None
-    body = {
-        "input": {
-            "paths": data or ["nothing"],
-            "format": flags["record_format"].value,
-            "prompt_column": flags["prompt_column"],
-            "completion_column": flags["completion_column"],
-        },
-        "model": {"name": model},
-        "prune": {"sample_keep_ratio": flags["sample_keep_ratio"]},
-        "output": {"path": "nowhere"},
-    }
-    return parse_spec(body, where="flags")
+    if data:
+        raise SpecError("no model given", "A model's tokenizer encodes DATA: add --model, or name a job file.")
+    return None
 
 
-def _size(spec: JobSpec | None, flags: dict[str, Any]) -> Size:
+def _size(spec: JobSpec | None, given: Given, flags: dict[str, Any]) -> Size:
     from qtune_service.core.cost import Lengths
     from qtune_service.pipeline.estimate import Size, size_of
 
-    if flags["data"] and spec is not None:
+    if "input.paths" in given and spec is not None:
         return size_of(spec, flags["look_at"], flags["samples"])
     if flags["samples"] is None or flags["tokens"] is None:
         raise SpecError("neither data nor numbers given", "Name DATA, or give --samples and --tokens.")
@@ -128,7 +207,7 @@ def _hardware(flags: dict[str, Any]) -> Hardware:
     from qtune_service.pipeline.estimate import DEVICES, Device, Hardware
 
     if (known := DEVICES.get(flags["gpu"].lower())) is None:
-        raise SpecError(f"--gpu {flags['gpu']!r} is none that is listed", f"Use {GPU_NAMES}, or --peak-tflops.")
+        raise SpecError(f"--gpu {flags['gpu']!r} is not listed", f"Use {GPU_NAMES}, or --peak-tflops.")
     device = Device(flags["peak_tflops"] or known.peak_tflops, flags["gpu_memory_gib"] or known.memory_gib)
     return Hardware(device, flags["gpus"], flags["share"], flags["price"])
 
@@ -171,7 +250,7 @@ def _between(values: Range) -> str:
 
 
 def _figure(value: float) -> str:
-    """Two digits that mean something."""
+    """Return a number with two significant digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.2g}" if value >= 0.01 else "under 0.01"
 
 

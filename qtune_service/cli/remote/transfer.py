@@ -1,4 +1,4 @@
-"""Uploads and downloads with a bar, where there is a terminal."""
+"""Uploads and downloads with a progress bar in a terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def bar(name: str) -> Iterator[Watcher]:
-    """A bar on standard error; nothing is drawn where that is no terminal."""
+    """Yield a watcher that draws a bar on standard error, if that is a terminal."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=28),
@@ -36,7 +36,7 @@ def bar(name: str) -> Iterator[Watcher]:
 
 
 def upload_all(client: Client, files: Sequence[Path]) -> list[str]:
-    """Send files to the server: their URIs."""
+    """Send files to the server and return their URIs."""
     uris = []
     for file in files:
         with bar(file.name) as watcher:

@@ -1,4 +1,4 @@
-"""What `qtune inspect` answers beyond the manifest: for people in colour, for scripts in JSON."""
+"""Views of `qtune inspect` other than the manifest: in colour for people, as JSON for scripts."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from qtune_service.report.terminal_tokens import legend
 from qtune_service.report.wording import count
 
 MAX_SAMPLES, MAX_ROWS = 5, 20
-"""Shown where no limit is given."""
+"""Shown without a limit."""
 FILE_WIDTH = 160
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The flags of the command."""
+    """Flags of the command."""
 
     sample: str | None = None
     quadrant: Literal["Q1", "Q2", "Q3", "Q4"] | None = None
@@ -55,17 +55,17 @@ class Request:
 
     @property
     def given(self) -> list[str]:
-        """Flags that ask for something."""
+        """Return the flags that select something."""
         values = {name.replace("_", "-"): value for name, value in asdict(self).items() if name != "as_json"}
         return [f"--{n}" for n, value in values.items() if value is not None and (value is not False or n == "kept")]
 
     @property
     def is_of_manifest(self) -> bool:
-        """Whether nothing but the manifest is asked for."""
+        """Return whether only the manifest is requested."""
         return not self.given
 
     def check(self) -> None:
-        """Raise SpecError where flags do not go together."""
+        """Raise SpecError for flags that cannot be combined."""
         apart = {
             "--sample": {"--sample"},
             "--by": {"--by", "--quadrant", "--kept", "--where", "--limit"},
@@ -75,16 +75,16 @@ class Request:
         for flag, allowed in apart.items():
             wrong = [other for other in self.given if other not in allowed]
             if flag in self.given and wrong:
-                raise SpecError(f"{flag} does not go with {', '.join(wrong)}")
+                raise SpecError(f"{flag} cannot be combined with {', '.join(wrong)}")
 
     def selection(self, default_limit: int) -> Selection:
-        """As the query takes it."""
+        """Return the selection of the query."""
         limit = default_limit if self.limit is None else self.limit or None
         return Selection(self.quadrant, self.kept, self.where, self.sort or "", limit)
 
 
-def answer(output: str, request: Request) -> None:
-    """Print what was asked for. Raises QueryError."""
+def show_samples(output: str, request: Request) -> None:
+    """Print what was requested. Raises QueryError."""
     finished = FinishedOutput(output)
     records = rejected_of(finished) if request.rejected else samples_of(finished)
     view = _View(finished, records, request, _console())
@@ -111,11 +111,11 @@ class _View:
 
     @property
     def signs(self) -> bool:
-        """Whether tokens must be told apart without colour."""
+        """Return whether tokens are marked by signs, for want of colour."""
         return self.console.no_color or self.console.color_system is None
 
     def columns(self) -> None:
-        """What there is to ask for."""
+        """Show the columns."""
         if self.request.as_json:
             fields = self.records.fields.values()
             self.lines({"column": f.name, "type": str(f.type), "own": f.is_own, "about": f.about} for f in fields)
@@ -123,7 +123,7 @@ class _View:
             self.show(views.fields_table(self.records))
 
     def sample(self, sample_id: str) -> None:
-        """One sample."""
+        """Show one sample."""
         index = np.array([self._find_sample(sample_id)])
         shown = next(shown_samples(self.finished, self.records, index))
         if self.request.as_json:
@@ -141,7 +141,7 @@ class _View:
             raise QueryError(f"{sample_id} was rejected, so it has no scores", hint) from error
 
     def groups(self, name: str) -> None:
-        """How the values of a column fared."""
+        """Show the quadrants of each value of a column."""
         if name == "category" and name not in self.records.fields:
             name = self.finished.category_column or name
         selection = self.request.selection(MAX_ROWS)
@@ -155,7 +155,7 @@ class _View:
             self.show(Text(f"… and {count(len(every) - len(groups))} more; --limit 0 shows all", style="dim"))
 
     def table(self, names: str) -> None:
-        """Chosen columns."""
+        """Show chosen columns."""
         chosen = [self.records.field(name.strip()).name for name in names.split(",")]
         found = find(self.records, self.request.selection(MAX_ROWS))
         rows = self._rows(found, chosen)
@@ -165,7 +165,7 @@ class _View:
             self.show(self._heading(found), views.rows_table(list(rows), chosen))
 
     def rejected(self) -> None:
-        """Rejected records."""
+        """Show rejected records."""
         found = find(self.records, self.request.selection(MAX_ROWS))
         names = [name for name in self.records.fields if name != "index"]
         rows = self._rows(found, names)
@@ -181,7 +181,7 @@ class _View:
             yield from read_rows(self.records, found.index[start : start + ROWS_PAGE], names)
 
     def samples(self) -> None:
-        """Samples with their tokens."""
+        """Show samples with their tokens."""
         found = find(self.records, self.request.selection(MAX_SAMPLES))
         named = [name for name in found.fields if name != "index"]
         shown = shown_samples(self.finished, self.records, found.index, named)
@@ -206,17 +206,17 @@ class _View:
         return Text(f"{text}\n", style="bold")
 
     def show(self, *parts: RenderableType) -> None:
-        """Print for people. Not into a terminal, lines are not broken: grep and diff are to find them whole."""
+        """Print for people. Outside a terminal lines are not broken, so that grep and diff find them whole."""
         for part in parts:
             self.console.print(part, highlight=False, soft_wrap=not self.console.is_terminal)
 
     def lines(self, values: Iterable[Mapping[str, Any]]) -> None:
-        """Print for scripts."""
+        """Print for scripts, one JSON object per line."""
         for value in values:
             typer.echo(json.dumps(plain(value), ensure_ascii=False))
 
 
 def _console() -> Console:
-    """Wide where lines go into a file or another program."""
+    """Return a console; it is wide where its lines go into a file or another program."""
     console = Console()
     return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=FILE_WIDTH)

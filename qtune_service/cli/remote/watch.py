@@ -1,4 +1,4 @@
-"""`qtune jobs watch`: a live bar in a terminal, lines elsewhere, and an exit code that says how the job ended."""
+"""`qtune jobs watch`: follow a job by a live bar in a terminal, or by lines, to an exit code for its end."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from qtune_service.cli.remote.connecting import JobArg, JsonOpt, Server, asks_server, remote, say
-from qtune_service.cli.remote.shown import STYLES, kept_of, next_steps, plain, progress_of
-from qtune_service.cli.running import INTERRUPTED
+from qtune_service.cli.console import INTERRUPTED
+from qtune_service.cli.remote.connection import JobArg, JsonOpt, Server, asks_server, remote, say
+from qtune_service.cli.remote.formatting import STYLES, kept_of, next_steps, plain, progress_of
 from qtune_service.jobs.models import JobStatus
 
 if TYPE_CHECKING:
@@ -25,17 +25,18 @@ LINE_EVERY_S = 5.0
 
 @asks_server
 def watch(
-    server: Server,
+    *,
     job: JobArg,
     as_json: JsonOpt = False,
+    server: Server,
 ) -> None:
-    """Follow a job to its end. Exit code: 0 succeeded, 1 failed, 5 cancelled. Ctrl-C leaves the job alone."""
+    """Follow a job to its end. Exit code: 0 succeeded, 1 failed, 5 cancelled. Ctrl-C does not stop the job."""
     with remote(server) as client:
         raise typer.Exit(follow_to_end(client, job, as_json=as_json))
 
 
 def follow_to_end(client: Client, job_id: str, *, as_json: bool = False) -> int:
-    """Show it until it has ended: the exit code."""
+    """Show a job until it has ended, and return the exit code."""
     console = Console()
     view: View = _Json() if as_json else _Live(console) if console.is_terminal else _Lines(console)
     try:
@@ -43,7 +44,7 @@ def follow_to_end(client: Client, job_id: str, *, as_json: bool = False) -> int:
             for job in client.watch(job_id, lost=view.lost):
                 view.show(job)
     except KeyboardInterrupt:
-        say(f"stopped watching; the job goes on. Again: qtune jobs watch {job_id}")
+        say(f"stopped watching; the job continues. Watch it again with: qtune jobs watch {job_id}")
         raise typer.Exit(INTERRUPTED) from None
     if not as_json:
         _show_end(console, job)
@@ -51,16 +52,16 @@ def follow_to_end(client: Client, job_id: str, *, as_json: bool = False) -> int:
 
 
 class View(Protocol):
-    """Where a job's changes are shown."""
+    """A display of a job's changes."""
 
     def show(self, job: JobView) -> None:
-        """A change."""
+        """Show a change."""
 
     def lost(self) -> None:
-        """The server is away."""
+        """Show that the server cannot be reached."""
 
     def close(self) -> None:
-        """No more."""
+        """End the display."""
 
 
 class _Live:
@@ -81,14 +82,14 @@ class _Live:
         )
 
     def lost(self) -> None:
-        self._progress.update(self._task, description="the connection is lost, trying again")
+        self._progress.update(self._task, description="connection lost, trying again")
 
     def close(self) -> None:
         self._progress.stop()
 
 
 class _Lines:
-    """At each change of status and stage, and else every few seconds."""
+    """A line at each change of status and stage, and every few seconds."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -102,23 +103,23 @@ class _Lines:
         self._console.print(plain(progress_of(job)), soft_wrap=True)
 
     def lost(self) -> None:
-        say("the connection is lost, trying again")
+        say("connection lost, trying again")
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no resource is held."""
 
 
 class _Json:
-    """Each change as the server tells it."""
+    """Each change as the server sends it."""
 
     def show(self, job: JobView) -> None:
         typer.echo(job.model_dump_json())
 
     def lost(self) -> None:
-        say("the connection is lost, trying again")
+        say("connection lost, trying again")
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no resource is held."""
 
 
 def _show_end(console: Console, job: JobView) -> None:

@@ -1,4 +1,4 @@
-"""Jobs as people read them: tables, one line of progress, and what to do next."""
+"""Format jobs for people: tables, one line of progress, and the commands to use next."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ STYLES = {
 
 
 def table_of(jobs: Iterable[JobListItem]) -> Table:
-    """One line for each; in a narrow terminal names are cut, and ids are not."""
+    """Return a table with a line per job. In a narrow terminal names are cut, and ids are not."""
     table = Table(box=None, pad_edge=False)
-    for column in ("id", "name", "status", "kept", "owner", "made"):
+    for column in ("id", "name", "status", "kept", "owner", "created"):
         table.add_column(column, no_wrap=True, min_width=26 if column == "id" else None)
     for job in jobs:
         status = plain(progress_of(job) if job.status is JobStatus.running else job.status)
@@ -39,7 +39,7 @@ def table_of(jobs: Iterable[JobListItem]) -> Table:
 
 
 def facts_of(job: JobView) -> Table:
-    """All about one."""
+    """Return all facts of a job."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -57,27 +57,27 @@ def _facts(job: JobView) -> Iterator[tuple[str, Text]]:
     if job.error is not None:
         yield "error", plain("\n".join(filter(None, (f"{job.error.code}: {job.error.message}", job.error.hint))))
     for name in ("input", "model", "prune"):
-        yield name, plain(_said(job.spec.get(name)))
+        yield name, plain(_settings(job.spec.get(name)))
     if job.counts:
         yield "counts", plain(", ".join(f"{count:,} {name}" for name, count in job.counts.items()))
     yield "output", plain(job.output)
     yield "owner", plain(job.owner)
-    for name, time in (("made", job.created_at), ("started", job.started_at), ("ended", job.finished_at)):
+    for name, time in (("created", job.created_at), ("started", job.started_at), ("ended", job.finished_at)):
         if time is not None:
             yield name, Text(time_of(time))
     if job.attempts > 1:
         yield "attempts", Text(str(job.attempts))
 
 
-def _said(part: object) -> str:
-    """What is set of a part of the spec."""
+def _settings(part: object) -> str:
+    """Return the fields of a part of the spec that are set."""
     if not isinstance(part, dict):
         return "-"
     return ", ".join(f"{name} {value}" for name, value in part.items() if value not in (None, {}, False, "auto"))
 
 
 def progress_of(job: JobListItem) -> str:
-    """`score 300/1,200 · 1,234 tok/s · ETA 0:01:23`; the status of a job that does not run."""
+    """Return `score 300/1,200 · 1,234 tok/s · ETA 0:01:23`, or the status of a job that is not running."""
     if job.status is not JobStatus.running:
         return job.status
     done = job.progress
@@ -92,13 +92,13 @@ def progress_of(job: JobListItem) -> str:
 
 
 def kept_of(job: JobListItem) -> str:
-    """`50% of 1,200`."""
+    """Return `50% of 1,200`, or nothing while it is unknown."""
     kept, of = job.counts.get("kept"), job.counts.get("scored") or job.counts.get("read")
     return f"{kept / of:.0%} of {of:,}" if kept is not None and of else ""
 
 
 def next_steps(job: JobView) -> list[str]:
-    """Commands that make sense now."""
+    """Return commands that make sense in the job's status."""
     match job.status:
         case JobStatus.queued | JobStatus.running:
             return [f"qtune jobs watch {job.id}", f"qtune jobs logs {job.id} --follow", f"qtune jobs cancel {job.id}"]
@@ -113,10 +113,10 @@ def next_steps(job: JobView) -> list[str]:
 
 
 def time_of(time: datetime) -> str:
-    """In this machine's zone."""
+    """Return a time in this machine's zone."""
     return f"{time.replace(tzinfo=time.tzinfo or UTC).astimezone():%Y-%m-%d %H:%M}"
 
 
 def plain(text: str) -> Text:
-    """Names and messages are other people's: neither markup nor control codes."""
+    """Return other people's names and messages without markup and control codes."""
     return Text(visible_text(text))

@@ -8,21 +8,27 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from qtune_service.cli.remote.connecting import JobArg, JsonOpt, Server, asks_server, remote, say
-from qtune_service.cli.remote.shown import facts_of, next_steps, table_of
+from qtune_service.cli.remote.connection import JobArg, JsonOpt, Server, asks_server, remote, say
+from qtune_service.cli.remote.formatting import facts_of, next_steps, table_of
 from qtune_service.jobs.models import JobStatus
 from qtune_service.report.tokens import visible_text
 
 
 @asks_server
 def list_jobs(
-    server: Server,
-    status: Annotated[list[JobStatus] | None, typer.Option("--status", help="Only these. Repeatable.")] = None,
-    query: Annotated[str, typer.Option("--query", "-q", help="A part of the name, or the beginning of the id.")] = "",
-    limit: Annotated[int, typer.Option("--limit", min=1, help="How many.")] = 20,
+    *,
+    status: Annotated[
+        list[JobStatus] | None,
+        typer.Option("--status", metavar="STATUS", help=f"Only jobs that are {', '.join(JobStatus)}. Repeatable."),
+    ] = None,
+    query: Annotated[
+        str, typer.Option("--query", "-q", metavar="TEXT", help="Part of the name, or beginning of the id.")
+    ] = "",
+    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="Most jobs to list.")] = 20,
     as_json: JsonOpt = False,
+    server: Server,
 ) -> None:
-    """List jobs, the newest first."""
+    """List jobs, newest first."""
     with remote(server) as client:
         jobs = list(islice(client.list(status or (), query), limit))
         if as_json:
@@ -36,11 +42,12 @@ def list_jobs(
 
 @asks_server
 def show_job(
-    server: Server,
+    *,
     job: JobArg,
     as_json: JsonOpt = False,
+    server: Server,
 ) -> None:
-    """Show all about a job, and what to do next."""
+    """Show a job, and the commands to use next."""
     with remote(server) as client:
         found = client.get(job)
         if as_json:
@@ -54,13 +61,14 @@ def show_job(
 
 @asks_server
 def logs(
-    server: Server,
+    *,
     job: JobArg,
-    tail: Annotated[int | None, typer.Option("--tail", min=1, help="The last lines only.")] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    tail: Annotated[int | None, typer.Option("--tail", metavar="N", min=1, help="Only the last N lines.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow until the job ends.")] = False,
+    server: Server,
 ) -> None:
-    """Show what the job's driver printed."""
-    again = f"stopped; the job goes on. Again: qtune jobs logs {job}"
-    with remote(server, interrupted=again) as client:
+    """Show the log of a job."""
+    stopped = f"stopped; the job continues. Show its log with: qtune jobs logs {job}"
+    with remote(server, interrupted=stopped) as client:
         for line in client.logs(job, tail=tail, follow=follow):
             typer.echo(visible_text(line))

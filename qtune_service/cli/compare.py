@@ -1,29 +1,36 @@
-"""`qtune compare`: what other strategies and ratios would keep, from scores that are there."""
+"""`qtune compare`: compare what other strategies and ratios would keep, from scores of a finished output."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from rich.console import Console
-from typer.core import TyperCommand
 
-from qtune_service.cli.running import exit_codes
-from qtune_service.config import PruneSpec
+from qtune_service.cli.console import exit_codes
+from qtune_service.cli.help import HelpCommand, command
+from qtune_service.config import PruneSpec, SampleStrategy, StrategyOrder
 from qtune_service.errors import SpecError
 
 if TYPE_CHECKING:
     from qtune_service.outputs.comparison import Candidate
 
-STRATEGIES = ("q_tuning", "random", "longest", "perplexity", "entropy", "infobatch")
-ORDERS = ("highest", "lowest")
-PICTURES = (".png", ".svg", ".html")
+STRATEGIES: tuple[str, ...] = get_args(SampleStrategy)
+ORDERS: tuple[str, ...] = get_args(StrategyOrder)
+EXAMPLES = """\
+qtune compare out
+qtune compare out --ratios 0.125 0.25 --strategies q_tuning perplexity:lowest
+qtune compare out --by category --plot comparison.png"""
+CHART_SUFFIXES = (".png", ".svg", ".html")
 
 
-class ListsOfValues(TyperCommand):
-    """Options that may be repeated also take several values at once: `--ratios 0.125 0.25`."""
+app = typer.Typer()
+
+
+class ListsOfValues(HelpCommand):
+    """A command whose repeatable options also take several values: `--ratios 0.125 0.25`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Repeat the option before each of its values."""
@@ -39,32 +46,38 @@ class ListsOfValues(TyperCommand):
         return super().parse_args(ctx, spread)
 
 
+@command(app, "compare", examples=EXAMPLES, cls=ListsOfValues)
 def compare_outputs(
     output: Annotated[str, typer.Argument(help="A finished output, pruned or only scored.")],
-    ratios: Annotated[list[float] | None, typer.Option(help="Sample keep ratios. [default: 0.125 0.25 0.5]")] = None,
+    ratios: Annotated[
+        list[float] | None, typer.Option(metavar="RATIO...", help="Sample keep ratios. [default: 0.125 0.25 0.5]")
+    ] = None,
     strategies: Annotated[
         list[str] | None,
         typer.Option(
-            help="q_tuning, random, longest, perplexity, entropy, infobatch; perplexity:lowest and the like; or "
-            "module:function, a quadrant rule of your own. [default: all six]",
+            metavar="STRATEGY...",
+            help=f"{', '.join(STRATEGIES)}; an order after a colon, such as perplexity:lowest; or module:function, a "
+            "quadrant rule of your own. [default: all six]",
         ),
     ] = None,
     by: Annotated[
-        str | None, typer.Option(help="Column of the records to count by. [default: the job's category]")
+        str | None, typer.Option(metavar="COLUMN", help="Column to count by. [default: the job's category]")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the strategies that draw.")] = 0,
-    plot: Annotated[Path | None, typer.Option(help="Draw a picture: .png, .svg or .html.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print all figures for scripts.")] = False,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the random strategies.")] = 0,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw a chart: .png, .svg or .html.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
 ) -> None:
-    """Compare what strategies would keep, at no cost: overlap, tokens, balance of categories."""
+    """Compare what strategies and ratios would keep: overlap, tokens, balance of categories. No model is run."""
     from qtune_service.outputs.comparison import compare, read_columns
     from qtune_service.outputs.finished import FinishedOutput
     from qtune_service.report.comparing import comparison_json, describe_comparison
 
     with exit_codes():
         finished = FinishedOutput(output)
-        if plot is not None and plot.suffix not in PICTURES:
-            raise SpecError(f"--plot {plot}: no picture is written as {plot.suffix!r}", f"Use {', '.join(PICTURES)}.")
+        if plot is not None and plot.suffix not in CHART_SUFFIXES:
+            raise SpecError(
+                f"--plot {plot}: charts cannot be written as {plot.suffix!r}", f"Use {', '.join(CHART_SUFFIXES)}."
+            )
         candidates = [_candidate(name, finished.spec.prune or PruneSpec(), seed) for name in strategies or STRATEGIES]
         columns = read_columns(finished, by)
         comparisons = compare(columns, candidates, ratios or (0.125, 0.25, 0.5))
@@ -78,11 +91,11 @@ def compare_outputs(
         for part in describe_comparison(columns, comparisons, label):
             console.print(part)
         if plot is not None:
-            console.print(f"\n[bold]picture[/]  {plot}", highlight=False, soft_wrap=True)
+            console.print(f"\n[bold]chart[/]  {plot}", highlight=False, soft_wrap=True)
 
 
 def _candidate(name: str, prune: PruneSpec, seed: int) -> Candidate:
-    """A strategy by its name: NAME, NAME:ORDER or MODULE:FUNCTION. Tokens are pruned as the output's job did."""
+    """Return the strategy NAME, NAME:ORDER or MODULE:FUNCTION. It prunes tokens as the output's job did."""
     from qtune_service.outputs.comparison import Candidate
 
     strategy, _, rest = name.partition(":")
@@ -92,7 +105,7 @@ def _candidate(name: str, prune: PruneSpec, seed: int) -> Candidate:
         return Candidate(name, PruneSpec.model_validate({**common, "strategy": strategy, **order}))
     if not rest:
         raise SpecError(
-            f"--strategies {name!r} is none that there is", f"Choose of {', '.join(STRATEGIES)}, or MODULE:FUNCTION."
+            f"--strategies: {name!r} is not a strategy", f"Use one of {', '.join(STRATEGIES)}, or MODULE:FUNCTION."
         )
     from qtune_service.importing import import_named
 
