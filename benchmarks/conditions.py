@@ -21,10 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.inspecting import make_output
-from qtune_service.data.checking import rows_of_parquet
-from qtune_service.outputs.query import Selection
-from qtune_service.questions import operations
-from qtune_service.questions.client import Questions
+from qtune_service.ingest.upload_checks import rows_of_parquet
+from qtune_service.output.query import Selection
+from qtune_service.server.questions import worker
+from qtune_service.server.questions.client import Questions
 
 MEMORY_BYTES = 3 << 29
 QUESTIONS: dict[str, Selection] = {
@@ -87,7 +87,7 @@ def measure(root: str, folder: Path, rounds: int) -> None:
         asked = {field: getattr(selection, field) for field in selection.__slots__}
         line = compare(
             name,
-            lambda asked=asked: operations.samples(root=root, version="1", selection=asked),
+            lambda asked=asked: worker.samples(root=root, version="1", selection=asked),
             lambda selection=selection: questions.samples(root, "1", selection),
             rounds,
             questions,

@@ -42,7 +42,7 @@ class Measured:
 def make_job(data_root: Path, num_bytes: int) -> str:
     """A server's folder with a finished job: one file of this size, and PARTS that are as large together."""
     from qtune_service.config import InputSpec, JobSpec, ModelSpec, OutputSpec
-    from qtune_service.data import storage
+    from qtune_service.storage import file_io
 
     root = data_root / "outputs" / "big"
     spec = JobSpec(
@@ -57,7 +57,7 @@ def make_job(data_root: Path, num_bytes: int) -> str:
     files = [{"path": at, "rows": 0, "bytes": size, "sha256": _write(root / at, size)} for at, size in sizes.items()]
     scoring = {"shards": {}, "own_columns": {}, "category_column": None}
     manifest = {"spec": spec.model_dump(mode="json"), "files": files, "scoring": scoring, "counts": {}}
-    storage.write_json(str(root / "manifest.json"), manifest)
+    file_io.write_json(str(root / "manifest.json"), manifest)
     return _add_job(data_root, spec)
 
 
@@ -74,9 +74,9 @@ def _write(path: Path, size: int) -> str:
 
 def _add_job(data_root: Path, spec: Any) -> str:
     """In the server's database."""
-    from qtune_service.jobs.database import open_database, upgrade
-    from qtune_service.jobs.models import JobStatus
-    from qtune_service.jobs.store import JobStore, NewJob
+    from qtune_service.job_states import JobStatus
+    from qtune_service.server.jobs.database import open_database, upgrade
+    from qtune_service.server.jobs.store import JobStore, NewJob
 
     engine = open_database(f"sqlite:///{data_root}/qtune.db")
     upgrade(engine)

@@ -25,16 +25,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from qtune_service.config import InputSpec, JobSpec, ModelSpec, OutputSpec, PruneSpec
-from qtune_service.core.metrics import sample_means
-from qtune_service.core.plane import Quadrant
-from qtune_service.data import storage
-from qtune_service.exports.export import Options
-from qtune_service.exports.run import FORMATS, export
-from qtune_service.outputs.columns import final_masks, list_column, row_sums
-from qtune_service.outputs.folder import Output
-from qtune_service.outputs.manifest_files import part_path
-from qtune_service.pipeline.places import Places
-from qtune_service.pipeline.tables import pruned_rows, quadrant_rows
+from qtune_service.export.run import FORMATS, export
+from qtune_service.export.writers import Options
+from qtune_service.output.columns import final_masks, list_column, row_sums
+from qtune_service.output.file_lists import part_path
+from qtune_service.output.layout import Output
+from qtune_service.pipeline.shard_selection import Places
+from qtune_service.pipeline.shard_tables import pruned_rows, quadrant_rows
+from qtune_service.samples import sample_means
+from qtune_service.selection.plane import Quadrant
+from qtune_service.storage import file_io
 
 REPO = Path(__file__).resolve().parents[1]
 TOKENIZER = REPO / "examples" / "demo" / "model" / "tokenizer.json"
@@ -54,12 +54,12 @@ def make_output(root: Path, num_kept: int, num_shards: int) -> None:
         prune=PruneSpec(sample_keep_ratio=KEEP_RATIO),
         output=OutputSpec(path=str(root)),
     )
-    storage.write_bytes(output.at("tokenizer", "tokenizer.json"), TOKENIZER.read_bytes())
+    file_io.write_bytes(output.at("tokenizer", "tokenizer.json"), TOKENIZER.read_bytes())
     per_shard = round(num_kept / KEEP_RATIO / num_shards)
     parts = [_write_shard(output, spec, shard, per_shard) for shard in range(num_shards)]
     counts = {name: sum(part["counts"][name] for part in parts) for name in parts[0]["counts"]}
     before, after = (sum(part[name] for part in parts) for name in ("before", "after"))
-    storage.write_json(output.at("summary_statistics.json"), {"stage1": counts, "stage2": {}})
+    file_io.write_json(output.at("summary_statistics.json"), {"stage1": counts, "stage2": {}})
     manifest = {
         "version": "0",
         "spec": spec.model_dump(mode="json"),
@@ -78,7 +78,7 @@ def make_output(root: Path, num_kept: int, num_shards: int) -> None:
             for i, part in enumerate(parts)
         ],
     }
-    storage.write_json(output.at("manifest.json"), manifest)
+    file_io.write_json(output.at("manifest.json"), manifest)
 
 
 def _write_shard(output: Output, spec: JobSpec, shard: int, num_samples: int) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def _write_shard(output: Output, spec: JobSpec, shard: int, num_samples: int) ->
     masks = final_masks(scores, labels, places.kept, np.arange(num_samples), spec.prune)
     pruned = pruned_rows(scores, masks, places, {}, None)
     for name, table in (("scores", scores), ("quadrants", quadrant_rows(scores, places)), ("pruned", pruned)):
-        storage.write_table(output.part(name, shard), table)
+        file_io.write_table(output.part(name, shard), table)
     counts = {f"Q{label}": int(np.sum(labels == label)) for label in range(1, 5)}
     return {
         "counts": counts | {"kept": pruned.num_rows, "scored": num_samples},

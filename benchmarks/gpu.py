@@ -30,7 +30,7 @@ from side_by_side.material import SHAPES, Shape, encode, make_model, save_sample
 from side_by_side.measure import flops_needed, measure_peak
 
 if TYPE_CHECKING:
-    from qtune_service.core.metrics import Sample
+    from qtune_service.samples import Sample
 
 GOALS = {"7b": 0.60}  # of the GEMM peak
 GPU_SHAPES = {

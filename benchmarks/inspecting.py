@@ -25,10 +25,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from qtune_service.config import InputSpec, JobSpec, ModelSpec, OutputSpec
-from qtune_service.core.thresholds import Selection, select
-from qtune_service.data import storage
-from qtune_service.outputs.columns import list_column, quadrant_names
-from qtune_service.outputs.folder import Output
+from qtune_service.output.columns import list_column, quadrant_names
+from qtune_service.output.layout import Output
+from qtune_service.selection.thresholds import Selection, select
+from qtune_service.storage import file_io
 
 MODEL = Path(__file__).resolve().parents[1] / "examples" / "demo" / "model"
 SHARD_ROWS = 10_000
@@ -64,12 +64,12 @@ def make_output(root: str, num_samples: int) -> None:
             ("scores", _scores(start, nll[at], entropy[at], lengths[at], rng)),
             ("quadrants", _quadrants(start, chosen, at)),
         ):
-            written = storage.write_table(output.part(folder, shard), table)
+            written = file_io.write_table(output.part(folder, shard), table)
             path = f"{folder}/part-{shard:05}.parquet"
             files.append({"path": path, "rows": table.num_rows, "bytes": written.size_bytes, "sha256": written.sha256})
         shards[str(shard)] = at.stop - at.start
     shutil.copytree(MODEL, Path(root) / "tokenizer", ignore=shutil.ignore_patterns("*.safetensors"))
-    storage.write_json(output.at("manifest.json"), _manifest(root, chosen, shards, files))
+    file_io.write_json(output.at("manifest.json"), _manifest(root, chosen, shards, files))
 
 
 def _ids(start: int, size: int) -> Any:

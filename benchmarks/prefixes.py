@@ -30,8 +30,8 @@ import numpy as np
 from side_by_side.material import SHAPES, make_model
 
 from qtune_service.config import EngineSpec, ModelSpec
-from qtune_service.core.metrics import Sample, TokenScores
-from qtune_service.scoring.environment import allocator_environment
+from qtune_service.samples import Sample, TokenScores
+from qtune_service.scoring.process_environment import allocator_environment
 
 KINDS = ("system", "turns", "duplicates")
 NUM_CONVERSATIONS, SYSTEM_TOKENS, OWN_TOKENS = 50, 800, 240
@@ -66,7 +66,7 @@ def _sample(ids: np.ndarray, own: int) -> Sample:
 
 def measure(model: Path, kind: str, vocab: int, *, caching: bool) -> dict[str, float]:
     """Best time of some runs in this process, and the scores in a file beside the model."""
-    from qtune_service.scoring.vllm import VllmScorer
+    from qtune_service.scoring.vllm.engine import VllmScorer
 
     scorer = VllmScorer(ModelSpec(name=str(model), dtype="float32"), EngineSpec(enable_prefix_caching=caching))
     calls = make_samples(kind, vocab)

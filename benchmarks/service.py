@@ -29,12 +29,11 @@ from typing import Any
 import psutil
 from sqlalchemy import Engine
 
-from qtune_service.data import storage
-from qtune_service.jobs.database import open_database, upgrade, writing
-from qtune_service.jobs.models import JobStatus
-from qtune_service.jobs.store import JobStore, NewJob
-from qtune_service.jobs.tables import jobs
-from qtune_service.outputs.folder import Output
+from qtune_service.job_states import JobStatus
+from qtune_service.output.layout import Output
+from qtune_service.server.jobs.database import jobs, open_database, upgrade, writing
+from qtune_service.server.jobs.store import JobStore, NewJob
+from qtune_service.storage import file_io
 
 PATHS = {
     "newest 50": "/api/v1/jobs",
@@ -50,7 +49,7 @@ CHANGES = 20
 def tell(output: str, done: int) -> None:
     """Write down progress as a driver does; for the first time far ahead, so that it counts as alive."""
     body = {"stage": "score", "done": done, "total": CHANGES, "tokens_done": done, "tokens_per_s": 1.0, "eta_s": 1.0}
-    storage.write_json(Output(output).at("_qtune", "progress.json"), {**body, "updated_at_s": time.time() + 3600})
+    file_io.write_json(Output(output).at("_qtune", "progress.json"), {**body, "updated_at_s": time.time() + 3600})
 
 
 def fill(engine: Engine, num_jobs: int, output: str) -> str:
@@ -173,7 +172,7 @@ async def streams(port: int, job_id: str, number: int, output: str) -> dict[str,
 
 def import_time() -> float:
     """Seconds to import the application, the best of five fresh processes."""
-    code = "import time; t = time.perf_counter(); import qtune_service.web.app; print(time.perf_counter() - t)"
+    code = "import time; t = time.perf_counter(); import qtune_service.server.app; print(time.perf_counter() - t)"
     runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(5)]
     return min(float(run.stdout) for run in runs)
 

@@ -34,11 +34,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtune_service.config import PruneSpec
-from qtune_service.core.thresholds import Totals, select
-from qtune_service.pipeline import rounds
-from qtune_service.pipeline.group_tasks import Ground
+from qtune_service.pipeline import distributed_selection
+from qtune_service.pipeline.distributed_selection import Rounds
 from qtune_service.pipeline.population import GROUP_SAMPLES, Group
-from qtune_service.pipeline.rounds import Rounds
+from qtune_service.pipeline.selection_tasks import Ground
+from qtune_service.selection.thresholds import Totals, select
 
 CORRELATION = 0.8
 DISK_BYTES = 45
@@ -88,7 +88,7 @@ SPENT = {"read_s": 0.0}
 def work(index: int, payload: bytes, ground: Ground) -> tuple[bytes, float, int]:
     """One task, with the seconds that its data took to make and this process's peak memory."""
     SPENT["read_s"] = 0.0
-    return rounds.work(index, payload, ground), SPENT["read_s"], peak_bytes()
+    return distributed_selection.work(index, payload, ground), SPENT["read_s"], peak_bytes()
 
 
 class Processes:

@@ -7,13 +7,20 @@ metadata; pydantic keeps it out of the JSON schema.
 The models are plain pydantic, free of torch, ray and vllm. They are frozen and refuse unknown keys, so that a typing
 mistake in a job file is found before a GPU is reserved. Every number has both bounds and every text and collection a
 maximum length, so that no spec can occupy a machine without end. A test walks the schema and checks it.
+
+`pack_spec` makes a line of text of a spec, which carries it to a driver that shares no disk with the server.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
+import gzip
 import hashlib
 import json
 import tomllib
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -177,7 +184,7 @@ class EngineSpec(_Part):
 
     name: Annotated[EngineName, Flag(FlagGroup.run, "ENGINE", name="engine", label="Engine")] = "auto"
     """`vllm`, `reference` (plain torch), or `auto`: vLLM where it is installed and supports the model. Or
-    `module:factory` of your own, called with (ModelSpec, EngineSpec); it returns a Scorer (scoring/base.py)."""
+    `module:factory` of your own, called with (ModelSpec, EngineSpec); it returns a Scorer (scoring/scorer.py)."""
     num_actors: Annotated[NumActors | None, Flag(FlagGroup.run, "N|MIN-MAX")] = None
     """Scoring actors: a number, or MIN-MAX for a pool that follows the cluster. By default one per GPU, also for GPUs
     that join later, or one on CPUs."""
@@ -233,7 +240,7 @@ class PruneSpec(_Part):
     quadrant_rule: Annotated[Annotated[str, Field(max_length=1000)] | None, Flag(FlagGroup.rare, "MODULE:FUNCTION")] = (
         None
     )
-    """`module:function` that labels the samples in place of the method; see QuadrantRule in core/plane.py."""
+    """`module:function` that labels the samples in place of the method; see QuadrantRule in selection/plane.py."""
 
     @property
     def smoothing(self) -> float:
@@ -339,3 +346,31 @@ def error_text(message: str) -> str:
 def _field_name(location: tuple[int | str, ...]) -> str:
     """Return an error's location as `input.paths.0`. Long keys, which a user may have written, are cut."""
     return ".".join(str(part)[:SHOWN_KEY_CHARS] for part in location) or "spec"
+
+
+MAX_CHARS = 100_000
+"""Most characters of a packed spec: the system allows 128 KiB in one variable or argument."""
+
+
+def pack_spec(spec: Mapping[str, Any]) -> str:
+    """Return a spec as one line of text for an environment variable: gzipped JSON in base64.
+
+    Shells and Ray, which replaces `${NAME}` by values of its own environment, find nothing in it to change. Raises
+    SpecError if the text is too long.
+    """
+    packed = base64.b64encode(gzip.compress(json.dumps(dict(spec)).encode(), mtime=0)).decode()
+    if len(packed) > MAX_CHARS:
+        raise SpecError(
+            f"the job's spec is too long for the cluster: {len(packed):,} characters, at most {MAX_CHARS:,}",
+            "Name a folder or a pattern in input.paths instead of each file.",
+        )
+    return packed
+
+
+def unpack_spec(text: str, where: str) -> JobSpec:
+    """Return the spec of a packed text or of JSON. Raises SpecError that names `where`."""
+    try:
+        plain = text if text.lstrip().startswith("{") else gzip.decompress(base64.b64decode(text, validate=True))
+        return parse_spec(json.loads(plain), where=where)
+    except (binascii.Error, OSError, EOFError, zlib.error, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SpecError(f"{where} holds no job spec: {error}", "Give JSON, or that gzipped in base64.") from error

@@ -132,7 +132,7 @@ def _system_library(name: str) -> Finding:
 
 
 def _check_vllm() -> Finding:
-    from qtune_service.scoring.vllm import SUPPORTED_VLLM, installed_vllm
+    from qtune_service.scoring.vllm.engine import SUPPORTED_VLLM, installed_vllm
 
     version = installed_vllm()
     if version is None:

@@ -23,7 +23,7 @@ from qtune_service.config import (
     PruneSpec,
     check_path_count,
 )
-from qtune_service.jobs.models import JobItem, JobStatus
+from qtune_service.job_states import JobItem, JobStatus
 
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
 MAX_REQUEST_PATHS = 10_000

@@ -13,7 +13,7 @@ import typer
 from pydantic import BaseModel
 
 from qtune_service import cli, config
-from qtune_service.settings import Settings
+from qtune_service.server.settings import Settings
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 

@@ -9,7 +9,7 @@ import hypothesis
 import pytest
 
 if TYPE_CHECKING:
-    from qtune_service.outputs.finished import FinishedOutput
+    from qtune_service.output.reader import FinishedOutput
     from tests.finished_outputs import FinishedOutputs
 
 REPO = Path(__file__).resolve().parent.parent

@@ -16,25 +16,24 @@ from typing import Any
 import numpy as np
 
 from qtune_service.config import EngineSpec, InputSpec, JobSpec, ModelSpec, OutputSpec, PruneSpec
-from qtune_service.core.metrics import Sample, TokenScores
-from qtune_service.data import storage
-from qtune_service.data.plan import Plan
-from qtune_service.data.shards import make_plan, scan, split
-from qtune_service.data.sources import discover
-from qtune_service.outputs.finished import FinishedOutput
-from qtune_service.outputs.folder import Output
-from qtune_service.pipeline.finish import finish_pruned, finish_scored
-from qtune_service.pipeline.group_tasks import Ground
-from qtune_service.pipeline.origin import adopt_scores, save_tokenizer
+from qtune_service.ingest.discovery import discover
+from qtune_service.ingest.plan import Plan
+from qtune_service.ingest.planner import make_plan, scan, split
+from qtune_service.output.layout import Output
+from qtune_service.output.reader import FinishedOutput
+from qtune_service.pipeline.distributed_selection import work
+from qtune_service.pipeline.manifest import Pruned, finish_pruned, finish_scored
 from qtune_service.pipeline.population import Population, ScoreShards
+from qtune_service.pipeline.prepare import adopt_scores, save_tokenizer
 from qtune_service.pipeline.progress import Tracker
-from qtune_service.pipeline.report_data import Pruned
-from qtune_service.pipeline.rounds import work
-from qtune_service.pipeline.scored import Scored, summarise
+from qtune_service.pipeline.score_stage import Scored, summarise
+from qtune_service.pipeline.selection_stage import find_thresholds
+from qtune_service.pipeline.selection_tasks import Ground
+from qtune_service.pipeline.shard_tables import own_names, pruned_names
 from qtune_service.pipeline.stages import ScoreShard, commit_shard, encode_shard, prepare, prune_shard
-from qtune_service.pipeline.tables import own_names, pruned_names
-from qtune_service.pipeline.thresholds import find_thresholds
-from qtune_service.scoring.base import EngineInfo
+from qtune_service.samples import Sample, TokenScores
+from qtune_service.scoring.scorer import EngineInfo
+from qtune_service.storage import file_io
 from tests.jobs import DEMO_DATA, DEMO_MODEL, write_jsonl
 
 NUM_SAMPLES = 120
@@ -183,7 +182,7 @@ def _plan(spec: JobSpec, output: Output) -> Plan:
     plan = make_plan(
         files, chunks, [scan(chunk, spec.input, work=output.at("_qtune", "input")) for chunk in chunks], spec.input
     )
-    storage.write_bytes(output.at("_qtune", "plan.json"), plan.to_json().encode())
+    file_io.write_bytes(output.at("_qtune", "plan.json"), plan.to_json().encode())
     return plan
 
 

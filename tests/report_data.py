@@ -9,21 +9,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qtune_service.core.curve import EntryCounts
-from qtune_service.core.metrics import perplexity
-from qtune_service.core.thresholds import select
-from qtune_service.report.contents import (
+from qtune_service.report.data import (
     Counts,
-    ExampleKind,
     ExampleSample,
     ExampleToken,
     QuadrantName,
     ReportData,
     TokenTotals,
 )
-from qtune_service.report.distributions import describe
-from qtune_service.report.picking import borderline_samples, typical_samples
-from qtune_service.report.sample import EvenSample, even_sample
+from qtune_service.samples import perplexity
+from qtune_service.selection.curve import EntryCounts
+from qtune_service.selection.distributions import describe
+from qtune_service.selection.even_sample import EvenSample, even_sample
+from qtune_service.selection.examples import ExampleKind, borderline_samples, typical_samples
+from qtune_service.selection.thresholds import select
 
 Scores = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]  # mean_nll, mean_entropy, num_tokens: (N,)
 WORDS = (

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qtune_service.config import EngineSpec, ModelSpec
-from qtune_service.core.metrics import Sample, TokenScores
-from qtune_service.scoring.base import EngineInfo
+from qtune_service.samples import Sample, TokenScores
 from qtune_service.scoring.reference import ReferenceScorer
+from qtune_service.scoring.scorer import EngineInfo
 
 PAUSE_S = float(os.environ.get("QTUNE_TEST_PAUSE_S", "1.5"))
 """Before each shard."""

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtune_service.config import EngineSpec, ModelSpec
-from qtune_service.core.metrics import Sample, TokenScores
-from qtune_service.scoring.base import EngineInfo
+from qtune_service.samples import Sample, TokenScores
+from qtune_service.scoring.scorer import EngineInfo
 
 SECONDS_PER_TOKEN = 20e-6  # 50,000 tokens/s
 MULTIPLIERS = (np.uint32(2654435761), np.uint32(2246822519))

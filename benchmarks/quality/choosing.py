@@ -1,4 +1,4 @@
-"""Ways to choose rows with a model as it is: Q-Tuning by the pruner that users have, the others by core/strategies.py.
+"""Ways to choose rows with a model as it is: Q-Tuning by the users' pruner, the others by selection/strategies.py.
 
 Each takes some rows and says which stay, with what labels and weights. Applied to the candidates of each step it is a
 dynamic method, applied once to all rows a static one.
@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from benchmarks.quality.spec import RunSpec
 from benchmarks.quality.tasks import IGNORED, Examples
-from qtune_service.core.metrics import sample_means
-from qtune_service.core.strategies import Weighing, loss_sum, mean_of, priority_of
-from qtune_service.core.thresholds import select
+from qtune_service.samples import sample_means
+from qtune_service.selection.strategies import Weighing, loss_sum, mean_of, priority_of
+from qtune_service.selection.thresholds import select
 from qtune_service.training import QTuningPruner
-from qtune_service.training.rows import read_batch
-from qtune_service.training.scores import TokenScorer
+from qtune_service.training.batch_layout import read_batch
+from qtune_service.training.token_scores import TokenScorer
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from qtune_service.config import EngineSpec
-from qtune_service.scoring.head import BlockwiseHead, Head, Matrix, exact_scores
 from qtune_service.scoring.kernel import KernelHead, Tile, tiles_for
+from qtune_service.scoring.logits import BlockwiseHead, Head, Matrix, exact_scores
 from qtune_service.scoring.statistics import CompiledPartials, eager_partials, nll_and_entropy
 from side_by_side.material import LOGIT_SPREAD, Shape
 

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtune_service.config import InputSpec, ModelSpec
-from qtune_service.core.metrics import Sample
-from qtune_service.data.chat import Encoded, Encoder
-from qtune_service.scoring.environment import quiet_libraries
+from qtune_service.samples import Sample
+from qtune_service.scoring.process_environment import quiet_libraries
+from qtune_service.tokenize.encoder import Encoded, Encoder
 
 MAX_MODEL_LEN = 4096
 TOKENIZER_SIZE = 8192

@@ -17,8 +17,8 @@ from typing import Self
 import numpy as np
 import psutil
 
-from qtune_service.core.metrics import Sample
-from qtune_service.scoring.samples import scored_positions
+from qtune_service.samples import Sample
+from qtune_service.scoring.scorer import scored_positions
 from side_by_side.material import Shape
 
 PEAK_SIZES = ((1024, 1024, 1024), (2048, 2048, 2048), (4096, 4096, 4096), (2048, 896, 4864), (2048, 4864, 896))

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from qtune_service.core.metrics import Sample
-from qtune_service.scoring.environment import allocator_environment
+from qtune_service.samples import Sample
+from qtune_service.scoring.process_environment import allocator_environment
 from side_by_side.measure import MemorySampler
 from side_by_side.worker import PEAK, Task, command
 

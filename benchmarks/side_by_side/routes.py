@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from qtune_service.config import EngineSpec, ModelSpec
-from qtune_service.core.metrics import Sample, TokenScores
-from qtune_service.scoring.environment import apply_environment, quiet_libraries
-from qtune_service.scoring.samples import scored_positions
+from qtune_service.samples import Sample, TokenScores
+from qtune_service.scoring.process_environment import apply_environment, quiet_libraries
+from qtune_service.scoring.scorer import scored_positions
 
 ScoreAll = Callable[[Sequence[Sample]], list[TokenScores]]
 BATCH_TOKENS = 2048  # padded tokens in a batch of `batched`; full float32 logits of 152k words: 1.2 GB a copy
@@ -28,7 +28,7 @@ TINIEST = torch.finfo(torch.float32).tiny
 
 def build_engine(model: ModelSpec) -> ScoreAll:
     """The engine that `qtune` runs, without anything around it."""
-    from qtune_service.scoring.vllm import VllmScorer
+    from qtune_service.scoring.vllm.engine import VllmScorer
 
     return VllmScorer(model, EngineSpec(name="vllm")).score
 

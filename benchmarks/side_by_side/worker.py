@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from qtune_service.config import ModelSpec
-from qtune_service.core.metrics import TokenScores
+from qtune_service.samples import TokenScores
 from side_by_side import routes
 from side_by_side.material import load_samples
 from side_by_side.measure import measure_peak

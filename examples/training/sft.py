@@ -15,7 +15,7 @@ from rows import DEMO, MODEL
 from trl import SFTConfig, SFTTrainer
 
 from qtune_service.training import add_q_tuning_arguments, q_tuning_arguments
-from qtune_service.training.trainer import enable_q_tuning
+from qtune_service.training.hf_trainer import enable_q_tuning
 
 
 def main() -> None:

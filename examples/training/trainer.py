@@ -14,7 +14,7 @@ from rows import MODEL, demo_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 from qtune_service.training import add_q_tuning_arguments, q_tuning_arguments
-from qtune_service.training.trainer import enable_q_tuning
+from qtune_service.training.hf_trainer import enable_q_tuning
 
 
 def main() -> None:

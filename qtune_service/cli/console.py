@@ -47,7 +47,7 @@ def exit_codes(interrupted: str = CONTINUE) -> Iterator[None]:
 
 def _exit_if_cluster_lost(exit_code: int) -> None:
     """Exit immediately if the Ray cluster is gone: Ray's own shutdown would wait for its head node."""
-    cluster = sys.modules.get("qtune_service.pipeline.cluster")
+    cluster = sys.modules.get("qtune_service.pipeline.ray_cluster")
     if cluster is not None and cluster.is_lost():
         sys.stdout.flush()
         sys.stderr.flush()
@@ -58,7 +58,7 @@ def _plain(text: str) -> str:
     """Return a message without markup and control codes, as messages may quote data."""
     from rich.markup import escape
 
-    from qtune_service.report.tokens import visible_text
+    from qtune_service.report.token_view import visible_text
 
     return escape(visible_text(text))
 

@@ -13,14 +13,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from qtune_service.cli.commands import command
 from qtune_service.cli.console import exit_codes, quiet
-from qtune_service.cli.help import command
 from qtune_service.cli.job_flags import Given, spec_of, takes_job_fields
 from qtune_service.config import FlagGroup, JobSpec, PruneSpec, load_spec
 from qtune_service.errors import SpecError
 
 if TYPE_CHECKING:
-    from qtune_service.core.cost import ModelCost
+    from qtune_service.pipeline.cost import ModelCost
     from qtune_service.pipeline.estimate import Estimate, Hardware, Range, Size
 
 GPU_NAMES = "a100, b200, h100, h200, l4 or l40s"
@@ -157,10 +157,10 @@ def estimate(
 
 
 def _estimate(given: Given, flags: dict[str, Any]) -> Estimate:
-    from qtune_service.core.cost import ModelCost
-    from qtune_service.pipeline import model_cost
+    from qtune_service.importing import import_transformers_without_torch
+    from qtune_service.pipeline import cost as model_cost
+    from qtune_service.pipeline.cost import ModelCost
     from qtune_service.pipeline.estimate import estimate as estimated
-    from qtune_service.torchless import import_transformers_without_torch
 
     spec = _spec(given)
     if spec is not None:
@@ -192,7 +192,7 @@ def _spec(given: Given) -> JobSpec | None:
 
 
 def _size(spec: JobSpec | None, given: Given, flags: dict[str, Any]) -> Size:
-    from qtune_service.core.cost import Lengths
+    from qtune_service.pipeline.cost import Lengths
     from qtune_service.pipeline.estimate import Size, size_of
 
     if "input.paths" in given and spec is not None:

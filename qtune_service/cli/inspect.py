@@ -1,4 +1,4 @@
-"""`qtune inspect`: show an output, or samples of it."""
+"""`qtune inspect`: show an output, or samples of it. `qtune doctor`: check this machine."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import json
 from typing import Annotated, Literal
 
 import typer
+from rich.console import Console
 
-from qtune_service.cli.console import exit_codes, show
-from qtune_service.cli.help import command
+from qtune_service.cli.commands import command
+from qtune_service.cli.console import exit_codes, quiet, show
 
 SELECTION, VIEW = "Which samples", "What to show"
 EXAMPLES = """\
@@ -76,7 +77,7 @@ def inspect(
     """Show what a job found and kept, or samples of it. Samples are chosen by quadrant, order and SQL."""
     with exit_codes():
         from qtune_service.cli.inspect_views import Request, show_samples
-        from qtune_service.outputs.folder import Output
+        from qtune_service.output.layout import Output
 
         request = Request(
             sample=sample,
@@ -99,3 +100,17 @@ def inspect(
             typer.echo(json.dumps(manifest, indent=1))
         else:
             show(manifest, output)
+
+
+@command(app)
+def doctor() -> None:
+    """Check what this machine can do, and say what to fix."""
+    with exit_codes():
+        from qtune_service.doctor import examine
+
+        console = Console()
+        with quiet() as _:
+            findings, healthy = examine()
+        console.print(findings)
+        if not healthy:
+            raise typer.Exit(4)

@@ -14,8 +14,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from qtune_service.errors import QueryError, SpecError
-from qtune_service.outputs.finished import FinishedOutput
-from qtune_service.outputs.query import (
+from qtune_service.output.query import (
     Found,
     Records,
     Selection,
@@ -27,10 +26,11 @@ from qtune_service.outputs.query import (
     rejected_of,
     samples_of,
 )
+from qtune_service.output.reader import FinishedOutput
 from qtune_service.report import terminal_samples as views
-from qtune_service.report.shown import ROWS_PAGE, plain, shown_samples
-from qtune_service.report.terminal_tokens import legend
-from qtune_service.report.wording import count
+from qtune_service.report.terminal_samples import legend
+from qtune_service.report.text import count
+from qtune_service.report.token_view import ROWS_PAGE, plain, shown_samples
 
 MAX_SAMPLES, MAX_ROWS = 5, 20
 """Shown without a limit."""

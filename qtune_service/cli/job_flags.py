@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from qtune_service.cli.options import replace_parameter
+from qtune_service.cli.commands import replace_parameter
 from qtune_service.config import SHOWN_ERRORS, JobSpec, error_text
 from qtune_service.errors import SpecError
 from qtune_service.job_fields import JobField, in_terminal, job_fields

@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar
 import typer
 
 from qtune_service import __version__
-from qtune_service.cli.help import CONTEXT, LazyCommand, LazyGroup
+from qtune_service.cli.commands import CONTEXT, LazyCommand, LazyGroup
 
 PREPARE, PRUNE, RESULT, SERVER, SERVICE = (
     "Before a job",
@@ -23,8 +23,8 @@ PREPARE, PRUNE, RESULT, SERVER, SERVICE = (
 )
 
 
-def _at(module: str, summary: str, section: str, *, is_group: bool = False) -> LazyCommand:
-    return LazyCommand(f"qtune_service.cli.{module}", summary, section, is_group)
+def _at(module: str, summary: str, section: str, group: str = "") -> LazyCommand:
+    return LazyCommand(f"qtune_service.cli.{module}", summary, section, group)
 
 
 class Commands(LazyGroup):
@@ -33,18 +33,18 @@ class Commands(LazyGroup):
     lazy: ClassVar[Mapping[str, LazyCommand]] = {
         "preview": _at("preview", "Show the first samples as the model will see them.", PREPARE),
         "estimate": _at("estimate", "Estimate time, cost, disk and memory of a job.", PREPARE),
-        "doctor": _at("doctor", "Check what this machine can do, and say what to fix.", PREPARE),
+        "doctor": _at("inspect", "Check what this machine can do, and say what to fix.", PREPARE),
         "prune": _at("prune", "Score a dataset, find the thresholds, and write the pruned dataset.", PRUNE),
         "score": _at("prune", "Score a dataset without pruning it.", PRUNE),
         "run": _at("prune", "Run a job file.", PRUNE),
         "inspect": _at("inspect", "Show what a job found and kept, or samples of it.", RESULT),
-        "compare": _at("compare", "Compare what strategies and ratios would keep.", RESULT),
-        "export": _at("export", "Write the pruned data for a trainer, the hub or an analysis.", RESULT),
-        "jobs": _at("remote.jobs", "Submit, follow and download jobs of a server.", SERVER, is_group=True),
-        "datasets": _at("remote.datasets", "Upload, list and delete datasets of a server.", SERVER, is_group=True),
+        "compare": _at("compare_export", "Compare what strategies and ratios would keep.", RESULT),
+        "export": _at("compare_export", "Write the pruned data for a trainer, the hub or an analysis.", RESULT),
+        "jobs": _at("server_jobs", "Submit, follow and download jobs of a server.", SERVER, "jobs_app"),
+        "datasets": _at("server_jobs", "Upload, list and delete datasets of a server.", SERVER, "datasets_app"),
         "serve": _at("serve", "Start the service.", SERVICE),
         "migrate": _at("serve", "Upgrade the database of the service to this version's schema.", SERVICE),
-        "token": _at("token", "Create, list and revoke API tokens of the service.", SERVICE, is_group=True),
+        "token": _at("serve", "Create, list and revoke API tokens of the service.", SERVICE, "token_app"),
     }
 
 

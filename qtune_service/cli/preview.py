@@ -12,8 +12,8 @@ import typer
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from qtune_service.cli.commands import command
 from qtune_service.cli.console import exit_codes, quiet
-from qtune_service.cli.help import command
 from qtune_service.cli.job_flags import Given, spec_of, takes_job_fields
 from qtune_service.config import FlagGroup, JobSpec, load_spec
 from qtune_service.errors import DataError, QTuneError, SpecError
@@ -84,8 +84,8 @@ def _spec(given: Given) -> JobSpec:
 
 
 def _first_samples(spec: JobSpec, count: int) -> Preview:
+    from qtune_service.importing import import_transformers_without_torch
     from qtune_service.pipeline.preview import preview as read_samples
-    from qtune_service.torchless import import_transformers_without_torch
 
     with quiet():
         if not spec.model.trust_remote_code:
@@ -97,8 +97,8 @@ def _first_samples(spec: JobSpec, count: int) -> Preview:
 
 
 def _page(found: Preview, *, signs: bool) -> Iterator[RenderableType]:
-    from qtune_service.report.contents import ExampleToken
-    from qtune_service.report.terminal_tokens import Cut, token_text
+    from qtune_service.report.data import ExampleToken
+    from qtune_service.report.terminal_samples import Cut, token_text
 
     for sample in found.samples:
         yield _heading(sample)
@@ -116,7 +116,7 @@ def _page(found: Preview, *, signs: bool) -> Iterator[RenderableType]:
 
 
 def _heading(sample: PreviewSample) -> Text:
-    from qtune_service.report.tokens import visible_text
+    from qtune_service.report.token_view import visible_text
 
     left_out = f", {sample.num_left_out:,} of its middle not shown" if sample.num_left_out else ""
     cut = ", cut to the model's length" if sample.truncated else ""
@@ -126,7 +126,7 @@ def _heading(sample: PreviewSample) -> Text:
 
 
 def _rejection(record: PreviewRejected) -> Text:
-    from qtune_service.report.tokens import visible_text
+    from qtune_service.report.token_view import visible_text
 
     head = Text(f"{record.id}  ", style="bold").append(f"rejected: {record.reason}  ", "yellow not bold")
     return head.append(visible_text(f"{record.detail}. {record.hint}"), "not bold")

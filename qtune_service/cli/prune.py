@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
+from qtune_service.cli.commands import command
 from qtune_service.cli.console import exit_codes, quiet, show
-from qtune_service.cli.help import command
 from qtune_service.cli.job_flags import Given, body_of, spec_of, takes_job_fields, with_flag
 from qtune_service.config import FlagGroup, JobSpec, load_spec
 from qtune_service.errors import SpecError
@@ -93,7 +93,7 @@ def _spec_from_scores(given: Given) -> JobSpec:
 
     Other flags have no effect.
     """
-    from qtune_service.outputs.folder import Output
+    from qtune_service.output.layout import Output
 
     if "input.paths" in given or "model.name" in given:
         raise SpecError(
@@ -108,7 +108,7 @@ def _spec_at(place: str) -> JobSpec:
     """Return the spec of a job file, or of an environment variable, as the service passes it."""
     if not place.startswith("env:"):
         return load_spec(Path(place))
-    from qtune_service.jobs.spec_text import unpack_spec
+    from qtune_service.config import unpack_spec
 
     name = place.removeprefix("env:")
     if (text := os.environ.get(name)) is None:
@@ -117,10 +117,10 @@ def _spec_at(place: str) -> JobSpec:
 
 
 def _run(spec: JobSpec, ray_address: str | None, *, overwrite: bool) -> None:
+    from qtune_service.importing import import_transformers_without_torch
     from qtune_service.pipeline.progress import PlainSink, TerminalSink
     from qtune_service.pipeline.run import run_job
-    from qtune_service.pipeline.stopping import Stop
-    from qtune_service.torchless import import_transformers_without_torch
+    from qtune_service.pipeline.shutdown import Stop
 
     stop = Stop()
     stop.install()

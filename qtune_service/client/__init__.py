@@ -4,6 +4,6 @@ It needs httpx and pydantic: no torch, ray or vllm, no pyarrow, and none of the 
 """
 
 from qtune_service.client.client import Client
-from qtune_service.client.transfers import Transfer
+from qtune_service.client.transfer import Transfer
 
 __all__ = ["Client", "Transfer"]

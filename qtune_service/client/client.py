@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import quote, unquote
 
-from qtune_service.client import downloads, events, uploads
-from qtune_service.client.connection import Connection
+from qtune_service.client import events, transfer
+from qtune_service.client import transfer as uploads
 from qtune_service.client.profiles import find_address
-from qtune_service.client.transfers import Watcher
+from qtune_service.client.transfer import Watcher
+from qtune_service.client.transport import Connection
 from qtune_service.config import JobSpec, PruneSpec, validated
 from qtune_service.errors import NotFoundError
-from qtune_service.jobs.models import JobStatus
+from qtune_service.job_states import JobStatus
 from qtune_service.wire import (
     DatasetPage,
     DatasetView,
@@ -222,8 +223,8 @@ class Client:
     ) -> tuple[Path, ...]:
         """Files into a folder, as `pruned/*`; by default all. Done again, it goes on, and fetches nothing twice."""
         patterns = (files,) if isinstance(files, str) else files
-        chosen = downloads.choose(self.files(job_id), patterns)
-        return downloads.download(
+        chosen = transfer.choose(self.files(job_id), patterns)
+        return transfer.download(
             self._connection, _job(job_id), chosen, Path(folder), parallel=parallel, watcher=watcher
         )
 

@@ -13,8 +13,7 @@ from typing import Any
 
 import httpx
 
-from qtune_service.client.connection import Connection
-from qtune_service.client.retries import TurnedAwayError
+from qtune_service.client.transport import Connection, TurnedAwayError
 from qtune_service.errors import WaitTimeoutError
 from qtune_service.wire import JobListItem, JobView
 

@@ -21,7 +21,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from qtune_service.client.address import DEFAULT_URL, Address, origin
+from qtune_service.client.transport import DEFAULT_URL, Address, origin
 from qtune_service.errors import SettingsError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]

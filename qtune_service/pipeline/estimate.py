@@ -13,15 +13,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from qtune_service.config import JobSpec
-from qtune_service.core.cost import Lengths, ModelCost, Needs, devices_of, needs_of
-from qtune_service.data import storage
-from qtune_service.data.batches import Encoded
-from qtune_service.data.chat import Encoder
-from qtune_service.data.first_records import FirstRecord, first_records
-from qtune_service.data.sources import SourceFile, discover
-from qtune_service.data.values import RecordProblem
 from qtune_service.errors import DataError, SpecError
-from qtune_service.pipeline.model_info import describe_model
+from qtune_service.ingest.discovery import SourceFile, discover
+from qtune_service.ingest.jsonl import RecordProblem
+from qtune_service.ingest.reader import FirstRecord, first_records
+from qtune_service.pipeline.cost import Lengths, ModelCost, Needs, devices_of, needs_of
+from qtune_service.scoring.model_config import describe_model
+from qtune_service.storage import file_io
+from qtune_service.tokenize.encoded_batch import Encoded
+from qtune_service.tokenize.encoder import Encoder
 
 ASSUMED_SHARE, ASSUMED_RANGE = 0.5, (0.35, 0.6)
 """Of a GPU's peak: nothing is measured yet; the goal is 0.6 on 7B."""
@@ -199,7 +199,7 @@ def _count(spec: JobSpec, records: Sequence[FirstRecord], looked_at: int) -> tup
 
 
 def _rows(file: SourceFile) -> int:
-    with storage.open_parquet(file.uri) as opened:
+    with file_io.open_parquet(file.uri) as opened:
         return int(opened.metadata.num_rows)
 
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from qtune_service.outputs.folder import Output
+from qtune_service.output.layout import Output
 
 GROUP_SAMPLES = 1 << 22
 """Samples that one process holds at a time; a shard with more is a group of its own. About 100 bytes each."""

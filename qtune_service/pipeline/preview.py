@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from qtune_service.config import JobSpec
-from qtune_service.data.batches import Encoded
-from qtune_service.data.chat import Encoder
-from qtune_service.data.first_records import FirstRecord, first_records
-from qtune_service.data.reasons import HINTS
-from qtune_service.data.records import RecordError
-from qtune_service.data.values import RecordProblem, encode_value
-from qtune_service.pipeline.model_info import ModelInfo, describe_model
-from qtune_service.report.tokens import token_texts
+from qtune_service.ingest.jsonl import RecordProblem, encode_value
+from qtune_service.ingest.reader import FirstRecord, first_records
+from qtune_service.ingest.records import HINTS, RecordError
+from qtune_service.report.token_view import token_texts
+from qtune_service.scoring.model_config import ModelInfo, describe_model
+from qtune_service.tokenize.encoded_batch import Encoded
+from qtune_service.tokenize.encoder import Encoder
 
 MAX_RECORDS = 200
 SHOWN_TOKENS = 1000

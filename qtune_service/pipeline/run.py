@@ -14,32 +14,27 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qtune_service.config import JobSpec, PruneSpec
-from qtune_service.core.plane import QuadrantRule
-from qtune_service.data.chat import Encoder
-from qtune_service.data.sources import discover
 from qtune_service.errors import DataError, QTuneError
-from qtune_service.outputs.folder import Output
-from qtune_service.outputs.removal import clear
-from qtune_service.pipeline import cluster
-from qtune_service.pipeline.cluster import LIGHT_CPUS, Cluster, Stage, run_here, stream
-from qtune_service.pipeline.finish import finish_pruned, finish_scored
-from qtune_service.pipeline.group_tasks import Ground
-from qtune_service.pipeline.model_info import describe_model, local_folder
-from qtune_service.pipeline.origin import adopt_scores, save_tokenizer
-from qtune_service.pipeline.planning import plan_shards
+from qtune_service.ingest.discovery import discover
+from qtune_service.output.layout import Output
+from qtune_service.output.removal import clear
+from qtune_service.pipeline import ray_cluster
+from qtune_service.pipeline.distributed_selection import work
+from qtune_service.pipeline.manifest import Pruned, finish_pruned, finish_scored
 from qtune_service.pipeline.population import Population, ScoreShards
-from qtune_service.pipeline.portable import portable
+from qtune_service.pipeline.prepare import adopt_scores, load_rule, plan_shards, portable, save_tokenizer
 from qtune_service.pipeline.progress import FileSink, Sink, Tracker
-from qtune_service.pipeline.report_data import Pruned
-from qtune_service.pipeline.rounds import work
-from qtune_service.pipeline.rules import load_rule
-from qtune_service.pipeline.score import Scoring
-from qtune_service.pipeline.scored import Scored, measure, summarise
+from qtune_service.pipeline.ray_cluster import LIGHT_CPUS, Cluster, Stage, run_here, stream
+from qtune_service.pipeline.retries import Guard, start_supervisor
+from qtune_service.pipeline.score_stage import Scored, Scoring, measure, summarise
+from qtune_service.pipeline.selection_stage import Verdict, find_thresholds
+from qtune_service.pipeline.selection_tasks import Ground
+from qtune_service.pipeline.shard_tables import own_names, pruned_names
+from qtune_service.pipeline.shutdown import Stop
 from qtune_service.pipeline.stages import JobContext, prepare, prune_shard
-from qtune_service.pipeline.stopping import Stop
-from qtune_service.pipeline.supervision import Guard, start_supervisor
-from qtune_service.pipeline.tables import own_names, pruned_names
-from qtune_service.pipeline.thresholds import Verdict, find_thresholds
+from qtune_service.scoring.model_config import describe_model, local_folder
+from qtune_service.selection.plane import QuadrantRule
+from qtune_service.tokenize.encoder import Encoder
 
 SMALL_TOKENS = 1 << 23
 """Tokens that are pruned without starting a cluster: some seconds of one core."""
@@ -91,7 +86,7 @@ class _Job:
             markers = self._prune(scored, verdict)
             return finish_pruned(self.spec, self.output, scored, Pruned(verdict, markers), self.tracker)
         finally:
-            cluster.disconnect()
+            ray_cluster.disconnect()
             self.tracker.close()
 
     def _adopt(self) -> Scored:
@@ -102,9 +97,9 @@ class _Job:
     def _connect(self) -> Cluster:
         """Join or start the cluster, once."""
         if self._nodes is None:
-            self._nodes = cluster.connect(self.ray_address)
+            self._nodes = ray_cluster.connect(self.ray_address)
             self.stop.install_again()
-            cluster.watch_head(self.stop.fail)
+            ray_cluster.watch_head(self.stop.fail)
         return self._nodes
 
     # --- score
@@ -125,7 +120,7 @@ class _Job:
         save_tokenizer(encoder, self.output)
         plan = plan_shards(self.spec, self.output, nodes, self.tracker)
         markers = self.output.finished("scored")
-        pool = cluster.size_pool(self.spec.engine, nodes)
+        pool = ray_cluster.size_pool(self.spec.engine, nodes)
         resumed = sum(m["read"] for m in markers.values())
         if markers:
             self.tracker.say(f"continuing: {len(markers)} of {len(plan.shards)} shards are already scored")

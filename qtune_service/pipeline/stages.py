@@ -21,20 +21,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from qtune_service.config import JobSpec
-from qtune_service.core.metrics import Sample, TokenScores
-from qtune_service.data import storage
-from qtune_service.data.chat import Encoder
-from qtune_service.data.reading import RecordProblem, ShardRecords, category_of, read_shard, sample_id
-from qtune_service.data.shards import Chunk, Plan, scan
 from qtune_service.errors import OutputConflictError, StorageError
-from qtune_service.outputs.columns import coded, final_masks, ragged, row_sums
-from qtune_service.outputs.folder import Output
-from qtune_service.outputs.manifest_files import part_path
-from qtune_service.pipeline.cluster import node_id
-from qtune_service.pipeline.model_info import ModelInfo, describe_model
-from qtune_service.pipeline.places import Places, ShardVerdict
-from qtune_service.pipeline.supervision import Guard, StoppedError
-from qtune_service.pipeline.tables import (
+from qtune_service.ingest.planner import Chunk, Plan, scan
+from qtune_service.ingest.reader import RecordProblem, ShardRecords, category_of, read_shard, sample_id
+from qtune_service.output.columns import coded, final_masks, ragged, row_sums
+from qtune_service.output.file_lists import part_path
+from qtune_service.output.layout import Output
+from qtune_service.pipeline.ray_cluster import node_id
+from qtune_service.pipeline.retries import Guard, StoppedError
+from qtune_service.pipeline.shard_selection import Places, ShardVerdict
+from qtune_service.pipeline.shard_tables import (
     ENCODED_FIELDS,
     REJECTED_SCHEMA,
     encoded_rows,
@@ -47,6 +43,10 @@ from qtune_service.pipeline.tables import (
     samples_of,
     with_scores,
 )
+from qtune_service.samples import Sample, TokenScores
+from qtune_service.scoring.model_config import ModelInfo, describe_model
+from qtune_service.storage import file_io
+from qtune_service.tokenize.encoder import Encoder
 
 MAX_PLAN_BYTES = 8 << 30
 """Of a plan: some 500 bytes a shard."""
@@ -121,7 +121,7 @@ class ScoreShard:
 
     def __init__(self, context: JobContext) -> None:
         os.environ["OMP_NUM_THREADS"] = str(context.threads)
-        from qtune_service.scoring.choose import build_scorer
+        from qtune_service.scoring.choose_engine import build_scorer
 
         limit = {"max_model_len": context.model.max_model_len}
         self._context = context
@@ -152,8 +152,7 @@ class ScoreShard:
 
     def _score(self, index: int, samples: Sequence[Sample]) -> list[TokenScores | str]:
         """Score what an earlier, stopped run did not. Raises StoppedError after saving what this one has."""
-        from qtune_service.scoring.base import InterruptedScoring, never
-        from qtune_service.scoring.isolate import score_isolating
+        from qtune_service.scoring.scorer import InterruptedScoring, never, score_isolating
 
         output, guard = self._context.output, self._context.guard
         engine = f"{self._scorer.info.name} {self._scorer.info.version} {self._scorer.info.dtype}"
@@ -167,7 +166,7 @@ class ScoreShard:
         except InterruptedScoring as stop:
             done |= {left[k]: scores for k, scores in stop.scores.items()}
             kept = {i: s for i, s in done.items() if isinstance(s, TokenScores)}
-            storage.write_bytes(output.partial_uri(index), partial_bytes(kept, engine))
+            file_io.write_bytes(output.partial_uri(index), partial_bytes(kept, engine))
             raise StoppedError(f"shard {index} was stopped with {len(kept)} of {len(samples)} samples scored") from None
         done |= dict(zip(left, fresh, strict=True))
         return [done[i] for i in range(len(samples))]
@@ -341,7 +340,7 @@ def _write(output: Output, folder: str, index: int, table: pa.Table) -> list[dic
     """Write a part and describe it for the manifest. No part without rows: some readers stumble over those."""
     if table.num_rows == 0:
         return []
-    written = storage.write_table(output.part(folder, index), table)
+    written = file_io.write_table(output.part(folder, index), table)
     path = part_path(folder, index)
     return [{"path": path, "rows": table.num_rows, "bytes": written.size_bytes, "sha256": written.sha256}]
 

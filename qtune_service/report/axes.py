@@ -16,9 +16,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from qtune_service.core.metrics import perplexity
-from qtune_service.core.plane import Thresholds
-from qtune_service.report.sample import EvenSample
+from qtune_service.samples import perplexity
+from qtune_service.selection.even_sample import EvenSample
+from qtune_service.selection.plane import Thresholds
 
 Column = NDArray[np.float64]
 Scale = Literal["linear", "sqrt", "log"]

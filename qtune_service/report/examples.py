@@ -13,9 +13,9 @@ from typing import Literal
 
 from markupsafe import Markup, escape
 
-from qtune_service.report.contents import ExampleSample, ExampleToken
-from qtune_service.report.tokens import visible_text
-from qtune_service.report.wording import count, number
+from qtune_service.report.data import ExampleSample, ExampleToken
+from qtune_service.report.text import count, number
+from qtune_service.report.token_view import visible_text
 
 MAX_PER_QUADRANT = 8
 MAX_PAGE_TOKENS = 3_000

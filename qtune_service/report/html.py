@@ -4,6 +4,13 @@ The chart library comes out of an installed package (vl-convert) and is inlined,
 page carries a content security policy that allows its own two scripts by their hash, no evaluation of strings, and no
 connection at all: whatever the data hold, nothing in them can run or call home, even if an escape were forgotten.
 Bounds on everything that the data decide (rows, names, tokens, points) keep it under 3 MB for any number of samples.
+
+The scripts of the pictures: for report.html as one text, for the service's page as a module that it imports.
+
+Each concern has a file in templates/js, and both pages draw with the same ones. The chart library comes out of an
+installed package (vl-convert), 0.9 MB.
+
+Tables of the page, as plain rows: counts by source and category, quadrants, and how the records went.
 """
 
 from __future__ import annotations
@@ -11,21 +18,31 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
+from importlib import metadata
+from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from qtune_service.report import tables, wording
+from qtune_service.report import text as wording
 from qtune_service.report.axes import entropy_axis, perplexity_axis
-from qtune_service.report.choice import fates, other_strategy, quadrant_rule
-from qtune_service.report.commands import prune_command
-from qtune_service.report.contents import QUADRANTS, ReportData
+from qtune_service.report.data import (
+    QUADRANTS,
+    Counts,
+    QuadrantMeaning,
+    QuadrantName,
+    ReportData,
+    fates,
+    other_strategy,
+    quadrant_rule,
+)
 from qtune_service.report.examples import shown_examples
-from qtune_service.report.findings import find_warnings
-from qtune_service.report.page_data import page_data
-from qtune_service.report.scripts import chart_library, inline_script
+from qtune_service.report.plane_file import page_data, prune_command
+from qtune_service.report.text import count, find_warnings, percent
 from qtune_service.report.what_if import what_if, why_no_curve
 
 MAX_NAME_CHARS = 120
@@ -48,11 +65,11 @@ def render_report(data: ReportData) -> str:
             **_texts(data),
             data=data,
             quadrants=QUADRANTS,
-            cards=tables.quadrant_cards(data),
+            cards=quadrant_cards(data),
             fates=fates(data),
-            flow=tables.record_flow(data),
-            groups=tables.group_tables(data),
-            reasons=tables.largest(data.counts.reasons, tables.MAX_ROWS),
+            flow=record_flow(data),
+            groups=group_tables(data),
+            reasons=largest(data.counts.reasons, MAX_ROWS),
             examples=shown_examples(data.examples),
             what_if=what_if(data),
             num_beyond=_num_beyond(data),
@@ -120,9 +137,9 @@ def _environment() -> Environment:
     environment.filters["words"] = _words
     environment.globals.update(
         percent=wording.percent,
-        largest=tables.largest,
-        told_reasons=tables.told_reasons,
-        max_reasons=tables.MAX_REASONS,
+        largest=largest,
+        told_reasons=told_reasons,
+        max_reasons=MAX_REASONS,
     )
     return environment
 
@@ -137,3 +154,142 @@ def _resource(name: str) -> str:
     loader = _environment().loader
     assert loader is not None
     return loader.get_source(_environment(), name)[0]
+
+
+PARTS = ("numbers", "copy", "charts", "picking", "what_if", "tokens", "sorting")
+"""In this order: what a file uses stands in one before it."""
+EXPORTS = ("showCommand", "copyText", "drawChart", "drawCharts", "connectPlanes", "connectSlider", "connectBox")
+
+
+@cache
+def inline_script() -> str:
+    """For report.html: all parts and the start, which does the rest."""
+    return f'"use strict";\n(async () => {{\n{_joined(*PARTS, "start")}\n}})();'
+
+
+@cache
+def module_script() -> str:
+    """A module of the same parts, which does nothing by itself."""
+    return f"{_joined(*PARTS)}\n\nexport {{ {', '.join(EXPORTS)} }};\n"
+
+
+@cache
+def chart_library() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one classic script that sets `window.vegaEmbed`."""
+    import vl_convert
+
+    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    return bundle
+
+
+def chart_library_version() -> str:
+    """Another one has other bytes."""
+    return metadata.version("vl-convert-python")
+
+
+def _joined(*names: str) -> str:
+    folder = files("qtune_service.report") / "templates" / "js"
+    return "\n".join((folder / f"{name}.js").read_text(encoding="utf-8") for name in names)
+
+
+MAX_ROWS = 100
+MAX_REASONS = 6
+TALL = 15
+"""Rows beyond which a table scrolls inside itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupTable:
+    """A table of counts by source or category: its largest rows, and how many there are in all."""
+
+    key: str
+    title: str
+    heading: str
+    rows: tuple[tuple[str, Counts], ...]
+    total: int
+    folder: str = ""
+    """What all names begin with, up to a slash: said once, since names are cut and differ at their ends."""
+
+    @property
+    def is_tall(self) -> bool:
+        """Whether it scrolls inside itself."""
+        return len(self.rows) > TALL
+
+
+@dataclass(frozen=True, slots=True)
+class QuadrantCard:
+    """A quadrant: its samples, and what happens to them."""
+
+    meaning: QuadrantMeaning
+    count: int
+    fate: str
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """A part of the bar that shows where the records went; `css` is its colour's class."""
+
+    css: str
+    name: str
+    size: int
+
+
+def record_flow(data: ReportData) -> list[Flow]:
+    """Kept, dropped and rejected: by quadrant where that tells a sample's fate."""
+    c, told = data.counts, fates(data)
+    sizes: tuple[tuple[QuadrantName, int], ...] = (("Q2", c.q2), ("Q4", c.q4), ("Q1", c.q1), ("Q3", c.q3))
+    parts = [Flow("chosen", "kept", c.kept), Flow("left-out", "dropped", c.pruned)]
+    if told:
+        parts = [Flow(label, f"{label} {told[label]}", size) for label, size in sizes]
+    parts.append(Flow("rejected", "rejected before scoring", c.rejected))
+    return [part for part in parts if part.size]
+
+
+def group_tables(data: ReportData) -> list[GroupTable]:
+    """Those that have rows."""
+    sides = (("source", "Source", data.by_source), ("category", "Category", data.by_category))
+    tables = []
+    for key, heading, groups in sides:
+        rows = tuple(sorted(groups.items(), key=_by_size)[:MAX_ROWS])
+        folder = common_folder([name for name, _ in rows])
+        rows = tuple((name.removeprefix(folder), counts) for name, counts in rows)
+        tables.append(GroupTable(key, f"By {key}", heading, rows, len(groups), folder))
+    return [table for table in tables if table.rows]
+
+
+def quadrant_cards(data: ReportData) -> list[QuadrantCard]:
+    """One a quadrant, in order. Where another strategy chose, how much of it is kept: of the even sample."""
+    sizes = (data.counts.q1, data.counts.q2, data.counts.q3, data.counts.q4)
+    told = fates(data)
+    return [
+        QuadrantCard(meaning, size, told.get(meaning.label) or _kept_share(data, number))
+        for number, (meaning, size) in enumerate(zip(QUADRANTS, sizes, strict=True), start=1)
+    ]
+
+
+def largest(values: Mapping[str, int], limit: int) -> list[tuple[str, int]]:
+    """Names with the largest numbers first."""
+    return sorted(values.items(), key=lambda item: (-item[1], item[0]))[:limit]
+
+
+def common_folder(names: Sequence[str]) -> str:
+    """The longest beginning that ends in a slash and that all of several names share."""
+    if len(names) < 2:
+        return ""
+    first, last = min(names), max(names)
+    length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return first[: first.rfind("/", 0, length) + 1]
+
+
+def told_reasons(counts: Counts) -> str:
+    """A group's rejected by reason, in one line."""
+    return ", ".join(f"{reason} {count(number)}" for reason, number in largest(counts.reasons, MAX_REASONS))
+
+
+def _kept_share(data: ReportData, number: int) -> str:
+    of_quadrant = data.sample.kept[data.sample.quadrant == number]
+    return f"{percent(float(of_quadrant.sum()), len(of_quadrant))} of them kept"
+
+
+def _by_size(item: tuple[str, Counts]) -> tuple[int, str]:
+    return -item[1].read, item[0]

@@ -3,25 +3,120 @@
 It is written once, at a job's end, when the numbers exist; so the service answers in the same time for any number of
 samples. Beside the numbers it holds the charts of report.html, with the same data: the page of a job draws these.
 Bounded like the report: some thousands of points, two histograms of a fixed number of cells, one curve.
+
+Commands that a reader copies from the page. The page's script puts in what was chosen: a ratio, a sample.
+
+What the page's script reads: the charts, their data, the curve, and what commands are made of.
+
+Data are columns, not rows: a point's field names would weigh more than its numbers. Charts share datasets by
+name.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from qtune_service.config import PruneSpec
 from qtune_service.report.axes import Axis, Column, entropy_axis, perplexity_axis, rank_axis, shown_perplexity
-from qtune_service.report.choice import fates, other_strategy, quadrant_rule
-from qtune_service.report.contents import QUADRANTS, QuadrantName, ReportData
-from qtune_service.report.page_data import page_data
-from qtune_service.report.plane import CELLS
-from qtune_service.report.rank_plane import CELLS as RANK_CELLS
-from qtune_service.report.what_if import why_no_curve
+from qtune_service.report.chart_layers import PAGE
+from qtune_service.report.charts import pictures
+from qtune_service.report.data import (
+    QUADRANTS,
+    QuadrantName,
+    ReportData,
+    fates,
+    other_strategy,
+    prune_spec,
+    quadrant_rule,
+)
+from qtune_service.report.plane import CELLS, RANK_CELLS
+from qtune_service.report.what_if import what_if, why_no_curve
+
+PLACEHOLDER = "OUT"
+
+
+def output_of(data: ReportData) -> str:
+    """Where the job's output is, or a word in its place."""
+    return data.output or PLACEHOLDER
+
+
+def inspect_command(data: ReportData) -> str:
+    """Up to the sample's identifier."""
+    return f"qtune inspect {shlex.quote(output_of(data))} --sample "
+
+
+def prune_command(data: ReportData, ratio: float) -> str:
+    """For one ratio; the page's script makes the others."""
+    start, stem, flags = prune_parts(data)
+    number = repr(ratio).removesuffix(".0")  # as a script writes it
+    return f"{start}{shlex.quote(stem + number)} --sample-keep-ratio {number}{flags}"
+
+
+def prune_parts(data: ReportData) -> tuple[str, str, str]:
+    """The start up to the new output; that output up to its ratio, unquoted; and the flags after the ratio.
+
+    `qtune prune --from-scores` takes the method's arguments from its flags alone, so those of this job that are not the
+    defaults are repeated.
+    """
+    output = output_of(data)
+    start = f"qtune prune --from-scores {shlex.quote(output)} --output "
+    return start, f"{output.rstrip('/')}-", "".join(_flags(data))
+
+
+def _flags(data: ReportData) -> list[str]:
+    flags = []
+    for name, field in PruneSpec.model_fields.items():
+        value = prune_spec(data).get(name, field.default)
+        if name != "sample_keep_ratio" and value != field.default:
+            flags.append(f" --{name.replace('_', '-')} {shlex.quote(str(value))}")
+    return flags
+
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def page_data(data: ReportData) -> dict[str, Any]:
+    """Plain data, ready for a strict JSON encoder; `data` must have thresholds."""
+    charts = pictures(data, PAGE)
+    datasets = {name: rows for chart in charts.values() for name, rows in chart["datasets"].items()}
+    return {
+        "charts": {name: {**chart, "datasets": sorted(chart["datasets"])} for name, chart in charts.items()},
+        "datasets": {name: as_columns(rows) for name, rows in sorted(datasets.items())},
+        "quadrants": {meaning.label: meaning.name for meaning in QUADRANTS},
+        "inspect": inspect_command(data),
+        "what_if": _curve(data),
+    }
+
+
+def as_columns(rows: Rows) -> dict[str, list[Any]] | Rows:
+    """A list for each field, where all rows have the same fields."""
+    fields = list(rows[0]) if rows else []
+    if not fields or any(list(row) != fields for row in rows):
+        return rows
+    return {field: [row[field] for row in rows] for field in fields}
+
+
+def _curve(data: ReportData) -> dict[str, Any] | None:
+    found = what_if(data)
+    if found is None:
+        return None
+    names = ("sample_keep_ratio", "alpha", "q1", "q2", "q3", "q4", "kept", "tokens")
+    start, stem, flags = prune_parts(data)
+    return {
+        "points": {name: [getattr(point, name) for point in found.points] for name in names},
+        "here": found.here,
+        "all_tokens": data.tokens.scored,
+        "command": {"start": start, "stem": stem, "flags": flags},
+    }
+
 
 QUADRANT_NAMES = tuple(meaning.label for meaning in QUADRANTS)
 Number = float | Literal["inf", "-inf"]

@@ -10,11 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qtune_service.core.curve import CurvePoint
-from qtune_service.report.choice import other_strategy, prune_spec, quadrant_rule
-from qtune_service.report.contents import ReportData
-from qtune_service.report.marks import inline_row, quadrant_scale
-from qtune_service.report.palette import LIGHT, PADDING, Palette, chart_config
+from qtune_service.report.chart_layers import LIGHT, PADDING, Palette, chart_config, inline_row, quadrant_scale
+from qtune_service.report.data import ReportData, other_strategy, prune_spec, quadrant_rule
+from qtune_service.selection.curve import CurvePoint
 
 HEIGHT = 220
 STACK = ("Q2", "Q4", "Q1", "Q3")  # from the bottom up: kept, then dropped

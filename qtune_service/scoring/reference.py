@@ -27,16 +27,24 @@ import numpy as np
 import torch
 
 from qtune_service.config import EngineSpec, ModelSpec
-from qtune_service.core.metrics import Sample, TokenScores
 from qtune_service.errors import EngineError, ModelError
-from qtune_service.scoring.base import EngineInfo, InterruptedScoring, Watch, never
-from qtune_service.scoring.checkpoint import Checkpoint, read_checkpoint, unsupported_architecture
-from qtune_service.scoring.environment import apply_environment, quiet_libraries
-from qtune_service.scoring.head import KERNEL_IS_OFF, BlockwiseHead, Choice, Matrix, choose_head
+from qtune_service.samples import Sample, TokenScores
+from qtune_service.scoring.logits import KERNEL_IS_OFF, BlockwiseHead, Choice, Matrix, choose_head
+from qtune_service.scoring.model_config import Checkpoint, read_checkpoint, unsupported_architecture
 from qtune_service.scoring.packing import enable_packing, pack, packed_batches
-from qtune_service.scoring.samples import Prompt, Scores, check_samples, distinct_prompts, scores_of
+from qtune_service.scoring.process_environment import apply_environment, quiet_libraries, warm_up_vector_math
+from qtune_service.scoring.scorer import (
+    EngineInfo,
+    InterruptedScoring,
+    Prompt,
+    Scores,
+    Watch,
+    check_samples,
+    distinct_prompts,
+    never,
+    scores_of,
+)
 from qtune_service.scoring.statistics import nll_and_entropy, statistics_for
-from qtune_service.scoring.vector_math import warm_up_vector_math
 
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 16384
 PROBE_TOKENS = 16

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtune_service.config import EngineSpec, ModelSpec
-from qtune_service.core.metrics import Sample, TokenScores
-from qtune_service.scoring.choose import build_scorer
+from qtune_service.samples import Sample, TokenScores
+from qtune_service.scoring.choose_engine import build_scorer
 
 VOCAB_SIZE, LENGTHS = 320, (24, 65, 2, 40)
 

@@ -6,11 +6,10 @@ loss = step.loss(model(step.batch["input_ids"]).logits)
 """
 
 from qtune_service.training.arguments import QTuningArguments, add_q_tuning_arguments, q_tuning_arguments
-from qtune_service.training.loss import next_token_loss
+from qtune_service.training.metrics import JsonlRecords, StepRecord, TensorBoardRecords
 from qtune_service.training.pruner import QTuningPruner
-from qtune_service.training.records import JsonlRecords, StepRecord, TensorBoardRecords
-from qtune_service.training.sharded import vocab_parallel_scores
-from qtune_service.training.step import Choice, PrunedStep
+from qtune_service.training.step import Choice, PrunedStep, next_token_loss
+from qtune_service.training.token_scores import vocab_parallel_scores
 
 __all__ = [
     "Choice",

@@ -6,8 +6,8 @@ import argparse
 from dataclasses import dataclass, fields
 from typing import Any
 
-from qtune_service.core.tokens import TOKEN_STRATEGIES
 from qtune_service.errors import SpecError
+from qtune_service.selection.token_masks import TOKEN_STRATEGIES
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class QTuningArguments:
     min_tokens_to_prune: int = 1
     """Samples with fewer trained tokens keep all of them. Short answers need it: 16 is a good choice for them."""
     token_strategy: str = "neighbor"
-    """How tokens of Q2 samples are chosen; see core/tokens.py."""
+    """How tokens of Q2 samples are chosen; see selection/token_masks.py."""
     warmup_steps: int = 0
     """First steps that keep random samples, whole, and score none. A model that cannot do the task yet needs them: what
     it would choose teaches it less than random samples do (docs/quality.md, Recipe)."""

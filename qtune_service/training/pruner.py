@@ -1,7 +1,7 @@
 """Q-Tuning of every step: score the global batch with the model as it is now, keep what teaches, mask what does not.
 
     rows of this rank -> token scores (scores.py) -> means -> all ranks' means (collective.py)
-      -> thresholds and quadrants of the global batch (population.py) -> token masks of Q2 (core/tokens.py)
+      -> thresholds and quadrants of the global batch (population.py) -> token masks of Q2 (selection/token_masks.py)
       -> kept rows, dealt out over ranks and micro-batches (collective.py) -> batches in the layout that came in
 
 The population is the global batch: all micro-batches of a step on all ranks. The rules are those of jobs, by the same
@@ -23,17 +23,17 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from qtune_service.core.metrics import sample_means
-from qtune_service.core.plane import QuadrantRule
-from qtune_service.core.tokens import prune_token_masks
 from qtune_service.errors import DataError
+from qtune_service.samples import sample_means
+from qtune_service.selection.plane import QuadrantRule
+from qtune_service.selection.token_masks import prune_token_masks
 from qtune_service.training.arguments import QTuningArguments
-from qtune_service.training.collective import Ranks, balanced, deal
-from qtune_service.training.population import Population
-from qtune_service.training.records import RecordSink, StepRecord, log, log_step
-from qtune_service.training.rows import Batch, Layout, Rows, read_batch
-from qtune_service.training.scores import BATCH_TOKENS, LOGITS_BYTES, Forward, TokenScorer, call_for_logits
+from qtune_service.training.batch_layout import Batch, Layout, Rows, read_batch
+from qtune_service.training.batch_selection import Population
+from qtune_service.training.distributed import Ranks, balanced, deal
+from qtune_service.training.metrics import RecordSink, StepRecord, log, log_step
 from qtune_service.training.step import Choice, PrunedStep
+from qtune_service.training.token_scores import BATCH_TOKENS, LOGITS_BYTES, Forward, TokenScorer, call_for_logits
 
 
 class QTuningPruner:

@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import Engine, text
 
 from qtune_service.client import Client
-from qtune_service.jobs.database import open_database, upgrade
-from qtune_service.jobs.store import JobStore
+from qtune_service.server.jobs.database import open_database, upgrade
+from qtune_service.server.jobs.store import JobStore
 from tests.api.servers import scripted, serving, settings
 from tests.postgres import running_server
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from qtune_service.settings import load_settings
-from qtune_service.web.app import create_app
-from qtune_service.web.serving import make_http_server
+from qtune_service.server.app import create_app
+from qtune_service.server.http_server import make_http_server
+from qtune_service.server.settings import load_settings
 from tests.api.servers import scripted, settings
 
 if __name__ == "__main__":

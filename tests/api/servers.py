@@ -14,11 +14,11 @@ from typing import Any
 
 import httpx
 
-from qtune_service.jobs.launch import Launcher
-from qtune_service.jobs.local import LocalLauncher
-from qtune_service.settings import Settings
-from qtune_service.web.app import create_app
-from qtune_service.web.serving import make_http_server
+from qtune_service.server.app import create_app
+from qtune_service.server.http_server import make_http_server
+from qtune_service.server.launchers.base import Launcher
+from qtune_service.server.launchers.local import LocalLauncher
+from qtune_service.server.settings import Settings
 
 REPO = Path(__file__).parents[2]
 DRIVER = str(Path(__file__).parent / "driver.py")

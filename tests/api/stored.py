@@ -8,10 +8,9 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from qtune_service.jobs.database import open_database, writing
-from qtune_service.jobs.models import JobStatus
-from qtune_service.jobs.store import NewJob, _new_row
-from qtune_service.jobs.tables import jobs
+from qtune_service.job_states import JobStatus
+from qtune_service.server.jobs.database import jobs, open_database, writing
+from qtune_service.server.jobs.store import NewJob, _new_row
 
 
 def _allowed(engine: Engine) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 from qtune_service.cli import app
 from qtune_service.errors import NotFoundError, SettingsError, SpecError
-from qtune_service.jobs.access import Scope, TokenStore
-from qtune_service.jobs.tables import tokens
-from qtune_service.settings import load_settings
-from qtune_service.web.app import create_app
+from qtune_service.server.app import create_app
+from qtune_service.server.jobs.access import Scope, TokenStore
+from qtune_service.server.jobs.database import tokens
+from qtune_service.server.settings import load_settings
 from tests.api.servers import scripted, serving, settings
 
 

@@ -16,8 +16,8 @@ from qtune_service.errors import (
     NotSignedInError,
     SettingsError,
 )
-from qtune_service.jobs.access import Scope, TokenStore
-from qtune_service.jobs.database import open_database, upgrade
+from qtune_service.server.jobs.access import Scope, TokenStore
+from qtune_service.server.jobs.database import open_database, upgrade
 from tests.api.servers import scripted, serving, settings
 from tests.api.test_client import job
 

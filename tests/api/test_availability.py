@@ -18,14 +18,15 @@ import pytest
 from sqlalchemy import Engine, event
 
 from qtune_service.errors import UnknownDatasetError
-from qtune_service.jobs.access import Scope, TokenStore
-from qtune_service.jobs.database import open_database, reading, upgrade, writing
-from qtune_service.jobs.dataset_uris import require_datasets
-from qtune_service.jobs.datasets import DatasetStore, NewDataset
-from qtune_service.jobs.ids import new_id
-from qtune_service.jobs.models import JobStatus
-from qtune_service.jobs.store import JobStore, NewJob
-from qtune_service.web import dataset_routes, readiness
+from qtune_service.job_states import JobStatus
+from qtune_service.server import metrics
+from qtune_service.server.jobs.access import Scope, TokenStore
+from qtune_service.server.jobs.database import open_database, reading, upgrade, writing
+from qtune_service.server.jobs.dataset_uris import require_datasets
+from qtune_service.server.jobs.datasets import DatasetStore, NewDataset
+from qtune_service.server.jobs.ids import new_id
+from qtune_service.server.jobs.store import JobStore, NewJob
+from qtune_service.server.routes import datasets as dataset_routes
 from tests.api.servers import free_port, scripted, serving, settings
 from tests.api.stored import database_of, store_job
 from tests.jobs import QTUNE, environment
@@ -73,8 +74,8 @@ def test_a_probe_of_a_database_that_hangs_is_bounded(client: httpx.Client, monke
         assert ended.wait(60)
 
     with monkeypatch.context() as patch:
-        patch.setattr(readiness.Readiness, "_select", hang)
-        patch.setattr(readiness, "LIMIT_S", 0.5)
+        patch.setattr(metrics.Readiness, "_select", hang)
+        patch.setattr(metrics, "LIMIT_S", 0.5)
         answers = [client.get("/readyz", timeout=5) for _ in range(3)]
         assert [(answer.status_code, answer.json()["code"]) for answer in answers] == [(503, "database")] * 3
         assert client.get("/healthz", timeout=2).status_code == 200

@@ -14,8 +14,8 @@ import httpx
 import pytest
 from fastapi.routing import APIRoute
 
-from qtune_service.web.app import create_app
-from qtune_service.web.json_routes import JsonRoute, _num_values
+from qtune_service.server.app import create_app
+from qtune_service.server.routes.json_body import JsonRoute, _num_values
 from qtune_service.wire import MAX_DEPTH, MAX_VALUES, check_json
 from tests.api.servers import scripted, serving, settings
 
@@ -153,7 +153,7 @@ def test_errors_of_queries_are_bounded(client: httpx.Client) -> None:
 )
 def test_values_are_counted_in_the_bytes_as_in_the_value(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """At least as many, and at most one more for each empty list or object: what passes the count passes the check."""
-    monkeypatch.setattr("qtune_service.web.json_routes.MAX_VALUES", -1)
+    monkeypatch.setattr("qtune_service.server.routes.json_body.MAX_VALUES", -1)
     counted, exact = 1 + _num_values(text.encode()), count(json.loads(text))
     assert exact <= counted <= exact + text.count("{}") + text.count("[]")
 

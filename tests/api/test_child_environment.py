@@ -10,11 +10,11 @@ import httpx
 import psutil
 import pytest
 
-from qtune_service.data.sources import INPUT_ROOTS
-from qtune_service.isolation.environment import child_environment
-from qtune_service.jobs.local import LocalLauncher
-from qtune_service.jobs.previews import PreviewLimits, run_preview
-from qtune_service.web.launchers import make_launchers
+from qtune_service.ingest.discovery import INPUT_ROOTS
+from qtune_service.server.isolation.processes import child_environment
+from qtune_service.server.jobs.previews import PreviewLimits, run_preview
+from qtune_service.server.launchers.configured import make_launchers
+from qtune_service.server.launchers.local import LocalLauncher
 from tests.api.servers import serving, settings
 from tests.api.test_jobs_api import submit, until
 from tests.api.test_outputs_api import finished_job
@@ -101,7 +101,7 @@ def test_of_a_child_that_answers_questions(tmp_path: Path, outputs: FinishedOutp
         job = finished_job(tmp_path, outputs.pruned)
         client.timeout = httpx.Timeout(60)
         assert client.get(f"/api/v1/jobs/{job}/samples").status_code == 200
-        (child,) = [p for p in psutil.Process().children() if "qtune_service.questions.worker" in p.cmdline()]
+        (child,) = [p for p in psutil.Process().children() if "qtune_service.server.questions.worker" in p.cmdline()]
         found = child.environ()
     assert names(found) == {"MY_SECRET", "HTTPS_PROXY", "LC_ALL", "OMP_NUM_THREADS", *STORAGE}
     assert found["OMP_NUM_THREADS"] == "1"

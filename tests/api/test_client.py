@@ -25,7 +25,7 @@ from qtune_service.errors import (
     UnreachableError,
     WaitTimeoutError,
 )
-from qtune_service.jobs.models import JobStatus
+from qtune_service.job_states import JobStatus
 from qtune_service.wire import JobView
 from tests.api.harm import Answer, stand_in, wire
 from tests.api.servers import free_port, process

@@ -8,9 +8,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from qtune_service.config import PruneSpec
-from qtune_service.jobs.models import Job
-from qtune_service.jobs.store import JobStore, NewJob
-from qtune_service.web.app import create_app
+from qtune_service.job_states import Job
+from qtune_service.server.app import create_app
+from qtune_service.server.jobs.store import JobStore, NewJob
 from tests.api.servers import scripted, settings
 from tests.browser.jobs_in_store import add_finished, open_store
 from tests.finished_outputs import NUM_SAMPLES, FinishedOutputs, prune

@@ -14,9 +14,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from qtune_service.jobs.access import Scope, TokenStore
-from qtune_service.jobs.database import open_database, upgrade
-from qtune_service.web import connections, json_routes
+from qtune_service.server import http_server
+from qtune_service.server.jobs.access import Scope, TokenStore
+from qtune_service.server.jobs.database import open_database, upgrade
+from qtune_service.server.routes import json_body
 from tests.api.servers import free_port, scripted, serving, settings
 from tests.jobs import QTUNE, environment
 
@@ -36,8 +37,8 @@ def client(folder: Path, request: pytest.FixtureRequest) -> Iterator[httpx.Clien
     if request.param == "httptools":
         pytest.importorskip("httptools")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(connections, "IDLE_S", IDLE_S)
-        patch.setattr(json_routes, "BODY_S", IDLE_S)
+        patch.setattr(http_server, "IDLE_S", IDLE_S)
+        patch.setattr(json_body, "BODY_S", IDLE_S)
         chosen = settings(folder, max_running_jobs=8)
         with serving(chosen, scripted(folder), protocol=request.param, max_connections=20) as made:
             yield made

@@ -23,7 +23,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from qtune_service.jobs.models import JobStatus
+from qtune_service.job_states import JobStatus
 from tests.api.servers import scripted, serving, settings
 from tests.api.stored import database_of, store_job
 from tests.api.test_outputs_api import finished_job

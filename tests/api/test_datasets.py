@@ -1,4 +1,4 @@
-"""jobs/datasets.py and jobs/uploads.py: datasets of both databases, their files, and what is left of killed servers."""
+"""Datasets (server/jobs/datasets.py, uploads.py): both databases, their files, and the leftovers of killed servers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from qtune_service.data.checking import rows_of_parquet
 from qtune_service.errors import (
     DatabaseError,
     DatasetInUseError,
@@ -21,13 +20,14 @@ from qtune_service.errors import (
     SpecError,
     UnknownDatasetError,
 )
-from qtune_service.jobs.database import open_database
-from qtune_service.jobs.dataset_uris import id_of_uri, resolved
-from qtune_service.jobs.datasets import Dataset, DatasetStore
-from qtune_service.jobs.ids import new_id
-from qtune_service.jobs.models import JobStatus
-from qtune_service.jobs.store import JobStore, NewJob
-from qtune_service.jobs.uploads import MAX_NAME_BYTES, Datasets, Upload, clean_name
+from qtune_service.ingest.upload_checks import rows_of_parquet
+from qtune_service.job_states import JobStatus
+from qtune_service.server.jobs.database import open_database
+from qtune_service.server.jobs.dataset_uris import id_of_uri, resolved
+from qtune_service.server.jobs.datasets import Dataset, DatasetStore
+from qtune_service.server.jobs.ids import new_id
+from qtune_service.server.jobs.store import JobStore, NewJob
+from qtune_service.server.jobs.uploads import MAX_NAME_BYTES, Datasets, Upload, clean_name
 
 LINES = b'{"prompt": "a", "completion": "b"}\n' * 10
 

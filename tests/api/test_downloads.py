@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 
 from qtune_service.client import Client, Transfer
-from qtune_service.client.downloads import PRODUCT
+from qtune_service.client.transfer import PRODUCT
 from qtune_service.errors import ApiError, ChecksumMismatchError, NotFoundError, StorageError, UnreachableError
-from qtune_service.outputs.finished import FinishedOutput
+from qtune_service.output.reader import FinishedOutput
 from tests.api.harm import Answer, stand_in, wire
 from tests.api.servers import scripted, serving, settings
 from tests.api.test_outputs_api import finished_job

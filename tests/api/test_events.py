@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 import pytest
 
 from qtune_service.errors import NotFoundError
-from qtune_service.jobs.models import JobStatus, Progress
-from qtune_service.jobs.store import JobStore, NewJob
-from qtune_service.web.events import EVERY_S, Change, Changes
+from qtune_service.job_states import JobStatus, Progress
+from qtune_service.server.events import EVERY_S, Change, Changes
+from qtune_service.server.jobs.store import JobStore, NewJob
 
 T = TypeVar("T")
 

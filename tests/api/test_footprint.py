@@ -33,7 +33,7 @@ LATER = {
 @pytest.fixture(scope="module")
 def loaded() -> set[str]:
     """Modules of a fresh process that has imported the application."""
-    code = "import qtune_service.web.app, sys; print(*sys.modules)"
+    code = "import qtune_service.server.app, sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.split())
 
@@ -41,5 +41,5 @@ def loaded() -> set[str]:
 @pytest.mark.parametrize("module", LATER)
 def test_the_application_does_not_import(loaded: set[str], module: str) -> None:
     """Imports that cost memory and time are made by who needs them."""
-    assert "qtune_service.web.app" in loaded
+    assert "qtune_service.server.app" in loaded
     assert module not in loaded, f"{module} {LATER[module]}; import it where that is done"

@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from qtune_service.errors import QueryError
-from qtune_service.outputs.query import Selection
-from qtune_service.outputs.query.conditions import FUNCTIONS, TYPES
-from qtune_service.questions.client import Questions
+from qtune_service.output.query import Selection
+from qtune_service.output.query.conditions import FUNCTIONS, TYPES
+from qtune_service.server.questions.client import Questions
 from tests.finished_outputs import NUM_SAMPLES, FinishedOutputs
 
 SLOW_S = 90

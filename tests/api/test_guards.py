@@ -15,11 +15,11 @@ from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 
 from qtune_service.errors import DatabaseError, QTuneError
-from qtune_service.jobs.access import Scope
-from qtune_service.jobs.database import open_database, upgrade
-from qtune_service.jobs.models import JobStatus
-from qtune_service.web.app import create_app
-from qtune_service.web.files import attachment
+from qtune_service.job_states import JobStatus
+from qtune_service.server.app import create_app
+from qtune_service.server.jobs.access import Scope
+from qtune_service.server.jobs.database import open_database, upgrade
+from qtune_service.server.routes.output_files import attachment
 from tests.api.servers import scripted, serving, settings
 from tests.api.stored import database_of, store_job
 from tests.api.test_sessions import token_store

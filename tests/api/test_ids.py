@@ -1,10 +1,10 @@
-"""jobs/ids.py: identifiers in the order of their making."""
+"""server/jobs/ids.py: identifiers in the order of their making."""
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from qtune_service.jobs.ids import is_id, new_id
+from qtune_service.server.jobs.ids import is_id, new_id
 
 
 def test_ids_sort_by_their_making() -> None:

@@ -17,13 +17,13 @@ from sqlalchemy import Engine
 from typer.testing import CliRunner, Result
 
 from qtune_service.cli import app
-from qtune_service.data import storage
 from qtune_service.errors import SpecError
-from qtune_service.jobs.ids import id_of_time, is_id, new_id, time_ms_of
-from qtune_service.jobs.models import JobStatus
-from qtune_service.jobs.policy import Policy
-from qtune_service.jobs.rebuild import Fate, Rebuilder, Rebuilt
-from qtune_service.jobs.store import JobStore
+from qtune_service.job_states import JobStatus
+from qtune_service.server.jobs.ids import id_of_time, is_id, new_id, time_ms_of
+from qtune_service.server.jobs.policy import Policy
+from qtune_service.server.jobs.rebuild import Fate, Rebuilder, Rebuilt
+from qtune_service.server.jobs.store import JobStore
+from qtune_service.storage import file_io
 from tests.api.servers import process, serving, settings
 from tests.api.test_jobs_api import body, until
 from tests.finished_outputs import FinishedOutputs
@@ -192,8 +192,8 @@ def test_outputs_on_an_object_store(database: Engine, outputs: FinishedOutputs, 
     """Found below a prefix, and imported as from a disk."""
     name = new_id()
     root = f"out-{name}"
-    for uri in storage.list_files(outputs.pruned.root):
-        s3.put(f"{root}/{name}/{storage.relative(uri, outputs.pruned.root)}", storage.read_bytes(uri))
+    for uri in file_io.list_files(outputs.pruned.root):
+        s3.put(f"{root}/{name}/{file_io.relative(uri, outputs.pruned.root)}", file_io.read_bytes(uri))
     s3.put(f"{root}/notes/readme.txt", b"no output")
     mine = rebuilder(database, outputs, s3.uri(root))
     (found,) = mine.run(s3.uri(root))
@@ -243,7 +243,8 @@ def test_what_was_not_usable_is_an_exit_code(tmp_path: Path, monkeypatch: pytest
 def test_the_command_needs_no_heavy_library() -> None:
     """It runs in the API's image."""
     code = (
-        "import sys; import qtune_service.cli.rebuilding, qtune_service.jobs.rebuild, qtune_service.web.owner_policy;"
+        "import sys; import qtune_service.cli.serve, qtune_service.server.jobs.rebuild;"
+        "import qtune_service.server.dependencies;"
         "print({'torch', 'ray', 'vllm', 'transformers'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)

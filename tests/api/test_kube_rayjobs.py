@@ -1,4 +1,4 @@
-"""jobs/kube_rayjobs.py against an API that answers as Kubernetes does, and a head that answers as Ray does."""
+"""server/launchers/kuberay.py against an API that answers as Kubernetes does, and a head that answers as Ray does."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from typing import Any
 
 import pytest
 
+from qtune_service.config import unpack_spec
 from qtune_service.errors import LauncherAwayError, LaunchError, SettingsError
-from qtune_service.jobs import kube_api
-from qtune_service.jobs.kube_api import Account, KubeApi
-from qtune_service.jobs.kube_rayjobs import KubeRayLauncher
-from qtune_service.jobs.launch import DriverState
-from qtune_service.jobs.models import JobStatus
-from qtune_service.jobs.spec_text import unpack_spec
-from qtune_service.settings import load_settings
-from qtune_service.web.launchers import make_launchers
+from qtune_service.job_states import JobStatus
+from qtune_service.server.launchers import kuberay
+from qtune_service.server.launchers.base import DriverState
+from qtune_service.server.launchers.configured import make_launchers
+from qtune_service.server.launchers.kuberay import Account, KubeApi, KubeRayLauncher
+from qtune_service.server.settings import load_settings
 from tests.api import kube_server, ray_head
 from tests.api.kube_server import Kube, kubernetes
 from tests.api.ray_head import Head
@@ -229,12 +228,12 @@ def test_a_cluster_that_is_missing_is_told(kube: Kube, tmp_path: Path) -> None:
 
 def test_what_may_pass_is_tried_again(kube: Kube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An API that is overloaded or away: the job waits."""
-    monkeypatch.setattr(kube_api, "PAUSE_S", 0.0)
+    monkeypatch.setattr(kuberay, "PAUSE_S", 0.0)
     one = launcher(kube, tmp_path)
     kube.mode = "broken"
     with pytest.raises(LauncherAwayError, match=r"503 .*leader changed"):
         one.start(job())
-    assert len(kube.asked) == kube_api.ATTEMPTS
+    assert len(kube.asked) == kuberay.ATTEMPTS
     kube.mode = "good"
     one.start(job())
     gone = KubeApi(f"http://127.0.0.1:{free_port()}", Account(kube.account))

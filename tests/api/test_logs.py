@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from qtune_service.web.log_routes import _end
+from qtune_service.server.routes.jobs import _end
 from tests.api.servers import scripted, serving, settings
 from tests.api.test_jobs_api import submit, until
 

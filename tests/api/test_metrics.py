@@ -10,12 +10,11 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Engine
 
-from qtune_service.jobs.database import writing
-from qtune_service.jobs.models import JobStatus, Progress
-from qtune_service.jobs.service import JobService
-from qtune_service.jobs.store import JobStore, NewJob
-from qtune_service.jobs.tables import jobs
-from qtune_service.web.metrics import Metrics
+from qtune_service.job_states import JobStatus, Progress
+from qtune_service.server.jobs.database import jobs, writing
+from qtune_service.server.jobs.service import JobService
+from qtune_service.server.jobs.store import JobStore, NewJob
+from qtune_service.server.metrics import Metrics
 from tests.api.servers import scripted, serving, settings
 from tests.api.test_jobs_api import submit, until
 from tests.api.test_sessions import token_store
@@ -77,7 +76,7 @@ def test_jobs_their_progress_and_requests(tmp_path: Path) -> None:
 
 def test_a_read_token_may_scrape(tmp_path: Path) -> None:
     """As a bearer, where tokens are required; nobody else may."""
-    from qtune_service.jobs.access import Scope
+    from qtune_service.server.jobs.access import Scope
 
     _, text = token_store(tmp_path).create("prometheus", Scope.read)
     with serving(settings(tmp_path, require_tokens=True), scripted(tmp_path)) as client:

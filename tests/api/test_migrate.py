@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from qtune_service.errors import DatabaseError
-from qtune_service.jobs.database import check_schema, head, open_database
-from qtune_service.web.app import make_server
+from qtune_service.server.app import make_server
+from qtune_service.server.jobs.database import check_schema, head, open_database
 from tests.api.servers import settings
 from tests.jobs import qtune
 

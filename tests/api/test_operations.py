@@ -9,8 +9,8 @@ import pytest
 from fastapi.responses import HTMLResponse
 from fastapi.testclient import TestClient
 
-from qtune_service.web.app import create_app
-from qtune_service.web.bodies import MAX_BYTES
+from qtune_service.server.app import create_app
+from qtune_service.server.middleware import MAX_BYTES
 from tests.api.servers import scripted, serving, settings
 
 PAGE = "default-src 'none'; script-src 'self'; style-src 'self'"

@@ -12,8 +12,8 @@ import httpx
 import pyarrow.parquet as pq
 import pytest
 
-from qtune_service.jobs.models import JobStatus
-from qtune_service.outputs.finished import FinishedOutput
+from qtune_service.job_states import JobStatus
+from qtune_service.output.reader import FinishedOutput
 from tests.api.servers import scripted, serving, settings
 from tests.api.stored import database_of, store_job
 from tests.finished_outputs import NUM_SAMPLES, FinishedOutputs

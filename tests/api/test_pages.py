@@ -1,4 +1,4 @@
-"""web/pages.py and web/form.py: shells, static files, and a form that is the request's schema."""
+"""server/routes/pages.py and server/routes/pages.py: shells, static files, and a form that is the request's schema."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import typer
 from fastapi.testclient import TestClient
 
 from qtune_service.cli import app as commands
-from qtune_service.web import pages
-from qtune_service.web.app import create_app
-from qtune_service.web.form import form_fields
+from qtune_service.server.app import create_app
+from qtune_service.server.routes import pages
+from qtune_service.server.routes.pages import form_fields
 from qtune_service.wire import JobRequest
 from tests.api.servers import scripted, settings
 

@@ -133,7 +133,7 @@ def test_a_volume_that_is_not_ours(tmp_path: Path, mode: int, is_refused: bool) 
     root.chmod(mode)
     code = (
         "import logging, os, sys; from pathlib import Path\n"
-        "from qtune_service.jobs.permissions import keep_private\n"
+        "from qtune_service.server.permissions import keep_private\n"
         "os.setgroups([]); os.setgid(10001); os.setuid(10001)\n"
         "logging.basicConfig(); keep_private(Path(sys.argv[1]), f'sqlite:///{sys.argv[1]}/qtune.db')\n"
         "open(f'{sys.argv[1]}/qtune.db', 'w')\n"

@@ -9,9 +9,9 @@ import httpx
 import pytest
 
 from qtune_service.config import JobSpec
-from qtune_service.jobs.command import job_command
+from qtune_service.job_command import job_command
 from qtune_service.report.plane_file import Plane
-from qtune_service.web.pages import digest
+from qtune_service.server.routes.pages import digest
 from tests.api.servers import scripted, serving, settings
 from tests.api.test_jobs_api import until
 from tests.api.test_outputs_api import finished_job

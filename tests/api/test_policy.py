@@ -1,4 +1,4 @@
-"""jobs/policy.py: jobs touch what the owner allowed, and nothing else."""
+"""server/jobs/policy.py: jobs touch what the owner allowed, and nothing else."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from qtune_service.config import parse_spec
 from qtune_service.errors import NotAllowedError
-from qtune_service.jobs.policy import Policy
+from qtune_service.server.jobs.policy import Policy
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import pytest
 from botocore.config import Config
 
 from qtune_service.client import Client
-from qtune_service.data.presign import presigned
-from qtune_service.jobs.models import JobStatus
+from qtune_service.job_states import JobStatus
+from qtune_service.storage.presign import presigned
 from tests.api.servers import scripted, serving, settings
 from tests.api.stored import database_of, store_job
 from tests.finished_outputs import FinishedOutputs

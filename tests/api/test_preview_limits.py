@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from qtune_service.errors import ModelError, TooSlowError
-from qtune_service.jobs.previews import PreviewLimits, run_preview
+from qtune_service.server.jobs.previews import PreviewLimits, run_preview
 from tests.api.servers import scripted, serving, settings
 from tests.jobs import DEMO_DATA, DEMO_MODEL
 

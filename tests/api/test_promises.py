@@ -17,10 +17,10 @@ from typing import Any
 import httpx
 import pytest
 
-from qtune_service.jobs.local import LocalLauncher
-from qtune_service.jobs.models import Job
-from qtune_service.jobs.service import JobService
-from qtune_service.jobs.store import JobStore, NewJob
+from qtune_service.job_states import Job
+from qtune_service.server.jobs.service import JobService
+from qtune_service.server.jobs.store import JobStore, NewJob
+from qtune_service.server.launchers.local import LocalLauncher
 from tests.api.servers import DRIVER, scripted, serving, settings
 from tests.jobs import REPO, environment
 from tests.s3 import free_port

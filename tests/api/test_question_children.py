@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from qtune_service.data.rows import MAX_COLUMNS
+from qtune_service.ingest.parquet import MAX_COLUMNS
 from tests.api.servers import free_port, process, scripted, serving, settings
 from tests.api.test_outputs_api import finished_job
 from tests.finished_outputs import NUM_SAMPLES, FinishedOutputs
@@ -66,7 +66,9 @@ def children(of: psutil.Process | None = None) -> list[psutil.Process]:
     """The children that answer questions."""
     every = (of or psutil.Process()).children(recursive=True)
     return [
-        child for child in every if "qtune_service.questions.worker" in (child.as_dict(["cmdline"])["cmdline"] or ())
+        child
+        for child in every
+        if "qtune_service.server.questions.worker" in (child.as_dict(["cmdline"])["cmdline"] or ())
     ]
 
 

@@ -1,4 +1,4 @@
-"""jobs/ray_jobs.py against a head that answers as told; tests/ray/test_ray_launcher.py has a real cluster."""
+"""server/launchers/ray.py against a head that answers as told; tests/ray/test_ray_launcher.py has a real cluster."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
+from qtune_service.config import pack_spec, unpack_spec
 from qtune_service.errors import LauncherAwayError, LaunchError, SettingsError, SpecError
-from qtune_service.jobs import ray_api
-from qtune_service.jobs.launch import DriverState
-from qtune_service.jobs.models import Job, JobStatus
-from qtune_service.jobs.ray_api import RayApi
-from qtune_service.jobs.ray_jobs import RayLauncher
-from qtune_service.jobs.ray_log import unescaped
-from qtune_service.jobs.spec_text import pack_spec, unpack_spec
-from qtune_service.settings import load_settings
+from qtune_service.job_states import Job, JobStatus
+from qtune_service.server.launchers import ray_api
+from qtune_service.server.launchers.base import DriverState
+from qtune_service.server.launchers.logs import unescaped
+from qtune_service.server.launchers.ray import RayLauncher
+from qtune_service.server.launchers.ray_api import RayApi
+from qtune_service.server.settings import load_settings
 from tests.api.ray_head import TOKEN, Head, ray_head
 from tests.jobs import qtune
 from tests.s3 import free_port

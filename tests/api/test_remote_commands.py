@@ -16,9 +16,9 @@ from typer.testing import CliRunner, Result
 
 from qtune_service.cli import app
 from qtune_service.client import Client
-from qtune_service.jobs.access import Scope, TokenStore
-from qtune_service.jobs.database import open_database, upgrade
-from qtune_service.jobs.models import JobStatus
+from qtune_service.job_states import JobStatus
+from qtune_service.server.jobs.access import Scope, TokenStore
+from qtune_service.server.jobs.database import open_database, upgrade
 from tests.api.servers import free_port, scripted, serving, settings
 from tests.api.test_outputs_api import finished_job
 from tests.finished_outputs import FinishedOutputs

@@ -1,4 +1,4 @@
-"""jobs/service.py and jobs/local.py: jobs are started once, followed, and come to their true end."""
+"""server/jobs/service.py and server/launchers/local.py: jobs are started once, followed, and come to their true end."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ import psutil
 import pytest
 
 from qtune_service.errors import LauncherAwayError, NotFoundError
-from qtune_service.jobs import service as service_module
-from qtune_service.jobs import stop_limit
-from qtune_service.jobs.launch import DriverState, Launcher, Reference
-from qtune_service.jobs.local import LocalLauncher
-from qtune_service.jobs.models import Job, JobError, JobStatus
-from qtune_service.jobs.service import JobService
-from qtune_service.jobs.store import JobStore, NewJob
+from qtune_service.job_states import Job, JobError, JobStatus
+from qtune_service.server.jobs import service as service_module
+from qtune_service.server.jobs.service import JobService
+from qtune_service.server.jobs.store import JobStore, NewJob
+from qtune_service.server.launchers import base
+from qtune_service.server.launchers.base import DriverState, Launcher, Reference
+from qtune_service.server.launchers.local import LocalLauncher
 
 DRIVER = str(Path(__file__).parent / "driver.py")
 
@@ -134,7 +134,7 @@ def test_a_driver_that_does_not_stop_is_ended(
     service: JobService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After the time of grace."""
-    monkeypatch.setattr(stop_limit, "SERVER_MARGIN_S", -24.5)  # half a second with the default of stop_grace_s, 25
+    monkeypatch.setattr(base, "SERVER_MARGIN_S", -24.5)  # half a second with the default of stop_grace_s, 25
     job = until(service, submit(service, tmp_path, "stubborn"), starts)
     wait_for((Path(job.output) / "_qtune" / "progress.json").exists)
     service.cancel(job.id)

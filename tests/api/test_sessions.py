@@ -14,14 +14,14 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Engine, select
 
 from qtune_service.errors import SettingsError
-from qtune_service.jobs.access import Scope, TokenStore
-from qtune_service.jobs.database import open_database, reading, upgrade
-from qtune_service.jobs.tables import sessions as sessions_table
-from qtune_service.jobs.tables import tokens as tokens_table
-from qtune_service.settings import load_settings
-from qtune_service.web.app import create_app
-from qtune_service.web.deps import PageReader, local_path
-from qtune_service.web.sessions import Sessions
+from qtune_service.server.app import create_app
+from qtune_service.server.auth import Sessions
+from qtune_service.server.dependencies import PageReader, local_path
+from qtune_service.server.jobs.access import Scope, TokenStore
+from qtune_service.server.jobs.database import open_database, reading, upgrade
+from qtune_service.server.jobs.database import sessions as sessions_table
+from qtune_service.server.jobs.database import tokens as tokens_table
+from qtune_service.server.settings import load_settings
 from tests.api.servers import scripted, serving, settings
 
 SESSION = "/api/v1/session"

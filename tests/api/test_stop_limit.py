@@ -15,15 +15,14 @@ import pytest
 
 from qtune_service.config import MAX_STOP_GRACE_S
 from qtune_service.errors import LaunchError
-from qtune_service.jobs import stop_limit
-from qtune_service.jobs.database import open_database, upgrade
-from qtune_service.jobs.launch import DriverState, Reference
-from qtune_service.jobs.local import LocalLauncher
-from qtune_service.jobs.models import Job
-from qtune_service.jobs.ray_driver import environment
-from qtune_service.jobs.service import JobService
-from qtune_service.jobs.stop_limit import ray_stop_wait_s, server_stop_limit_s
-from qtune_service.jobs.store import JobStore
+from qtune_service.job_states import Job
+from qtune_service.server.jobs.database import open_database, upgrade
+from qtune_service.server.jobs.service import JobService
+from qtune_service.server.jobs.store import JobStore
+from qtune_service.server.launchers import base
+from qtune_service.server.launchers.base import DriverState, Reference, ray_stop_wait_s, server_stop_limit_s
+from qtune_service.server.launchers.local import LocalLauncher
+from qtune_service.server.launchers.ray import environment
 from tests.api.servers import DRIVER, scripted, serving, settings
 from tests.api.test_ray_jobs import job as ray_job
 from tests.api.test_service import submit, until
@@ -101,7 +100,7 @@ def test_force_follows_where_asking_fails(
     for _ in range(3):
         service.tick()
     assert deaf.asked == [False, False, False]
-    monkeypatch.setattr(stop_limit, "SERVER_MARGIN_S", -25)
+    monkeypatch.setattr(base, "SERVER_MARGIN_S", -25)
     with caplog.at_level(logging.WARNING):
         service.tick()
         JobService(store, {"local": deaf}).tick()  # a server that was restarted
@@ -131,8 +130,8 @@ def test_a_spec_of_an_older_version_keeps_no_driver(
     store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With `stop_grace_s` of 1e9 in the database, a driver that ignores SIGTERM is killed after the largest limit."""
-    monkeypatch.setattr(stop_limit, "MAX_STOP_GRACE_S", 0)
-    monkeypatch.setattr(stop_limit, "SERVER_MARGIN_S", 0.5)
+    monkeypatch.setattr(base, "MAX_STOP_GRACE_S", 0)
+    monkeypatch.setattr(base, "SERVER_MARGIN_S", 0.5)
     service = JobService(store, {"local": LocalLauncher(tmp_path / "jobs", python=DRIVER)})
     made = submit(service, tmp_path, "stubborn", limits={"stop_grace_s": 1e9})
     beat = Path(made.output) / "_qtune" / "progress.json"
@@ -144,7 +143,7 @@ def test_a_spec_of_an_older_version_keeps_no_driver(
 
 def test_cancelling_by_rest_removes_a_stubborn_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The request is answered at once; the job is cancelled within its limit, and no process is left."""
-    monkeypatch.setattr(stop_limit, "SERVER_MARGIN_S", 0.5)
+    monkeypatch.setattr(base, "SERVER_MARGIN_S", 0.5)
     with serving(settings(tmp_path), scripted(tmp_path)) as client:
         body = {"input": {"paths": [str(tmp_path / "inputs" / "a.jsonl")]}, "model": {"name": "stubborn"}}
         made = client.post("/api/v1/jobs", json={**body, "limits": {"stop_grace_s": 0}})

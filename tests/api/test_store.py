@@ -1,4 +1,4 @@
-"""jobs/store.py: legal moves only, nothing twice, on SQLite and on PostgreSQL."""
+"""server/jobs/store.py: legal moves only, nothing twice, on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from qtune_service.errors import (
     SettingsError,
     SpecError,
 )
-from qtune_service.jobs.database import check_schema, open_database, upgrade
-from qtune_service.jobs.ids import new_id
-from qtune_service.jobs.models import MOVES, JobError, JobStatus, Progress
-from qtune_service.jobs.store import JobStore, NewJob
-from qtune_service.jobs.tables import metadata
+from qtune_service.job_states import MOVES, JobError, JobStatus, Progress
+from qtune_service.server.jobs.database import check_schema, metadata, open_database, upgrade
+from qtune_service.server.jobs.ids import new_id
+from qtune_service.server.jobs.store import JobStore, NewJob
 
 SPEC: dict[str, Any] = {"input": {"paths": ["a.jsonl"]}, "model": {"name": "m"}, "output": {"path": "out"}}
 

@@ -14,12 +14,11 @@ import httpx
 import pytest
 from sqlalchemy import Engine, select, update
 
-from qtune_service.jobs.access import Scope, Token, TokenStore
-from qtune_service.jobs.database import open_database, reading, upgrade, writing
-from qtune_service.jobs.sessions import MAX_PER_TOKEN, SessionStore
-from qtune_service.jobs.store import now_us
-from qtune_service.jobs.tables import sessions as sessions_table
-from qtune_service.jobs.tables import tokens as tokens_table
+from qtune_service.server.jobs.access import MAX_PER_TOKEN, Scope, SessionStore, Token, TokenStore
+from qtune_service.server.jobs.database import open_database, reading, upgrade, writing
+from qtune_service.server.jobs.database import sessions as sessions_table
+from qtune_service.server.jobs.database import tokens as tokens_table
+from qtune_service.server.jobs.store import now_us
 from tests.api.servers import scripted, serving, settings
 
 SESSION, COOKIE = "/api/v1/session", "qtune_session"
@@ -138,8 +137,8 @@ def test_the_migration_fills_the_models_names(tmp_path: Path) -> None:
     from alembic import command
     from alembic.config import Config
 
-    from qtune_service.jobs.database import MIGRATIONS
-    from qtune_service.jobs.store import JobStore
+    from qtune_service.server.jobs.database import MIGRATIONS
+    from qtune_service.server.jobs.store import JobStore
 
     engine = open_database(f"sqlite:///{tmp_path}/qtune.db")
     config = Config()

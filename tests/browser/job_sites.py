@@ -11,10 +11,10 @@ from typing import Any
 
 import httpx
 
-from qtune_service.jobs.database import open_database
-from qtune_service.jobs.store import JobStore
-from qtune_service.outputs.finished import FinishedOutput
-from qtune_service.web.app import create_app
+from qtune_service.output.reader import FinishedOutput
+from qtune_service.server.app import create_app
+from qtune_service.server.jobs.database import open_database
+from qtune_service.server.jobs.store import JobStore
 from tests.api.servers import scripted, settings
 from tests.browser.jobs_in_store import add_finished
 from tests.browser.sites import Site, running

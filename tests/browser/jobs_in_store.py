@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qtune_service.jobs.database import open_database, upgrade, writing
-from qtune_service.jobs.models import Job, JobStatus
-from qtune_service.jobs.store import JobStore, NewJob, _new_row
-from qtune_service.jobs.tables import jobs
-from qtune_service.outputs.finished import FinishedOutput
+from qtune_service.job_states import Job, JobStatus
+from qtune_service.output.reader import FinishedOutput
+from qtune_service.server.jobs.database import jobs, open_database, upgrade, writing
+from qtune_service.server.jobs.store import JobStore, NewJob, _new_row
 
 
 def open_store(data_root: Path) -> JobStore:

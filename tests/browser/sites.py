@@ -12,8 +12,8 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from qtune_service.settings import Settings
-from qtune_service.web.serving import make_http_server
+from qtune_service.server.http_server import make_http_server
+from qtune_service.server.settings import Settings
 
 WIDE = {"width": 1280, "height": 900}
 NARROW = {"width": 360, "height": 740}

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from playwright.sync_api import expect
 
-from qtune_service.jobs.local import LocalLauncher
-from qtune_service.web.app import create_app
+from qtune_service.server.app import create_app
+from qtune_service.server.launchers.local import LocalLauncher
 from tests.api.servers import settings
 from tests.browser.job_sites import JobSite, client_of
 from tests.browser.sites import open_page, running

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from qtune_service.config import JobSpec
-from qtune_service.web.app import create_app
+from qtune_service.server.app import create_app
 from tests.api.servers import scripted, settings
 from tests.browser.accessibility import faults
 from tests.browser.jobs_in_store import add_finished, open_store

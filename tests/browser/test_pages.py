@@ -11,8 +11,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from qtune_service.jobs.access import Scope, TokenStore
-from qtune_service.web.app import create_app
+from qtune_service.server.app import create_app
+from qtune_service.server.jobs.access import Scope, TokenStore
 from tests.api.servers import scripted, settings
 from tests.browser.accessibility import faults
 from tests.browser.jobs_in_store import add_finished, open_store

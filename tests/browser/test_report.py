@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qtune_service.core.thresholds import select
-from qtune_service.report.contents import Counts, ReportData
+from qtune_service.report.data import Counts, ReportData
 from qtune_service.report.html import render_report
+from qtune_service.selection.thresholds import select
 from tests.report_data import example, made_up_report, made_up_scores, nothing_scored
 
 NUM_POINTS = 600

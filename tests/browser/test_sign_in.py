@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from qtune_service.jobs.access import Scope, TokenStore
-from qtune_service.jobs.database import open_database, upgrade
-from qtune_service.web.app import create_app
-from qtune_service.web.deps import local_path
+from qtune_service.server.app import create_app
+from qtune_service.server.dependencies import local_path
+from qtune_service.server.jobs.access import Scope, TokenStore
+from qtune_service.server.jobs.database import open_database, upgrade
 from tests.api.servers import scripted, settings
 from tests.browser.sites import Site, open_page, running
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from qtune_service import __version__
-from qtune_service.settings import Settings, load_settings
+from qtune_service.server.settings import Settings, load_settings
 from tests.jobs import REPO
 
 DOCKERFILE = (REPO / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")

@@ -13,14 +13,13 @@ import typer.main
 
 from qtune_service import __version__, cli
 from qtune_service.config import load_spec
-from qtune_service.jobs.database import open_database, upgrade
-from qtune_service.jobs.kube_api import Account, KubeApi
-from qtune_service.jobs.kube_rayjobs import KubeRayLauncher
-from qtune_service.jobs.store import JobStore
-from qtune_service.settings import Settings, load_settings
-from qtune_service.web.app import create_app
-from qtune_service.web.metrics import Metrics
-from qtune_service.web.observing import Answered
+from qtune_service.server.app import create_app
+from qtune_service.server.jobs.database import open_database, upgrade
+from qtune_service.server.jobs.store import JobStore
+from qtune_service.server.launchers.kuberay import Account, KubeApi, KubeRayLauncher
+from qtune_service.server.metrics import Metrics
+from qtune_service.server.middleware import Answered
+from qtune_service.server.settings import Settings, load_settings
 from tests.api.kube_server import kubernetes
 from tests.api.servers import settings
 from tests.api.test_ray_jobs import job

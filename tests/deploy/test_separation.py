@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from qtune_service.settings import Settings
+from qtune_service.server.settings import Settings
 from tests.deploy.manifests import (
     OVERLAYS,
     Object,

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from qtune_service.cli import app
-from qtune_service.settings import Settings
+from qtune_service.server.settings import Settings
 from tests.jobs import REPO
 
 FOLDER = REPO / "deploy" / "systemd"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qtune_service.config import EngineSpec, ModelSpec
-from qtune_service.scoring.base import Scorer
+from qtune_service.scoring.scorer import Scorer
 from tests.engine.engine_worker import EngineWorker
 from tests.engine.exactness import CHUNK_TOKENS, MAX_MODEL_LEN, NAN_TOKEN
 

@@ -9,8 +9,8 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any, TypeVar
 
 from qtune_service.config import EngineSpec, ModelSpec
-from qtune_service.core.metrics import Sample, TokenScores
-from qtune_service.scoring.base import EngineInfo, Watch, never
+from qtune_service.samples import Sample, TokenScores
+from qtune_service.scoring.scorer import EngineInfo, Watch, never
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ class EngineWorker:
 def load(model: ModelSpec, engine: EngineSpec) -> EngineInfo:
     """Start vLLM in this process."""
     global _scorer  # noqa: PLW0603 - the process exists to hold it
-    from qtune_service.scoring.vllm import VllmScorer
+    from qtune_service.scoring.vllm.engine import VllmScorer
 
     _scorer = VllmScorer(model, engine)
     info: EngineInfo = _scorer.info
@@ -93,7 +93,7 @@ def registered_architectures() -> tuple[list[str], list[str], list[str]]:
     from vllm.model_executor.models.registry import _VLLM_MODELS, ModelRegistry
     from vllm.plugins import load_general_plugins
 
-    from qtune_service.scoring.plugin import causal_architectures
+    from qtune_service.scoring.vllm.plugin import causal_architectures
 
     load_general_plugins()
     return sorted(_VLLM_MODELS), causal_architectures(), sorted(ModelRegistry.get_supported_archs())
@@ -101,7 +101,7 @@ def registered_architectures() -> tuple[list[str], list[str], list[str]]:
 
 def is_warm() -> bool:
     """Whether the vector mathematics of this process, which holds the engine, was called before its model was built."""
-    from qtune_service.scoring.vector_math import warm_up_vector_math
+    from qtune_service.scoring.process_environment import warm_up_vector_math
 
     return warm_up_vector_math.cache_info().currsize == 1
 
@@ -128,7 +128,7 @@ def _watch_all(model: Any) -> dict[str, str]:
     import torch
     from vllm.model_executor.layers.logits_processor import LogitsProcessor
 
-    from qtune_service.scoring.parallel_head import watch
+    from qtune_service.scoring.vllm.model_logits import watch
 
     own, processor, lm_head = model.compute_logits, model.logits_processor, model.lm_head
 

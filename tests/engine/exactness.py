@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qtune_service.core.metrics import Sample, TokenScores
+from qtune_service.samples import Sample, TokenScores
 
 MAX_MODEL_LEN = 512
 CHUNK_TOKENS = 96

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qtune_service.core.metrics import Sample, TokenScores
-from qtune_service.scoring.base import InterruptedScoring, Scorer
+from qtune_service.samples import Sample, TokenScores
+from qtune_service.scoring.scorer import InterruptedScoring, Scorer
 from tests.engine.engine_worker import EngineWorker, cached_tokens
 from tests.engine.exactness import (
     MAX_MODEL_LEN,

@@ -10,8 +10,8 @@ import pytest
 
 from qtune_service.config import EngineSpec, ModelSpec
 from qtune_service.errors import ModelError
-from qtune_service.scoring.choose import choose_engine
-from qtune_service.scoring.plugin import adapted_name, register
+from qtune_service.scoring.choose_engine import choose_engine
+from qtune_service.scoring.vllm.plugin import adapted_name, register
 from tests.engine.engine_worker import (
     EngineWorker,
     fail_in_next_call,

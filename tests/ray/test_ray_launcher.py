@@ -19,9 +19,9 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from qtune_service.jobs import service as service_module
-from qtune_service.jobs import stop_limit
-from qtune_service.settings import Settings
+from qtune_service.server.jobs import service as service_module
+from qtune_service.server.launchers import base
+from qtune_service.server.settings import Settings
 from tests.api.servers import serving
 from tests.jobs import DEMO_DATA, DEMO_MODEL, QTUNE, REPO, environment
 from tests.nodes import Nodes, ray_nodes
@@ -211,8 +211,8 @@ def test_a_driver_that_ignores_sigterm_is_killed(
     cluster: Nodes, s3: S3Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By Ray, after a wait that the server bounds: with the 1e9 s that an older version took, here cut to none."""
-    monkeypatch.setattr(stop_limit, "MAX_STOP_GRACE_S", 0)
-    monkeypatch.setattr(stop_limit, "RAY_MARGIN_S", 2)
+    monkeypatch.setattr(base, "MAX_STOP_GRACE_S", 0)
+    monkeypatch.setattr(base, "RAY_MARGIN_S", 2)
     stubborn = tmp_path / "stubborn.py"
     stubborn.write_text("import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(600)\n")
     env = {**variables(cluster, s3), "QTUNE_RAY_COMMAND": f"{sys.executable} {stubborn}"}

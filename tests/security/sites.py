@@ -11,9 +11,9 @@ from pathlib import Path
 
 import httpx
 
-from qtune_service.jobs.ids import new_id
-from qtune_service.jobs.models import JobStatus
-from qtune_service.outputs.finished import FinishedOutput
+from qtune_service.job_states import JobStatus
+from qtune_service.output.reader import FinishedOutput
+from qtune_service.server.jobs.ids import new_id
 from tests.api.servers import scripted, serving, settings
 from tests.api.stored import database_of, store_job
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from qtune_service.data.plan import Plan
 from qtune_service.errors import OutputConflictError
-from qtune_service.jobs.local import LocalLauncher
-from qtune_service.outputs.folder import Output
-from qtune_service.pipeline.origin import adopt_scores
+from qtune_service.ingest.plan import Plan
+from qtune_service.output.layout import Output
+from qtune_service.pipeline.prepare import adopt_scores
 from qtune_service.pipeline.stages import read_plan
+from qtune_service.server.launchers.local import LocalLauncher
 from tests.api.servers import serving, settings
 from tests.api.test_jobs_api import submit, until
 from tests.finished_outputs import FinishedOutputs

@@ -1,4 +1,4 @@
-"""data/confined.py and data/inside.py: no generated path leads out of a folder, whatever is in the folder."""
+"""storage/confined.py and storage/folder_io.py: no generated path leads out of a folder, whatever is in the folder."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from qtune_service.data import inside
-from qtune_service.data.confined import MAX_SEGMENTS, Root, is_really_below, segments
 from qtune_service.errors import DamagedFileError, OutputConflictError, StorageError
-from qtune_service.outputs.folder import Output
-from qtune_service.outputs.manifest_files import part_files, part_path
+from qtune_service.output.file_lists import part_files, part_path
+from qtune_service.output.layout import Output
+from qtune_service.storage import folder_io
+from qtune_service.storage.confined import MAX_SEGMENTS, Root, is_really_below, segments
 
 SECRET = b"the secret"
 PIECES: tuple[str, ...] = (
@@ -76,7 +76,7 @@ def test_nothing_outside_is_read(trap: Path, path: str) -> None:
     """Every path gives the good file or an error of ours; never another file, and never another exception."""
     root = Root(str(trap))
     try:
-        found = inside.read_bytes(root, path, max_bytes=1000)
+        found = folder_io.read_bytes(root, path, max_bytes=1000)
     except (OutputConflictError, StorageError):
         return
     assert (found, segments(path)) == (b"good", ("a", "part-00000.parquet"))
@@ -90,8 +90,8 @@ def test_nothing_outside_is_read(trap: Path, path: str) -> None:
 def test_nothing_outside_is_removed(trap: Path, path: str) -> None:
     """What is removed is the file or the link itself, never what a link leads to."""
     try:
-        inside.remove_file(Root(str(trap)), path)
-        inside.remove_folder_if_empty(Root(str(trap)), path)
+        folder_io.remove_file(Root(str(trap)), path)
+        folder_io.remove_folder_if_empty(Root(str(trap)), path)
     except (OutputConflictError, StorageError):
         pass
     assert (trap.parent / "part-00000.parquet").read_bytes() == SECRET
@@ -135,9 +135,9 @@ def test_kinds_of_files(tmp_path: Path, kind: str) -> None:
         socket.socket(socket.AF_UNIX).bind(str(at))
     for path in ("x", "x/secret"):
         with pytest.raises((OutputConflictError, StorageError)) as caught:
-            inside.read_bytes(Root(str(root)), path, max_bytes=100)
+            folder_io.read_bytes(Root(str(root)), path, max_bytes=100)
         assert SECRET.decode() not in str(caught.value)
-    assert inside.list_files(Root(str(root))) in ([], ["x"])
+    assert folder_io.list_files(Root(str(root))) in ([], ["x"])
 
 
 def test_the_root_as_a_link(tmp_path: Path) -> None:
@@ -154,11 +154,11 @@ def test_sizes_and_damage(tmp_path: Path) -> None:
     """A file that is too large is not read; JSON that is none, or nested without end, is named as damaged."""
     (tmp_path / "large.json").write_bytes(b" " * 2000)
     with pytest.raises(OutputConflictError, match="2,000 bytes"):
-        inside.read_json(Root(str(tmp_path)), "large.json", max_bytes=1000)
+        folder_io.read_json(Root(str(tmp_path)), "large.json", max_bytes=1000)
     for body in (b"[" * 100_000, b'{"a":', b"\xff", b""):
         (tmp_path / "bad.json").write_bytes(body)
         with pytest.raises(DamagedFileError, match=r"bad\.json is not valid JSON"):
-            inside.read_json(Root(str(tmp_path)), "bad.json", max_bytes=1 << 20)
+            folder_io.read_json(Root(str(tmp_path)), "bad.json", max_bytes=1 << 20)
 
 
 GOOD: dict[str, Any] = {"path": "scores/part-00000.parquet", "bytes": 1, "sha256": "0" * 64, "rows": 1}

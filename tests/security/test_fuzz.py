@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from qtune_service.data.template_text import is_template, read_chat_template
 from qtune_service.errors import SpecError
+from qtune_service.tokenize.named_sources import is_template, read_chat_template
 from qtune_service.wire import JobRequest
 from tests.api.servers import scripted, serving
 from tests.api.servers import settings as server_settings

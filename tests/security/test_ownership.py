@@ -14,13 +14,13 @@ from urllib.parse import unquote
 import httpx
 import pytest
 
-from qtune_service.jobs.ids import new_id
-from qtune_service.jobs.local import LocalLauncher
-from qtune_service.jobs.models import JobStatus
-from qtune_service.jobs.policy import real_output
-from qtune_service.outputs.finished import FinishedOutput
-from qtune_service.outputs.folder import Output
-from qtune_service.outputs.removal import clear
+from qtune_service.job_states import JobStatus
+from qtune_service.output.layout import Output
+from qtune_service.output.reader import FinishedOutput
+from qtune_service.output.removal import clear
+from qtune_service.server.jobs.ids import new_id
+from qtune_service.server.jobs.policy import real_output
+from qtune_service.server.launchers.local import LocalLauncher
 from tests.api.servers import scripted, serving, settings
 from tests.api.stored import database_of, store_job
 from tests.api.test_jobs_api import body, submit, until

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from qtune_service.exports.export import Options
-from qtune_service.exports.run import export
+from qtune_service.export.run import export
+from qtune_service.export.writers import Options
 from tests.jobs import REPO, rows
 from tests.unit.exports.test_packing import as_read
 

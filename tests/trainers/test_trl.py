@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from datasets import Dataset, load_dataset
 
-from qtune_service.exports.export import Options
-from qtune_service.exports.run import export
+from qtune_service.export.run import export
+from qtune_service.export.writers import Options
 from tests.jobs import rows
 
 trl = pytest.importorskip("trl", reason="needs trl, one of the dev extras")

@@ -7,8 +7,8 @@ from types import ModuleType
 
 import pytest
 
-from qtune_service.exports.export import Options
-from qtune_service.exports.run import export
+from qtune_service.export.run import export
+from qtune_service.export.writers import Options
 from tests.jobs import REPO, rows
 
 

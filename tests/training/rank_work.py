@@ -20,10 +20,9 @@ import torch.distributed as dist
 
 from qtune_service.errors import DataError, QTuneError
 from qtune_service.training import QTuningPruner, vocab_parallel_scores
-from qtune_service.training.collective import Ranks
-from qtune_service.training.epochs import by_command, rescore_every_epoch, rescored
-from qtune_service.training.scores import is_sharded
-from qtune_service.training.waiting import by_first, on_all
+from qtune_service.training.distributed import Ranks, by_first, on_all
+from qtune_service.training.per_epoch import by_command, rescore_every_epoch, rescored
+from qtune_service.training.token_scores import is_sharded
 from tests.training.models import VOCAB, padded, ragged, tiny_llama
 
 RATIOS = {"sample_keep_ratio": 0.4, "token_keep_ratio": 0.6, "bisect_max_iter": None}
@@ -215,7 +214,7 @@ def vocab_parallel(seed: int) -> dict[str, Any]:
     from torch.distributed.tensor import Shard, distribute_tensor
 
     from qtune_service.scoring.statistics import eager_partials, nll_and_entropy
-    from qtune_service.training.sharded import partials_of_logits
+    from qtune_service.training.token_scores import partials_of_logits
 
     torch.manual_seed(seed)
     logits, labels = torch.randn(50, VOCAB) * 4, torch.randint(VOCAB, (50,))

@@ -16,8 +16,8 @@ from datasets import Dataset
 
 from qtune_service.client import Client
 from qtune_service.errors import QTuneError, SpecError
-from qtune_service.settings import Settings
-from qtune_service.training.epochs import EpochRows, Prune, by_command, by_service, rescore_every_epoch, rescored
+from qtune_service.server.settings import Settings
+from qtune_service.training.per_epoch import EpochRows, Prune, by_command, by_service, rescore_every_epoch, rescored
 from tests.api.servers import serving
 from tests.jobs import DEMO_DATA, DEMO_MODEL, manifest
 from tests.training.epoch_runs import BATCH, JOB, demo_trainer, noting, tokens

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from qtune_service.core.thresholds import select
-from qtune_service.core.tokens import prune_token_masks
 from qtune_service.errors import DataError, SpecError
+from qtune_service.selection.thresholds import select
+from qtune_service.selection.token_masks import prune_token_masks
 from qtune_service.training import QTuningPruner, StepRecord
 from tests.training.models import VOCAB, exact_means, packed, padded, ragged, tiny_llama
 

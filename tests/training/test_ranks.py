@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from qtune_service.training.collective import deal
+from qtune_service.training.distributed import deal
 from tests.training.models import padded, ragged, tiny_llama
 from tests.training.rank_work import one_step
 from tests.training.ranks import run_on_ranks

@@ -13,7 +13,7 @@ import pytest
 
 from qtune_service.errors import DataError
 from qtune_service.training import Choice, JsonlRecords, QTuningPruner, StepRecord, TensorBoardRecords
-from qtune_service.training.plane import ScoredPlane, plot_eu_plane
+from qtune_service.training.plane_picture import ScoredPlane, plot_eu_plane
 
 
 def two_steps(*records: Any, warmup_steps: int = 0) -> list[Choice]:

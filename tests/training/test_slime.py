@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from qtune_service.errors import OutputConflictError, SpecError
-from qtune_service.outputs.finished import FinishedOutput
+from qtune_service.output.reader import FinishedOutput
 from qtune_service.training import QTuningPruner
 from qtune_service.training.slime import PrunedDataSource, generate_rollout, postprocess
 from tests.jobs import rows

@@ -12,7 +12,7 @@ import torch
 
 from qtune_service.errors import DataError, SpecError
 from qtune_service.training import QTuningArguments, QTuningPruner, StepRecord
-from qtune_service.training.trainer import enable_q_tuning
+from qtune_service.training.hf_trainer import enable_q_tuning
 from tests.training.models import tiny_llama
 from tests.training.ranks import run_on_ranks
 from tests.training.trainers import ARGUMENTS, RATE, collate, dataset, make_trainer, run_trainer, weights

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from qtune_service.training import QTuningPruner
-from qtune_service.training.scores import call_for_logits
+from qtune_service.training.token_scores import call_for_logits
 from tests.jobs import DEMO_DATA, DEMO_MODEL
 from tests.training.models import ragged, tiny_llama
 

@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 
 from qtune_service.training import QTuningArguments, StepRecord
-from qtune_service.training.trainer import enable_q_tuning
+from qtune_service.training.hf_trainer import enable_q_tuning
 from tests.training.models import padded, ragged, tiny_llama
 
 ARGUMENTS = QTuningArguments(sample_keep_ratio=0.4, token_keep_ratio=0.6, bisect_max_iter=None)

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from qtune_service.config import ModelSpec
-from qtune_service.core.metrics import Sample, TokenScores
-from qtune_service.scoring.samples import scored_positions
+from qtune_service.samples import Sample, TokenScores
+from qtune_service.scoring.scorer import scored_positions
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 NUM_RECORDS = 8

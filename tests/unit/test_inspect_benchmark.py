@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from qtune_service.outputs.finished import FinishedOutput
-from qtune_service.outputs.query import Selection, find, samples_of
+from qtune_service.output.query import Selection, find, samples_of
+from qtune_service.output.reader import FinishedOutput
 from tests.jobs import REPO, qtune
 
 SCRIPT = REPO / "benchmarks" / "inspecting.py"

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from qtune_service.config import EngineSpec, ModelSpec
-from qtune_service.core.metrics import Sample
+from qtune_service.samples import Sample
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 

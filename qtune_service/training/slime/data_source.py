@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from qtune_service.errors import OutputConflictError, SpecError
-from qtune_service.exports.columns import slime as slime_columns
-from qtune_service.outputs.finished import FinishedOutput
+from qtune_service.export.trainer_columns import slime as slime_columns
+from qtune_service.output.reader import FinishedOutput
 
 log = logging.getLogger(__name__)
 STATE = ("epoch_id", "sample_offset", "sample_index")

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from qtune_service.errors import SpecError
 from qtune_service.training.arguments import QTuningArguments, q_tuning_arguments
-from qtune_service.training.collective import Ranks
+from qtune_service.training.distributed import Ranks
 from qtune_service.training.pruner import QTuningPruner
 
 NEEDED = {

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from qtune_service.cli import app
-from qtune_service.core.plane import PlaneView
+from qtune_service.selection.plane import PlaneView
 from tests.finished_outputs import NUM_SAMPLES, FinishedOutputs
 
 ALL = ["q_tuning", "random", "longest", "perplexity", "entropy", "infobatch"]

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from qtune_service.cli import app
-from qtune_service.outputs.finished import FinishedOutput
+from qtune_service.output.reader import FinishedOutput
 from tests.finished_outputs import chats, finished_output
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from qtune_service.cli import app, looking
+from qtune_service.cli import app, inspect
 from tests.finished_outputs import NUM_SAMPLES, FinishedOutputs
 from tests.jobs import REPO
 
@@ -159,7 +159,7 @@ def test_not_an_output(tmp_path: Any) -> None:
 
 def test_every_flag_is_documented() -> None:
     """docs/inspect.md names each flag of the command, and no others."""
-    flags = {f"--{name.replace('_', '-')}" for name in python_inspect.signature(looking.inspect).parameters}
+    flags = {f"--{name.replace('_', '-')}" for name in python_inspect.signature(inspect.inspect).parameters}
     flags = flags - {"--output", "--as-json"} | {"--json", "--dropped"}
     assert set(re.findall(r"qtune inspect.*?(?=\n)", HELP.read_text())), "there are examples"
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", HELP.read_text())) - {"--samples"} == flags

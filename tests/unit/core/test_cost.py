@@ -1,10 +1,10 @@
-"""core/cost.py: operations and bytes by hand."""
+"""pipeline/cost.py: operations and bytes by hand."""
 
 from __future__ import annotations
 
 import pytest
 
-from qtune_service.core.cost import IN_MEMORY_SAMPLES, Lengths, ModelCost, ModelShape, devices_of, needs_of
+from qtune_service.pipeline.cost import IN_MEMORY_SAMPLES, Lengths, ModelCost, ModelShape, devices_of, needs_of
 
 SMALL = ModelShape(layers=2, hidden=8, heads=2, kv_heads=1, head_dim=4, vocab=10, mlp=3 * 8 * 16)
 

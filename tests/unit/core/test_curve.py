@@ -1,4 +1,4 @@
-"""core/curve.py: what every ratio would keep."""
+"""selection/curve.py: what every ratio would keep."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from qtune_service.core.curve import EntryCounts
-from qtune_service.core.plane import Quadrant
-from qtune_service.core.thresholds import Selection, select
+from qtune_service.selection.curve import EntryCounts
+from qtune_service.selection.plane import Quadrant
+from qtune_service.selection.thresholds import Selection, select
 
 SCORES = st.sampled_from([0.5, 1.0, 1.0, 2.0]) | st.floats(0, 12)
 PAIRS = st.lists(st.tuples(SCORES, SCORES), min_size=1, max_size=60)

@@ -1,4 +1,4 @@
-"""core/metrics.py: means of ragged rows, perplexity, shares."""
+"""samples.py: means of ragged rows, perplexity, shares."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qtune_service.core.metrics import check_offsets, perplexity, sample_means, share_of
 from qtune_service.errors import DataError
+from qtune_service.samples import check_offsets, perplexity, sample_means, share_of
 
 ROWS = st.lists(st.lists(st.floats(0, 100, width=32), max_size=40), max_size=12)
 

@@ -1,4 +1,4 @@
-"""core/partition.py: ranks by groups and ranges are the ranks of the whole column."""
+"""selection/partition.py: ranks by groups and ranges are the ranks of the whole column."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from qtune_service.core.partition import (
+from qtune_service.selection.partition import (
     hand_out,
     part_to_read,
     part_within,
@@ -20,7 +20,7 @@ from qtune_service.core.partition import (
     sorted_run,
     splitters,
 )
-from qtune_service.core.ranks import DoubleRanks, double_midranks
+from qtune_service.selection.ranks import DoubleRanks, double_midranks
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 TIED = st.sampled_from([0.0, -0.0, 1.0, 1.0, 1.0, 2.5, -1e308, 5e-324])

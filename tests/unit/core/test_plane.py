@@ -1,4 +1,4 @@
-"""core/plane.py: quadrants, labels, and rules of the user."""
+"""selection/plane.py: quadrants, labels, and rules of the user."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from qtune_service.core.plane import PlaneView, Quadrant, QuadrantRule, classify, corner_entry
-from qtune_service.core.thresholds import Selection, select
 from qtune_service.errors import SpecError
+from qtune_service.selection.plane import PlaneView, Quadrant, QuadrantRule, classify, corner_entry
+from qtune_service.selection.thresholds import Selection, select
 
 RNG = np.random.default_rng(5)
 NLL, ENTROPY = RNG.lognormal(size=(2, 50))

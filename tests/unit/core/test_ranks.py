@@ -1,4 +1,4 @@
-"""core/ranks.py: doubled mid-ranks, exact for any finite floats."""
+"""selection/ranks.py: doubled mid-ranks, exact for any finite floats."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from qtune_service.core.ranks import BLOCK, blocks, double_midranks
+from qtune_service.selection.ranks import BLOCK, blocks, double_midranks
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 FEW = st.sampled_from([0.0, -0.0, 1.0, 1.5, -2.0, 5e-324, -5e-324, 1.7e308, -1.7e308])

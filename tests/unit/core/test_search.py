@@ -1,4 +1,4 @@
-"""core/search.py: the smallest bound from counts that add up."""
+"""selection/search.py: the smallest bound from counts that add up."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from qtune_service.core.search import BINS, BinCounts, Window, smallest_bound, stopped_early
 from qtune_service.errors import SpecError
+from qtune_service.selection.search import BINS, BinCounts, Window, smallest_bound, stopped_early
 
 
 @given(st.lists(st.integers(1, 199), min_size=1, max_size=100), st.data())

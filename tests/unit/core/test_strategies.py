@@ -1,4 +1,4 @@
-"""core/strategies.py: the baselines from the same scores."""
+"""selection/strategies.py: the baselines from the same scores."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from qtune_service import config
-from qtune_service.core import strategies, tokens
-from qtune_service.core.strategies import Priority, Weighing, WeightedSides, loss_sum, mean_of
-from qtune_service.core.thresholds import select
 from qtune_service.errors import SpecError
+from qtune_service.selection import strategies, token_masks
+from qtune_service.selection.strategies import Priority, Weighing, WeightedSides, loss_sum, mean_of
+from qtune_service.selection.thresholds import select
 
 RNG = np.random.default_rng(5)
 NLL, ENTROPY = np.exp(RNG.normal(size=(2, 500)))
@@ -36,7 +36,7 @@ def infobatch(seed: int = 0) -> Priority:
 def test_the_spec_has_exactly_these_names() -> None:
     """One list a layer, and they agree."""
     assert get_args(config.SampleStrategy) == ("q_tuning", *strategies.NAMES)
-    assert get_args(config.TokenStrategy) == tokens.TOKEN_STRATEGIES
+    assert get_args(config.TokenStrategy) == token_masks.TOKEN_STRATEGIES
 
 
 @pytest.mark.parametrize("strategy", strategies.NAMES)

@@ -1,4 +1,4 @@
-"""core/thresholds.py: the laws of stage 1, against a brute force by the definitions and against golden cases."""
+"""selection/thresholds.py: the laws of stage 1, against a brute force by the definitions and against golden cases."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from qtune_service.core.metrics import perplexity
-from qtune_service.core.plane import Quadrant, corner_entry
-from qtune_service.core.ranks import double_midranks
-from qtune_service.core.thresholds import Selection, select
 from qtune_service.errors import DataError, SpecError
+from qtune_service.samples import perplexity
+from qtune_service.selection.plane import Quadrant, corner_entry
+from qtune_service.selection.ranks import double_midranks
+from qtune_service.selection.thresholds import Selection, select
 
 Pairs = list[tuple[float, float]]
 

@@ -1,4 +1,4 @@
-"""core/tokens.py: the laws of stage 2, against a plain per-sample loop and against golden cases."""
+"""selection/token_masks.py: the laws of stage 2, against a plain per-sample loop and against golden cases."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from qtune_service.core.tokens import prune_token_masks, tokens_left
 from qtune_service.errors import DataError, SpecError
+from qtune_service.selection.token_masks import prune_token_masks, tokens_left
 
 
 @dataclass(frozen=True, slots=True)

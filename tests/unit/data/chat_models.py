@@ -11,8 +11,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from qtune_service.config import InputSpec, ModelSpec
-from qtune_service.core.metrics import Sample
-from qtune_service.data.chat import Encoder
+from qtune_service.samples import Sample
+from qtune_service.tokenize.encoder import Encoder
 
 Turn = Mapping[str, Any]
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from qtune_service.config import InputSpec
-from qtune_service.data.plan import Chunk, ChunkScan, Plan
-from qtune_service.data.reading import RecordProblem, ShardRecords, read_shard
-from qtune_service.data.shards import make_plan, scan, split
-from qtune_service.data.sources import discover
+from qtune_service.ingest.discovery import discover
+from qtune_service.ingest.plan import Chunk, ChunkScan, Plan
+from qtune_service.ingest.planner import make_plan, scan, split
+from qtune_service.ingest.reader import RecordProblem, ShardRecords, read_shard
 
 
 def plan_of(work: Path | str, *paths: Path | str, **options: Any) -> Plan:

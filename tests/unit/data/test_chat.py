@@ -1,4 +1,4 @@
-"""data/chat.py: what is trained, for templates of many shapes."""
+"""tokenize/encoder.py: what is trained, for templates of many shapes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qtune_service.config import InputSpec, ModelSpec
-from qtune_service.data.chat import Encoder
-from qtune_service.data.records import RecordError
 from qtune_service.errors import ModelError, SpecError
+from qtune_service.ingest.records import RecordError
+from qtune_service.tokenize.encoder import Encoder
 from tests.unit.data.chat_models import (
     QWEN3,
     SHAPES,

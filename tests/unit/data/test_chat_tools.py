@@ -1,4 +1,4 @@
-"""data/chat.py: tool calls, their results, and reasoning."""
+"""tokenize/encoder.py: tool calls, their results, and reasoning."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qtune_service.data.records import RecordError
+from qtune_service.ingest.records import RecordError
 from tests.unit.data.chat_models import (
     CALL,
     QWEN3,

@@ -1,4 +1,4 @@
-"""data/checking.py: what is no dataset is refused while it streams by, in little memory; bad records are counted."""
+"""Upload checks (ingest/upload_checks.py): refuse what is no dataset while it streams by, and count bad records."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from qtune_service.data.checking import MAX_RECORD_BYTES, Checked, check, rows_of_parquet
 from qtune_service.errors import BadDatasetError
+from qtune_service.ingest.upload_checks import MAX_RECORD_BYTES, Checked, check, rows_of_parquet
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": f"p{i} ü漢", "completion": "c" * (i % 50), "tags": [{"a": i}]} for i in range(300)

@@ -1,4 +1,4 @@
-"""data/first_records.py: the first records as a job would read them, and no more of the input than that."""
+"""ingest/reader.py: the first records as a job would read them, and no more of the input than that."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from qtune_service.config import InputSpec
-from qtune_service.data.first_records import FirstRecord, first_records
-from qtune_service.data.reading import read_shard
-from qtune_service.data.shards import make_plan, scan, split
-from qtune_service.data.sources import discover
-from qtune_service.data.values import RecordProblem
 from qtune_service.errors import DataError
+from qtune_service.ingest.discovery import discover
+from qtune_service.ingest.jsonl import RecordProblem
+from qtune_service.ingest.planner import make_plan, scan, split
+from qtune_service.ingest.reader import FirstRecord, first_records, read_shard
 
 ROWS: list[dict[str, Any]] = [{"prompt": f"p{i}", "completion": "c", "kind": "ab"[i % 2]} for i in range(3000)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)

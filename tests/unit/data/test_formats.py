@@ -1,4 +1,4 @@
-"""data/formats.py: detection, and what each format becomes."""
+"""ingest/formats.py: detection, and what each format becomes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from qtune_service.config import FormatName
-from qtune_service.data.formats import detect_format, to_conversation, used_columns
-from qtune_service.data.records import Conversation, RecordError, Tokenized
+from qtune_service.ingest.formats import detect_format, to_conversation, used_columns
+from qtune_service.ingest.records import Conversation, RecordError, Tokenized
 
 USER = {"role": "user", "content": "Q"}
 ANSWER = {"role": "assistant", "content": "A"}

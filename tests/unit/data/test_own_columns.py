@@ -1,4 +1,4 @@
-"""data/own_columns.py: Arrow's reader and the parsed values give the same columns."""
+"""ingest/json_schema.py: Arrow's reader and the parsed values give the same columns."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qtune_service.data import own_columns
-from qtune_service.data.inference import infer_lines
-from qtune_service.data.schema import finish, to_array
-from qtune_service.data.values import parse_line
+from qtune_service.ingest import json_schema
+from qtune_service.ingest.json_schema import infer_lines
+from qtune_service.ingest.jsonl import parse_line
+from qtune_service.ingest.schema import finish, to_array
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 SCALAR = (
@@ -33,8 +33,8 @@ def both(lines: list[bytes]) -> tuple[pa.Table, pa.Table, bool]:
     schema = finish(infer_lines(lines))
     rows = [record if isinstance(record, dict) else {} for record in records]
     arrays = [to_array([row.get(field.name) for row in rows], field) for field in schema]
-    is_fast = all(map(own_columns._is_plain, schema)) and own_columns._read(lines, schema) is not None
-    return own_columns.own_columns(lines, records, schema), pa.Table.from_arrays(arrays, schema=schema), is_fast
+    is_fast = all(map(json_schema._is_plain, schema)) and json_schema._read(lines, schema) is not None
+    return json_schema.own_columns(lines, records, schema), pa.Table.from_arrays(arrays, schema=schema), is_fast
 
 
 @given(RECORDS)

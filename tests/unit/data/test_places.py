@@ -1,4 +1,4 @@
-"""data/places.py: places told by bytes are those that the tokenizer itself tells."""
+"""tokenize/token_offsets.py: places told by bytes are those that the tokenizer itself tells."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from qtune_service.data.places import MAX_MISSES, Placer
+from qtune_service.tokenize.token_offsets import MAX_MISSES, Placer
 
 TEXTS = [
     "",

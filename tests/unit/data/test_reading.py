@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from qtune_service.data.reading import sample_id
-from qtune_service.data.values import RecordProblem, category_of, parse_line
+from qtune_service.ingest.jsonl import RecordProblem, category_of, parse_line
+from qtune_service.ingest.reader import sample_id
 from tests.unit.data.planning import plan_of, read_all
 
 GOOD = b'{"prompt": "p", "completion": "c"}'

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from qtune_service.config import InputSpec, ModelSpec
-from qtune_service.data.chat import Encoded, Encoder
-from qtune_service.data.formats import detect_format, to_conversation
-from qtune_service.data.records import Conversation, RecordError
+from qtune_service.ingest.formats import detect_format, to_conversation
+from qtune_service.ingest.records import Conversation, RecordError
+from qtune_service.tokenize.encoder import Encoded, Encoder
 from tests.unit.data.chat_models import SHAPES, expected_text, make_encoder, save_tokenizer
 
 FILES = {

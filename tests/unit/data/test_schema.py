@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qtune_service.data import schema
-from qtune_service.data.inference import infer_lines, infer_records
-from qtune_service.data.schema import conform, finish, is_json, output_names, restore, unify
 from qtune_service.errors import DataError
+from qtune_service.ingest import schema
+from qtune_service.ingest.json_schema import infer_lines, infer_records
+from qtune_service.ingest.schema import conform, finish, is_json, output_names, restore, unify
 from tests.unit.data.planning import plan_of, read_all
 
 words = st.one_of(st.text(max_size=6), st.sampled_from(["2020-01-01", "2020-01-01T00:00:00Z", "12:00:00", "1", "true"]))

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qtune_service.config import InputSpec
-from qtune_service.data import storage
-from qtune_service.data.plan import Chunk
-from qtune_service.data.shards import is_enough, make_plan, scan, split
-from qtune_service.data.sources import discover
 from qtune_service.errors import DataError
+from qtune_service.ingest.discovery import discover
+from qtune_service.ingest.plan import Chunk
+from qtune_service.ingest.planner import is_enough, make_plan, scan, split
+from qtune_service.storage import file_io
 from tests.s3 import S3Endpoint
 from tests.unit.data.planning import plan_of, read_all, records_of
 
@@ -242,15 +242,15 @@ def test_changed_parquet_is_noticed(tmp_path: Path) -> None:
 def test_an_input_on_s3(tmp_path: Path, s3: S3Endpoint) -> None:
     """Ranges of JSON lines, Parquet rows and staged arrays are read from S3, staged pieces written there."""
     rows = [row(i) for i in range(200)]
-    storage.write_bytes(s3.uri("in/a.jsonl"), "".join(json.dumps(r) + "\n" for r in rows).encode())
-    storage.write_bytes(s3.uri("in/b.json"), json.dumps(rows, indent=2).encode())
-    storage.write_table(s3.uri("in/c.parquet"), pa.Table.from_pylist(rows), row_group_size=50)
+    file_io.write_bytes(s3.uri("in/a.jsonl"), "".join(json.dumps(r) + "\n" for r in rows).encode())
+    file_io.write_bytes(s3.uri("in/b.json"), json.dumps(rows, indent=2).encode())
+    file_io.write_table(s3.uri("in/c.parquet"), pa.Table.from_pylist(rows), row_group_size=50)
     plan = plan_of(s3.uri("work"), s3.uri("in"), shard_bytes=2048)
     assert records_of(plan) == rows * 3
     assert {shard.source for shard in read_all(plan)} == {s3.uri(f"in/{n}") for n in ("a.jsonl", "b.json", "c.parquet")}
-    staged = storage.list_files(s3.uri("work"))
+    staged = file_io.list_files(s3.uri("work"))
     assert staged[0] == s3.uri("work/0001-00000.jsonl")
     assert len(staged) > 3
-    storage.write_bytes(s3.uri("in/a.jsonl"), json.dumps(rows[0]).encode())
+    file_io.write_bytes(s3.uri("in/a.jsonl"), json.dumps(rows[0]).encode())
     with pytest.raises(DataError, match=r"a.jsonl has changed"):
         plan.verify_unchanged(discover([s3.uri("in")]))

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from qtune_service.data import storage
-from qtune_service.data.sources import changes, discover
 from qtune_service.errors import DataError, StorageError
+from qtune_service.ingest.discovery import changes, discover
+from qtune_service.storage import file_io
 from tests.s3 import S3Endpoint
 from tests.users import ordinary_user
 
@@ -101,7 +101,7 @@ def test_local_and_s3_mix(tmp_path: Path, s3: S3Endpoint) -> None:
     """Sources of several kinds make one input; folders and patterns work on S3."""
     (tmp_path / "x.jsonl").write_bytes(ROW)
     for name in ("one.jsonl", "two.jsonl", "_logs/no.jsonl"):
-        storage.write_bytes(s3.uri(f"mix/{name}"), ROW)
+        file_io.write_bytes(s3.uri(f"mix/{name}"), ROW)
     found = discover([str(tmp_path / "x.jsonl"), s3.uri("mix"), s3.uri("mix/o*.jsonl")])
     assert [file.name for file in found] == [
         str(tmp_path / "x.jsonl"),

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import zstandard
 
-from qtune_service.data import staging
-from qtune_service.data.values import RecordProblem
+from qtune_service.ingest import json_reader
+from qtune_service.ingest.jsonl import RecordProblem
 from tests.unit.data.planning import columns_of, plan_of, read_all, records_of
 
 ROWS: list[dict[str, Any]] = [
@@ -37,7 +37,7 @@ def test_arrays_are_read_record_by_record(
     tmp_path: Path, indent: int | None, window: int, pack: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Compact or pretty, compressed or not, however the window cuts: all elements, numbered from 1."""
-    monkeypatch.setattr(staging, "_WINDOW_CHARS", window)
+    monkeypatch.setattr(json_reader, "_WINDOW_CHARS", window)
     path = tmp_path / "x.json"
     path.write_bytes(pack(json.dumps(ROWS, indent=indent, ensure_ascii=False).encode()))
     plan = plan_of(tmp_path / "work", path, shard_bytes=4096)

@@ -13,16 +13,16 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from qtune_service.data import filesystems, inside, storage
-from qtune_service.data.confined import Root
 from qtune_service.errors import StorageError
+from qtune_service.storage import file_io, filesystems, folder_io
+from qtune_service.storage.confined import Root
 from tests.s3 import S3Endpoint
 from tests.users import ordinary_user
 
 
 def read_parquet(uri: str) -> pa.Table:
     """A whole file."""
-    with storage.open_parquet(uri) as file:
+    with file_io.open_parquet(uri) as file:
         return file.read()
 
 
@@ -42,26 +42,26 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def test_what_is_written_is_read_back_everywhere(root: str) -> None:
     """Bytes, ranges of them, JSON and tables survive; sizes and digests are those of the content."""
     body = bytes(range(256)) * 50_000
-    written = storage.write_bytes(storage.join(root, "a", "body.bin"), body)
+    written = file_io.write_bytes(file_io.join(root, "a", "body.bin"), body)
     assert written.size_bytes == len(body)
     assert written.sha256 == hashlib.sha256(body).hexdigest()
-    assert storage.read_bytes(written.uri) == body
-    assert storage.read_range(written.uri, 1000, 9_000_000) == body[1000:9_000_000]
-    assert storage.read_range(written.uri, len(body) - 3, len(body) + 10) == body[-3:]
-    storage.write_json(storage.join(root, "x.json"), {"grün": [1, None]})
-    assert storage.read_json(storage.join(root, "x.json")) == {"grün": [1, None]}
+    assert file_io.read_bytes(written.uri) == body
+    assert file_io.read_range(written.uri, 1000, 9_000_000) == body[1000:9_000_000]
+    assert file_io.read_range(written.uri, len(body) - 3, len(body) + 10) == body[-3:]
+    file_io.write_json(file_io.join(root, "x.json"), {"grün": [1, None]})
+    assert file_io.read_json(file_io.join(root, "x.json")) == {"grün": [1, None]}
     table = pa.table({"n": [1, 2, 3]})
-    storage.write_table(storage.join(root, "t.parquet"), table)
-    assert read_parquet(storage.join(root, "t.parquet")).equals(table)
+    file_io.write_table(file_io.join(root, "t.parquet"), table)
+    assert read_parquet(file_io.join(root, "t.parquet")).equals(table)
 
 
 def test_a_stream_becomes_one_file(root: str) -> None:
     """Chunks are written one behind the other; where they break off, the file is as it was."""
-    uri = storage.join(root, "folder", "stream")
+    uri = file_io.join(root, "folder", "stream")
     chunks = [b"one\n", b"", b"x" * 3_000_000, b"end"]
-    written = storage.write_chunks(uri, iter(chunks))
+    written = file_io.write_chunks(uri, iter(chunks))
     body = b"".join(chunks)
-    assert storage.read_bytes(uri) == body
+    assert file_io.read_bytes(uri) == body
     assert (written.size_bytes, written.sha256) == (len(body), hashlib.sha256(body).hexdigest())
 
     def broken() -> Iterator[bytes]:
@@ -69,22 +69,22 @@ def test_a_stream_becomes_one_file(root: str) -> None:
         raise ValueError("no more")
 
     with pytest.raises(ValueError, match="no more"):
-        storage.write_chunks(uri, broken())
-    assert storage.read_bytes(uri) == body
-    assert storage.write_chunks(uri, iter(())).size_bytes == 0
-    assert storage.read_bytes(uri) == b""
-    assert len(storage.list_files(storage.join(root, "folder"))) == 1, "nothing half-written is left"
+        file_io.write_chunks(uri, broken())
+    assert file_io.read_bytes(uri) == body
+    assert file_io.write_chunks(uri, iter(())).size_bytes == 0
+    assert file_io.read_bytes(uri) == b""
+    assert len(file_io.list_files(file_io.join(root, "folder"))) == 1, "nothing half-written is left"
 
 
 def test_writing_again_replaces(root: str) -> None:
     """A second write of a name wins, and its version differs from the first."""
-    uri = storage.join(root, "twice")
-    storage.write_bytes(uri, b"first")
-    before = storage.stat(uri)
+    uri = file_io.join(root, "twice")
+    file_io.write_bytes(uri, b"first")
+    before = file_io.stat(uri)
     time.sleep(0.01)
-    storage.write_bytes(uri, b"other")
-    after = storage.stat(uri)
-    assert storage.read_bytes(uri) == b"other"
+    file_io.write_bytes(uri, b"other")
+    after = file_io.stat(uri)
+    assert file_io.read_bytes(uri) == b"other"
     assert before is not None
     assert after is not None
     if not root.startswith("memory"):  # that filesystem keeps no time of change
@@ -95,51 +95,51 @@ def test_writing_again_replaces(root: str) -> None:
 def test_listing_globbing_and_removing(root: str) -> None:
     """Listings are sorted and name each file so that it can be opened again."""
     for name in ("b.jsonl", "a.jsonl", "sub/c.jsonl", "sub/deep/d.json"):
-        storage.write_bytes(storage.join(root, name), name.encode())
-    found = storage.list_files(root)
-    assert [storage.relative(uri, root) for uri in found] == ["a.jsonl", "b.jsonl", "sub/c.jsonl", "sub/deep/d.json"]
-    assert [storage.read_bytes(uri) for uri in found][2] == b"sub/c.jsonl"
-    assert len(storage.list_files(root, recursive=False)) == 2
+        file_io.write_bytes(file_io.join(root, name), name.encode())
+    found = file_io.list_files(root)
+    assert [file_io.relative(uri, root) for uri in found] == ["a.jsonl", "b.jsonl", "sub/c.jsonl", "sub/deep/d.json"]
+    assert [file_io.read_bytes(uri) for uri in found][2] == b"sub/c.jsonl"
+    assert len(file_io.list_files(root, recursive=False)) == 2
 
     def globbed(pattern: str) -> list[str]:
-        return [storage.relative(uri, root) for uri in storage.glob(storage.join(root, pattern))]
+        return [file_io.relative(uri, root) for uri in file_io.glob(file_io.join(root, pattern))]
 
     assert globbed("*.jsonl") == ["a.jsonl", "b.jsonl"]
     assert globbed("[!a].jsonl") == ["b.jsonl"]
     assert globbed("**/*.jsonl") == ["a.jsonl", "b.jsonl", "sub/c.jsonl"]
     assert globbed("*/c.jsonl") == ["sub/c.jsonl"]
-    assert storage.is_folder(root)
-    storage.remove_file(found[0])
-    assert not storage.exists(found[0])
+    assert file_io.is_folder(root)
+    file_io.remove_file(found[0])
+    assert not file_io.exists(found[0])
 
 
 def test_links_and_copies_hold_the_content(root: str, tmp_path: Path) -> None:
     """A second name of a file outlives the first, also across filesystems."""
-    source, second, local = storage.join(root, "a"), storage.join(root, "b"), str(tmp_path / "out")
-    storage.write_bytes(storage.join(source, "x", "one"), b"content")
-    storage.write_bytes(storage.join(second, "x", "one"), b"old")
-    inside.link_or_copy(Root(source), Root(second), "x/one")
-    inside.link_or_copy(Root(source), Root(local), "x/one")
-    inside.link_or_copy(Root(local), Root(storage.join(root, "c")), "x/one")
-    storage.remove_file(storage.join(source, "x", "one"))
-    for folder in (second, local, storage.join(root, "c")):
-        assert storage.read_bytes(storage.join(folder, "x", "one")) == b"content"
+    source, second, local = file_io.join(root, "a"), file_io.join(root, "b"), str(tmp_path / "out")
+    file_io.write_bytes(file_io.join(source, "x", "one"), b"content")
+    file_io.write_bytes(file_io.join(second, "x", "one"), b"old")
+    folder_io.link_or_copy(Root(source), Root(second), "x/one")
+    folder_io.link_or_copy(Root(source), Root(local), "x/one")
+    folder_io.link_or_copy(Root(local), Root(file_io.join(root, "c")), "x/one")
+    file_io.remove_file(file_io.join(source, "x", "one"))
+    for folder in (second, local, file_io.join(root, "c")):
+        assert file_io.read_bytes(file_io.join(folder, "x", "one")) == b"content"
 
 
 def test_what_is_missing_is_named(root: str) -> None:
     """A missing file is no file to `stat` and an error with its name to a reader."""
-    uri = storage.join(root, "none.txt")
-    assert storage.stat(uri) is None
-    assert not storage.exists(uri)
+    uri = file_io.join(root, "none.txt")
+    assert file_io.stat(uri) is None
+    assert not file_io.exists(uri)
     with pytest.raises(StorageError, match=r"cannot read .*none.txt: it does not exist"):
-        storage.read_bytes(uri)
+        file_io.read_bytes(uri)
 
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:
     """JSON that is none and Parquet that is none say which file it was."""
     (tmp_path / "x").write_text("{")
     with pytest.raises(StorageError, match="x is not valid JSON"):
-        storage.read_json(str(tmp_path / "x"))
+        file_io.read_json(str(tmp_path / "x"))
     with pytest.raises(StorageError, match="x is not a readable Parquet file"):
         read_parquet(str(tmp_path / "x"))
 
@@ -147,13 +147,13 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     """When the bytes do not fit, the old file stays, no temporary one does, and the error says what to do."""
     target = tmp_path / "out" / "file"
-    storage.write_bytes(str(target), b"old")
+    file_io.write_bytes(str(target), b"old")
     code = (
         "import resource, signal, sys\n"
-        "from qtune_service.data import storage\n"
+        "from qtune_service.storage import file_io\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
-        "storage.write_bytes(sys.argv[1], bytes(100_000))\n"
+        "file_io.write_bytes(sys.argv[1], bytes(100_000))\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(target)], capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -164,7 +164,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 def test_written_files_follow_the_umask(tmp_path: Path) -> None:
     """Others may read an output as they may any new file."""
-    storage.write_bytes(str(tmp_path / "ours"), b"")
+    file_io.write_bytes(str(tmp_path / "ours"), b"")
     (tmp_path / "plain").touch()
     assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
@@ -192,20 +192,20 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
     path.write_bytes(b"x")
     path.chmod(0)
     with ordinary_user(), pytest.raises(StorageError, match=r"cannot read .*secret: permission denied"):
-        storage.read_bytes(str(path))
+        file_io.read_bytes(str(path))
 
 
 def test_a_missing_bucket_is_named(s3: S3Endpoint) -> None:
     """Writing into a bucket that is not there says so."""
     with pytest.raises(StorageError, match="cannot write s3://no-such-bucket/x: the bucket does not exist"):
-        storage.write_bytes("s3://no-such-bucket/x", b"1")
+        file_io.write_bytes("s3://no-such-bucket/x", b"1")
 
 
 def test_an_unreachable_endpoint_is_an_error_in_seconds() -> None:
     """An endpoint where nobody listens is retried a few times, then named with what to check."""
     started = time.monotonic()
     with pytest.raises(StorageError, match="the endpoint cannot be reached") as caught:
-        storage.read_bytes("s3://bucket/key?endpoint_override=http://127.0.0.1:9&region=us-east-1")
+        file_io.read_bytes("s3://bucket/key?endpoint_override=http://127.0.0.1:9&region=us-east-1")
     assert time.monotonic() - started < 30
     assert "AWS_ENDPOINT_URL" in caught.value.hint
 
@@ -214,11 +214,11 @@ def test_an_endpoint_may_be_part_of_the_uri(s3: S3Endpoint, monkeypatch: pytest.
     """`?endpoint_override=` leads to a server that the environment does not name, and survives listing."""
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     root = f"s3://{s3.bucket}/by-uri?endpoint_override={s3.url}"
-    storage.write_bytes(storage.join(root, "k"), b"v")
-    listed = storage.list_files(root)
+    file_io.write_bytes(file_io.join(root, "k"), b"v")
+    listed = file_io.list_files(root)
     assert listed == [f"s3://{s3.bucket}/by-uri/k?endpoint_override={s3.url}"]
-    assert storage.read_bytes(listed[0]) == b"v"
-    assert storage.display(listed[0]) == f"s3://{s3.bucket}/by-uri/k"
+    assert file_io.read_bytes(listed[0]) == b"v"
+    assert file_io.display(listed[0]) == f"s3://{s3.bucket}/by-uri/k"
     assert s3.client().get_object(Bucket=s3.bucket, Key="by-uri/k")["Body"].read() == b"v"
 
 
@@ -233,7 +233,7 @@ def test_an_endpoint_may_be_part_of_the_uri(s3: S3Endpoint, monkeypatch: pytest.
 def test_uris_that_cannot_be_used_are_refused(uri: str, says: str) -> None:
     """Unknown schemes and options, and credentials in a URI, are refused without repeating a secret."""
     with pytest.raises(StorageError, match=says) as caught:
-        storage.resolve(uri)
+        file_io.resolve(uri)
     assert "key:secret" not in str(caught.value)
 
 

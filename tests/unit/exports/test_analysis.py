@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from qtune_service.errors import SpecError
-from qtune_service.exports.export import Options
-from qtune_service.exports.run import export
-from qtune_service.outputs.finished import FinishedOutput
+from qtune_service.export.run import export
+from qtune_service.export.writers import Options
+from qtune_service.output.reader import FinishedOutput
 from tests.finished_outputs import chats, finished_output
 from tests.jobs import rows
 

@@ -11,11 +11,10 @@ import yaml
 from datasets import Features, load_dataset
 
 from qtune_service.errors import DataError
-from qtune_service.exports.export import Options
-from qtune_service.exports.features import named_features
-from qtune_service.exports.run import export
-from qtune_service.exports.yaml_text import to_yaml
-from qtune_service.outputs.finished import FinishedOutput
+from qtune_service.export.hub import named_features, to_yaml
+from qtune_service.export.run import export
+from qtune_service.export.writers import Options
+from qtune_service.output.reader import FinishedOutput
 from tests.jobs import rows
 
 

@@ -11,10 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from qtune_service.data.schema import json_field
-from qtune_service.exports.export import Options
-from qtune_service.exports.json_text import array, encode, rows_of
-from qtune_service.exports.run import export
+from qtune_service.export.run import export
+from qtune_service.export.writers import Options, array, encode, rows_of
+from qtune_service.ingest.schema import json_field
 from tests.jobs import rows
 
 

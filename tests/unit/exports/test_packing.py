@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qtune_service.errors import DataError
-from qtune_service.exports.export import Options
-from qtune_service.exports.packing import Packer
-from qtune_service.exports.run import export
+from qtune_service.export.packing import Packer
+from qtune_service.export.run import export
+from qtune_service.export.writers import Options
 from tests.jobs import rows
 
 

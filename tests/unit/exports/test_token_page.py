@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from qtune_service.exports import token_page
-from qtune_service.exports.export import Options
-from qtune_service.exports.run import export
-from qtune_service.outputs.finished import FinishedOutput
-from qtune_service.outputs.samples import read_samples
+from qtune_service.export import analysis
+from qtune_service.export.run import export
+from qtune_service.export.writers import Options
+from qtune_service.output.reader import FinishedOutput, read_samples
 from tests.finished_outputs import finished_output
 from tests.jobs import rows
 
@@ -132,7 +131,7 @@ def test_long_samples_are_cut_and_say_so(
     finished: FinishedOutput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A page has bounds whatever the data hold."""
-    monkeypatch.setattr(token_page, "MAX_TOKENS", 10)
+    monkeypatch.setattr(analysis, "MAX_TOKENS", 10)
     export(finished.root, "analysis", str(tmp_path), Options())
     page = read(tmp_path / "token_pruning_visualization.html")
     assert max(sum(css[0] in "kr" for css, _, _ in article) for article in page.articles) == 10
@@ -141,4 +140,4 @@ def test_long_samples_are_cut_and_say_so(
 
 def test_a_page_without_samples_says_so(finished: FinishedOutput) -> None:
     """Where Q2 is empty there is still a page."""
-    assert "There is no such sample" in token_page.render_page([], finished)
+    assert "There is no such sample" in analysis.render_page([], finished)

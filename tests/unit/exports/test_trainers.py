@@ -12,13 +12,13 @@ import pyarrow.dataset as ds
 import pytest
 from datasets import load_from_disk
 
-from qtune_service.cli import exporting
-from qtune_service.cli.exporting import To
-from qtune_service.data import storage
+from qtune_service.cli import compare_export
+from qtune_service.cli.compare_export import To
 from qtune_service.errors import DataError, OutputConflictError, SpecError, StorageError
-from qtune_service.exports.export import Options
-from qtune_service.exports.run import FORMATS, export
-from qtune_service.outputs.finished import FinishedOutput
+from qtune_service.export.run import FORMATS, export
+from qtune_service.export.writers import Options
+from qtune_service.output.reader import FinishedOutput
+from qtune_service.storage import file_io
 from tests.finished_outputs import chats, finished_output
 from tests.jobs import rows, table
 
@@ -102,7 +102,7 @@ def test_by_default_there_is_a_file_a_shard(finished: FinishedOutput, tmp_path: 
 def test_the_command_knows_every_format() -> None:
     """`--to` offers what the table holds, and the bound on analysis files is the same in both places."""
     assert {to.value for to in To} == set(FORMATS)
-    assert inspect.signature(exporting.export).parameters["max_samples"].default == Options().max_samples
+    assert inspect.signature(compare_export.export).parameters["max_samples"].default == Options().max_samples
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -198,15 +198,15 @@ def test_an_export_is_whole_or_not_there(
     how: type[BaseException], out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped, or out of space, after some files: none is left that would pass for the data, and a second try works."""
-    write, written = storage.write_table, iter(range(3))
+    write, written = file_io.write_table, iter(range(3))
 
-    def fail_at_last(uri: str, table: Any, **more: Any) -> storage.WrittenFile:
+    def fail_at_last(uri: str, table: Any, **more: Any) -> file_io.WrittenFile:
         if next(written, None) is None:
             raise how("enough")
         return write(uri, table, **more)
 
     with monkeypatch.context() as patched:
-        patched.setattr(storage, "write_table", fail_at_last)
+        patched.setattr(file_io, "write_table", fail_at_last)
         with pytest.raises(how):
             export(str(out), "trl", str(tmp_path), Options())
     assert list(tmp_path.iterdir()) == []

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pytest
 
 from qtune_service.errors import DataError
-from qtune_service.exports.export import Options
-from qtune_service.exports.run import export
-from qtune_service.exports.turns import TurnFlags, surviving_runs
-from qtune_service.outputs.columns import ragged
+from qtune_service.export.run import export
+from qtune_service.export.trainer_columns import TurnFlags, surviving_runs
+from qtune_service.export.writers import Options
+from qtune_service.output.columns import ragged
 from tests.finished_outputs import chats, finished_output
 from tests.jobs import rows, write_jsonl
 

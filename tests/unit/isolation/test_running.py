@@ -10,8 +10,8 @@ import time
 import psutil
 import pytest
 
-from qtune_service.isolation.limits import ProcessLimits
-from qtune_service.isolation.running import Finished, OutputTooLargeError, TimeOverError, run_limited
+from qtune_service.server.isolation.limits import ProcessLimits
+from qtune_service.server.isolation.processes import Finished, OutputTooLargeError, TimeOverError, run_limited
 
 MIB = 1 << 20
 

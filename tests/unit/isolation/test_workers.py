@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from qtune_service.isolation.limits import ProcessLimits
-from qtune_service.isolation.workers import (
+from qtune_service.server.isolation.limits import ProcessLimits
+from qtune_service.server.isolation.worker_pool import (
     AnswerTooLargeError,
     WorkerDiedError,
     WorkerKind,
@@ -25,7 +25,7 @@ from qtune_service.isolation.workers import (
 
 CODE = """
 import os, signal, time
-from qtune_service.isolation.serving import serve
+from qtune_service.server.isolation.worker_loop import serve
 held = []
 def handle(request):
     act, _, argument = request.decode().partition(" ")

@@ -12,7 +12,7 @@ import typer
 from qtune_service.cli import app
 from qtune_service.cli.flags import build_spec
 from qtune_service.config import JobSpec, PruneSpec
-from qtune_service.jobs.command import job_command
+from qtune_service.job_command import job_command
 
 PLAIN: dict[str, Any] = {"input": {"paths": ["a.jsonl"]}, "model": {"name": "m"}, "output": {"path": "out"}}
 
@@ -80,7 +80,7 @@ def test_pruning_again_names_the_scores_and_the_method() -> None:
 def test_every_field_has_a_flag_or_is_known_to_have_none() -> None:
     """A field that is added later is not forgotten."""
     flags = {option for parameter in typer.main.get_command(app).commands["prune"].params for option in parameter.opts}  # type: ignore[attr-defined]
-    from qtune_service.jobs.command import FLAGLESS, OWN_NAMES
+    from qtune_service.job_command import FLAGLESS, OWN_NAMES
 
     special = {"input.paths", "engine.enable_prefix_caching"}
     for part, value in spec():

@@ -1,4 +1,4 @@
-"""outputs/comparison.py: strategies and ratios side by side."""
+"""output/compare.py: strategies and ratios side by side."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from qtune_service.config import PruneSpec, SampleStrategy
-from qtune_service.core.plane import PlaneView, Quadrant
-from qtune_service.core.thresholds import select
-from qtune_service.outputs.comparison import Candidate, ScoredColumns, compare
+from qtune_service.output.compare import Candidate, ScoredColumns, compare
+from qtune_service.selection.plane import PlaneView, Quadrant
+from qtune_service.selection.thresholds import select
 
 RNG = np.random.default_rng(1)
 NLL, ENTROPY = np.exp(RNG.normal(size=(2, 400)))

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from qtune_service.data import storage
 from qtune_service.errors import StorageError
-from qtune_service.outputs.folder import Output
-from qtune_service.outputs.removal import drop_strays, drop_working_files
+from qtune_service.output.layout import Output
+from qtune_service.output.removal import drop_strays, drop_working_files
+from qtune_service.storage import file_io
 from tests.s3 import serve_s3
 
 
 def names(root: str) -> list[str]:
     """What is in an output, hidden files too."""
-    return sorted(storage.relative(uri, root) for uri in storage.list_files(root))
+    return sorted(file_io.relative(uri, root) for uri in file_io.list_files(root))
 
 
 def write_strays(output: Output) -> None:
@@ -27,7 +27,7 @@ def write_strays(output: Output) -> None:
         ("rejected", "part-00000.parquet"),
         ("pruned", "README.md"),
     ):
-        storage.write_bytes(output.at(folder, name), b"x")
+        file_io.write_bytes(output.at(folder, name), b"x")
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
@@ -55,9 +55,9 @@ def test_half_written_markers_do_not_count(tmp_path: Path) -> None:
     """A crash in the middle of writing a marker or a checkpoint leaves a hidden file, which is no shard."""
     output = Output(str(tmp_path))
     output.mark("scored", 12, {"read": 1})
-    storage.write_bytes(output.partial_uri(3), b"x")
+    file_io.write_bytes(output.partial_uri(3), b"x")
     for name in ("scored/.00013.json.17-ab.tmp", "partial/.00004.arrow.17-ab.tmp"):
-        storage.write_bytes(output.at("_qtune", name), b"{")
+        file_io.write_bytes(output.at("_qtune", name), b"{")
     assert output.finished("scored") == {12: {"read": 1}}
     assert output.partials() == {3}
 
@@ -66,7 +66,7 @@ def test_a_damaged_marker_is_named(tmp_path: Path) -> None:
     """Markers are written whole; one that was spoiled by other means is named, not taken for a finished shard."""
     output = Output(str(tmp_path))
     output.mark("scored", 0, {"read": 1})
-    storage.write_bytes(output.at("_qtune", "scored", "00001.json"), b'{"read": ')
+    file_io.write_bytes(output.at("_qtune", "scored", "00001.json"), b'{"read": ')
     with pytest.raises(StorageError, match=r"scored/00001\.json is not valid JSON") as caught:
         output.finished("scored")
     assert "remove it" in caught.value.hint

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from qtune_service.errors import OutputConflictError
-from qtune_service.outputs import lease
-from qtune_service.outputs.lease import leased
+from qtune_service.storage import lease
+from qtune_service.storage.lease import leased
 
 
 @pytest.fixture(autouse=True)
@@ -78,8 +78,8 @@ def test_who_lost_it_ends(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     code = f"""
 import signal, sys, time
-from qtune_service.outputs import lease
-from qtune_service.pipeline.stopping import Stop
+from qtune_service.output import lease
+from qtune_service.pipeline.shutdown import Stop
 lease.BEAT_S, lease.SETTLE_S = 0.1, 0.05
 Stop().install()
 with lease.leased({str(path)!r}, "out"):

@@ -1,4 +1,4 @@
-"""outputs/pairing.py: the same samples in two outputs."""
+"""output/compare.py: the same samples in two outputs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from qtune_service.config import PruneSpec
 from qtune_service.errors import OutputConflictError
-from qtune_service.outputs.pairing import pair
+from qtune_service.output.compare import pair
 from tests.finished_outputs import NUM_SAMPLES, FinishedOutputs, chats, finished_output, prune
 
 

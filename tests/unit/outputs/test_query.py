@@ -12,11 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from qtune_service.core.plane import Quadrant
 from qtune_service.errors import QueryError
-from qtune_service.outputs.finished import FinishedOutput
-from qtune_service.outputs.folder import Output
-from qtune_service.outputs.query import (
+from qtune_service.output.layout import Output
+from qtune_service.output.query import (
     Limits,
     Records,
     Selection,
@@ -30,13 +28,14 @@ from qtune_service.outputs.query import (
     samples_of,
     search,
 )
-from qtune_service.outputs.query import tokens as tokens_module
-from qtune_service.outputs.query.parts import parts, read_rows_of
-from qtune_service.outputs.query.sandbox import Sandbox
-from qtune_service.outputs.query.search import Filtered
-from qtune_service.outputs.samples import read_samples
-from qtune_service.report.picking import borderline_samples, typical_samples
-from qtune_service.report.sample import EvenSample
+from qtune_service.output.query import search as tokens_module
+from qtune_service.output.query.conditions import Sandbox
+from qtune_service.output.query.fields import parts, read_rows_of
+from qtune_service.output.query.search import Filtered
+from qtune_service.output.reader import FinishedOutput, read_samples
+from qtune_service.selection.even_sample import EvenSample
+from qtune_service.selection.examples import borderline_samples, typical_samples
+from qtune_service.selection.plane import Quadrant
 from tests.finished_outputs import NUM_SAMPLES, FinishedOutputs
 from tests.jobs import rows
 from tests.s3 import serve_s3

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from qtune_service.config import EngineSpec
-from qtune_service.pipeline.cluster import Cluster, Pool, size_pool
+from qtune_service.pipeline.ray_cluster import Cluster, Pool, size_pool
 
 
 @pytest.mark.parametrize(

@@ -17,14 +17,13 @@ from typer.testing import CliRunner, Result
 
 from qtune_service.cli import app
 from qtune_service.config import ModelSpec, parse_spec
-from qtune_service.core.cost import Lengths, ModelCost
-from qtune_service.data.batches import Encoded
-from qtune_service.data.chat import Encoder
-from qtune_service.data.first_records import first_records
-from qtune_service.data.values import RecordProblem
 from qtune_service.errors import DataError, ModelError, SpecError
+from qtune_service.ingest.jsonl import RecordProblem
+from qtune_service.ingest.reader import first_records
+from qtune_service.pipeline.cost import Lengths, ModelCost, cost_of
 from qtune_service.pipeline.estimate import Device, Estimate, Hardware, Size, estimate, size_of
-from qtune_service.pipeline.model_cost import cost_of
+from qtune_service.tokenize.encoded_batch import Encoded
+from qtune_service.tokenize.encoder import Encoder
 from tests.jobs import DEMO_DATA, DEMO_MODEL, REPO, write_jsonl
 
 NUM_DEMO = len(DEMO_DATA.read_text().splitlines())

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 
-from qtune_service.pipeline.history import MAX_POINTS, History
-from qtune_service.pipeline.progress import FileSink, Snapshot
+from qtune_service.pipeline.progress import MAX_POINTS, FileSink, History, Snapshot
 
 
 def noted(seconds: int) -> History:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from qtune_service.config import parse_spec
-from qtune_service.data.reasons import HINTS
 from qtune_service.errors import ModelError
+from qtune_service.ingest.records import HINTS
 from qtune_service.pipeline.preview import SHOWN_TOKENS, Preview, preview
 from tests.jobs import DEMO_DATA, DEMO_MODEL, REPO, write_jsonl
 
@@ -94,7 +94,7 @@ def test_a_missing_model_is_told(tmp_path: Path) -> None:
 
 def test_every_reason_has_a_hint() -> None:
     """Those that records.py lists, and those of lines that are no records."""
-    text = (REPO / "qtune_service" / "data" / "records.py").read_text()
+    text = (REPO / "qtune_service" / "ingest" / "records.py").read_text()
     listed = text.partition("Reason codes:")[2].partition('"""')[0]
     reasons = {word.strip(",") for line in listed.strip().splitlines() for word in line.split() if "_" in word}
     assert len(reasons) > 20

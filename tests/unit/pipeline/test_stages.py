@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 from qtune_service.config import InputSpec, JobSpec, ModelSpec, OutputSpec
-from qtune_service.core.metrics import Sample, TokenScores
-from qtune_service.data import storage
-from qtune_service.data.shards import make_plan, scan, split
-from qtune_service.data.sources import discover
-from qtune_service.outputs.folder import Output
-from qtune_service.pipeline.model_info import ModelInfo
+from qtune_service.ingest.discovery import discover
+from qtune_service.ingest.planner import make_plan, scan, split
+from qtune_service.output.layout import Output
 from qtune_service.pipeline.stages import JobContext, ScoreShard, ShardTables, commit_shard, encode_shard
-from qtune_service.scoring import choose
-from qtune_service.scoring.base import EngineInfo, Watch, never
+from qtune_service.samples import Sample, TokenScores
+from qtune_service.scoring import choose_engine
+from qtune_service.scoring.model_config import ModelInfo
+from qtune_service.scoring.scorer import EngineInfo, Watch, never
+from qtune_service.storage import file_io
 from tests.jobs import DEMO_MODEL, rows, write_jsonl
 
 POISON, STRANGE = 7, 9
@@ -62,7 +62,7 @@ def job(tmp_path: Path, endings: list[int]) -> JobContext:
     chunks = split(files, spec.input)
     scans = [scan(chunk, spec.input, work=output.at("_qtune", "input")) for chunk in chunks]
     plan = make_plan(files, chunks, scans, spec.input)
-    storage.write_bytes(output.at("_qtune", "plan.json"), plan.to_json().encode())
+    file_io.write_bytes(output.at("_qtune", "plan.json"), plan.to_json().encode())
     return JobContext(spec, ModelInfo("Qwen2ForCausalLM", 1000, 64, "f"))
 
 
@@ -70,7 +70,7 @@ def test_a_poison_sample_is_set_aside_and_costs_the_others_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A sample that the engine refuses, and one without a finite score, are rejected with reason and place."""
-    monkeypatch.setattr(choose, "build_scorer", lambda _model, _engine: FragileScorer())
+    monkeypatch.setattr(choose_engine, "build_scorer", lambda _model, _engine: FragileScorer())
     context = job(tmp_path, [4, POISON, 5, STRANGE, 6])
     encoded = encode_shard(0, b"", context)
     marker = json.loads(commit_shard(0, ScoreShard(context)(0, encoded), context))
@@ -88,7 +88,7 @@ def test_a_poison_sample_is_set_aside_and_costs_the_others_nothing(
 
 def test_a_shard_without_usable_rows_writes_no_empty_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Readers stumble over Parquet files without rows, so there are none; the marker still counts the shard."""
-    monkeypatch.setattr(choose, "build_scorer", lambda _model, _engine: FragileScorer())
+    monkeypatch.setattr(choose_engine, "build_scorer", lambda _model, _engine: FragileScorer())
     context = job(tmp_path, [POISON])
     marker = json.loads(commit_shard(0, ScoreShard(context)(0, encode_shard(0, b"", context)), context))
     assert (marker["scored"], marker["rejected"]) == (0, 1)
@@ -98,7 +98,7 @@ def test_a_shard_without_usable_rows_writes_no_empty_file(tmp_path: Path, monkey
 def test_a_finished_shard_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker dies between marking a shard and telling so, and its task is done again: without scoring or writing."""
     scorer = FragileScorer()
-    monkeypatch.setattr(choose, "build_scorer", lambda _model, _engine: scorer)
+    monkeypatch.setattr(choose_engine, "build_scorer", lambda _model, _engine: scorer)
     context = job(tmp_path, [4, 5])
     encoded = encode_shard(0, b"", context)
     marker = commit_shard(0, ScoreShard(context)(0, encoded), context)

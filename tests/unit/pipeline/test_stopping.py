@@ -9,11 +9,11 @@ import time
 
 import pytest
 
-from qtune_service.pipeline.stopping import EXIT_CODE, Stop
+from qtune_service.pipeline.shutdown import EXIT_CODE, Stop
 
 CHILD = """
 import sys, time
-from qtune_service.pipeline.stopping import Stop
+from qtune_service.pipeline.shutdown import Stop
 stop, arrived = Stop(), set()
 stop.install()
 def ask():

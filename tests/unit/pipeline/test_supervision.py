@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from qtune_service.errors import DataError, EngineError, ModelError, ShardFailedError, StorageError
-from qtune_service.pipeline import supervision
-from qtune_service.pipeline.supervision import Guard, StoppedError, Supervisor
+from qtune_service.pipeline import retries
+from qtune_service.pipeline.retries import Guard, StoppedError, Supervisor
 
 
 class LocalGuard(Guard):
@@ -43,7 +43,7 @@ class LocalSupervisor(Supervisor):
 @pytest.fixture
 def guard(monkeypatch: pytest.MonkeyPatch) -> Guard:
     """Three tries, without pauses."""
-    monkeypatch.setattr(supervision, "PAUSE_S", 0)
+    monkeypatch.setattr(retries, "PAUSE_S", 0)
     return LocalGuard(LocalSupervisor(), 3)
 
 

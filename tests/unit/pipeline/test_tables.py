@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from qtune_service.core.metrics import TokenScores
-from qtune_service.pipeline.tables import partial_bytes, partial_scores
+from qtune_service.pipeline.shard_tables import partial_bytes, partial_scores
+from qtune_service.samples import TokenScores
 
 
 def test_partial_scores_come_back_as_they_were() -> None:

@@ -15,19 +15,19 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from qtune_service.config import PruneSpec, SampleStrategy
-from qtune_service.core.plane import PlaneView, Quadrant, QuadrantRule
-from qtune_service.core.strategies import NAMES
-from qtune_service.core.thresholds import select
-from qtune_service.data import storage
 from qtune_service.errors import DataError, SpecError
 from qtune_service.pipeline import population
-from qtune_service.pipeline.group_tasks import Ground
-from qtune_service.pipeline.places import Places
+from qtune_service.pipeline.distributed_selection import work
 from qtune_service.pipeline.population import Group, Population, ScoreShards
-from qtune_service.pipeline.rounds import work
-from qtune_service.pipeline.thresholds import Verdict, find_thresholds
-from qtune_service.report import sample
-from qtune_service.report.sample import EvenSample
+from qtune_service.pipeline.selection_stage import Verdict, find_thresholds
+from qtune_service.pipeline.selection_tasks import Ground
+from qtune_service.pipeline.shard_selection import Places
+from qtune_service.selection import even_sample
+from qtune_service.selection.even_sample import EvenSample
+from qtune_service.selection.plane import PlaneView, Quadrant, QuadrantRule
+from qtune_service.selection.strategies import NAMES
+from qtune_service.selection.thresholds import select
+from qtune_service.storage import file_io
 
 TIED = st.sampled_from([0.5, 1.0, 1.0, 1.0, 2.0])
 SCORES = TIED | st.floats(0, 12)
@@ -170,14 +170,14 @@ def test_thousands_of_samples_with_a_sample_of_a_part(
         nll = np.ones_like(nll)
     if kind == "sorted":
         nll = np.sort(nll)
-    monkeypatch.setattr(sample, "SAMPLE_LIMIT", 10_000)
+    monkeypatch.setattr(even_sample, "SAMPLE_LIMIT", 10_000)
     source, shards = held(nll, entropy), cut(len(nll), [3_000, 700])
     at_once = find(source, shards, tmp_path)
     monkeypatch.setattr(population, "GROUP_SAMPLES", 10_000)
     by_rounds = find(source, shards, tmp_path)
     assert len(by_rounds.groups) == 12
     check_same(by_rounds, at_once)
-    kinds = [uri.rsplit("/", 1)[-1].rpartition("-")[0] for uri in storage.list_files(str(tmp_path / "ranks"))]
+    kinds = [uri.rsplit("/", 1)[-1].rpartition("-")[0] for uri in file_io.list_files(str(tmp_path / "ranks"))]
     assert sorted(kinds) == ["labels"] * 12 + ["ranks"] * 12
 
 
@@ -241,7 +241,7 @@ def test_columns_are_read_from_score_shards_in_order(tmp_path: Path) -> None:
         table = pa.table(
             {"mean_nll": values, "mean_entropy": [-v for v in values], "num_tokens": [int(v) for v in values]}
         )
-        storage.write_table(str(tmp_path / "scores" / f"part-{shard:05}.parquet"), table)
+        file_io.write_table(str(tmp_path / "scores" / f"part-{shard:05}.parquet"), table)
     nll, tokens = source.read(Group(0, 0, {0: 2, 3: 3}), "mean_nll", "num_tokens")
     assert nll.tolist() == tokens.tolist() == [1, 2, 3, 4, 5]
     assert [c.dtype.name for c in (nll, tokens)] == ["float64", "int32"]

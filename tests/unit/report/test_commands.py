@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from qtune_service.cli import app
 from qtune_service.config import PruneSpec
-from qtune_service.report.commands import inspect_command, prune_command
+from qtune_service.report.plane_file import inspect_command, prune_command
 from tests.report_data import made_up_report
 
 

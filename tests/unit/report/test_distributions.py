@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from qtune_service.report.distributions import QUANTILES, Lengths, describe, rank_correlation
+from qtune_service.selection.distributions import QUANTILES, Lengths, describe, rank_correlation
 from tests.report_data import made_up_scores
 
 

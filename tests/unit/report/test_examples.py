@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from qtune_service.report.contents import ExampleSample, ExampleToken
+from qtune_service.report.data import ExampleSample, ExampleToken
 from qtune_service.report.examples import (
     MAX_PAGE_TOKENS,
     MAX_PER_QUADRANT,

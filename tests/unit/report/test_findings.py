@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from qtune_service.report.contents import Counts, ReportData, TokenTotals
-from qtune_service.report.findings import find_warnings
+from qtune_service.report.data import Counts, ReportData, TokenTotals
+from qtune_service.report.text import find_warnings
 from tests.report_data import made_up_report, made_up_scores
 
 

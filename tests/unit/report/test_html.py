@@ -10,10 +10,10 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from qtune_service.report.contents import Counts
+from qtune_service.report.chart_layers import DARK, LIGHT
+from qtune_service.report.data import Counts
 from qtune_service.report.html import STYLES, _resource, render_report
-from qtune_service.report.page_data import as_columns
-from qtune_service.report.palette import DARK, LIGHT
+from qtune_service.report.plane_file import as_columns
 from tests.report_data import example, made_up_report, made_up_scores, nothing_scored
 
 HOSTILE = "</script><script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
@@ -182,7 +182,7 @@ def test_the_styles_colours_are_those_of_the_palettes() -> None:
 def test_importing_the_report_loads_no_heavy_library() -> None:
     """No model library, and the chart library only when a page is made."""
     code = (
-        "import sys, qtune_service.report.html, qtune_service.report.summary\n"
+        "import sys, qtune_service.report.html, qtune_service.report.text\n"
         "print(sorted({'torch', 'ray', 'vllm', 'transformers', 'altair', 'vl_convert'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

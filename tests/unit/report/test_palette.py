@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from qtune_service.report.palette import DARK, LIGHT, PAGE, Palette
+from qtune_service.report.chart_layers import DARK, LIGHT, PAGE, Palette
 
 # Linear RGB as seen without one kind of cone: Machado, Oliveira and Fernandes (2009), severity 1.
 VISIONS = {

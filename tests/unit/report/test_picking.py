@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from qtune_service.core.thresholds import select
-from qtune_service.report.picking import borderline_samples, entry_alpha, typical_samples
-from qtune_service.report.sample import EvenSample, even_sample
+from qtune_service.selection.even_sample import EvenSample, even_sample
+from qtune_service.selection.examples import borderline_samples, entry_alpha, typical_samples
+from qtune_service.selection.thresholds import select
 from tests.report_data import made_up_report, made_up_scores
 
 

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import vl_convert
 
-from qtune_service.core.thresholds import select
-from qtune_service.report.histograms import histogram_charts
-from qtune_service.report.pictures import pictures
+from qtune_service.report.charts import histogram_charts, pictures
 from qtune_service.report.what_if import what_if, what_if_chart, why_no_curve
+from qtune_service.selection.thresholds import select
 from tests.report_data import made_up_report, made_up_scores
 
 NAMES = ["plane", "ranks", "what_if", "perplexity", "entropy", "length"]

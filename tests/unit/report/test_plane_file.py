@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qtune_service.report.page_data import page_data
-from qtune_service.report.plane_file import Plane, plane_bytes, plane_file
+from qtune_service.report.plane_file import Plane, page_data, plane_bytes, plane_file
 from tests.report_data import made_up_report, made_up_scores, nothing_scored
 
 

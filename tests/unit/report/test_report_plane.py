@@ -11,14 +11,12 @@ import numpy as np
 import pytest
 import vl_convert
 
-from qtune_service.core.plane import Thresholds
-from qtune_service.core.thresholds import select
-from qtune_service.report import points
-from qtune_service.report.contents import ReportData
-from qtune_service.report.palette import LIGHT
-from qtune_service.report.plane import plane_chart
-from qtune_service.report.points import example_rows, point_rows
-from qtune_service.report.rank_plane import rank_plane_chart
+from qtune_service.report import chart_layers
+from qtune_service.report.chart_layers import LIGHT, example_rows, point_rows
+from qtune_service.report.data import ReportData
+from qtune_service.report.plane import plane_chart, rank_plane_chart
+from qtune_service.selection.plane import Thresholds
+from qtune_service.selection.thresholds import select
 from tests.report_data import example, made_up_report, made_up_scores
 
 
@@ -139,7 +137,7 @@ def test_examples_are_ringed_where_their_ranks_are_known() -> None:
 
 def test_identifiers_are_whole_where_they_fit_and_marked_where_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """A page of many long names cuts only the long ones."""
-    monkeypatch.setattr(points, "MAX_ID_BYTES", 150)
+    monkeypatch.setattr(chart_layers, "MAX_ID_BYTES", 150)
     data = made_up_report((np.ones(3), np.ones(3), np.ones(3, dtype=np.int64)))
     fits = point_rows(replace(data, point_ids=("a" * 140, "b", "c")))
     assert [row["cut"] for row in fits] == [0, 0, 0]

@@ -7,10 +7,10 @@ import itertools
 import numpy as np
 import pytest
 
-from qtune_service.core.placed import Placed
-from qtune_service.core.thresholds import select
-from qtune_service.report import sample
-from qtune_service.report.sample import COLUMNS, EvenSample, even_sample, pick_points
+from qtune_service.selection import even_sample as sample
+from qtune_service.selection.even_sample import COLUMNS, EvenSample, even_sample, pick_points
+from qtune_service.selection.ranked_samples import Placed
+from qtune_service.selection.thresholds import select
 from tests.report_data import made_up_scores
 
 LIMIT = 4_000

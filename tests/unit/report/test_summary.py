@@ -6,9 +6,9 @@ import json
 import math
 from dataclasses import replace
 
-from qtune_service.core.plane import Thresholds
-from qtune_service.report.contents import Counts, TokenTotals
-from qtune_service.report.summary import summary_statistics
+from qtune_service.report.data import Counts, TokenTotals
+from qtune_service.report.text import summary_statistics
+from qtune_service.selection.plane import Thresholds
 from tests.report_data import made_up_report
 
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from qtune_service.report.contents import Counts
-from qtune_service.report.tables import MAX_ROWS, common_folder, group_tables, quadrant_cards, told_reasons
+from qtune_service.report.data import Counts
+from qtune_service.report.html import MAX_ROWS, common_folder, group_tables, quadrant_cards, told_reasons
 from tests.report_data import made_up_report, made_up_scores
 
 

@@ -9,22 +9,22 @@ import numpy as np
 import pytest
 from rich.console import Console, RenderableType
 
-from qtune_service.outputs.finished import FinishedOutput
-from qtune_service.outputs.query import Group, Selection, find, samples_of
-from qtune_service.report.bars import bar
-from qtune_service.report.contents import ExampleToken
-from qtune_service.report.shown import ShownSample, plain, shown_samples
-from qtune_service.report.terminal import describe_job
-from qtune_service.report.terminal_plane import HEIGHT, SAMPLE, draw_plane
+from qtune_service.output.query import Group, Selection, find, samples_of
+from qtune_service.output.reader import FinishedOutput
+from qtune_service.report.data import ExampleToken
+from qtune_service.report.terminal import HEIGHT, SAMPLE, bar, describe_job, draw_plane
 from qtune_service.report.terminal_samples import (
+    Cut,
     fields_table,
     groups_table,
+    legend,
     rejected_card,
     rows_table,
     sample_card,
     sample_page,
+    token_text,
 )
-from qtune_service.report.terminal_tokens import Cut, legend, token_text
+from qtune_service.report.token_view import ShownSample, plain, shown_samples
 from tests.finished_outputs import FinishedOutputs
 
 ALL = Cut()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qtune_service.report.tokens import token_texts, visible_text
+from qtune_service.report.token_view import token_texts, visible_text
 
 
 class ByteTokens:

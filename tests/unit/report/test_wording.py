@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from qtune_service.report.wording import count, duration, number, percent, shorten
+from qtune_service.report.text import count, duration, number, percent, shorten
 
 
 @pytest.mark.parametrize(

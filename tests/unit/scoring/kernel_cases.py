@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qtune_service.scoring.head import Matrix, exact_scores, fastest
 from qtune_service.scoring.kernel import INTERPRETED, KernelHead, Tile, tiles_for
+from qtune_service.scoring.logits import Matrix, exact_scores, fastest
 from qtune_service.scoring.statistics import merge, nll_and_entropy
 
 SMALL = Tile(16, 16, 16, 4, 2)

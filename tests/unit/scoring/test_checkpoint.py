@@ -10,9 +10,9 @@ import pytest
 
 from qtune_service.config import EngineSpec, ModelSpec
 from qtune_service.errors import EngineError, ModelError
-from qtune_service.scoring.checkpoint import read_checkpoint
-from qtune_service.scoring.choose import choose_engine
-from qtune_service.scoring.vllm import SUPPORTED_VLLM, check_version, installed_vllm
+from qtune_service.scoring.choose_engine import choose_engine
+from qtune_service.scoring.model_config import read_checkpoint
+from qtune_service.scoring.vllm.engine import SUPPORTED_VLLM, check_version, installed_vllm
 
 QWEN: dict[str, Any] = {
     "model_type": "qwen2",

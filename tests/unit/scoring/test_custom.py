@@ -1,4 +1,4 @@
-"""scoring/custom.py: an engine of the user's own is used, and not trusted."""
+"""scoring/choose_engine.py: an engine of the user's own is used, and not trusted."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from qtune_service.config import EngineSpec, ModelSpec, parse_spec
-from qtune_service.core.metrics import Sample, TokenScores
 from qtune_service.errors import EngineError, SpecError
-from qtune_service.scoring.base import EngineInfo, Scorer
-from qtune_service.scoring.choose import build_scorer
+from qtune_service.samples import Sample, TokenScores
+from qtune_service.scoring.choose_engine import build_scorer
+from qtune_service.scoring.scorer import EngineInfo, Scorer
 
 HERE = __name__
 SAMPLE = Sample(np.arange(4, dtype=np.int32), np.array([0, 0, 1, 1], np.int8))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qtune_service.scoring.head import BlockwiseHead, Head, Matrix, ShardedHead, choose_head, exact_scores, fastest
+from qtune_service.scoring.logits import BlockwiseHead, Head, Matrix, ShardedHead, choose_head, exact_scores, fastest
 from qtune_service.scoring.reference import plain_matrix
 from qtune_service.scoring.statistics import eager_partials, nll_and_entropy
 

@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qtune_service.core.metrics import Sample, TokenScores
 from qtune_service.errors import DataError, EngineError
-from qtune_service.scoring.base import EngineInfo, InterruptedScoring, Watch, never
-from qtune_service.scoring.isolate import score_isolating
+from qtune_service.samples import Sample, TokenScores
+from qtune_service.scoring.scorer import EngineInfo, InterruptedScoring, Watch, never, score_isolating
 
 POISON = 666
 

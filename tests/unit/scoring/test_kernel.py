@@ -59,8 +59,8 @@ def test_the_kernel_is_exact_on_a_gpu(dtype: torch.dtype) -> None:
     """Every tile that this GPU can run agrees with float64 at a real vocabulary, and one of them can run."""
     from triton.runtime.errors import OutOfResources
 
-    from qtune_service.scoring.head import Matrix, exact_scores
     from qtune_service.scoring.kernel import KernelHead, tiles_for
+    from qtune_service.scoring.logits import Matrix, exact_scores
     from qtune_service.scoring.statistics import nll_and_entropy
 
     torch.manual_seed(0)

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from qtune_service.core.metrics import Sample
-from qtune_service.scoring.prefix import fill_from_predecessors, may_read_cache, shared_prefixes
-from qtune_service.scoring.samples import Prompt, Scores, distinct_prompts
+from qtune_service.samples import Sample
+from qtune_service.scoring.scorer import Prompt, Scores, distinct_prompts
+from qtune_service.scoring.vllm.prefixes import fill_from_predecessors, may_read_cache, shared_prefixes
 
 UNKNOWN = -1.0
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qtune_service.config import EngineSpec, ModelSpec
-from qtune_service.core.metrics import Sample
 from qtune_service.errors import EngineError, ModelError
+from qtune_service.samples import Sample
 from qtune_service.scoring.reference import ReferenceScorer, token_budget_batches
 
 SIZES: dict[str, Any] = {

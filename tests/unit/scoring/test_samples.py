@@ -9,10 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qtune_service.core.metrics import Sample
 from qtune_service.errors import DataError
-from qtune_service.scoring.base import EngineInfo
-from qtune_service.scoring.samples import check_samples, distinct_prompts, scored_positions, scores_of, spans_of
+from qtune_service.samples import Sample
+from qtune_service.scoring.scorer import (
+    EngineInfo,
+    check_samples,
+    distinct_prompts,
+    scored_positions,
+    scores_of,
+    spans_of,
+)
 
 INFO = EngineInfo("fake", "1", "cpu", "float32", "FakeForCausalLM", max_model_len=4, vocab_size=10)
 

@@ -1,0 +1,214 @@
+"""Declare commands: help texts that fit 80 columns, import on use, and options that several commands share.
+
+A help text has sections of what people do, whole names, values as words, and examples.
+
+A command's options are listed by the section in their `rich_help_panel`, in the order of `FlagGroup`; other sections
+follow in the order of the options. Names and values stand on the left, texts in a column on the right, below the name
+where the name is too long. A command's epilog holds its examples.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import textwrap
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, ClassVar
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+ARGUMENTS, OPTIONS = "Arguments", "Options"
+NAME_WIDTH, WIDTH = 28, 80
+INDENT = "  "
+_BRACKETS = re.compile(r"\[(default|env): [^\]]{,30}\]")
+_NO_BREAK = "\0"
+CONTEXT = {"help_option_names": ["-h", "--help"]}
+
+
+def command(
+    app: typer.Typer,
+    name: str | None = None,
+    *,
+    usage: str = "[OPTIONS]",
+    examples: str = "",
+    cls: type[HelpCommand] | None = None,
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add a command to an app. usage: what follows its arguments in the usage line; examples: one on a line."""
+    return app.command(name, cls=cls or HelpCommand, options_metavar=usage, epilog=examples or None)
+
+
+class HelpCommand(TyperCommand):
+    """A command with such a help text."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Return the arguments, then the options."""
+        arguments = (_argument_name(p) if p.required else f"[{_argument_name(p)}]" for p in _arguments(self, ctx))
+        return [*arguments, *filter(None, [self.options_metavar])]
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the usage, what the command does, its sections and its examples."""
+        self.format_usage(ctx, formatter)
+        _write_text(formatter, self.help)
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in _ordered(self.get_params(ctx)):
+            sections.setdefault(_section(param), []).append(_row(param))
+        for title, rows in sections.items():
+            _write_section(formatter, title, rows)
+        if self.epilog:
+            formatter.write(f"\n{_heading('Examples')}\n{textwrap.indent(self.epilog, INDENT)}\n")
+
+
+@dataclass(frozen=True, slots=True)
+class LazyCommand:
+    """A command that is imported when it is used: its module, its line in the list, and its section there."""
+
+    module: str
+    summary: str
+    section: str
+    group: str = ""
+    """The name of its app there, if it is a group of commands."""
+
+
+class Group(TyperGroup):
+    """A group of commands with such a help text."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the usage, what the commands are about, and a line for each."""
+        self.format_usage(ctx, formatter)
+        _write_text(formatter, self.help)
+        sections = self.summaries()
+        width = 2 + max(len(name) for rows in sections.values() for name, _ in rows)
+        for title, rows in sections.items():
+            _write_section(formatter, title, rows, width)
+        _write_section(formatter, OPTIONS, [_row(param) for param in self.get_params(ctx)])
+
+    def summaries(self) -> Mapping[str, list[tuple[str, str]]]:
+        """Return names and first sentences of the commands, by section."""
+        return {"Commands": [(name, first_sentence(found.help)) for name, found in self.commands.items()]}
+
+
+class LazyGroup(Group):
+    """A group whose commands are imported when they are used; a subclass names them in `lazy`."""
+
+    lazy: ClassVar[Mapping[str, LazyCommand]] = {}
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - the signature is typer's
+        """Return the names of all commands."""
+        return list(self.lazy)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a command; None for an unknown name, after loading all, from which typer suggests one."""
+        if cmd_name not in self.lazy:
+            self.commands.update({name: self.get_command(ctx, name) for name in self.lazy})
+        elif cmd_name not in self.commands:
+            lazy = self.lazy[cmd_name]
+            app = getattr(importlib.import_module(lazy.module), lazy.group or "app")
+            group = typer.main.get_group(app)
+            self.commands[cmd_name] = group if lazy.group else group.commands[cmd_name]
+        return self.commands.get(cmd_name)
+
+    def summaries(self) -> Mapping[str, list[tuple[str, str]]]:
+        """Return names and summaries of the commands, by section."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for name, lazy in self.lazy.items():
+            sections.setdefault(lazy.section, []).append((name, lazy.summary))
+        return sections
+
+
+def replace_parameter(
+    run: Callable[..., None], signature: inspect.Signature, name: str, new: Collection[inspect.Parameter]
+) -> None:
+    """Set the signature of `run` that typer reads: that of a command, with several parameters in place of one."""
+    parameters = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for old in signature.parameters.values()
+        for parameter in (new if old.name == name else [old])
+    ]
+    vars(run)["__signature__"] = signature.replace(parameters=parameters)
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+
+
+def first_sentence(text: str | None) -> str:
+    """Return the first sentence of a help text."""
+    return " ".join((text or "").split("\n\n")[0].split()).partition(". ")[0].removesuffix(".") + "."
+
+
+def _arguments(command: Any, ctx: Any) -> Iterator[Any]:
+    return (param for param in command.get_params(ctx) if param.param_type_name == "argument")
+
+
+def _ordered(params: Iterable[Any]) -> list[Any]:
+    """Return options by section: arguments, those of FlagGroup, others, rare ones; in a section arguments first."""
+    from qtune_service.config import FlagGroup
+
+    params = list(params)
+    found = dict.fromkeys(map(_section, params))
+    groups = [group for group in FlagGroup if group in found]
+    rare = [group for group in groups if group is FlagGroup.rare]
+    others = [section for section in found if section not in (*groups, ARGUMENTS, OPTIONS)]
+    has_options = sum(_section(param) == OPTIONS for param in params) > 1  # more than --help
+    first = [ARGUMENTS, *(group for group in groups if group not in rare), *([OPTIONS] if has_options else [])]
+    order = [*first, *others, *rare, OPTIONS]
+    return sorted(params, key=lambda param: (order.index(_section(param)), param.param_type_name != "argument"))
+
+
+def _section(param: Any) -> str:
+    default = ARGUMENTS if param.param_type_name == "argument" else OPTIONS
+    return str(getattr(param, "rich_help_panel", None) or default)
+
+
+def _row(param: Any) -> tuple[str, str]:
+    """Return an option's names with the word for its value, and its text."""
+    is_argument = param.param_type_name == "argument"
+    names = [_argument_name(param)] if is_argument else sorted(param.opts, key=lambda name: name.startswith("--"))
+    left = ", ".join(names) + "".join(f" / {name}" for name in param.secondary_opts)
+    if not is_argument and not param.is_flag:
+        left += f" {param.metavar or param.name.rpartition('_')[2].upper()}"
+    return left, " ".join(filter(None, [param.help, *_extras(param)]))
+
+
+def _argument_name(param: Any) -> str:
+    name = str(param.metavar or param.name.upper())
+    return name if param.nargs == 1 or name.endswith("...") else f"{name}..."
+
+
+def _extras(param: Any) -> Iterator[str]:
+    """Yield what is said in brackets: the default, the environment variable, or that a value is required."""
+    default = getattr(param.default, "value", param.default) if isinstance(param.default, Enum) else param.default
+    if param.envvar:
+        yield f"[env: {param.envvar}]"
+    if param.required and param.param_type_name == "option":
+        yield "[required]"
+    is_shown = default not in (None, False, (), "", ...) and not callable(default) and not param.required
+    if is_shown and getattr(param, "show_default", False) and not getattr(param, "is_flag", False):
+        yield f"[default: {default}]"
+
+
+def _heading(title: str) -> str:
+    return str(typer.style(f"{title}:", bold=True))
+
+
+def _write_text(formatter: Any, text: str | None) -> None:
+    for paragraph in inspect.cleandoc(text or "").split("\n\n"):
+        formatter.write(f"\n{textwrap.fill(' '.join(paragraph.split()), _width(formatter))}\n")
+
+
+def _write_section(formatter: Any, title: str, rows: list[tuple[str, str]], name_width: int = NAME_WIDTH) -> None:
+    formatter.write(f"\n{_heading(title)}\n")
+    column = " " * (len(INDENT) + name_width)
+    for name, text in rows:
+        whole = _BRACKETS.sub(lambda found: found[0].replace(" ", _NO_BREAK), text)
+        wrapped = textwrap.wrap(whole, _width(formatter) - len(column), break_long_words=False, break_on_hyphens=False)
+        lines = [line.replace(_NO_BREAK, " ") for line in wrapped] or [""]
+        beside = lines.pop(0) if len(name) <= name_width - 2 else ""
+        formatter.write(f"{INDENT}{name:{name_width}}{beside}".rstrip() + "\n")
+        for line in lines:
+            formatter.write(f"{column}{line}\n")
+
+
+def _width(formatter: Any) -> int:
+    return int(min(formatter.width + 2, WIDTH))

@@ -1,0 +1,193 @@
+"""`qtune compare`: compare what strategies and ratios would keep. `qtune export`: write an output for a trainer."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+import typer
+from rich.console import Console
+
+from qtune_service.cli.commands import HelpCommand, command
+from qtune_service.cli.console import exit_codes
+from qtune_service.config import PruneSpec, SampleStrategy, StrategyOrder
+from qtune_service.errors import SpecError
+
+if TYPE_CHECKING:
+    from qtune_service.export.run import Exported
+    from qtune_service.output.compare import Candidate
+
+
+STRATEGIES: tuple[str, ...] = get_args(SampleStrategy)
+ORDERS: tuple[str, ...] = get_args(StrategyOrder)
+COMPARE_EXAMPLES = """\
+qtune compare out
+qtune compare out --ratios 0.125 0.25 --strategies q_tuning perplexity:lowest
+qtune compare out --by category --plot comparison.png"""
+CHART_SUFFIXES = (".png", ".svg", ".html")
+
+
+app = typer.Typer()
+
+
+class ListsOfValues(HelpCommand):
+    """A command whose repeatable options also take several values: `--ratios 0.125 0.25`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeat the option before each of its values."""
+        names = {name for p in self.params if getattr(p, "multiple", False) for name in p.opts}
+        spread: list[str] = []
+        current: str | None = None
+        for arg in args:
+            if arg.startswith("-"):
+                current = arg if arg in names else None
+                spread += [] if current else [arg]
+            else:
+                spread += [current, arg] if current else [arg]
+        return super().parse_args(ctx, spread)
+
+
+@command(app, "compare", examples=COMPARE_EXAMPLES, cls=ListsOfValues)
+def compare_outputs(
+    output: Annotated[str, typer.Argument(help="A finished output, pruned or only scored.")],
+    ratios: Annotated[
+        list[float] | None, typer.Option(metavar="RATIO...", help="Sample keep ratios. [default: 0.125 0.25 0.5]")
+    ] = None,
+    strategies: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STRATEGY...",
+            help=f"{', '.join(STRATEGIES)}; an order after a colon, such as perplexity:lowest; or module:function, a "
+            "quadrant rule of your own. [default: all six]",
+        ),
+    ] = None,
+    by: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column to count by. [default: the job's category]")
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the random strategies.")] = 0,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw a chart: .png, .svg or .html.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
+) -> None:
+    """Compare what strategies and ratios would keep: overlap, tokens, balance of categories. No model is run."""
+    from qtune_service.output.compare import compare, read_columns
+    from qtune_service.output.reader import FinishedOutput
+    from qtune_service.report.comparison import comparison_json, describe_comparison
+
+    with exit_codes():
+        finished = FinishedOutput(output)
+        if plot is not None and plot.suffix not in CHART_SUFFIXES:
+            raise SpecError(
+                f"--plot {plot}: charts cannot be written as {plot.suffix!r}", f"Use {', '.join(CHART_SUFFIXES)}."
+            )
+        candidates = [_candidate(name, finished.spec.prune or PruneSpec(), seed) for name in strategies or STRATEGIES]
+        columns = read_columns(finished, by)
+        comparisons = compare(columns, candidates, ratios or (0.125, 0.25, 0.5))
+        label = by or finished.own_columns.get(finished.category_column or "")
+        if plot is not None:
+            _draw(plot, columns, comparisons, label)
+        if as_json:
+            typer.echo(json.dumps(comparison_json(columns, comparisons, label), indent=1))
+            return
+        console = Console()
+        for part in describe_comparison(columns, comparisons, label):
+            console.print(part)
+        if plot is not None:
+            console.print(f"\n[bold]chart[/]  {plot}", highlight=False, soft_wrap=True)
+
+
+def _candidate(name: str, prune: PruneSpec, seed: int) -> Candidate:
+    """Return the strategy NAME, NAME:ORDER or MODULE:FUNCTION. It prunes tokens as the output's job did."""
+    from qtune_service.output.compare import Candidate
+
+    strategy, _, rest = name.partition(":")
+    common = {**prune.model_dump(), "seed": seed, "quadrant_rule": None, "strategy_order": "highest"}
+    if strategy in STRATEGIES and (not rest or rest in ORDERS):
+        order = {"strategy_order": rest} if rest else {}
+        return Candidate(name, PruneSpec.model_validate({**common, "strategy": strategy, **order}))
+    if not rest:
+        raise SpecError(
+            f"--strategies: {name!r} is not a strategy", f"Use one of {', '.join(STRATEGIES)}, or MODULE:FUNCTION."
+        )
+    from qtune_service.importing import import_named
+
+    rule: Any = import_named(name, "quadrant rule")
+    return Candidate(name, PruneSpec.model_validate({**common, "strategy": "q_tuning"}), rule)
+
+
+def _draw(path: Path, columns: Any, comparisons: Any, by: str | None) -> None:
+    import altair as alt
+
+    from qtune_service.report.comparison import comparison_chart
+
+    chart = alt.Chart.from_dict(comparison_chart(columns, comparisons, by))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    chart.save(path, inline=True) if path.suffix == ".html" else chart.save(path, scale_factor=2)
+
+
+class To(StrEnum):
+    """Formats of exports, as in exports/trainers.py; a test compares them."""
+
+    analysis = "analysis"
+    trl = "trl"
+    axolotl = "axolotl"
+    llama_factory = "llama-factory"
+    torchtune = "torchtune"
+    verl = "verl"
+    skyrl = "skyrl"
+    megatron_bridge = "megatron-bridge"
+    nemo_automodel = "nemo-automodel"
+    ms_swift = "ms-swift"
+    slime = "slime"
+    parquet = "parquet"
+    jsonl = "jsonl"
+    hub = "hub"
+
+
+EXPORT_EXAMPLES = """\
+qtune export out data/trl --to trl
+qtune export out data/bridge --to megatron-bridge --pack-length 4096
+qtune export out repository --to hub --license apache-2.0"""
+
+
+@command(app, usage="--to FORMAT [OPTIONS]", examples=EXPORT_EXAMPLES)
+def export(
+    output: Annotated[str, typer.Argument(help="A finished output.")],
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="New or empty folder or URI to write to.")],
+    to: Annotated[To, typer.Option("--to", metavar="FORMAT", help=f"Format: {', '.join(To)}; see docs/exports.md.")],
+    rows_per_file: Annotated[
+        int | None,
+        typer.Option("--rows-per-file", metavar="N", min=1, help="Rows per file. By default as in the output."),
+    ] = None,
+    pack_length: Annotated[
+        int | None,
+        typer.Option("--pack-length", metavar="N", min=1, help="Tokens of a packed row, for megatron-bridge."),
+    ] = None,
+    license_name: Annotated[
+        str | None,
+        typer.Option("--license", metavar="NAME", help="Licence of the data on the card, for hub. [default: unknown]"),
+    ] = None,
+    max_samples: Annotated[
+        int, typer.Option("--max-samples", metavar="N", min=1, help="Most scored samples in the files, for analysis.")
+    ] = 10_000,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in DIR.")] = False,
+) -> None:
+    """Write the pruned data for a trainer, the hub or an analysis. A trainer gets the files that it reads."""
+    with exit_codes():
+        from qtune_service.export import run
+        from qtune_service.export.writers import Options
+
+        options = Options(
+            rows_per_file=rows_per_file, pack_length=pack_length, license=license_name, max_samples=max_samples
+        )
+        _show(run.export(output, to.value, folder, options, overwrite=overwrite))
+
+
+def _show(done: Exported) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"[bold]wrote[/]  {done.num_rows:,} rows, {len(done.files)} files, {done.num_bytes:,} bytes")
+    for note in done.notes:
+        console.print(f"[yellow]! {note}[/]")
+    console.print("[bold]load it[/]")
+    console.print(done.usage, markup=False)

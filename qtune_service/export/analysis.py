@@ -1,0 +1,220 @@
+"""Analysis files: a finished output as JSON to look through with jq or a notebook, and a page of pruned tokens.
+
+    stage1_kept.json                           samples that stage 1 kept
+    stage1_removed.json                        those it dropped, by quadrant
+    stage2_final.json                          the product, with what stage 2 took out of the loss
+    stage2_pruned_tokens_visualization.json    the samples that stage 2 pruned, token by token
+    token_pruning_visualization.html           the first of these, coloured
+    summary_statistics.json                    the job's own
+
+Every sample has its own fields, an `id` (its own, else ours) and `metadata`. Token lists hold the trained tokens only.
+Files are written as streams, a shard's samples in memory, in four passes that each build only the samples they write.
+
+token_pruning_visualization.html: samples with the tokens that stage 2 removed in red, the kept ones in green.
+
+The page needs nothing but itself and runs no script: a token's perplexity is its title, which a browser shows on
+hover. Its policy allows no connection. How tokens become text, and what of long samples is left out, is the report's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from numpy.typing import NDArray
+
+from qtune_service.errors import SpecError
+from qtune_service.export import writers
+from qtune_service.export.writers import Export
+from qtune_service.ingest.schema import output_names
+from qtune_service.output.reader import Decode, FinishedOutput, ScoredSample, read_samples
+from qtune_service.report import text as wording
+from qtune_service.report.data import ExampleSample, ExampleToken
+from qtune_service.report.examples import Run, token_runs
+from qtune_service.report.token_view import token_texts
+from qtune_service.samples import perplexity
+from qtune_service.selection.plane import Quadrant
+from qtune_service.storage import file_io
+from qtune_service.storage.file_io import WrittenFile
+
+MAX_SAMPLES = 50
+MAX_TOKENS = 1_000
+"""Trained tokens of a sample that the page shows; it says how many more there are."""
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A sample with its runs of text."""
+
+    sample: ExampleSample
+    runs: tuple[Run, ...]
+    num_trained: int
+    num_removed: int
+
+
+def show(sample: ScoredSample, decode: Decode) -> Shown:
+    """Turn a sample's tokens into text."""
+    tokens = tuple(_tokens(sample, token_texts(decode, sample.input_ids.tolist())))
+    quadrant: Any = sample.quadrant
+    name = sample.sample_id if sample.own.get("id") is None else str(sample.own["id"])
+    example = ExampleSample(name, sample.source, sample.line, quadrant, sample.perplexity, sample.mean_entropy, tokens)
+    return Shown(example, token_runs(example, MAX_TOKENS), int(sample.loss_mask.sum()), sample.tokens_removed)
+
+
+def _tokens(sample: ScoredSample, texts: Sequence[str]) -> Iterator[ExampleToken]:
+    for i, text in enumerate(texts):
+        if sample.loss_mask[i]:
+            scores = (float(sample.nll[i]), float(sample.entropy[i]), float(sample.smoothed[i]))
+            yield ExampleToken(text, "kept" if sample.final_mask[i] else "removed", *scores)
+        else:
+            yield ExampleToken(text, "prompt")
+
+
+def render_page(samples: Sequence[Shown], finished: FinishedOutput) -> str:
+    """The page. Deterministic."""
+    title = f"Tokens pruned in {', '.join(finished.spec.input.paths)}"
+    template = _environment().get_template("token_page.html.j2")
+    page = template.render(examples=samples, prune=finished.prune, title=title, policy=POLICY)
+    return page.encode("utf-8", "backslashreplace").decode()  # JSON data can hold half a surrogate pair
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("qtune_service.export"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters.update(count=wording.count, number=wording.number, shorten=wording.shorten)
+    return environment
+
+
+Wanted = Callable[[NDArray[np.int8], NDArray[np.bool_]], NDArray[np.bool_]]
+"""Which samples are wanted, by quadrant 1..4 (S,) and whether they are kept (S,)."""
+
+
+def check_size(export: Export) -> None:
+    """Raises SpecError where the output is too large for files of this kind."""
+    finished, limit = export.finished, export.options.max_samples
+    if finished.num_samples > limit:
+        raise SpecError(
+            f"{finished.num_samples:,} scored samples are more than analysis files are for ({limit:,})",
+            f"The same numbers are in Parquet, in scores/, quadrants/ and pruned/; qtune inspect {finished.root} shows "
+            "them, and --to jsonl writes the product as text. To have the files all the same, add --max-samples "
+            f"{finished.num_samples}.",
+        )
+
+
+def write_analysis(export: Export) -> Iterator[WrittenFile]:
+    """Write the six files."""
+    finished = export.finished
+    view = _View(finished)
+    export.num_rows = finished.num_samples
+
+    def put(name: str, chunks: Iterator[bytes]) -> WrittenFile:
+        return file_io.write_chunks(file_io.join(export.folder, name), chunks)
+
+    yield put("stage1_kept.json", writers.array(view.stage1(_kept)))
+    yield put("stage1_removed.json", view.removed())
+    yield put("stage2_final.json", writers.array(view.stage2()))
+    yield put("stage2_pruned_tokens_visualization.json", writers.array(view.with_tokens()))
+    yield put("token_pruning_visualization.html", iter([view.page().encode()]))
+    summary = finished.folder.read_json("summary_statistics.json")
+    yield file_io.write_json(file_io.join(export.folder, "summary_statistics.json"), summary)
+
+
+def _kept(_labels: NDArray[np.int8], kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    return kept
+
+
+def _dropped_from(quadrant: Quadrant) -> Wanted:
+    return lambda labels, kept: (labels == quadrant) & ~kept
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """Samples of an output as plain data."""
+
+    finished: FinishedOutput
+
+    def samples(self, wanted: Wanted) -> Iterator[ScoredSample]:
+        for shard in self.finished.shards:
+            rows = np.flatnonzero(wanted(*self.finished.labels(shard)))
+            if len(rows):
+                yield from read_samples(self.finished, shard, rows.tolist())
+
+    def pruned(self) -> Iterator[ScoredSample]:
+        """Those whose tokens stage 2 looked at."""
+        if self.finished.prune.strategy == "q_tuning":
+            return self.samples(lambda labels, kept: kept & (labels == Quadrant.Q2))
+        return self.samples(_kept)
+
+    # --- files
+
+    def stage1(self, wanted: Wanted) -> Iterator[dict[str, Any]]:
+        return (self._plain(sample, metadata=_scores(sample)) for sample in self.samples(wanted))
+
+    def removed(self) -> Iterator[bytes]:
+        """`{"Q1": [...], "Q3": [...]}`; of another strategy, every quadrant that it dropped samples of."""
+        dropped = {Quadrant.Q1, Quadrant.Q3} if self.finished.prune.strategy == "q_tuning" else set()
+        for shard in self.finished.shards:
+            labels, kept = self.finished.labels(shard)
+            dropped |= {Quadrant(label) for label in np.unique(labels[~kept]).tolist()}
+        yield b"{"
+        for number, quadrant in enumerate(sorted(dropped)):
+            yield f'{"," if number else ""}\n"{quadrant.name}": '.encode()
+            yield from writers.array(self.stage1(_dropped_from(quadrant)))
+        yield b"\n}\n"
+
+    def stage2(self) -> Iterator[dict[str, Any]]:
+        return (self._plain(s, metadata=_scores(s) | self._masks(s)) for s in self.samples(_kept))
+
+    def with_tokens(self) -> Iterator[dict[str, Any]]:
+        decode = self.finished.decoder()
+        for sample in self.pruned():
+            texts = token_texts(decode, sample.input_ids.tolist())
+            tokens = [_token(sample, i, text) for i, text in enumerate(texts)]
+            yield self._plain(sample, metadata=_scores(sample) | self._masks(sample), tokens=tokens)
+
+    def page(self) -> str:
+        decode = self.finished.decoder()
+        return render_page([show(sample, decode) for sample in islice(self.pruned(), MAX_SAMPLES)], self.finished)
+
+    # --- samples
+
+    def _plain(self, sample: ScoredSample, **ours: Any) -> dict[str, Any]:
+        """The sample's own fields, one whose name we need as `original_NAME`, and then ours."""
+        names = output_names(sample.own, ours)
+        own = {names[name]: value for name, value in sample.own.items()}
+        if own.get("id") is None:
+            own = {"id": sample.sample_id} | {name: value for name, value in own.items() if name != "id"}
+        return own | ours
+
+    def _masks(self, sample: ScoredSample) -> dict[str, Any]:
+        if self.finished.prune.strategy == "q_tuning" and sample.quadrant != "Q2":
+            return {"tokens_kept": "all", "tokens_removed": 0}
+        mask = sample.final_mask[sample.loss_mask == 1]
+        return {"token_mask": mask, "tokens_kept": int(mask.sum()), "tokens_removed": sample.tokens_removed}
+
+
+def _scores(sample: ScoredSample) -> dict[str, Any]:
+    trained = sample.loss_mask == 1
+    return {
+        "ppl": sample.perplexity,
+        "entropy": sample.mean_entropy,
+        "token_ppls": perplexity(sample.nll[trained]),
+        "token_entropies": sample.entropy[trained],
+        "quadrant": sample.quadrant,
+    }
+
+
+def _token(sample: ScoredSample, at: int, text: str) -> dict[str, Any]:
+    if not sample.loss_mask[at]:
+        return {"text": text, "state": "prompt"}
+    ppl, entropy = float(perplexity(sample.nll[at])), float(sample.entropy[at])
+    return {"text": text, "state": "kept" if sample.final_mask[at] else "removed", "ppl": ppl, "entropy": entropy}

@@ -1,0 +1,263 @@
+"""A folder that can be pushed to the hub as a dataset repository: Parquet files, and a card that describes them.
+
+The card's front matter is read by machines: which files make up the split, of what types (as `datasets` names them),
+how many rows. Its body says where the data come from and what was left out. Paths of this machine stay here: inputs
+and local models appear by their last name only.
+
+Arrow types by the names that `datasets` and the hub have for them, as in the `dataset_info` of a card.
+
+Plain data as YAML, as far as a dataset card needs it: mappings, lists, text and numbers. Text in doubt is quoted.
+
+The dataset card of a pruned dataset: front matter that machines read, and what a reader of the hub wants to know.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from qtune_service.errors import DataError
+from qtune_service.export.writers import Export, pruned_tables
+from qtune_service.output.reader import FinishedOutput
+from qtune_service.report.data import QUADRANTS
+from qtune_service.report.text import count, number, percent
+from qtune_service.storage import file_io
+from qtune_service.storage.file_io import WrittenFile, display
+
+_BY_ALIAS = {
+    "halffloat": "float16", "float": "float32", "double": "float64", "date32[day]": "date32", "date64[ms]": "date64",
+}  # fmt: skip
+
+
+def named_features(schema: pa.Schema) -> list[dict[str, Any]]:
+    """`features` of a card. Raises DataError for a type that `datasets` does not have."""
+    return [_named(field, field.name) for field in schema]
+
+
+def _named(field: pa.Field[Any], where: str) -> dict[str, Any]:
+    return {"name": field.name, **_feature(field.type, where)}
+
+
+def _feature(of: pa.DataType, where: str) -> dict[str, Any]:
+    if pa.types.is_struct(of):
+        return {"struct": [_named(child, f"{where}.{child.name}") for child in of.fields]}
+    if pa.types.is_list(of) or pa.types.is_large_list(of) or pa.types.is_fixed_size_list(of):
+        item = _feature(of.value_type, where)
+        # A list of a plain type is written by the type's name, one of structs by their fields.
+        short = item.get("dtype") or item.get("struct") or item
+        length = {"length": of.list_size} if pa.types.is_fixed_size_list(of) else {}
+        return {"large_list" if pa.types.is_large_list(of) else "list": short, **length}
+    return {"dtype": _dtype(of, where)}
+
+
+def _dtype(of: pa.DataType, where: str) -> str:
+    if pa.types.is_dictionary(of):
+        return _dtype(of.value_type, where)
+    if pa.types.is_decimal(of):
+        return f"decimal{of.bit_width}({of.precision}, {of.scale})"
+    if pa.types.is_nested(of) or isinstance(of, pa.BaseExtensionType):
+        raise DataError(
+            f"column {where} is of type {of}, which datasets cannot read",
+            "Export with --to parquet or --to jsonl, or drop the column before scoring.",
+        )
+    return _BY_ALIAS.get(str(of), str(of))
+
+
+_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
+_WORDS = frozenset({"null", "true", "false", "yes", "no", "on", "off", "y", "n"})
+
+
+def to_yaml(value: Mapping[str, Any]) -> str:
+    """A block mapping, with a line end."""
+    return "".join(f"{line}\n" for line in _lines(value))
+
+
+def _lines(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            yield from _entry(f"{_scalar(name)}:", part)
+        return
+    for part in value:
+        if _is_block(part):
+            first, *rest = _lines(part)
+            yield f"- {first}"
+            yield from (f"  {line}" for line in rest)
+        else:
+            yield f"- {_scalar(part)}"
+
+
+def _entry(head: str, part: Any) -> Iterator[str]:
+    if not _is_block(part):
+        yield f"{head} {_scalar(part)}"
+        return
+    yield head
+    indent = "  " if isinstance(part, Mapping) else ""
+    yield from (f"{indent}{line}" for line in _lines(part))
+
+
+def _is_block(value: Any) -> bool:
+    return isinstance(value, Mapping | list | tuple) and len(value) > 0
+
+
+def _scalar(value: Any) -> str:
+    is_plain = isinstance(value, str) and _PLAIN.fullmatch(value) and value.lower() not in _WORDS
+    return str(value) if is_plain else json.dumps(value, ensure_ascii=False)
+
+
+SIZES = (
+    (1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"),
+    (10**8, "10M<n<100M"), (10**9, "100M<n<1B"), (10**10, "1B<n<10B"), (10**11, "10B<n<100B"), (10**12, "100B<n<1T"),
+)  # fmt: skip
+TAGS = ("q-tuning", "data-pruning", "supervised-fine-tuning", "qtune-service")
+MAX_SOURCES = 5
+PAPER = "https://arxiv.org/abs/2509.23873"
+
+
+def render_card(finished: FinishedOutput, about: Mapping[str, Any], license_name: str | None) -> str:
+    """README.md of a repository whose data are data/train-*. about: `dataset_info`."""
+    return f"---\n{to_yaml(_front_matter(about, license_name))}---\n\n" + "\n".join(_body(finished, about)) + "\n"
+
+
+def _front_matter(about: Mapping[str, Any], license_name: str | None) -> dict[str, Any]:
+    num_rows = about["splits"][0]["num_examples"]
+    return {
+        "license": license_name or "unknown",
+        "task_categories": ["text-generation"],
+        "tags": list(TAGS),
+        "size_categories": [next((name for limit, name in SIZES if num_rows < limit), "n>1T")],
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
+        "dataset_info": about,
+    }
+
+
+def _body(finished: FinishedOutput, about: Mapping[str, Any]) -> Iterator[str]:
+    spec, counts = finished.spec, finished.manifest["counts"]
+    sources = _sources(spec.input.paths)
+    yield f"# {sources.replace('`', '')}, pruned for fine-tuning\n"
+    yield (
+        f"{count(counts['kept'])} of {count(counts['scored'])} samples ({percent(counts['kept'], counts['scored'])}) "
+        f"of {sources}, chosen by qtune-service {finished.manifest['version']} for the model that scored them, "
+        f"`{_model(spec.model.name)}`.\n"
+    )
+    yield from _method(finished)
+    yield from _dropped(finished)
+    yield from _columns(about)
+    yield from _training(finished)
+
+
+def _method(finished: FinishedOutput) -> Iterator[str]:
+    prune, manifest = finished.prune, finished.manifest
+    tokens, engine = manifest["tokens"], manifest["engine"]
+    yield "## How it was made\n"
+    if prune.strategy == "q_tuning":
+        yield (
+            f"Samples are placed by perplexity and predictive entropy under the model ([Q-Tuning]({PAPER})): of the "
+            "four quadrants two are dropped, and in one the tokens that are hardest together with their neighbours "
+            "are taken out of the loss.\n"
+        )
+    else:
+        yield f"Samples were chosen by the strategy `{prune.strategy}`, not by quadrants.\n"
+    yield "| | |\n|---|---|"
+    yield f"| asked for | {prune.sample_keep_ratio:.2%} of the samples, {prune.token_keep_ratio:.0%} of pruned tokens |"
+    yield f"| scored by | {engine['name']} {engine['version']}, {engine['dtype']} |"
+    yield f"| trained tokens of kept samples | {count(tokens['before'])} -> {count(tokens['after'])} |"
+    for name, value in manifest["thresholds"].items():
+        yield f"| {name} | {number(float(value))} |"
+    yield ""
+
+
+def _dropped(finished: FinishedOutput) -> Iterator[str]:
+    counts = finished.manifest["counts"]
+    yield "## What was dropped, and why\n"
+    yield "| quadrant | place | samples | fate |\n|---|---|---:|---|"
+    by_quadrant = finished.prune.strategy == "q_tuning"
+    for q in QUADRANTS:
+        fate = q.fate if by_quadrant else "as the strategy chose"
+        yield f"| {q.label} {q.name} | {q.place} | {count(counts[q.label])} | {fate} |"
+    yield ""
+    reasons = ", ".join(f"{name} {count(value)}" for name, value in finished.manifest["rejected_reasons"].items())
+    yield (
+        f"{count(counts['read'])} records were read; {count(counts['rejected'])} could not be used"
+        f"{f' ({reasons})' if reasons else ''}; {count(counts['pruned'])} were dropped.\n"
+    )
+
+
+def _columns(about: Mapping[str, Any]) -> Iterator[str]:
+    names = [feature["name"] for feature in about["features"]]
+    yield "## Columns\n"
+    yield (
+        f"{', '.join(f'`{name}`' for name in names)}. `input_ids` are whole samples by the model's chat template; "
+        "`labels` are the same with -100 where the loss ignores a token; `loss_mask` and `assistant_masks` are 1 "
+        "where it does not. `qtune` tells each sample's perplexity, entropy (nats), quadrant and tokens removed.\n"
+    )
+
+
+def _training(finished: FinishedOutput) -> Iterator[str]:
+    model = _model(finished.spec.model.name)
+    yield "## How to train on it\n"
+    yield "The tokens are those of the model's own tokenizer: train that model, or one that shares it.\n"
+    yield "```python"
+    yield 'data = load_dataset("USER/NAME", split="train")'
+    yield f'SFTTrainer("{model}", args=SFTConfig(max_length=None), train_dataset=data).train()'
+    yield "```"
+    if finished.prune.strategy == "infobatch":
+        yield "\nInfoBatch weighs samples: multiply each one's loss by `qtune.loss_weight`."
+
+
+def _sources(paths: Sequence[str]) -> str:
+    shown = [f"`{_last(path).replace('`', '')}`" for path in paths[:MAX_SOURCES]]
+    return ", ".join(shown) + (f" and {len(paths) - MAX_SOURCES} more" if len(paths) > MAX_SOURCES else "")
+
+
+def _model(name: str) -> str:
+    """A hub id as it is; of a local folder its last name."""
+    is_local = name.startswith(("/", ".", "~")) or "://" in name or name.count("/") > 1
+    return _last(name) if is_local else name
+
+
+def _last(path: str) -> str:
+    return display(path).rstrip("/").rpartition("/")[2]
+
+
+def check_repository(export: Export) -> None:
+    """Raises DataError where a column is of a type that `datasets` does not have."""
+    named_features(_schema(export))
+
+
+def _schema(export: Export) -> pa.Schema:
+    finished = export.finished
+    with finished.folder.open_part("pruned", next(iter(finished.pruned_shards))) as file:
+        return file.schema_arrow
+
+
+def write_repository(export: Export) -> Iterator[WrittenFile]:
+    """data/train-00000-of-0000N.parquet, ..., README.md."""
+    names = _names(export)
+    size = 0
+
+    def write(folder: str, tables: Iterable[pa.Table]) -> Iterator[WrittenFile]:
+        for name, table in zip(names, tables, strict=True):
+            yield file_io.write_table(file_io.join(folder, "data", name), table)
+
+    for file in export.write(write, pruned_tables(export.finished)):
+        size += file.size_bytes
+        yield file
+    about: dict[str, Any] = {
+        "features": named_features(_schema(export)),
+        "splits": [{"name": "train", "num_bytes": export.num_bytes, "num_examples": export.num_rows}],
+        "download_size": size,
+        "dataset_size": export.num_bytes,
+    }
+    card = render_card(export.finished, about, export.options.license)
+    yield file_io.write_bytes(file_io.join(export.folder, "README.md"), card.encode())
+
+
+def _names(export: Export) -> list[str]:
+    shards = export.finished.pruned_shards
+    wanted = export.options.rows_per_file
+    total = len(shards) if wanted is None else -(-sum(shards.values()) // wanted)
+    return [f"train-{number:05}-of-{total:05}.parquet" for number in range(total)]

@@ -1,0 +1,153 @@
+"""ms-swift trains by turn: a message's `loss` says whether its tokens count. Masks of single tokens cannot come along.
+
+An assistant turn that the job trained on gets `loss: true` while at least one of its tokens is left, and false where
+stage 2 removed them all; a turn that the record itself left out keeps false. Turns are told apart in the tokens by the
+runs of the loss mask before stage 2: where a sample has as many runs as trained turns, the k-th run is the k-th turn.
+Where it has not (a template that puts nothing between two assistant turns), its turns keep true, and are counted.
+
+What each trainer wants to see of a sample, made of the columns of pruned/. Row for row, on flat arrays.
+
+Trainers differ in three things: which of mask and labels they read; whether a label stands beside its token (then the
+model shifts) or beside the token before it (shifted already); and whether the mask covers the sample or its response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from qtune_service.errors import DataError
+from qtune_service.export import writers
+from qtune_service.export.writers import pruned_tables
+from qtune_service.ingest.messages import parse_turns
+from qtune_service.ingest.schema import restore
+from qtune_service.output.columns import Ragged, list_column, ragged
+from qtune_service.output.reader import FinishedOutput
+from qtune_service.selection.token_masks import trainable
+
+
+def torchtune(rows: pa.Table) -> pa.Table:
+    """tokens, and mask: True where the loss ignores a token."""
+    mask = ragged(rows["loss_mask"])
+    return pa.table({"tokens": rows["input_ids"], "mask": list_column(mask.flat == 0, mask.offsets, pa.bool_())})
+
+
+def verl(rows: pa.Table) -> pa.Table:
+    """The four that verl's datasets give: input_ids, attention_mask, position_ids, loss_mask."""
+    offsets = ragged(rows["input_ids"]).offsets
+    positions = np.arange(offsets[-1]) - np.repeat(offsets[:-1], np.diff(offsets))
+    return pa.table(
+        {
+            "input_ids": rows["input_ids"],
+            "attention_mask": rows["attention_mask"],
+            "position_ids": list_column(positions, offsets, pa.int32()),
+            "loss_mask": rows["loss_mask"],
+        }
+    )
+
+
+def nemo_automodel(rows: pa.Table) -> pa.Table:
+    """input_ids without the last token, labels without the first: position t is to predict labels[t]."""
+    ids, labels = ragged(rows["input_ids"]), ragged(rows["labels"])
+    last = np.zeros(len(ids.flat), np.bool_)
+    last[ids.offsets[1:] - 1] = True
+    first = np.zeros(len(ids.flat), np.bool_)
+    first[ids.offsets[:-1]] = True
+    offsets = ids.offsets - np.arange(len(ids.offsets))
+    return pa.table(
+        {
+            "input_ids": list_column(ids.flat[~last], offsets, pa.int32()),
+            "labels": list_column(labels.flat[~first], offsets, pa.int32()),
+            "attention_mask": list_column(np.ones(offsets[-1], np.int8), offsets, pa.int8()),
+        }
+    )
+
+
+def slime(rows: pa.Table) -> pa.Table:
+    """tokens, response_length, and loss_mask over the response, which begins at the first token that is trained on.
+
+    That is where slime's own SFT rollout lets it begin. A response may hold turns of others, under zeros.
+    """
+    mask = ragged(rows["loss_mask"])
+    firsts = first_trained(mask)
+    lengths = np.diff(mask.offsets) - firsts
+    in_response = np.arange(len(mask.flat)) >= np.repeat(mask.offsets[:-1] + firsts, np.diff(mask.offsets))
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return pa.table(
+        {
+            "tokens": rows["input_ids"],
+            "response_length": pa.array(lengths, pa.int32()),
+            "loss_mask": list_column(mask.flat[in_response], offsets, pa.int8()),
+        }
+    )
+
+
+def first_trained(mask: Ragged) -> NDArray[np.int64]:
+    """Place of each row's first 1 (S,); the row's length where there is none."""
+    ones = np.flatnonzero(mask.flat)
+    at = np.append(ones, len(mask.flat))[np.searchsorted(ones, mask.offsets[:-1])]
+    firsts: NDArray[np.int64] = np.minimum(at, mask.offsets[1:]) - mask.offsets[:-1]
+    return firsts
+
+
+class TurnFlags:
+    """Gives turns their flags, and counts the samples where that was not possible."""
+
+    def __init__(self) -> None:
+        self.unclear = 0
+
+    def flagged(self, messages: list[dict[str, Any]], survivors: list[bool]) -> list[dict[str, Any]]:
+        """The messages with `loss` on each assistant turn. survivors: for each run, whether a token of it is left."""
+        parsed, trained = parse_turns(messages, "messages")
+        is_clear = len(survivors) == sum(trained)
+        self.unclear += not is_clear and not all(survivors)
+        flags = iter(survivors if is_clear else [True] * sum(trained))
+        present = [{name: value for name, value in message.items() if value is not None} for message in messages]
+        return [
+            message | {"loss": is_trained and next(flags)} if turn["role"] == "assistant" else message
+            for message, turn, is_trained in zip(present, parsed, trained, strict=True)
+        ]
+
+
+def check_messages(finished: FinishedOutput) -> None:
+    """Raises DataError where kept records have no turns to flag."""
+    own = list(finished.own_columns.values())
+    advice = "Turn the records into chat messages before scoring, or export for a trainer that reads tokens."
+    if "messages" not in own:
+        raise DataError(
+            f"ms-swift trains by turn and needs records with `messages`; these have {', '.join(own) or 'none'}", advice
+        )
+    missing = sum(table["messages"].null_count for table in pruned_tables(finished, ["messages"]))
+    if missing:
+        raise DataError(f"ms-swift trains by turn, and {missing:,} kept records have no `messages`", advice)
+
+
+def turn_tables(finished: FinishedOutput, turn_flags: TurnFlags) -> Iterator[pa.Table]:
+    """messages, with tools where the records have them: one JSON text a row, since turns are of no one type."""
+    own = {mine: name for name, mine in finished.own_columns.items() if mine in ("messages", "tools")}
+    for shard in finished.pruned_shards:
+        _, kept = finished.labels(shard)
+        scores = finished.scores(shard, [*own.values(), "loss_mask"]).filter(pa.array(kept))
+        final = finished.pruned(shard, ["loss_mask"])
+        survivors = surviving_runs(ragged(scores["loss_mask"]), ragged(final["loss_mask"]))
+        plain = scores.select(list(own.values()))
+        rows = []
+        for row, alive in zip(restore(plain.to_pylist(), plain.schema), survivors.rows(), strict=True):
+            body = {"messages": turn_flags.flagged(row[own["messages"]], alive.tolist())}
+            if "tools" in own and row[own["tools"]] is not None:
+                body["tools"] = row[own["tools"]]
+            rows.append(writers.encode(body))
+        yield pa.table({"json": pa.array(rows, pa.binary())})
+
+
+def surviving_runs(before: Ragged, after: Ragged) -> Ragged:
+    """For each run of 1 in a row of `before`: whether `after` has a 1 in it. (R,) of all, with offsets (S + 1,)."""
+    mask = trainable(before.flat.astype(np.int8), before.offsets)
+    previous: NDArray[np.int8] = np.concatenate([[0], mask[:-1]])
+    starts = np.flatnonzero((mask == 1) & (previous == 0))  # position 0 of a row is 0, so no run crosses rows
+    left = np.add.reduceat(after.flat.astype(np.int64) * mask, starts) if len(starts) else np.empty(0, np.int64)
+    return Ragged(left > 0, np.searchsorted(starts, before.offsets))

@@ -1,0 +1,213 @@
+"""Tables to files: Parquet, JSON lines, and the folder that `datasets.load_from_disk` opens.
+
+A file at a time is in memory. Names begin with `train`, by which loaders know the split.
+
+Rows as JSON text. Numbers that JSON lacks (NaN, infinities) become null, bytes base64, other foreign values text.
+
+orjson writes lists of tokens straight from numpy. The few values that it refuses (integers beyond 64 bits) take the
+standard library's way.
+
+Kept samples as a stream of Arrow tables, cut to files of a wanted size. In memory: a shard, or a file if larger.
+
+One export in the making: where from, where to, what the user chose, and what came of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import orjson
+import pyarrow as pa
+
+from qtune_service.ingest.schema import restore
+from qtune_service.output.columns import ragged
+from qtune_service.output.reader import FinishedOutput
+from qtune_service.storage import file_io
+from qtune_service.storage.file_io import WrittenFile
+
+
+def encode(value: Any) -> bytes:
+    """One value in one line."""
+    try:
+        return orjson.dumps(value, default=_foreign, option=orjson.OPT_SERIALIZE_NUMPY)
+    except orjson.JSONEncodeError:
+        text = json.dumps(_plain(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return text.encode("utf-8", "backslashreplace")  # half a surrogate pair becomes JSON's own escape
+
+
+def _foreign(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    return str(value)
+
+
+def _plain(value: Any) -> Any:
+    """What the standard library can write."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    return value.isoformat() if hasattr(value, "isoformat") else _foreign(value)
+
+
+def array(values: Iterable[Any]) -> Iterator[bytes]:
+    """A JSON array, an element a line, as a stream."""
+    mark = b"["
+    for value in values:
+        yield mark + b"\n" + encode(value)
+        mark = b","
+    yield b"[]" if mark == b"[" else b"\n]"
+
+
+def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """Rows as plain data; JSON text is restored, and lists of tokens stay numpy."""
+    tokens = {name for name in table.column_names if _is_flat(table[name])}
+    others = table.select([name for name in table.column_names if name not in tokens])
+    lists = {name: ragged(table[name]).rows() for name in tokens}
+    plain = restore(others.to_pylist(), others.schema) if others.num_columns else [{}] * table.num_rows
+    for i, row in enumerate(plain):
+        yield {name: lists[name][i] if name in tokens else row[name] for name in table.column_names}
+
+
+def _is_flat(column: Any) -> bool:
+    """Whether it holds lists of integers or booleans, and nothing is missing."""
+    of = column.type
+    if not pa.types.is_list(of) or column.null_count:
+        return False
+    is_simple = pa.types.is_integer(of.value_type) or pa.types.is_boolean(of.value_type)
+    return is_simple and all(chunk.flatten().null_count == 0 for chunk in column.chunks)
+
+
+def pruned_tables(finished: FinishedOutput, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """pruned/, shard by shard in order."""
+    for shard in finished.pruned_shards:
+        yield finished.pruned(shard, columns)
+
+
+def resized(tables: Iterable[pa.Table], num_rows: int | None) -> Iterator[pa.Table]:
+    """The same rows in tables of `num_rows`, the last one shorter; None: as they come, without empty ones."""
+    if num_rows is None:
+        yield from (table for table in tables if table.num_rows)
+        return
+    waiting: list[pa.Table] = []
+    for table in tables:
+        waiting.append(table)
+        while sum(part.num_rows for part in waiting) >= num_rows:
+            joined = pa.concat_tables(waiting)
+            yield joined.slice(0, num_rows)
+            waiting = [joined.slice(num_rows)]
+    rest = pa.concat_tables(waiting) if waiting else None
+    if rest is not None and rest.num_rows:
+        yield rest
+
+
+BATCH_ROWS = 1_000
+"""Rows of a batch in an Arrow file: what a random access has to look through."""
+
+
+class Writer(Protocol):
+    """Writes tables as files of a folder."""
+
+    def __call__(self, folder: str, tables: Iterable[pa.Table]) -> Iterator[WrittenFile]:
+        """A file a table; yields each when it is there."""
+        ...
+
+
+def write_parquet(folder: str, tables: Iterable[pa.Table]) -> Iterator[WrittenFile]:
+    """train-00000.parquet, ..."""
+    for number, table in enumerate(tables):
+        yield file_io.write_table(file_io.join(folder, f"train-{number:05}.parquet"), table)
+
+
+def write_jsonl(folder: str, tables: Iterable[pa.Table]) -> Iterator[WrittenFile]:
+    """train-00000.jsonl, ...: an object a line."""
+    for number, table in enumerate(tables):
+        lines = (encode(row) + b"\n" for row in rows_of(table))
+        yield file_io.write_chunks(file_io.join(folder, f"train-{number:05}.jsonl"), lines)
+
+
+def write_lines(folder: str, tables: Iterable[pa.Table]) -> Iterator[WrittenFile]:
+    """train-00000.jsonl, ... of tables whose column `json` holds an object's text a row."""
+    for number, table in enumerate(tables):
+        texts: list[bytes] = table["json"].to_pylist()  # type: ignore[assignment]  # none is missing
+        lines = (text + b"\n" for text in texts)
+        yield file_io.write_chunks(file_io.join(folder, f"train-{number:05}.jsonl"), lines)
+
+
+def write_saved_dataset(folder: str, tables: Iterable[pa.Table]) -> Iterator[WrittenFile]:
+    """What `Dataset.save_to_disk` writes: Arrow streams, and two small files that name them, the last one last.
+
+    The features are left to the Arrow schema, which every version of datasets reads the same.
+    """
+    files = []
+    for number, table in enumerate(tables):
+        name = f"data-{number:05}.arrow"
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as stream:
+            stream.write_table(table, max_chunksize=BATCH_ROWS)
+        files.append((name, file_io.write_bytes(file_io.join(folder, name), sink.getvalue())))
+        yield files[-1][1]
+    info = {"citation": "", "description": "", "features": None, "homepage": "", "license": ""}
+    yield file_io.write_json(file_io.join(folder, "dataset_info.json"), info)
+    digest = hashlib.sha256("".join(file.sha256 for _, file in files).encode()).hexdigest()
+    state: dict[str, Any] = {
+        "_data_files": [{"filename": name} for name, _ in files],
+        "_fingerprint": digest[:16],
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": "train",
+    }
+    yield file_io.write_json(file_io.join(folder, "state.json"), state)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the user may choose."""
+
+    rows_per_file: int | None = None
+    """None: a file a shard."""
+    pack_length: int | None = None
+    """Tokens of a packed row."""
+    license: str | None = None
+    """Of the dataset, by the hub's names."""
+    max_samples: int = 10_000
+    """Scored samples that analysis files are made of at most: they are for looking, and large."""
+
+
+@dataclass(slots=True)
+class Export:
+    """An output on its way into a folder."""
+
+    finished: FinishedOutput
+    folder: str
+    options: Options
+    num_rows: int = 0
+    num_bytes: int = 0
+    """Of the rows in Arrow."""
+    notes: list[str] = field(default_factory=list)
+    """What the user must know of the result."""
+
+    def write(self, writer: Writer, tables: Iterable[pa.Table]) -> Iterator[WrittenFile]:
+        """Write tables, a file of the wanted size each, and count."""
+        return writer(self.folder, self._counted(resized(tables, self.options.rows_per_file)))
+
+    def _counted(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        for table in tables:
+            self.num_rows += table.num_rows
+            self.num_bytes += table.nbytes
+            yield table

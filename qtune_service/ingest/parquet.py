@@ -1,0 +1,127 @@
+"""Rows of Parquet files: where to cut, which types, and reading a run of rows in bounded memory.
+
+Cuts follow row groups: small ones are joined, those over twice the wanted size are cut by rows. A run that begins
+inside a row group has to decode what is before it; writers that keep row groups small spare that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from qtune_service.errors import DataError
+from qtune_service.ingest.schema import EXACT_FLOAT, wide_field
+from qtune_service.storage import file_io
+
+BATCH_ROWS = 1024
+MAX_COLUMNS = 10_000
+"""Columns of a file, those inside of nested ones counted too."""
+
+
+def footer(uri: str) -> pq.FileMetaData:
+    """Return the file's metadata: rows and bytes of its row groups.
+
+    Raises DataError for columns of the same name, and for more than MAX_COLUMNS.
+    """
+    with file_io.open_parquet(uri) as file:
+        if file.metadata.num_columns > MAX_COLUMNS:
+            raise DataError(
+                f"{file_io.display(uri)} has {file.metadata.num_columns:,} columns, more than {MAX_COLUMNS:,}",
+                "Write it with the columns that are trained on.",
+            )
+        twice = sorted(name for name, count in Counter(file.schema_arrow.names).items() if count > 1)
+        if twice:
+            raise DataError(f"{file_io.display(uri)} has several columns named {twice[0][:200]}", "Rename one of them.")
+        return file.metadata
+
+
+def cut(metadata: pq.FileMetaData, wanted_bytes: int) -> list[tuple[int, int]]:
+    """Runs of rows [start, stop) of about `wanted_bytes` of uncompressed data each."""
+    runs: list[tuple[int, int]] = []
+    start = stop = size = 0
+    for index in range(metadata.num_row_groups):
+        group = metadata.row_group(index)
+        if start < stop and size + group.total_byte_size > 2 * wanted_bytes:
+            runs.append((start, stop))
+            start, size = stop, 0
+        stop, size = stop + group.num_rows, size + group.total_byte_size
+        if size >= wanted_bytes:
+            parts = math.ceil(size / wanted_bytes) if size > 2 * wanted_bytes else 1
+            runs += _parts(start, stop, parts)
+            start, size = stop, 0
+    return runs + _parts(start, stop, 1)
+
+
+def _parts(start: int, stop: int, count: int) -> list[tuple[int, int]]:
+    edges = [start + (stop - start) * i // count for i in range(count + 1)]
+    return [(low, high) for low, high in pairwise(edges) if low < high]
+
+
+def schema_of(uri: str) -> pa.Schema:
+    """Types of the columns; integers that a float may not hold are marked, by the file's own statistics."""
+    with file_io.open_parquet(uri) as file:
+        schema = file.schema_arrow
+        wide = {field.name for field in schema if pa.types.is_integer(field.type) and field.type.bit_width >= 64}
+        largest = _largest(file.metadata, wide)
+        return pa.schema(
+            [
+                wide_field(field.name, field.type)
+                if field.name in wide and largest[field.name] > EXACT_FLOAT
+                else pa.field(field.name, field.type)
+                for field in schema
+            ]
+        )
+
+
+def _largest(metadata: pq.FileMetaData, names: Collection[str]) -> dict[str, Any]:
+    """Largest magnitude of each of some integer columns; infinite where the file does not say."""
+    largest: dict[str, Any] = dict.fromkeys(names, 0)
+    places = {metadata.schema.column(i).path: i for i in reversed(range(metadata.num_columns if names else 0))}
+    for index in range(metadata.num_row_groups if names else 0):
+        group = metadata.row_group(index)
+        for name in names:
+            of_group = _largest_of_group(group, places[name]) if name in places else math.inf
+            largest[name] = max(largest[name], of_group)
+    return largest
+
+
+def _largest_of_group(group: pq.RowGroupMetaData, column: int) -> Any:
+    stats = group.column(column).statistics
+    if stats is None or not stats.has_min_max:
+        return 0 if stats is not None and stats.null_count == group.num_rows else math.inf
+    return max(abs(stats.min or 0), abs(stats.max or 0))
+
+
+def iter_rows(uri: str, start: int, stop: int, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+    """Rows [start, stop) in batches; `columns` that the file lacks are left out."""
+    with file_io.open_parquet(uri) as file:
+        groups, skipped = _groups_of(file.metadata, start, stop)
+        names = set(file.schema_arrow.names)
+        wanted = None if columns is None else [name for name in columns if name in names]
+        at = skipped
+        for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=wanted):
+            low, high = max(start - at, 0), min(stop - at, batch.num_rows)
+            if low < high:
+                yield batch.slice(low, high - low)
+            at += batch.num_rows
+            if at >= stop:
+                return
+
+
+def _groups_of(metadata: pq.FileMetaData, start: int, stop: int) -> tuple[list[int], int]:
+    """Row groups that hold some of the rows, and the number of rows before the first of them."""
+    groups, at, skipped = [], 0, 0
+    for index in range(metadata.num_row_groups):
+        rows = metadata.row_group(index).num_rows
+        if at + rows <= start:
+            skipped = at + rows
+        elif at < stop:
+            groups.append(index)
+        at += rows
+    return groups, skipped

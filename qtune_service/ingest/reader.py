@@ -1,0 +1,260 @@
+"""Read one shard: records with their place in the source, and their own columns as Arrow.
+
+Own columns of Parquet stay Arrow throughout, so that times, decimals and binary survive exactly; Python sees only
+the columns that the format reads. JSON records become Arrow by the plan's schema, which was inferred from the very
+bytes: the digest is checked, since a file that changed in between could hold fields that the schema would drop.
+
+The first records of an input, as a job would read them, without reading the rest of it.
+
+Files come in the job's order, and each is read only so far as records are wanted of it. Its format is told by its first
+records, as in a job's plan. Only a JSON object of columns has to be read whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from qtune_service.config import FormatName, InputSpec
+from qtune_service.errors import DataError
+from qtune_service.ingest.discovery import SourceFile, each_file
+from qtune_service.ingest.formats import detect_format, used_columns
+from qtune_service.ingest.json_reader import staged_pieces
+from qtune_service.ingest.json_schema import own_columns as own_columns_of
+from qtune_service.ingest.jsonl import BOM, Record, RecordProblem, category_of, encode_value, is_blank, parse_line
+from qtune_service.ingest.parquet import iter_rows
+from qtune_service.ingest.plan import Plan, Shard
+from qtune_service.ingest.planner import SAMPLE_RECORDS, split_lines, unknown_format
+from qtune_service.ingest.schema import conform
+from qtune_service.storage import file_io
+
+__all__ = ["Record", "RecordProblem", "ShardRecords", "category_of", "read_shard", "sample_id"]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRecords:
+    """The records of a shard that the job reads, in order. Lists run in parallel."""
+
+    source: str
+    """The input file as its user would recognise it."""
+    file_index: int
+    lines: list[int]
+    """Line, record or row number in the source, from 1."""
+    records: list[Record | RecordProblem]
+    own_columns: Callable[[Sequence[int]], pa.Table]
+    """Own columns of the records at these indices, by the plan's schema; a record with a problem is a row of nulls."""
+    excerpt: Callable[[int, int], str]
+    """`excerpt(index, num_chars)`: the beginning of a record as it stands in the source."""
+
+    @property
+    def sample_ids(self) -> list[str]:
+        """Ids of the records, unique over the job."""
+        return [sample_id(self.file_index, line) for line in self.lines]
+
+
+def sample_id(file_index: int, line: int) -> str:
+    """Id of a record: file and line, so the same in every run of a job."""
+    return f"{file_index:04d}-{line:08d}"
+
+
+def read_shard(plan: Plan, shard: Shard) -> ShardRecords:
+    """Read a shard. Raises DataError where the input has changed, StorageError where it cannot be read."""
+    return _read_rows(plan, shard) if shard.kind == "parquet" else _read_lines(plan, shard)
+
+
+class _Window:
+    """Which records of a shard are wanted: asked in order."""
+
+    def __init__(self, shard: Shard, category_field: str | None) -> None:
+        self._left = shard.num_records
+        self._quotas = None if shard.take is None else dict(shard.take)
+        self._field = category_field or ""
+
+    @property
+    def is_full(self) -> bool:
+        return self._left == 0
+
+    def takes(self, record: Record | RecordProblem) -> bool:
+        if self._quotas is not None:
+            name = None if isinstance(record, RecordProblem) else category_of(record, self._field)
+            if name is None or not self._quotas.get(name):
+                return False
+            self._quotas[name] -= 1
+        self._left -= 1
+        return True
+
+
+# --- JSON lines
+
+
+def _read_lines(plan: Plan, shard: Shard) -> ShardRecords:
+    raw, lines, records = [], [], []
+    window = _Window(shard, plan.category_field)
+    for number, line in _numbered_lines(plan, shard):
+        if window.is_full:
+            break
+        record = parse_line(line)
+        if window.takes(record):
+            raw.append(line)
+            lines.append(number)
+            records.append(record)
+    _check_count(plan, shard, len(records))
+    schema = plan.schema
+
+    def own_columns(indices: Sequence[int]) -> pa.Table:
+        return own_columns_of([raw[i] for i in indices], [records[i] for i in indices], schema)
+
+    def excerpt(index: int, num_chars: int) -> str:
+        head = raw[index][: 4 * num_chars + 8].removeprefix(BOM)
+        return head.decode("utf-8", "replace").strip("\x00 \t\r")[:num_chars]
+
+    return ShardRecords(plan.files[shard.file_index].name, shard.file_index, lines, records, own_columns, excerpt)
+
+
+def _numbered_lines(plan: Plan, shard: Shard) -> Iterator[tuple[int, bytes]]:
+    data = file_io.read_range(shard.uri, shard.start, shard.stop)
+    if hashlib.sha256(data).hexdigest() != shard.digest:
+        raise _changed(plan, shard)
+    for offset, line in enumerate(split_lines(data)):
+        if not is_blank(line):
+            yield shard.first_line + offset, line
+
+
+def _changed(plan: Plan, shard: Shard) -> DataError:
+    name = plan.files[shard.file_index].name
+    return DataError(
+        f"{name} has changed since this job was planned (from line {shard.first_line})",
+        "Bring the input back as it was, or start anew with --overwrite or another --output.",
+    )
+
+
+def _check_count(plan: Plan, shard: Shard, count: int) -> None:
+    if count != shard.num_records:
+        raise _changed(plan, shard)
+
+
+# --- Parquet
+
+
+def _read_rows(plan: Plan, shard: Shard) -> ShardRecords:
+    file = plan.files[shard.file_index]
+    now = file_io.stat(file.uri)
+    if now is None or (now.size_bytes, now.version) != (file.size_bytes, file.version):
+        raise _changed(plan, shard)
+    table = pa.Table.from_batches(list(iter_rows(shard.uri, shard.start, shard.stop, None)))
+    columns = _needed_columns(plan, shard, table.column_names)
+    window = _Window(shard, plan.category_field)
+    kept, records = [], []
+    for index, record in enumerate(table.select(columns).to_pylist()):
+        if window.is_full:
+            break
+        if window.takes(record):
+            kept.append(index)
+            records.append(record)
+    _check_count(plan, shard, len(records))
+    lines = [shard.first_line + index for index in kept]
+
+    def own_columns(indices: Sequence[int]) -> pa.Table:
+        return conform(table.take(pa.array([kept[i] for i in indices], pa.int64())), plan.schema)
+
+    def excerpt(index: int, num_chars: int) -> str:
+        return encode_value(records[index])[:num_chars]
+
+    return ShardRecords(file.name, shard.file_index, lines, list(records), own_columns, excerpt)
+
+
+def _needed_columns(plan: Plan, shard: Shard, names: Sequence[str]) -> list[str]:
+    renamed = {"prompt_column": plan.prompt_column, "completion_column": plan.completion_column}
+    needed = used_columns(shard.format, names, **renamed) | {plan.category_field}
+    return [name for name in names if name in needed]
+
+
+PIECE_BYTES = 1 << 20
+HEAD_RECORDS = 200
+MAX_READ = 10_000
+"""Records of a file that are read while those of certain categories are looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class FirstRecord:
+    """A record where it stands."""
+
+    sample_id: str
+    source: str
+    line: int
+    format: FormatName
+    record: Record | RecordProblem
+
+
+def first_records(spec: InputSpec, count: int) -> list[FirstRecord]:
+    """At most `count` records. Raises DataError where there is none, or a file's format cannot be told."""
+    wanted = min(count, spec.limit or count)
+    quotas = dict(spec.take) if spec.take else None
+    found: list[FirstRecord] = []
+    for index, file in enumerate(each_file(spec.paths)):
+        found += itertools.islice(_of_file(file, index, spec, quotas), wanted - len(found))
+        if len(found) >= wanted:
+            return found
+    if not found:
+        names = ", ".join(file_io.display(path) for path in spec.paths[:3])
+        raise DataError(f"no records in {names}", "Give files that hold records, and check --take.")
+    return found
+
+
+def _of_file(file: SourceFile, index: int, spec: InputSpec, quotas: dict[str, int] | None) -> Iterator[FirstRecord]:
+    numbered = _numbered(file)
+    head = list(itertools.islice(numbered, HEAD_RECORDS))
+    good = [record for _, record in head if not isinstance(record, RecordProblem)]
+    name = _format(file, good[:SAMPLE_RECORDS], spec)
+    for line, record in itertools.chain(head, numbered if good else ()):
+        if quotas is None or _takes(quotas, record, spec.category_field or ""):
+            yield FirstRecord(sample_id(index, line), file.name, line, name, record)
+
+
+def _format(file: SourceFile, good: list[Record], spec: InputSpec) -> FormatName:
+    if spec.format != "auto" or not good:
+        return spec.format
+    found = detect_format(good, prompt_column=spec.prompt_column, completion_column=spec.completion_column)
+    if found is None:
+        raise unknown_format(file.name, list(dict.fromkeys(key for record in good for key in record)))
+    return found
+
+
+def _takes(quotas: dict[str, int], record: Record | RecordProblem, field: str) -> bool:
+    """Whether a record is of a category that is taken from; it is taken off the quota."""
+    category = None if isinstance(record, RecordProblem) else category_of(record, field)
+    if category is None or not quotas.get(category):
+        return False
+    quotas[category] -= 1
+    return True
+
+
+def _numbered(file: SourceFile) -> Iterator[tuple[int, Record | RecordProblem]]:
+    """Records with their line, record or row number."""
+    if file.kind == "parquet":
+        batches = iter_rows(file.uri, 0, MAX_READ, None)
+        yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
+        return
+    is_plain = file.kind == "jsonl" and file.compression is None
+    pieces = _whole_lines(file.uri) if is_plain else staged_pieces(file, PIECE_BYTES)
+    lines = enumerate((line for piece in pieces for line in split_lines(piece)), 1)
+    filled = ((number, line) for number, line in lines if not is_blank(line))
+    for number, line in itertools.islice(filled, MAX_READ):
+        yield number, parse_line(line)
+
+
+def _whole_lines(uri: str) -> Iterator[bytes]:
+    rest = b""
+    for block in file_io.iter_blocks(uri, block_bytes=PIECE_BYTES):
+        head, newline, tail = block.rpartition(b"\n")
+        if newline:
+            yield rest + head + newline
+            rest = tail
+        else:
+            rest += tail
+    if rest:
+        yield rest

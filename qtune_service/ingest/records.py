@@ -1,0 +1,83 @@
+"""What a record becomes on its way to tokens, and why one is refused.
+
+A record is a plain dict of columns. A `RecordError` concerns one record and never ends a job: the record goes to
+the rejected rows with `reason_code`, which is stable and fit for counting, and `detail`, which is for people.
+
+Reason codes:
+  shape     missing_field, bad_type, bad_role, bad_flag, bad_tool_call, bad_tools, conflicting_system
+  turns     no_assistant_turn, no_trained_turn, empty_response
+  tokens    length_mismatch, bad_token_id, mask_conflict, labels_mismatch, padded
+  encoding  template_error, context_dropped, mask_not_verified, not_unicode, too_long, no_trained_tokens,
+            token_out_of_vocab
+
+What to do about rejected records, by their reason; see records.py for what the reasons are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Message: TypeAlias = dict[str, Any]
+"""One turn in the form that chat templates read: role, content, and what goes with them."""
+
+
+class RecordError(Exception):
+    """One record cannot be used. Picklable: it holds its arguments only."""
+
+    def __init__(self, reason_code: str, detail: str) -> None:
+        super().__init__(reason_code, detail)
+        self.reason_code = reason_code
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason_code}: {self.detail}"
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Turns in the chat-template form. Only assistant turns are ever trained."""
+
+    messages: tuple[Message, ...]
+    tools: list[dict[str, Any]] | None
+    trained: tuple[bool, ...]  # one flag a message
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenized:
+    """A record that came as tokens. `loss_mask[0]` is 0."""
+
+    input_ids: NDArray[np.int32]  # (T,)
+    loss_mask: NDArray[np.int8]  # (T,) 1 = trained
+
+
+HINTS = {
+    "bad_json": "Each record is one JSON object, on one line where the file is JSON lines.",
+    "not_utf8": "Write the file as UTF-8.",
+    "not_an_object": "A record is a JSON object with its columns by name.",
+    "missing_field": "Name the columns with prompt_column and completion_column, or choose another format.",
+    "bad_type": "The column holds another type than its format promises.",
+    "bad_role": "Roles are system, developer, user, assistant and tool, or their ShareGPT names.",
+    "bad_flag": "A turn's training flag is true or false, 0 or 1.",
+    "bad_tool_call": "A call has a function with a name and arguments.",
+    "bad_tools": "Tools are a list of JSON schemas of functions.",
+    "conflicting_system": "Leave one of the two system prompts.",
+    "no_assistant_turn": "There is nothing to train on without an answer.",
+    "no_trained_turn": "Every answer is flagged as not to be trained on.",
+    "empty_response": "There is nothing to train on in an empty answer.",
+    "length_mismatch": "input_ids and the mask or labels must have the same length.",
+    "bad_token_id": "Token ids are whole numbers from 0.",
+    "mask_conflict": "loss_mask and labels say different things.",
+    "labels_mismatch": "Labels are the token itself, or -100.",
+    "padded": "Leave out padding.",
+    "template_error": "The chat template refuses such turns; give another one with chat_template.",
+    "context_dropped": "The chat template leaves out a turn; give another one with chat_template.",
+    "mask_not_verified": "Give a template with {% generation %} markers by chat_template.",
+    "not_unicode": "The text holds half a surrogate pair.",
+    "too_long": 'Raise max_model_len if the model allows it, or cut with overlong = "truncate".',
+    "no_trained_tokens": "All that is trained lies behind the length limit, or is empty.",
+    "token_out_of_vocab": "These token ids are of another tokenizer.",
+}

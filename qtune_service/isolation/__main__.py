@@ -1,9 +1,0 @@
-"""Apply limits to this process, and become another program: `python -m qtune_service.isolation LIMITS COMMAND...`."""
-
-import os
-import sys
-
-from qtune_service.isolation.limits import ProcessLimits
-
-ProcessLimits.parse(sys.argv[1]).apply()
-os.execvp(sys.argv[2], sys.argv[2:])  # noqa: S606 - a command of the server's, without a shell

@@ -1,0 +1,95 @@
+"""The columns of an output's Parquet files, and token columns as numpy sees them.
+
+Token columns are ragged lists over one flat buffer with offsets, so numpy sees a whole shard as a few arrays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from qtune_service.config import PruneSpec
+from qtune_service.selection.plane import Quadrant
+from qtune_service.selection.token_masks import prune_token_masks
+
+IGNORE_INDEX = -100
+"""The label that trainers leave out of the loss."""
+
+SCORES_RESERVED = frozenset(
+    {"sample_id", "source", "line", "truncated", "mean_nll", "perplexity", "mean_entropy", "num_tokens"}
+    | {"input_ids", "loss_mask", "nll", "entropy", "quadrant"}
+)
+PRUNED_RESERVED = frozenset({"input_ids", "attention_mask", "labels", "loss_mask", "assistant_masks", "qtune"})
+
+
+@dataclass(frozen=True, slots=True)
+class Ragged:
+    """Lists of different lengths over one buffer: row i is `flat[offsets[i]:offsets[i + 1]]`."""
+
+    flat: NDArray[np.generic]  # (L,)
+    offsets: NDArray[np.int64]  # (S + 1,)
+
+    def rows(self) -> list[NDArray[np.generic]]:
+        """Views, one a row."""
+        return [self.flat[low:high] for low, high in pairwise(self.offsets.tolist())]
+
+
+def row_sums(lists: Ragged) -> NDArray[np.int64]:
+    """Sum of each row's values, (S,)."""
+    return np.diff(np.concatenate([[0], np.cumsum(lists.flat, dtype=np.int64)])[lists.offsets])
+
+
+def ragged(column: Any) -> Ragged:
+    """View a list column (a chunked array) as numpy."""
+    array = column.combine_chunks()
+    offsets = array.offsets.to_numpy().astype(np.int64)
+    flat = array.values.to_numpy(zero_copy_only=False)[offsets[0] : offsets[-1]]
+    return Ragged(flat, offsets - offsets[0])
+
+
+def list_column(flat: NDArray[np.generic], offsets: NDArray[np.int64], value_type: pa.DataType) -> Any:
+    """A list column of a flat array and its offsets."""
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(flat, value_type))
+
+
+def final_masks(
+    scores: pa.Table, labels: NDArray[np.int8], kept: NDArray[np.bool_], index: NDArray[np.int64], spec: PruneSpec
+) -> Ragged:
+    """Stage 2 for rows of scores/: each one's final loss mask, as if it were kept.
+
+    labels, kept: (S,). Of dropped samples of the method, Q1 and Q3, every token stays. index: (S,) their places in the
+    population.
+    """
+    masks, nll = ragged(scores["loss_mask"]), ragged(scores["nll"])
+    final = prune_token_masks(
+        masks.flat.astype(np.int8),
+        masks.offsets,
+        nll.flat.astype(np.float32),
+        labels == Quadrant.Q2 if spec.strategy == "q_tuning" else kept,
+        token_keep_ratio=spec.token_keep_ratio,
+        neighbor_lambda=spec.smoothing,
+        min_tokens_to_prune=spec.min_tokens_to_prune,
+        token_strategy=spec.token_strategy,
+        seed=spec.seed,
+        row_index=index,
+    )
+    return Ragged(final, masks.offsets)
+
+
+def quadrant_names(labels: NDArray[np.int8]) -> Any:
+    """Q1 to Q4 as text, (S,)."""
+    return pa.array(np.array([q.name for q in Quadrant])[labels.astype(np.int64) - 1], pa.string())
+
+
+def coded(column: Any) -> tuple[NDArray[np.int64], list[str]]:
+    """Each row's place (S,) among the texts of the distinct values, which come in order of appearance."""
+    array = column.combine_chunks()
+    if not pa.types.is_string(array.type):
+        array = pa.array([None if value is None else str(value) for value in array.to_pylist()], pa.string())
+    encoded = array.fill_null("(none)").dictionary_encode()
+    return encoded.indices.to_numpy().astype(np.int64), encoded.dictionary.to_pylist()

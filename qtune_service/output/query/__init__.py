@@ -1,0 +1,32 @@
+"""Questions to a finished output: which samples match, in which order, how many of each kind, and what they hold.
+
+    records = samples_of(FinishedOutput(uri))                            or rejected_of(...)
+    found = find(records, Selection(quadrant="Q2", where="perplexity > 50", sort="borderline", limit=5))
+    rows = read_rows(records, found.index, ["sample_id", "perplexity", "category"])
+    tokens = read_tokens(finished, found.index)
+
+DuckDB evaluates conditions, in a sandbox (sandbox.py, conditions.py), over Arrow tables that are read through
+data/storage, so an output on an object store is asked like a local one. One shard's columns are in memory at a time
+(and the few that are read ahead), only those that the question names; token columns are read for the samples that are
+shown.
+"""
+
+from qtune_service.output.query.conditions import Limits
+from qtune_service.output.query.fields import Field, Records, rejected_of, samples_of
+from qtune_service.output.query.search import (
+    Found,
+    Group,
+    SampleTokens,
+    Selection,
+    find,
+    find_sample,
+    group_by,
+    index_of,
+    read_rows,
+    read_tokens,
+)
+
+__all__ = [
+    "Field", "Found", "Group", "Limits", "Records", "SampleTokens", "Selection", "find", "find_sample", "group_by",
+    "index_of", "read_rows", "read_tokens", "rejected_of", "samples_of",
+]  # fmt: skip

@@ -1,0 +1,342 @@
+"""What can be asked for: the fields of an output's samples, or of its rejected records.
+
+Stored fields are columns of scores/, quadrants/ or rejected/; derived ones are SQL over these. Token columns are none
+of them. SQL does not tell cases of names apart, so names are unique in lower case: a record's own column whose name is
+taken is called `original_NAME` here.
+
+Shards of what is asked about, as Arrow tables of the fields that a question names, and no others.
+
+Fields that are not stored: SQL over those that are.
+
+`typical` is how far a sample is from the middle of its quadrant, as in the report (selection/examples.py). The middle
+is the median of (mean NLL, mean entropy). Distances are in units of the mean distance from it. Medians are exact up
+to a million samples; beyond, they are those of an even sample, which a hash of the index draws.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from qtune_service.errors import QueryError, StorageError
+from qtune_service.output.file_lists import damaged, part_files, rows_by_shard
+from qtune_service.output.layout import Output
+from qtune_service.output.reader import FinishedOutput
+from qtune_service.selection.hashing import split_mix
+
+ENTRY_ALPHA = "least(greatest(1 - error_rank, entropy_rank), greatest(error_rank, 1 - entropy_rank))"
+"""The smallest alpha at which a sample is kept; see selection/plane.py."""
+
+ABOUT: Mapping[str, str] = {
+    "index": "place among all samples, from 0",
+    "sample_id": "input file and line",
+    "source": "the file that it came from",
+    "line": "its line there",
+    "truncated": "cut to the length limit",
+    "mean_nll": "nats a token",
+    "perplexity": "exp of mean_nll",
+    "mean_entropy": "nats a token",
+    "num_tokens": "trained tokens",
+    "quadrant": "Q1 to Q4",
+    "kept": "whether it is in pruned/",
+    "error_rank": "mid-rank of mean_nll, 0 to 1",
+    "entropy_rank": "mid-rank of mean_entropy, 0 to 1",
+    "reason": "why it was rejected",
+    "detail": "what was wrong",
+    "category": "its category",
+    "record": "its beginning",
+}
+STORED: Mapping[str, tuple[str, ...]] = {
+    "scores": (
+        "sample_id", "source", "line", "truncated", "mean_nll", "perplexity", "mean_entropy", "num_tokens",
+    ),
+    "quadrants": ("quadrant", "error_rank", "entropy_rank", "kept"),
+    "rejected": ("sample_id", "source", "line", "reason", "detail", "category", "record"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One thing that is known of every record."""
+
+    name: str
+    type: pa.DataType
+    folder: str = ""
+    """Where it is stored; empty where it is derived."""
+    column: str = ""
+    """Its name there."""
+    sql: str = ""
+    """Of a derived field. That of `typical` follows from the data; see derived.py."""
+    needs: tuple[str, ...] = ()
+    """The stored fields that it is derived from."""
+    about: str = ""
+    is_own: bool = False
+    """Whether it comes from the records themselves."""
+
+
+@dataclass(frozen=True)
+class Records:
+    """What a question goes over: rows of shards, in order. Rows of all `folders` lie side by side."""
+
+    output: Output
+    shards: Mapping[int, int]
+    """Shard -> rows."""
+    folders: tuple[str, ...]
+    fields: Mapping[str, Field]
+    found_sql: dict[str, str] = field(default_factory=dict, compare=False)
+    """SQL of derived fields that was found from the data, to be found once."""
+
+    @cached_property
+    def starts(self) -> Mapping[int, int]:
+        """Shard -> the index of its first row."""
+        ends = np.cumsum(list(self.shards.values())).tolist()
+        return {s: end - rows for (s, rows), end in zip(self.shards.items(), ends, strict=True)}
+
+    @property
+    def num_rows(self) -> int:
+        """Records of all shards."""
+        return sum(self.shards.values())
+
+    def field(self, name: str) -> Field:
+        """A field by its name in any case. Raises QueryError that lists the fields."""
+        found = self._by_lower_name.get(name.lower())
+        if found is None and self.folders == ("scores",) and name.lower() in (*STORED["quadrants"], "borderline"):
+            raise QueryError(
+                f"{self.output.root} holds scores only: its samples have no {name.lower()}",
+                f"Prune it first, in seconds: qtune prune --from-scores {self.output.root} --output NEW",
+            )
+        if found is None:
+            near = get_close_matches(name.lower(), self._by_lower_name, n=1)
+            meant = f"; did you mean {self._by_lower_name[near[0]].name}?" if near else ""
+            raise QueryError(f"there is no column {name!r}{meant}", self.hint())
+        return found
+
+    @cached_property
+    def _by_lower_name(self) -> Mapping[str, Field]:
+        return {name.lower(): field for name, field in self.fields.items()}
+
+    def hint(self) -> str:
+        """What can be asked for, as the hint of an error."""
+        ours = ", ".join(field.name for field in self.fields.values() if not field.is_own)
+        own = ", ".join(field.name for field in self.fields.values() if field.is_own)
+        return f"Columns: {ours}" + (f"\nOf the records: {own}" if own else "") + "\nText goes in single quotes: 'x'."
+
+    def stored(self, names: Iterable[str]) -> list[Field]:
+        """The stored fields behind some fields, each once, in the order of `fields`."""
+        wanted = {need for name in names for need in (self.fields[name].needs or (name,))}
+        return [field for name, field in self.fields.items() if name in wanted and field.folder]
+
+
+def samples_of(finished: FinishedOutput) -> Records:
+    """The scored samples. Raises OutputConflictError where the output is not complete."""
+    folders = ("scores", "quadrants") if finished.spec.prune else ("scores",)
+    shards = finished.shards
+    stored = _stored_fields(finished.folder, folders, next(iter(shards), None), finished.own_columns)
+    alpha = finished.alpha if finished.spec.prune else None
+    return Records(finished.folder, shards, folders, _with_derived(stored, alpha))
+
+
+def rejected_of(finished: FinishedOutput) -> Records:
+    """The rejected records."""
+    shards = rows_by_shard(part_files(finished.manifest, "rejected"))
+    stored = _stored_fields(finished.folder, ("rejected",), next(iter(shards), None), {})
+    return Records(finished.folder, shards, ("rejected",), {"index": _index(), **stored})
+
+
+def _stored_fields(
+    output: Output, folders: tuple[str, ...], shard: int | None, own: Mapping[str, str]
+) -> dict[str, Field]:
+    """By name: ours first, then the records' own columns under names that are free."""
+    if shard is None:
+        return {}
+    fields, schemas = {}, {folder: _schema(output, folder, shard) for folder in folders}
+    for folder, schema in schemas.items():
+        for name in STORED[folder]:
+            if name in schema.names:
+                fields[name] = Field(name, schema.field(name).type, folder, name, about=ABOUT[name])
+    taken = {name.lower() for name in (*fields, *DERIVED_NAMES)}
+    for column in own:
+        if column not in schemas["scores"].names:
+            raise damaged(f"scores/ has no column {column[:200]!r}")
+        name = column
+        while name.lower() in taken:
+            name = f"original_{name}"
+        taken.add(name.lower())
+        fields[name] = Field(name, schemas["scores"].field(column).type, "scores", column, is_own=True)
+    return fields
+
+
+def _schema(output: Output, folder: str, shard: int) -> pa.Schema:
+    with output.open_part(folder, shard) as file:
+        return file.schema_arrow
+
+
+def _index() -> Field:
+    return Field("index", pa.int64(), about=ABOUT["index"])
+
+
+DERIVED_NAMES = ("index", "kept", "entropy", "length", "borderline", "typical")
+CENTRED = ("mean_nll", "mean_entropy")
+
+
+def _with_derived(stored: Mapping[str, Field], alpha: float | None) -> dict[str, Field]:
+    """Stored fields of samples, and what follows from them. alpha: of the job; None where it only scored."""
+    fields = {"index": _index(), **{name: field for name, field in stored.items() if not field.is_own}}
+    number, ranks = pa.float64(), ("error_rank", "entropy_rank")
+    if alpha is not None and "kept" not in stored:  # outputs of earlier versions
+        sql = "quadrant IN ('Q2', 'Q4')"
+        fields["kept"] = Field("kept", pa.bool_(), sql=sql, needs=("quadrant",), about=ABOUT["kept"])
+    if not stored:
+        return fields
+    fields["entropy"] = Field("entropy", number, sql="mean_entropy", needs=("mean_entropy",), about="mean_entropy")
+    fields["length"] = Field("length", pa.int32(), sql="num_tokens", needs=("num_tokens",), about="num_tokens")
+    if alpha is not None:
+        about = "how far alpha would have to move to change its fate"
+        sql = f"abs({ENTRY_ALPHA} - {double(alpha)})"
+        fields["borderline"] = Field("borderline", number, sql=sql, needs=ranks, about=about)
+    needs = (*CENTRED, "quadrant") if alpha is not None else CENTRED
+    fields["typical"] = Field("typical", number, needs=needs, about="distance from the middle of its quadrant")
+    return fields | {name: field for name, field in stored.items() if field.is_own}
+
+
+def double(value: float) -> str:
+    """A number as SQL, exactly: a plain literal would be a decimal."""
+    return f"CAST('{value!r}' AS DOUBLE)"
+
+
+def quoted(text: str, sign: str = "'") -> str:
+    """A text as SQL; with double quotes as the sign, a name."""
+    return f"{sign}{text.replace(sign, 2 * sign)}{sign}"
+
+
+AHEAD = 4
+"""Shards that are read while one is worked on: an object store takes its time to answer, not to send."""
+BATCH_ROWS = 1024
+"""Rows decoded at a time where few are wanted."""
+
+
+def parts(records: Records, names: Iterable[str]) -> Iterator[pa.Table]:
+    """All shards in order: `index` and the stored fields behind `names`."""
+    wanted = list(names)
+    waiting: deque[Future[pa.Table]] = deque()
+    with ThreadPoolExecutor(AHEAD) as pool:
+        for shard in records.shards:
+            waiting.append(pool.submit(read_part, records, shard, wanted))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def read_part(records: Records, shard: int, names: Iterable[str], rows: NDArray[np.int64] | None = None) -> pa.Table:
+    """A shard, or some of its rows (ascending)."""
+    at = np.arange(records.shards[shard]) if rows is None else rows
+    columns: dict[str, Any] = {"index": pa.array(records.starts[shard] + at, pa.int64())}
+    schema = [pa.field("index", pa.int64())]
+    stored = records.stored(names)
+    for folder in records.folders:
+        fields = [field for field in stored if field.folder == folder]
+        if not fields:
+            continue
+        table = read_rows_of(records.output, folder, shard, [field.column for field in fields], rows)
+        if table.num_rows != len(at):
+            raise StorageError(
+                f"{folder} of shard {shard} in {records.output.root} has {table.num_rows:,} rows, "
+                f"not the {len(at):,} of the manifest",
+                "The output is damaged; run the job again.",
+            )
+        columns |= {field.name: table[field.column] for field in fields}
+        schema += [table.schema.field(field.column).with_name(field.name) for field in fields]
+    return pa.table(columns, schema=pa.schema(schema))
+
+
+def empty_part(records: Records, names: Iterable[str]) -> pa.Table:
+    """No rows of the same columns."""
+    stored: list[Field] = records.stored(names)
+    return pa.schema([pa.field("index", pa.int64()), *(pa.field(f.name, f.type) for f in stored)]).empty_table()
+
+
+def read_rows_of(
+    output: Output, folder: str, shard: int, columns: Sequence[str], rows: NDArray[np.int64] | None = None
+) -> pa.Table:
+    """Columns of a shard's file; of some rows (ascending) without holding the others."""
+    with output.open_part(folder, shard) as file:
+        if rows is None:
+            return file.read(columns=list(columns))
+        taken, start = [file.schema_arrow.empty_table().select(list(columns))], 0
+        for batch in file.iter_batches(BATCH_ROWS, columns=list(columns)):
+            here = rows[(rows >= start) & (rows < start + batch.num_rows)] - start
+            if len(here):
+                taken.append(pa.Table.from_batches([batch.take(pa.array(here, pa.int64()))]).select(list(columns)))
+            start += batch.num_rows
+            if start > rows[-1]:
+                break
+        return pa.concat_tables(taken)
+
+
+SAMPLE_LIMIT = 1_000_000
+
+Centre = tuple[float, float]
+"""Median, and mean distance from it; 0 where all are equal."""
+
+
+def derived_sql(records: Records, names: Iterable[str]) -> str:
+    """The derived ones of some fields, as more columns of a SELECT over the fields that they need."""
+    derived = {name: records.fields[name].sql for name in names}
+    if "typical" in derived:
+        derived["typical"] = records.found_sql.get("typical") or _typical_sql(records)
+        records.found_sql["typical"] = derived["typical"]
+    return "".join(f', {sql} AS "{name}"' for name, sql in derived.items() if sql)
+
+
+def _typical_sql(records: Records) -> str:
+    """Distance from the middle of a sample's quadrant, or of all samples where there are no quadrants."""
+    by_quadrant = {name: _distance(columns) for name, columns in _columns(records).items()}
+    if "quadrant" not in records.fields:
+        return by_quadrant[""]
+    cases = " ".join(f"WHEN '{name}' THEN {distance}" for name, distance in sorted(by_quadrant.items()))
+    return f"CASE quadrant {cases} END"
+
+
+def _distance(columns: NDArray[np.float64]) -> str:
+    return " + ".join(
+        f"abs({name} - {double(middle)}) / {double(spread)}"
+        for name, (middle, spread) in zip(CENTRED, map(_centre, columns), strict=True)
+    )
+
+
+def _centre(values: NDArray[np.float64]) -> Centre:
+    median = float(np.median(values))
+    return median, float(np.abs(values - median).mean()) or 1.0
+
+
+def _columns(records: Records) -> Mapping[str, NDArray[np.float64]]:
+    """Quadrant -> its samples' mean NLL and mean entropy, (2, n)."""
+    has_quadrants = "quadrant" in records.fields
+    quadrants, scores = [], []
+    for taken, names in _picked(records):
+        scores.append(taken)
+        quadrants.append(names)
+    joined, labels = np.concatenate(scores, axis=1), np.concatenate(quadrants)
+    if not has_quadrants:
+        return {"": joined}
+    return {str(name): joined[:, labels == name] for name in np.unique(labels)}
+
+
+def _picked(records: Records) -> Iterator[tuple[NDArray[np.float64], NDArray[np.str_]]]:
+    """Of each shard, an even sample: scores (2, n), quadrants (n,)."""
+    stride = np.uint64(-(-records.num_rows // SAMPLE_LIMIT))
+    for part in parts(records, ["typical"]):
+        picked = split_mix(part["index"].to_numpy().astype(np.uint64)) % stride == 0
+        scores = np.stack([part[name].to_numpy()[picked] for name in CENTRED])
+        names = part["quadrant"].to_numpy() if "quadrant" in part.column_names else np.full(len(part), "")
+        yield scores, names[picked].astype("U2")

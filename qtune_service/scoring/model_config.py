@@ -1,0 +1,221 @@
+"""What a model says about itself, read from its configuration alone.
+
+Both engines ask the same questions before a weight is loaded: is it there, is it a causal language model, how long a
+sample may be, in which type it computes. Each wrong answer ends here, with a message of its own.
+
+What the job must know of a model before any actor loads it: its limits, and what it is, byte by byte.
+
+The fingerprint makes a resumed job safe: scores of two different models must not meet in one output. Configuration
+and tokenizer files are hashed whole; of a weight file its name, size, first and last MiB, since hashing 100 GB at
+every start would cost more than it tells.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qtune_service.config import ModelSpec
+from qtune_service.errors import ModelError
+from qtune_service.tokenize.named_sources import model_folder
+
+CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel")
+_LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length", "n_ctx")
+# Rotary types whose max_position_embeddings is the extended length already.
+_ROPE_EXTENDED = frozenset({"default", "su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling"})
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The facts of a model's configuration that scoring needs."""
+
+    name: str
+    architectures: tuple[str, ...]
+    dtype: str
+    vocab_size: int
+    max_model_len: int | None
+    """In tokens; None where neither the configuration nor the spec sets a limit."""
+    config: Any
+    """The transformers configuration itself."""
+
+    @property
+    def architecture(self) -> str:
+        """The first architecture, which is the one that is loaded."""
+        return self.architectures[0]
+
+
+def read_checkpoint(model: ModelSpec) -> Checkpoint:
+    """Read a model's configuration. Raises ModelError where it is missing, unreadable or names no causal model."""
+    config = _load_config(model)
+    text = config.get_text_config()
+    architectures = tuple(config.architectures or ())
+    if not architectures:
+        raise ModelError(
+            f"{model.name}: its config.json names no architecture, so how to run it is unknown.",
+            'Add "architectures": ["...ForCausalLM"] to config.json.',
+        )
+    if not architectures[0].endswith(CAUSAL_SUFFIXES):
+        raise unsupported_architecture(model.name, architectures[0], "any engine", "")
+    if getattr(config, "is_encoder_decoder", False):
+        raise unsupported_architecture(model.name, architectures[0], "any engine", "This one is an encoder-decoder.")
+    return Checkpoint(
+        name=model.name,
+        architectures=architectures,
+        dtype=_dtype(model, text),
+        vocab_size=int(text.vocab_size),
+        max_model_len=_length_limit(model, text),
+        config=config,
+    )
+
+
+def unsupported_architecture(model: str, architecture: str, engine: str, detail: str) -> ModelError:
+    """Build the error for a model of a kind that cannot be scored."""
+    return ModelError(
+        f"{model}: architecture {architecture} cannot be scored by {engine}.",
+        f"Supported are decoder-only causal language models (...ForCausalLM). {detail}".rstrip(),
+    )
+
+
+def _load_config(model: ModelSpec) -> Any:
+    from transformers import AutoConfig
+
+    looks_local = model.name.startswith((".", "~", os.sep)) or Path(model.name).exists()
+    path = Path(model.name).expanduser()
+    if looks_local and not path.is_dir():
+        raise ModelError(
+            f"Model folder {model.name} does not exist.",
+            "Give a folder with config.json and weights, or a model hub id.",
+        )
+    if looks_local and not (path / "config.json").is_file():
+        raise ModelError(
+            f"Model folder {model.name} has no config.json.", "Give the folder that holds config.json and the weights."
+        )
+    source = str(path) if looks_local else model.name
+    try:
+        return AutoConfig.from_pretrained(source, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:  # no such repository, no network, bad JSON, unknown model type
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelError(
+            f"The configuration of model {model.name} cannot be read: {reason}",
+            "Check the name, the network and the revision; a model with code of its own needs trust_remote_code.",
+        ) from error
+
+
+def _dtype(model: ModelSpec, text_config: Any) -> str:
+    """`auto` is the type in which the model was saved, on both engines."""
+    if model.dtype != "auto":
+        return model.dtype
+    saved = str(getattr(text_config, "dtype", None) or "float32").removeprefix("torch.")
+    return saved if saved in ("float32", "bfloat16", "float16") else "bfloat16"
+
+
+def _length_limit(model: ModelSpec, text_config: Any) -> int | None:
+    limits = [int(value) for key in _LENGTH_KEYS if (value := getattr(text_config, key, None))]
+    if not limits:
+        return model.max_model_len
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    kinds = [entry for entry in (rope, *rope.values()) if isinstance(entry, dict) and "rope_type" in entry]
+    factors = [float(kind.get("factor") or 1) for kind in kinds if kind["rope_type"] not in _ROPE_EXTENDED]
+    longest = int(max(limits) * (factors[-1] if factors else 1))
+    if model.max_model_len is not None and model.max_model_len > longest:
+        raise ModelError(
+            f"max_model_len {model.max_model_len} is more than model {model.name} can read: {longest} tokens.",
+            f"Set max_model_len to {longest} or less, or leave it out.",
+        )
+    is_longrope = any(kind["rope_type"] in ("su", "longrope") for kind in kinds)  # one set of factors a run: the short
+    original = getattr(text_config, "original_max_position_embeddings", None) if is_longrope else None
+    return model.max_model_len or int(original or longest)
+
+
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
+_SAMPLE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A model as far as it can be known without its weights in memory."""
+
+    architecture: str
+    vocab_size: int
+    max_model_len: int
+    """Length limit of the job in tokens: the spec's, or the model's own."""
+    fingerprint: str
+
+
+def describe_model(spec: ModelSpec) -> ModelInfo:
+    """Read the model's configuration. Raises ModelError that says what is missing."""
+    config = _load_model_config(spec)
+    text = _text_config(config)
+    own_limit = getattr(text, "max_position_embeddings", None)
+    limit = spec.max_model_len or own_limit
+    if limit is None:
+        raise ModelError(f"{spec.name} does not say how long its context is", "Give --max-model-len.")
+    if own_limit is not None and limit > own_limit:
+        raise ModelError(
+            f"max_model_len {limit} is over the {own_limit} positions of {spec.name}", f"Use {own_limit} or less."
+        )
+    architectures = getattr(config, "architectures", None) or ["unknown"]
+    return ModelInfo(architectures[0], int(text.vocab_size), int(limit), _fingerprint(spec, config))
+
+
+def load_text_config(spec: ModelSpec) -> Any:
+    """The model's own configuration, of its language part. Raises ModelError."""
+    return _text_config(_load_model_config(spec))
+
+
+def _text_config(config: Any) -> Any:
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def local_folder(name: str) -> Path | None:
+    """The model's folder, or None where the name is one of a hub. Raises ModelError where a folder holds no model."""
+    folder = model_folder(name)
+    if folder is None:
+        return None
+    if not (folder / "config.json").is_file():
+        what = "is not a folder with a config.json" if folder.exists() else "does not exist"
+        raise ModelError(f"model {name} {what}", "Give a folder saved by save_pretrained, or a model hub id.")
+    return folder
+
+
+def _load_model_config(spec: ModelSpec) -> Any:
+    folder = local_folder(spec.name)
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(
+            str(folder or spec.name), revision=spec.revision, trust_remote_code=spec.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"cannot load the configuration of model {spec.name}: {str(error).splitlines()[0]}",
+            "Give a local folder, or a hub id that this machine can reach (HF_TOKEN for gated models).",
+        ) from error
+
+
+def _fingerprint(spec: ModelSpec, config: Any) -> str:
+    digest = hashlib.sha256()
+    for name in filter(None, (spec.name, spec.tokenizer)):
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            digest.update(f"{name}@{spec.revision or getattr(config, '_commit_hash', None)}".encode())
+            continue
+        for file in sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")):
+            digest.update(file.name.encode())
+            _hash_file(file, digest)
+    return digest.hexdigest()
+
+
+def _hash_file(file: Path, digest: Any) -> None:
+    size = file.stat().st_size
+    digest.update(str(size).encode())
+    with file.open("rb") as stream:
+        if file.suffix not in _WEIGHTS or size <= 2 * _SAMPLE_BYTES:
+            digest.update(stream.read())
+            return
+        digest.update(stream.read(_SAMPLE_BYTES))
+        stream.seek(-_SAMPLE_BYTES, 2)
+        digest.update(stream.read())

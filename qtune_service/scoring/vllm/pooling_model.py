@@ -1,0 +1,255 @@
+"""A causal LM of vLLM run as a pooling model whose pooler returns (NLL, entropy) of the scored tokens.
+
+vLLM hands a pooler the hidden states of all tokens of a step. Ours selects the rows that predict scored tokens and
+reduces them to two numbers a row: by the model's own `compute_logits` on blocks of rows, or by a way that
+parallel_head.py has found to be the same. So neither logits nor probabilities leave the device, and memory is bounded
+by `logits_bytes`. Samples longer than a step
+(chunked prefill) gather their rows in a buffer kept with the request. Rows that vLLM did not compute, because the
+prefix cache held them, keep the value UNSCORED; a computed NLL or entropy is never negative, and may be NaN.
+
+This file is imported by vLLM's processes only; see plugin.py.
+
+vLLM's layers on a CPU, where its own take a detour.
+
+RMSNorm: vLLM normalises with single torch operations there, each a pass over memory, though its CPU build has the
+fused kernel. 4,096 tokens of 896 numbers: 40 ms against 1.2 ms, 49 times a step of a 0.5B model. The fused kernel
+computes in float32 as the other way does. SiLU with its product was tried too and is left as it is: 69 ms the plain
+way, 94 ms by the kernel.
+
+`CustomOp.register_oot` is vLLM's hook for layers from elsewhere. It is called only where a scoring model is built.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+import weakref
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from vllm.model_executor.custom_op import CustomOp, op_registry_oot
+from vllm.model_executor.layers.layernorm import RMSNorm
+from vllm.model_executor.layers.pooler import Pooler, PoolingParamsUpdate
+from vllm.platforms import current_platform
+from vllm.v1.pool.metadata import PoolingMetadata
+
+from qtune_service.scoring.logits import Choice
+from qtune_service.scoring.process_environment import warm_up_vector_math
+from qtune_service.scoring.scorer import UNSCORED
+from qtune_service.scoring.statistics import nll_and_entropy, statistics_for
+from qtune_service.scoring.vllm.model_logits import HeadSettings, choose_vllm_head
+from qtune_service.scoring.vllm.plugin import ARCHITECTURE_PREFIX
+
+TASK = "token_classify"  # the per-token task that both of vLLM's model runners accept
+SPANS_KEY = "qtune_spans"
+CONFIG_KEY = "qtune"
+DEFAULT_LOGITS_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """The part of one request that this step computed, as scored rows."""
+
+    rows: NDArray[np.int64]  # (k,) rows of the step's hidden states
+    labels: torch.Tensor  # (k,) the tokens that these rows predict
+    first: int  # index of the first of them among the request's n scored tokens
+    num_scored: int  # n
+
+
+class ScorePooler(Pooler):  # type: ignore[misc]  # vllm is not typed here
+    """Reduces hidden states to (n, 2) float32 a request."""
+
+    def __init__(self, model: Any, vocab_size: int, settings: dict[str, Any]) -> None:
+        super().__init__()
+        self._model = weakref.ref(model)  # the model holds the pooler, and must not become a module inside of it
+        self._vocab_size, self._settings = vocab_size, settings
+        self._choice: Choice | None = None
+
+    @property
+    def head(self) -> str:
+        """How rows are reduced, and why so; empty before the first step."""
+        return self._choice.description if self._choice else ""
+
+    def get_supported_tasks(self) -> AbstractSet[str]:
+        """Name the one task."""
+        return {TASK}
+
+    def get_pooling_updates(self, task: str) -> PoolingParamsUpdate:  # noqa: ARG002 - vLLM's signature
+        """Ask for the prompt's tokens: they are the labels."""
+        return PoolingParamsUpdate(requires_token_ids=True)
+
+    def forward(self, hidden_states: torch.Tensor, pooling_metadata: PoolingMetadata) -> list[torch.Tensor | None]:
+        """Score this step's rows (T, H); a request's (n, 2) float32 comes out with its last chunk, None before."""
+        chunks = _chunks(pooling_metadata)
+        rows = torch.from_numpy(np.concatenate([chunk.rows for chunk in chunks]))
+        labels = torch.cat([chunk.labels for chunk in chunks])
+        scores = self._score(hidden_states, rows, labels)  # (sum of k, 2)
+        finished = pooling_metadata.get_pooling_cursor().get_finished_mask()
+        outputs: list[torch.Tensor | None] = []
+        offset = 0
+        for chunk, state, is_last in zip(chunks, pooling_metadata.pooling_states, finished, strict=True):
+            part = scores[offset : offset + len(chunk.rows)]
+            offset += len(chunk.rows)
+            outputs.append(_collect(state.hidden_states_cache, chunk, part, is_last=is_last))
+        return outputs
+
+    def _score(self, hidden_states: torch.Tensor, rows: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        device = hidden_states.device
+        if len(rows) == 0:
+            return torch.empty(0, 2, dtype=torch.float32, device=device)
+        if self._choice is None:
+            self._choice = self._choose(hidden_states)
+        rows, labels = rows.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        return nll_and_entropy(self._choice.head(hidden_states.index_select(0, rows), labels))
+
+    def _choose(self, hidden_states: torch.Tensor) -> Choice:
+        settings = HeadSettings(
+            vocab_size=self._vocab_size,
+            logits_bytes=int(self._settings.get("logits_bytes", DEFAULT_LOGITS_BYTES)),
+            statistics=statistics_for(hidden_states.device, str(self._settings.get("statistics", "auto"))),
+            try_kernel=bool(self._settings.get("head_kernel", True)),
+        )
+        return choose_vllm_head(self._model(), hidden_states, settings)
+
+
+def _chunks(metadata: PoolingMetadata) -> list[_Chunk]:
+    cursor = metadata.get_pooling_cursor()
+    ids = metadata.get_prompt_token_ids_cpu()
+    scheduled = cursor.num_scheduled_tokens_cpu.tolist()
+    ends = cursor.seq_lens_cpu.tolist()  # tokens of each request that are computed once this step is done
+    chunks = []
+    offset = 0
+    for i, params in enumerate(metadata.pooling_params):
+        spans = (params.extra_kwargs or {}).get(SPANS_KEY)
+        if spans is None:
+            chunks.append(_warm_up_chunk(offset, scheduled[i]))
+        else:
+            chunks.append(_chunk(scored_positions(spans), ids[i], offset, ends[i] - scheduled[i], ends[i]))
+        offset += scheduled[i]
+    return chunks
+
+
+def _chunk(positions: NDArray[np.int64], ids: torch.Tensor, offset: int, begin: int, end: int) -> _Chunk:
+    """Rows for a chunk of positions begin..end-1, whose hidden states start at row `offset` of the step."""
+    first, last = np.searchsorted(positions, (begin + 1, end + 1))  # row t - 1 predicts token t
+    mine = positions[first:last]
+    labels = ids[torch.from_numpy(mine)].long()
+    return _Chunk(rows=mine - 1 - begin + offset, labels=labels, first=int(first), num_scored=len(positions))
+
+
+def _warm_up_chunk(offset: int, num_tokens: int) -> _Chunk:
+    """Score every row of a request without spans: memory profiling sends those, and must see the peak."""
+    rows = np.arange(offset, offset + num_tokens, dtype=np.int64)
+    return _Chunk(rows=rows, labels=torch.zeros(num_tokens, dtype=torch.int64), first=0, num_scored=num_tokens)
+
+
+def _collect(cache: list[torch.Tensor], chunk: _Chunk, part: torch.Tensor, *, is_last: bool) -> torch.Tensor | None:
+    """Put a chunk's scores (k, 2) in place; returns the request's (n, 2) when it is complete."""
+    if is_last and not cache and len(part) == chunk.num_scored:
+        return part.clone()  # computed in one step: no buffer; a view would keep the whole step's scores alive
+    if not cache:
+        cache.append(torch.full((chunk.num_scored, 2), UNSCORED, dtype=torch.float32, device=part.device))
+    cache[0][chunk.first : chunk.first + len(part)] = part
+    return cache.pop() if is_last else None
+
+
+class WorkerCalls:
+    """What the driver asks of vLLM's workers by `collective_rpc`; vLLM makes it a base class of theirs."""
+
+    get_model: Callable[[], Any]
+
+    def qtune_head(self) -> str:
+        """How this rank reduces its rows; empty before the first step."""
+        return str(self.get_model().pooler.head)
+
+    def qtune_zero_cache(self) -> None:
+        """Zero the blocks of the attention cache."""
+        for module in self.get_model().modules():
+            cache = getattr(module, "kv_cache", None)
+            for tensor in cache if isinstance(cache, (list, tuple)) else [cache]:
+                if tensor is not None:
+                    tensor.zero_()
+
+
+def scored_positions(spans: list[int]) -> NDArray[np.int64]:
+    """Expand [start, end, start, end, ...] to positions, ascending: (n,)."""
+    if not spans:
+        return np.empty(0, np.int64)
+    bounds = np.asarray(spans, np.int64).reshape(-1, 2)
+    lengths = bounds[:, 1] - bounds[:, 0]
+    shift = bounds[:, 0] - np.concatenate(([0], np.cumsum(lengths)[:-1]))
+    positions: NDArray[np.int64] = np.arange(lengths.sum()) + np.repeat(shift, lengths)
+    return positions
+
+
+def adapt(base: type[torch.nn.Module], name: str) -> type[torch.nn.Module]:
+    """Build the scoring variant of a vLLM causal LM class."""
+
+    def __init__(self: Any, *, vllm_config: Any, prefix: str = "", **kwargs: Any) -> None:  # noqa: N807
+        base.__init__(self, vllm_config=vllm_config, prefix=prefix, **kwargs)
+        vocab_size = vllm_config.model_config.get_vocab_size()
+        self.pooler = ScorePooler(self, vocab_size, vllm_config.additional_config.get(CONFIG_KEY, {}))
+
+    body = {
+        "__init__": __init__,
+        "__module__": __name__,
+        "__doc__": f"{base.__name__} as a scorer.",
+        "is_pooling_model": True,
+        "default_tok_pooling_type": "ALL",  # with it a decoder keeps chunked prefill and prefix caching
+    }
+    return types.new_class(name, (base,), exec_body=lambda namespace: namespace.update(body))
+
+
+def __getattr__(name: str) -> type[torch.nn.Module]:
+    """Resolve "QTuneScorer<architecture>@<vLLM version>" to a class (PEP 562)."""
+    if not name.startswith(ARCHITECTURE_PREFIX):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from vllm.model_executor.models.registry import ModelRegistry
+
+    warm_up_vector_math()
+    use_fused_layers()
+    architecture = name.removeprefix(ARCHITECTURE_PREFIX).partition("@")[0]
+    adapted = adapt(ModelRegistry.models[architecture].load_model_cls(), name.partition("@")[0])
+    setattr(sys.modules[__name__], name, adapted)
+    return adapted
+
+
+_OPS = torch.ops._C  # noqa: SLF001 - where vLLM keeps its kernels
+KERNELS = ("rms_norm", "fused_add_rms_norm")
+
+
+class FusedRMSNorm(RMSNorm):  # type: ignore[misc]  # vllm is not typed here
+    """RMSNorm by the fused kernels, where they apply."""
+
+    def forward_native(
+        self, x: torch.Tensor, residual: torch.Tensor | None = None
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Normalise x (..., H); with a residual of that shape, x + residual, which comes back too."""
+        is_plain = self.has_weight and self.variance_size_override is None and self.weight.dtype == x.dtype
+        if not is_plain or not x.is_contiguous() or (residual is not None and not residual.is_contiguous()):
+            plain: torch.Tensor | tuple[torch.Tensor, torch.Tensor] = super().forward_native(x, residual)
+            return plain
+        if residual is None:
+            out = torch.empty_like(x)
+            _OPS.rms_norm(out, x, self.weight.data, self.variance_epsilon)
+            return out
+        _OPS.fused_add_rms_norm(x, residual, self.weight.data, self.variance_epsilon)
+        return x, residual
+
+    def forward_cpu(
+        self, x: torch.Tensor, residual: torch.Tensor | None = None
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """The same."""
+        return self.forward_native(x, residual)
+
+
+def use_fused_layers() -> None:
+    """Have the models that are built from now on in this process use them. On a CPU only, and where they exist."""
+    has_kernels = current_platform.is_cpu() and all(hasattr(_OPS, name) for name in KERNELS)
+    if has_kernels and "RMSNorm" not in op_registry_oot:
+        CustomOp.register_oot(name="RMSNorm")(FusedRMSNorm)

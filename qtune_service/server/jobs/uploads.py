@@ -1,0 +1,283 @@
+"""Files of datasets: each arrives aside, is checked on the way, and shows only when it is whole and known.
+
+    ROOT/.ID.upload     arriving; locked by the process that receives it
+    ROOT/.ID.publishing the database is about to know ID
+    ROOT/ID/NAME        a dataset, once the database knows its ID
+
+What a killed server left is found by its lock, which died with it, and by the mark of a dataset that the database never
+heard of. A folder without that mark is never removed: where a database was lost, the datasets are all that is left.
+The root may be a URI: then files arrive in a local folder first, and are sent on once they have been checked.
+
+Upload slots: how many uploads are received at a time, in all and of one owner.
+
+An owner's uploads wait for each other before they wait for the others', so that one token cannot hold every slot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import unicodedata
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from anyio import CapacityLimiter
+
+from qtune_service.errors import (
+    BusyError,
+    ChecksumMismatchError,
+    DiskFullError,
+    NotFoundError,
+    SpecError,
+    StorageError,
+    TooLargeError,
+)
+from qtune_service.ingest.discovery import ENDING, SUPPORTED
+from qtune_service.ingest.upload_checks import check
+from qtune_service.server.jobs.dataset_uris import folder_of
+from qtune_service.server.jobs.datasets import Dataset, DatasetStore, NewDataset
+from qtune_service.server.jobs.ids import is_id, new_id
+from qtune_service.storage import file_io, folder_io
+from qtune_service.storage.confined import Root
+from qtune_service.storage.filesystems import explain
+
+MAX_UPLOADS, MAX_PER_OWNER = 8, 4
+MAX_WAITING = 32
+"""Uploads of one owner that may wait; more are refused."""
+
+
+@dataclass(slots=True)
+class _Owner:
+    """The slots of an owner, and how many uploads hold or await them."""
+
+    limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(MAX_PER_OWNER))
+    users: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class UploadSlots:
+    """The slots of a server. It lives in the server's event loop."""
+
+    everybody: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(MAX_UPLOADS))
+    """For the thread that receives a file."""
+    _owners: dict[str, _Owner] = field(default_factory=dict)
+
+    @asynccontextmanager
+    async def of(self, name: str) -> AsyncIterator[None]:
+        """Hold one of an owner's slots while the block runs. Raises BusyError where too many wait."""
+        owner = self._owners.setdefault(name, _Owner())
+        if owner.users >= MAX_PER_OWNER + MAX_WAITING:
+            raise BusyError(f"{MAX_WAITING} uploads of {name} are waiting already", "Try again when some have ended.")
+        owner.users += 1
+        try:
+            async with owner.limiter:
+                yield
+        finally:
+            owner.users -= 1
+            if not owner.users:
+                self._owners.pop(name, None)
+
+
+MAX_NAME_BYTES = 200
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_ARRIVING = re.compile(r"\.([0-9a-z]{26})\.upload")
+_PUBLISHING = re.compile(r"\.([0-9a-z]{26})\.publishing")
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """What its sender says of a file."""
+
+    name: str
+    owner: str
+    size_bytes: int | None = None
+    sha256: str | None = None
+    """That it must have, in hexadecimal digits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Datasets:
+    """Uploaded datasets: their files, and what the database knows of them."""
+
+    store: DatasetStore
+    root: str
+    """Folder or URI of the datasets."""
+    arrivals: Path
+    """Folder on this machine where files arrive; the root itself where that is local."""
+    max_bytes: int
+    parquet_rows: Callable[[str, Path], int]
+    """Counts the rows of a Parquet file, whose footer may be hostile; see ingest/upload_checks.py."""
+
+    def check_size(self, size_bytes: int) -> None:
+        """Refuse a file that will not fit. Raises TooLargeError and DiskFullError."""
+        if size_bytes > self.max_bytes:
+            raise TooLargeError(
+                f"a file may have {self.max_bytes:,} bytes here, this one has more",
+                "Split it; or put it where the server may read it, and name its path. QTUNE_MAX_UPLOAD_BYTES decides.",
+            )
+        self.arrivals.mkdir(parents=True, exist_ok=True)
+        if size_bytes > (free := shutil.disk_usage(self.arrivals).free):
+            raise DiskFullError(f"the server has {free:,} bytes left, the file has {size_bytes:,}", _FULL_HINT)
+
+    def receive(self, upload: Upload, blocks: Iterator[bytes]) -> Dataset:
+        """Store a file as it comes in. Nothing of it stays where this raises.
+
+        Raises BadDatasetError, ChecksumMismatchError, SpecError for its name, TooLargeError and DiskFullError.
+        """
+        name, dataset_id = clean_name(upload.name), new_id()
+        self.check_size(upload.size_bytes or 0)
+        path = self.arrivals / f".{dataset_id}.upload"
+        with _arriving(path) as file:
+            digest = hashlib.sha256()
+            found = check(name, self._stored(blocks, file, digest), path, self.parquet_rows)
+            if upload.sha256 is not None and digest.hexdigest() != upload.sha256.lower():
+                raise ChecksumMismatchError(
+                    f"{name} arrived with SHA-256 {digest.hexdigest()}, not {upload.sha256.lower()}", "Send it again."
+                )
+            with _explained(path):
+                os.fsync(file.fileno())
+            new = NewDataset(
+                id=dataset_id,
+                name=name,
+                owner=upload.owner,
+                size_bytes=path.stat().st_size,
+                sha256=digest.hexdigest(),
+                format=found.kind,
+                rows=found.rows,
+                num_bad_rows=found.num_bad_rows,
+                first_problem=found.first_problem,
+            )
+            return self._publish(new, path)
+
+    def _stored(self, blocks: Iterator[bytes], file: IO[bytes], digest: hashlib._Hash) -> Iterator[bytes]:
+        """Write down what passes."""
+        size = 0
+        for block in blocks:
+            size += len(block)
+            if size > self.max_bytes:
+                self.check_size(size)
+            digest.update(block)
+            view = memoryview(block)
+            with _explained(file.name):
+                while view:
+                    view = view[file.write(view) :]
+            yield block
+
+    def _publish(self, new: NewDataset, path: Path) -> Dataset:
+        mark = self._mark(new.id)
+        try:
+            with _explained(path):
+                mark.touch()
+                file_io.move_in(path, file_io.join(folder_of(self.root, new.id), new.name))
+            return self.store.create(new)
+        except BaseException:
+            self._remove(new.id, new.name)
+            raise
+        finally:
+            mark.unlink(missing_ok=True)
+
+    def _mark(self, dataset_id: str) -> Path:
+        return self.arrivals / f".{dataset_id}.publishing"
+
+    def _remove(self, dataset_id: str, name: str) -> None:
+        """Remove a dataset's file, and its folder where nothing else is in it."""
+        root = Root(self.root)
+        folder_io.remove_file(root, dataset_id, name)
+        folder_io.remove_folder_if_empty(root, dataset_id)
+
+    def delete(self, dataset_id: str) -> None:
+        """Remove a dataset. Raises NotFoundError, and DatasetInUseError while a job reads it."""
+        if not is_id(dataset_id):
+            raise NotFoundError(f"there is no dataset {dataset_id}")
+        self._remove(dataset_id, self.store.delete(dataset_id).name)
+
+    def sweep(self) -> None:
+        """Remove what servers that were killed have left on this machine's disk; other servers' work stays."""
+        if not self.arrivals.is_dir():
+            return
+        entries = list(self.arrivals.iterdir())
+        for entry in entries:
+            if _ARRIVING.fullmatch(entry.name) and _is_left(entry):
+                entry.unlink(missing_ok=True)
+        for mark, match in ((entry, _PUBLISHING.fullmatch(entry.name)) for entry in entries):
+            if match and not self._is_being_published(match[1]):
+                if not self.store.known([match[1]]):
+                    for name in folder_io.list_files(Root(self.root), match[1]):
+                        self._remove(match[1], name)
+                mark.unlink(missing_ok=True)
+
+    def _is_being_published(self, dataset_id: str) -> bool:
+        """Return whether another server of this disk holds the lock of the dataset's file."""
+        files = [self.arrivals / f".{dataset_id}.upload"]
+        if "://" not in self.root:
+            files += [Path(self.root) / dataset_id / name for name in folder_io.list_files(Root(self.root), dataset_id)]
+        return any(file.exists() and not _is_left(file) for file in files)
+
+
+# --- names
+
+
+def clean_name(name: str) -> str:
+    """The name under which a file is kept: its last part, of letters that every place can hold.
+
+    Raises SpecError for one that no job could read, and for control characters.
+    """
+    if any(unicodedata.category(char) in ("Cc", "Cs") for char in name):
+        raise SpecError("name: it has control characters", "Give the name of the file.")
+    last = re.split(r"[/\\]", unicodedata.normalize("NFC", name))[-1]
+    ending = ENDING.search(last)
+    if ending is None:
+        raise SpecError(f"name: {last[:200]!r} does not say what the file holds", SUPPORTED)
+    stem = re.sub(r"[^\w .,+@()=-]", "_", last[: ending.start()]).strip().lstrip("._") or "data"
+    room = MAX_NAME_BYTES - len(ending.group())
+    return stem.encode()[:room].decode(errors="ignore").rstrip() + ending.group()
+
+
+# --- files on this machine
+
+_FULL_HINT = "The server's owner can make room; QTUNE_DATA_ROOT says where."
+
+
+@contextlib.contextmanager
+def _arriving(path: Path) -> Iterator[IO[bytes]]:
+    """A new file, locked; it is gone at the end unless it was moved."""
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("xb", buffering=0)
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield file
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _is_left(path: Path) -> bool:
+    """Whether nobody holds the lock of a file."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _explained(path: Path | str) -> Iterator[None]:
+    """Say that the disk is full, where it is."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise DiskFullError(f"the disk of {Path(path).parent} is full", _FULL_HINT) from error
+        raise explain(error, str(path), "write") from error

@@ -1,0 +1,179 @@
+"""Ray's Jobs API over HTTP, as far as drivers need it; no import of ray.
+
+What may be better in a moment (no answer, a proxy's or the head's 5xx) is tried again, and after that a cluster is left
+alone for some seconds, so that one which is away does not hold up those who ask about its jobs. The token is asked for
+at each request, for files of tokens are exchanged, and appears in no message.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import stamina
+
+from qtune_service.errors import LauncherAwayError, LaunchError, QTuneError
+from qtune_service.server.launchers.logs import unescaped
+
+API_VERSION = "4"
+"""Of the Jobs API; Ray's own clients refuse others."""
+TIMEOUT = httpx.Timeout(10, connect=3)
+LOG_TIMEOUT = httpx.Timeout(60, connect=3)
+ATTEMPTS = 3
+PAUSE_S = 5.0
+"""So long a cluster that did not answer is not asked again."""
+
+_log = logging.getLogger(__name__)
+
+
+class RayApi:
+    """The jobs of one cluster. Every method raises LaunchError; LauncherAwayError where that may be over soon."""
+
+    def __init__(self, address: str, token: Callable[[], str | None]) -> None:
+        self.address = address.rstrip("/")
+        self._token = token
+        self._client = httpx.Client(timeout=TIMEOUT)
+        self._away_until_s, self._why_away = 0.0, ""
+
+    def check(self) -> None:
+        """Whether a cluster is there that speaks this version and takes the token."""
+        body = _json(self._ask("GET", "/api/version"), self._foreign())
+        if body.get("version") != API_VERSION:
+            raise LaunchError(
+                f"Ray {body.get('ray_version')} at {self.address} speaks version {body.get('version')} of the Jobs API",
+                f"This server speaks version {API_VERSION}: run a Ray of the versions that docs/service.md names.",
+            )
+
+    def submit(self, submission: Mapping[str, Any]) -> None:
+        """Start a job once. One that is there under the same id, as after an answer that was lost, is that job."""
+        path = f"/api/jobs/{submission['submission_id']}"
+        if self.job(submission["submission_id"]) is not None:
+            return
+        try:
+            answer = self._once("POST", "/api/jobs/", submission)
+        except LauncherAwayError:  # it may have got it all the same; Ray says 500 to an id that is in use
+            if self._once("GET", path).status_code == 200:
+                return
+            raise
+        if answer.status_code == 400 and self._once("GET", path).status_code != 200:
+            hint = "It may be of another version than this server knows."
+            raise LaunchError(f"the Ray cluster at {self.address} refuses the job: {_last_line(answer)}", hint)
+        if answer.status_code not in (200, 400):
+            raise self._foreign()
+
+    def job(self, submission_id: str) -> Mapping[str, Any] | None:
+        """What the cluster knows of a job; None where it knows none of that id."""
+        answer = self._ask("GET", f"/api/jobs/{submission_id}")
+        return None if answer.status_code == 404 else _json(answer, self._foreign())
+
+    def stop(self, submission_id: str) -> bool:
+        """Ask for the end of a job; whether there was a driver to ask."""
+        answer = self._ask("POST", f"/api/jobs/{submission_id}/stop")
+        return answer.status_code != 404 and bool(_json(answer, self._foreign()).get("stopped"))
+
+    def delete(self, submission_id: str) -> None:
+        """Forget a job that has ended."""
+        self._ask("DELETE", f"/api/jobs/{submission_id}")
+
+    def log(self, submission_id: str) -> Iterator[bytes]:
+        """What a driver printed so far, as it is received. Raises LaunchError also in between."""
+        self._check_pause()
+        with self._translated():
+            url = f"{self.address}/api/jobs/{submission_id}/logs"
+            with self._client.stream("GET", url, headers=self._headers(), timeout=LOG_TIMEOUT) as answer:
+                self._check(answer)
+                if answer.status_code != 200:
+                    raise LaunchError(f"the Ray cluster at {self.address} has no log of {submission_id}")
+                yield from unescaped(answer.iter_bytes())
+
+    # --- asking
+
+    def _ask(self, method: str, path: str) -> httpx.Response:
+        """Ask, some times where it fails; not at all where all of them failed a moment ago."""
+        self._check_pause()
+        try:
+            for attempt in stamina.retry_context(
+                on=LauncherAwayError, attempts=ATTEMPTS, wait_initial=0.1, wait_max=1.0, wait_jitter=0.1, timeout=15
+            ):
+                with attempt:
+                    answer = self._once(method, path)
+        except LauncherAwayError as error:
+            if not self._why_away:
+                _log.warning("%s", error.message)
+            self._away_until_s, self._why_away = time.monotonic() + PAUSE_S, error.message
+            raise
+        if self._why_away:
+            _log.warning("the Ray cluster at %s answers again", self.address)
+            self._why_away = ""
+        return answer
+
+    def _check_pause(self) -> None:
+        if self._why_away and time.monotonic() < self._away_until_s:
+            raise LauncherAwayError(self._why_away, self._away_hint())
+
+    def _once(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
+        with self._translated():
+            answer = self._client.request(method, f"{self.address}{path}", json=body, headers=self._headers())
+            self._check(answer)
+        return answer
+
+    def _headers(self) -> dict[str, str]:
+        try:
+            token = self._token()
+        except QTuneError as error:
+            raise LaunchError(error.message, error.hint) from error
+        if token is None:
+            return {}
+        if not re.fullmatch(r"[!-~]+", token):  # the error of what sends it would show it
+            raise LaunchError("the cluster's token is not one word of ASCII", "Its file holds the token alone.")
+        return {"Authorization": f"Bearer {token}"}
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.RequestError as error:
+            told = f"no Ray cluster answers at {self.address}: {error or type(error).__name__}"
+            raise LauncherAwayError(told, self._away_hint()) from error
+
+    def _check(self, answer: httpx.Response) -> None:
+        """Raise where the answer is none to the question."""
+        if answer.status_code in (401, 403):
+            what = "refuses the token" if answer.status_code == 403 else "wants a token"
+            hint = "Set QTUNE_RAY_TOKEN_PATH to the file with the cluster's token (or RAY_AUTH_TOKEN_PATH)."
+            raise LaunchError(f"the Ray cluster at {self.address} {what}", hint)
+        if answer.is_server_error:
+            answer.read()
+            told = f"the Ray cluster at {self.address} answered {answer.status_code}: {_last_line(answer)}"
+            raise LauncherAwayError(told, self._away_hint())
+
+    def _away_hint(self) -> str:
+        return "Is the cluster up, and is QTUNE_RAY_ADDRESS that of its dashboard (http://HEAD:8265)?"
+
+    def _foreign(self) -> LaunchError:
+        return LaunchError(
+            f"what answers at {self.address} is not Ray's Jobs API",
+            "QTUNE_RAY_ADDRESS is the address of the cluster's dashboard (http://HEAD:8265); it needs ray[default].",
+        )
+
+
+def _json(answer: httpx.Response, otherwise: LaunchError) -> Mapping[str, Any]:
+    try:
+        body = answer.json() if answer.is_success else None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        body = None
+    if not isinstance(body, Mapping):
+        raise otherwise
+    return body
+
+
+def _last_line(answer: httpx.Response) -> str:
+    """Of a stack of frames, the error."""
+    lines = [line.strip() for line in answer.text.splitlines() if line.strip()]
+    return lines[-1][:500] if lines else answer.reason_phrase

@@ -1,0 +1,186 @@
+"""The web page: a few HTML shells and the files that they load. All data come by the API, with the caller's own rights.
+
+There is no build step: scripts are ES modules as they are written, and the report's own stylesheets are used, so that
+both look alike. Static files lie below a digest of them all: what a browser has cached is never stale, relative imports
+between modules keep the digest, and a new version of the server is a new folder.
+
+The scripts that draw pictures, as static files: the report's own modules, and the chart library.
+
+The library comes out of an installed package that runs a JavaScript engine to bundle it: 90 MB of memory for a second,
+which the server's process must not keep. A child makes the file, once for each version, in the server's folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from threading import Lock
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Response
+from fastapi.responses import FileResponse, HTMLResponse
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+from qtune_service import __version__
+from qtune_service.errors import StorageError
+from qtune_service.job_states import JobStatus
+from qtune_service.report.html import chart_library_version, module_script
+from qtune_service.server.dependencies import PageReader, TheServer
+from qtune_service.server.form import PARTS, form_fields
+from qtune_service.server.isolation.processes import child_environment
+
+charts_router = APIRouter(include_in_schema=False)
+JAVASCRIPT = "text/javascript; charset=utf-8"
+KEPT = {"Cache-Control": "public, max-age=31536000, immutable"}
+"""Both lie below the digest of all static files, of which they are a part."""
+MAKE_TIMEOUT_S = 60
+_making = Lock()
+_WRITE = """
+import sys
+from pathlib import Path
+from qtune_service.report.html import chart_library
+Path(sys.argv[1]).write_text(chart_library(), encoding="utf-8")
+"""
+
+
+def versions() -> bytes:
+    """Changes when either script does; for the digest of static files."""
+    return f"{chart_library_version()}\n{module_script()}".encode()
+
+
+@charts_router.get("/static/{digest}/pictures.js")
+def pictures() -> Response:
+    """What draws charts, slider and tokens, as a module."""
+    return Response(module_script(), media_type=JAVASCRIPT, headers=KEPT)
+
+
+def library_file(server: TheServer) -> Path:
+    """The library's file, made where it is not there yet. Raises StorageError."""
+    path = server.settings.data_root / "static" / f"vega-{chart_library_version()}.js"
+    with _making:
+        if not path.exists():
+            _make(path)
+    return path
+
+
+@charts_router.get("/static/{digest}/vega.js")
+def library(path: Annotated[Path, Depends(library_file)]) -> FileResponse:
+    """Vega, Vega-Lite and Vega-Embed as one classic script."""
+    return FileResponse(path, media_type=JAVASCRIPT, headers=KEPT)
+
+
+def _make(path: Path) -> None:
+    """Written beside and then renamed: another server may do the same."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-c", _WRITE, str(part)]
+        subprocess.run(command, check=True, capture_output=True, timeout=MAKE_TIMEOUT_S, env=child_environment("plain"))
+        part.replace(path)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise StorageError(f"the chart library could not be written to {path}: {error}", "Is the disk full?") from error
+
+
+STATIC = Path(str(files("qtune_service.server"))) / "static"
+REPORT_CSS = Path(str(files("qtune_service.report"))) / "templates" / "css"
+STYLES = ("report/page", "report/tables", "report/figures", "report/samples", "report/media", "css/shell")
+PLACED = {
+    "input.paths", "model.name", "prune.sample_keep_ratio", "prune.token_keep_ratio", "prune.strategy",
+    "prune.strategy_order", "prune.token_strategy",
+}  # fmt: skip
+"""Fields of the form that new.html.j2 places itself; the others are listed below them."""
+A_YEAR_S = 31_536_000
+router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
+
+
+def install(app: FastAPI) -> None:
+    """Serve pages and what they load."""
+    app.include_router(router)
+    app.include_router(charts_router)
+    app.mount("/static/{digest}/report", _Kept(directory=REPORT_CSS))
+    app.mount("/static/{digest}", _Kept(directory=STATIC))
+
+
+def render(template: str, **values: Any) -> str:
+    """A page, from `templates/`."""
+    return _environment().get_template(template).render(**values)
+
+
+@router.get("/")
+def jobs(_who: PageReader) -> str:
+    """All jobs."""
+    return render("jobs.html.j2", statuses=list(JobStatus))
+
+
+@router.get("/new")
+def new_job(_who: PageReader) -> str:
+    """The form of a new job."""
+    fields = form_fields()
+    rest = {part: [n for n in fields if n.startswith(f"{part}.") and n not in PLACED] for part in PARTS}
+    return render("new.html.j2", fields=fields, rest=rest)
+
+
+@router.get("/compare")
+def compare(_who: PageReader) -> str:
+    """Two jobs side by side."""
+    return render("compare.html.j2")
+
+
+@router.get("/sign-in")
+def sign_in() -> str:
+    """The one page for everybody."""
+    return render("sign_in.html.j2")
+
+
+@router.get("/jobs/{job_id}")
+def job(job_id: str, _who: PageReader) -> str:
+    """One job. Whether there is one of this id, the page's script finds out."""
+    return render("job.html.j2", job_id=job_id)
+
+
+@cache
+def digest() -> str:
+    """Changes when any static file does."""
+    found = hashlib.sha256(versions())
+    for root in (STATIC, REPORT_CSS):
+        for path in sorted(p for p in root.rglob("*") if p.is_file()):
+            found.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+class _Kept(StaticFiles):
+    """Files that a browser may keep for good: under another digest they are asked for again."""
+
+    def file_response(self, full_path: Any, stat_result: Any, scope: Scope, status_code: int = 200) -> Response:
+        """With how long it keeps."""
+        response = super().file_response(full_path, stat_result, scope, status_code)
+        is_this = scope["path_params"].get("digest") == digest()
+        response.headers["Cache-Control"] = f"public, max-age={A_YEAR_S}, immutable" if is_this else "no-cache"
+        return response
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("qtune_service.server"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["code"] = _with_code
+    environment.globals.update(version=__version__, styles=STYLES, static=lambda path: f"/static/{digest()}/{path}")
+    return environment
+
+
+def _with_code(text: str) -> Markup:
+    """Texts of settings, where `this` stands for code."""
+    parts = [
+        Markup("<code>{}</code>").format(part) if i % 2 else escape(part) for i, part in enumerate(text.split("`"))
+    ]
+    return Markup("").join(parts)

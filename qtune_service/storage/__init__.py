@@ -1,0 +1,1 @@
+"""Byte I/O on local disks and object stores: files, confined folders, leases and presigned URLs."""

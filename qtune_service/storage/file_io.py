@@ -1,0 +1,355 @@
+"""All byte I/O: look, read and write, on any filesystem that `filesystems.resolve` knows.
+
+Writes are atomic and idempotent. Locally a hidden temporary file in the same folder is synced and renamed; an
+object store shows an object only once its upload is complete; HDFS writes aside and moves. The price: a file is in
+memory once before it is written, which bounded shards afford. What is not bounded goes through `write_chunks`.
+
+Reads go by ranges, so that a retry repeats one block and not a file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import re
+import secrets
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from qtune_service.errors import StorageError
+from qtune_service.storage.filesystems import Location, display, explain, first_line, join, resolve, retrying, uri_of
+
+__all__ = [
+    "Entry", "WrittenFile", "display", "exists", "explained_parquet", "glob", "is_folder", "is_glob", "iter_blocks",
+    "join", "list_files", "list_folders", "move_in", "open_parquet", "read_bytes", "read_json", "read_range",
+    "relative", "remove_file", "resolve", "retrying", "stat", "write_bytes", "write_chunks", "write_json",
+    "write_table",
+]  # fmt: skip
+
+BLOCK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file as it is now. `version` changes when its content does: an etag, else the time of change in ns."""
+
+    uri: str
+    size_bytes: int
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenFile:
+    """A file just written."""
+
+    uri: str
+    size_bytes: int
+    sha256: str
+
+
+# --- looking
+
+
+def stat(uri: str) -> Entry | None:
+    """Size and version of a file; None where there is no file."""
+    at = resolve(uri)
+    if at.is_local:
+        return retrying(uri, "read", lambda: _stat_local(uri, Path(at.path)))
+    try:
+        return retrying(uri, "read", lambda: _stat_remote(at))
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
+
+
+def _stat_local(uri: str, path: Path) -> Entry | None:
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return Entry(uri, found.st_size, str(found.st_mtime_ns)) if not path.is_dir() else None
+
+
+def _stat_remote(at: Location) -> Entry | None:
+    info = at.filesystem.get_file_info(at.path)
+    if info.type != pafs.FileType.File:
+        return None
+    return Entry(at.uri, info.size, _etag(at) or str(info.mtime_ns or info.size))
+
+
+def _etag(at: Location) -> str:
+    """S3's own version of an object; its time of change has seconds only."""
+    if not isinstance(at.filesystem, pafs.S3FileSystem):
+        return ""
+    with at.filesystem.open_input_file(at.path) as file:
+        metadata: dict[Any, Any] = dict(file.metadata() or {})
+    tag = metadata.get(b"ETag") or metadata.get("ETag") or b""
+    return (tag.decode() if isinstance(tag, bytes) else str(tag)).strip('"')
+
+
+def exists(uri: str) -> bool:
+    """Whether there is a file or folder."""
+    return is_folder(uri) or stat(uri) is not None
+
+
+def is_folder(uri: str) -> bool:
+    """Whether there is a folder; on an object store, any object below."""
+    at = resolve(uri)
+    return retrying(uri, "read", lambda: at.filesystem.get_file_info(at.path).type == pafs.FileType.Directory)
+
+
+def list_files(folder: str, *, recursive: bool = True) -> list[str]:
+    """URIs of the files of a folder, sorted; empty where there is no folder."""
+    at = resolve(folder)
+    selector = pafs.FileSelector(at.path, recursive=recursive, allow_not_found=True)
+    infos = retrying(folder, "list", lambda: at.filesystem.get_file_info(selector))
+    return sorted(uri_of(at, info.path) for info in infos if info.type == pafs.FileType.File)
+
+
+def list_folders(folder: str) -> list[str]:
+    """URIs of the folders of a folder, sorted; on an object store, prefixes that end at a `/`."""
+    at = resolve(folder)
+    infos = retrying(folder, "list", lambda: at.filesystem.get_file_info(pafs.FileSelector(at.path)))
+    return sorted(uri_of(at, info.path) for info in infos if info.type == pafs.FileType.Directory)
+
+
+def relative(uri: str, folder: str) -> str:
+    """Path of a listed file below the folder that was listed."""
+    return str(PurePosixPath(resolve(uri).path).relative_to(resolve(folder).path))
+
+
+def is_glob(uri: str) -> bool:
+    """Whether the path has glob signs. A `?` in a URI starts its options."""
+    return any(sign in display(uri) for sign in ("*?[" if "://" not in uri else "*["))
+
+
+def glob(pattern: str) -> list[str]:
+    """URIs of the files that match, sorted. `*` stops at a slash, `**` does not."""
+    at = resolve(pattern)
+    segments = at.path.split("/")
+    fixed = next(i for i, segment in enumerate(segments) if any(sign in segment for sign in "*?["))
+    base, rest = "/".join(segments[:fixed]) or "/", "/".join(segments[fixed:])
+    matches = re.compile(_glob_regex(rest)).fullmatch
+    recursive = "/" in rest or "**" in rest
+    found = list_files(uri_of(at, base), recursive=recursive)
+    return [uri for uri in found if matches(str(PurePosixPath(resolve(uri).path).relative_to(base)))]
+
+
+def _glob_regex(pattern: str) -> str:
+    tokens = re.findall(r"\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\]|.", pattern)
+    signs = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    return "".join(signs.get(t) or ("[" + t[1:].replace("!", "^", 1) if len(t) > 1 else re.escape(t)) for t in tokens)
+
+
+# --- reading
+
+
+def read_range(uri: str, start: int, stop: int) -> bytes:
+    """Bytes [start, stop), fewer where the file ends before."""
+    return b"".join(iter_blocks(uri, start, stop))
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole file."""
+    return read_range(uri, 0, 1 << 62)
+
+
+def iter_blocks(uri: str, start: int = 0, stop: int = 1 << 62, block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
+    """Stream bytes [start, stop) block by block; a block that fails is read again, not the file."""
+    at = resolve(uri)
+    file: Any = retrying(uri, "read", lambda: at.filesystem.open_input_file(at.path))  # its stubs lack read_at's offset
+    with file:
+        while start < stop:
+            block: bytes = retrying(uri, "read", functools.partial(file.read_at, min(block_bytes, stop - start), start))
+            if not block:
+                return
+            yield block
+            start += len(block)
+
+
+@contextlib.contextmanager
+def open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
+    """A Parquet file, its footer read. Raises StorageError, also where the content is not Parquet."""
+    at = resolve(uri)
+    with explained_parquet(uri, lambda: pq.ParquetFile(at.path, filesystem=at.filesystem)) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def explained_parquet(uri: str, open_file: Callable[[], pq.ParquetFile]) -> Iterator[pq.ParquetFile]:
+    """Open and close a Parquet file; failures of it become StorageErrors."""
+    try:
+        file = retrying(uri, "read", open_file)
+    except pa.ArrowException as error:
+        raise StorageError(f"{display(uri)} is not a readable Parquet file: {first_line(error)}") from error
+    try:
+        yield file
+    except (OSError, pa.ArrowException) as error:
+        if isinstance(error, StorageError):
+            raise
+        raise explain(OSError(str(error)), uri, "read") from error
+    finally:
+        file.close()
+
+
+def read_json(uri: str) -> Any:
+    """Parse a JSON file."""
+    try:
+        return json.loads(read_bytes(uri))
+    except ValueError as error:
+        raise StorageError(f"{display(uri)} is not valid JSON: {error}", "The file is damaged; remove it.") from error
+
+
+# --- writing
+
+
+def write_bytes(uri: str, data: bytes | memoryview | pa.Buffer) -> WrittenFile:
+    """Write a file at once: it is there complete, or not at all. Folders are made."""
+    at = resolve(uri)
+    body = memoryview(data)
+    if at.is_local:
+        retrying(uri, "write", lambda: _replace(Path(at.path), lambda temporary: _write_synced(temporary, body)))
+    elif at.writes == "put":
+        retrying(uri, "write", lambda: _put(at.filesystem, at.path, body))
+    else:
+        retrying(uri, "write", lambda: _put_and_move(at.filesystem, at.path, body))
+    return WrittenFile(uri, body.nbytes, hashlib.sha256(body).hexdigest())
+
+
+def write_chunks(uri: str, chunks: Iterable[bytes]) -> WrittenFile:
+    """Write a file piece by piece, never whole in memory: it is there complete, or, where `chunks` raises, not at all.
+
+    For an object store it is first gathered in a temporary file of this machine, so that an upload can be repeated.
+    """
+    at = resolve(uri)
+    if at.is_local:
+        written: list[WrittenFile] = []
+        try:
+            _replace(Path(at.path), lambda temporary: written.append(_write_chunks(uri, temporary, chunks)))
+        except StorageError:
+            raise
+        except OSError as error:
+            raise explain(error, uri, "write") from error
+        return written[0]
+    with tempfile.TemporaryDirectory(prefix="qtune-") as folder:
+        gathered = write_chunks(str(Path(folder) / "chunks"), chunks)
+        if not gathered.size_bytes:
+            return write_bytes(uri, b"")
+        with pa.memory_map(gathered.uri) as file:
+            return write_bytes(uri, file.read_buffer())
+
+
+def move_in(path: Path, uri: str) -> None:
+    """Move a synced file of this machine to a place: by another name where that is on the same disk, else as a copy.
+
+    Raises OSError where the place is local, else StorageError.
+    """
+    at = resolve(uri)
+    if at.is_local:
+        goal = Path(at.path)
+        goal.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(goal)
+        _sync_folder(goal.parent)
+        _sync_folder(goal.parent.parent)
+        return
+    retrying(uri, "write", lambda: _send(at, str(path)))
+    path.unlink()
+
+
+def _send(at: Location, path: str) -> None:
+    """Stream a file there; a part of it is never left behind as if it were all."""
+    stream = at.filesystem.open_output_stream(at.path)
+    try:
+        for block in iter_blocks(path):
+            stream.write(block)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            stream.close()
+            at.filesystem.delete_file(at.path)
+        raise
+    stream.close()
+
+
+def write_json(uri: str, value: Any) -> WrittenFile:
+    """Write JSON at once. Non-finite numbers are a ValueError: they are not JSON."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1)
+    return write_bytes(uri, (text + "\n").encode())
+
+
+def write_table(uri: str, table: pa.Table, *, row_group_size: int | None = None) -> WrittenFile:
+    """Write a Parquet file (zstd) at once."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", row_group_size=row_group_size)
+    return write_bytes(uri, sink.getvalue())
+
+
+def _replace(path: Path, write: Callable[[Path], None]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _write_synced(path: Path, body: memoryview) -> None:
+    with path.open("xb") as file:
+        file.write(body)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_chunks(uri: str, path: Path, chunks: Iterable[bytes]) -> WrittenFile:
+    size, digest = 0, hashlib.sha256()
+    with path.open("xb") as file:
+        for chunk in chunks:
+            size += file.write(chunk)
+            digest.update(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    return WrittenFile(uri, size, digest.hexdigest())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _put(filesystem: pafs.FileSystem, path: str, body: memoryview) -> None:
+    with filesystem.open_output_stream(path) as stream:
+        stream.write(body)
+
+
+def _put_and_move(filesystem: pafs.FileSystem, path: str, body: memoryview) -> None:
+    folder, _, name = path.rpartition("/")
+    filesystem.create_dir(folder, recursive=True)
+    temporary = f"{folder}/.{name}.{secrets.token_hex(4)}.tmp"
+    _put(filesystem, temporary, body)
+    if filesystem.get_file_info(path).type == pafs.FileType.File:
+        filesystem.delete_file(path)
+    filesystem.move(temporary, path)
+
+
+def remove_file(uri: str) -> None:
+    """Remove a file, if it is there."""
+    at = resolve(uri)
+    if stat(uri) is not None:
+        retrying(uri, "remove", lambda: at.filesystem.delete_file(at.path))

@@ -1,0 +1,1 @@
+"""Records to masked tokens: chat templates, assistant masks and the encoder."""

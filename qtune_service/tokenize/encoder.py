@@ -1,0 +1,255 @@
+"""Conversation -> input_ids and loss_mask, from one rendering and one tokenisation of the whole.
+
+The tokenizer's template (or the one given, or the plain one) renders the conversation once; that text is tokenised
+once, with character offsets and without added special tokens, because templates write their own; spans.py says
+which characters are trained; tokens follow. Rendering turn by turn and joining tokens is how masks get misaligned.
+
+Texts go to the tokenizer by the thousand, in one call that releases the GIL and takes half the time of single ones;
+more at once would only cost memory. It is the Rust tokenizer itself: the same ids as transformers' call, without its
+lists; a tokenizer without a Rust side gives no offsets and is refused at start. From there on a shard is columns
+(batches.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import gc
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qtune_service.config import FormatName, InputSpec, ModelSpec
+from qtune_service.errors import ModelError
+from qtune_service.ingest.formats import to_conversation
+from qtune_service.ingest.records import Conversation, RecordError, Tokenized
+from qtune_service.tokenize.assistant_mask import Rendering, token_masks, trained_spans
+from qtune_service.tokenize.chat_template import (
+    PLAIN_TEMPLATE,
+    ChatTemplate,
+    Span,
+    check_context,
+    describe_folding,
+    fold,
+)
+from qtune_service.tokenize.encoded_batch import Encoded, EncodedBatch, Tokens, bounded, joined, offsets_of
+from qtune_service.tokenize.named_sources import model_folder, read_chat_template
+from qtune_service.tokenize.token_offsets import Placer
+
+__all__ = ["Encoded", "Encoder", "load_tokenizer"]
+
+GROUP = 1024
+"""Records that are tokenised at once."""
+
+
+class Encoder:
+    """One tokenizer with its template. Built once a process; not thread-safe."""
+
+    def __init__(
+        self, model: ModelSpec, input_spec: InputSpec, *, max_model_len: int, vocab_size: int | None = None
+    ) -> None:
+        self._spec = input_spec
+        self._max_len = max_model_len
+        self._tokenizer = load_tokenizer(model)
+        self._vocab_size = vocab_size
+        self._backend = _plain_backend(self._tokenizer)
+        self._placer = Placer(self._backend)
+        self._templates: dict[str, ChatTemplate] = {}
+        self._origin = self._choose_template()
+        self._template(None)
+
+    def encode(self, record: Mapping[str, Any], format: FormatName) -> Encoded:  # noqa: A002
+        """Encode one record. Raises RecordError where it cannot be scored."""
+        outcome = self.encode_batch([record], format)[0]
+        if isinstance(outcome, RecordError):
+            raise outcome
+        return outcome
+
+    def encode_batch(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        format: FormatName,  # noqa: A002 - the name that users know
+    ) -> list[Encoded | RecordError]:
+        """Encode records; the outcome of each stands at its place."""
+        return self.encode_columns(records, format).outcomes()
+
+    def encode_columns(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        format: FormatName,  # noqa: A002
+    ) -> EncodedBatch:
+        """Encode records as columns."""
+        encode = self._encode_tokenized if format == "tokenized" else self._encode_texts
+        firsts = range(0, len(records), GROUP)
+        batches = []
+        for first in firsts:
+            with _collector_paused():
+                batches.append((first, encode(records[first : first + GROUP], format)))
+        return joined(batches)
+
+    @property
+    def template_description(self) -> str:
+        """Which template renders, how its mask is found, and what it cannot show; for the manifest."""
+        template = self._template(None)
+        how = "generation markers" if template.has_markers else "mask verified by rendering"
+        return "; ".join([self._origin, how, *describe_folding(template)])
+
+    @property
+    def uses_plain_template(self) -> bool:
+        """Whether nobody gave a template, neither the job nor the tokenizer."""
+        return bool(self._tokenizer.chat_template == PLAIN_TEMPLATE)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the tokenizer and its template: equal fingerprints give equal tokens."""
+        templates = json.dumps(self._tokenizer.chat_template, sort_keys=True)
+        parts = (self._tokenizer.backend_tokenizer.to_str(), json.dumps(self._tokenizer.special_tokens_map), templates)
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write the tokenizer, with the template that was used, to a local folder."""
+        self._tokenizer.save_pretrained(str(folder))
+
+    def decode(self, input_ids: Sequence[int]) -> str:
+        """Text of tokens, special ones included."""
+        return str(self._backend.decode([int(i) for i in input_ids], skip_special_tokens=False))
+
+    def _choose_template(self) -> str:
+        """Fix the tokenizer's template, and say where it comes from."""
+        if self._spec.chat_template is not None:
+            self._tokenizer.chat_template = read_chat_template(self._spec.chat_template)
+            return "template given by the job"
+        if self._tokenizer.chat_template:
+            return "tokenizer's own template"
+        self._tokenizer.chat_template = PLAIN_TEMPLATE
+        return "plain template, the tokenizer has none"
+
+    def _template(self, tools: Any) -> ChatTemplate:
+        source = self._tokenizer.get_chat_template(tools=tools)
+        if source not in self._templates:
+            added = self._tokenizer.added_tokens_decoder.values()
+            special = {str(token) for token in added if token.special} | set(self._tokenizer.all_special_tokens)
+            self._templates[source] = ChatTemplate(source, self._tokenizer.special_tokens_map, special)
+        return self._templates[source]
+
+    def _encode_texts(self, records: Sequence[Mapping[str, Any]], format: FormatName) -> EncodedBatch:  # noqa: A002
+        prepared = {i: _caught(self._prepare, record, format) for i, record in enumerate(records)}
+        problems = {i: item for i, item in prepared.items() if isinstance(item, RecordError)}
+        renderings = [item for item in prepared.values() if isinstance(item, Rendering)]
+        placed = self._placer.place([item.text for item in renderings])
+        spans: list[list[Span]] = []
+        rows = [i for i in prepared if i not in problems]
+        for i, item, num_tokens in zip(rows, renderings, np.diff(placed.offsets).tolist(), strict=True):
+            outcome = _caught(self._locate, item, num_tokens)
+            if isinstance(outcome, RecordError):
+                problems[i] = outcome
+            spans.append([] if isinstance(outcome, RecordError) else outcome)
+        mask = token_masks(renderings, spans, placed)
+        return self._bounded(Tokens(np.array(rows, np.int64), placed.ids, mask, placed.offsets), problems)
+
+    def _encode_tokenized(self, records: Sequence[Mapping[str, Any]], format: FormatName) -> EncodedBatch:  # noqa: A002
+        problems, items = {}, {}
+        for i, record in enumerate(records):
+            item = _caught(self._prepare, record, format)
+            outcome = item if isinstance(item, RecordError) else _caught(self._check_length, len(item.input_ids))
+            if isinstance(outcome, RecordError):
+                problems[i] = outcome
+            else:
+                items[i] = item
+        samples: list[Tokenized] = list(items.values())
+        tokens = Tokens(
+            np.fromiter(items, np.int64, len(items)),
+            np.concatenate([np.empty(0, np.int32), *(item.input_ids for item in samples)]),
+            np.concatenate([np.empty(0, np.int8), *(item.loss_mask for item in samples)]),
+            offsets_of(np.fromiter((len(item.input_ids) for item in samples), np.int64, len(samples))),
+        )
+        return self._bounded(tokens, problems)
+
+    def _prepare(self, record: Mapping[str, Any], format: FormatName) -> Rendering | Tokenized:  # noqa: A002
+        names = self._spec.prompt_column, self._spec.completion_column
+        item = to_conversation(record, format, prompt_column=names[0], completion_column=names[1])
+        return item if isinstance(item, Tokenized) else self._render(item)
+
+    def _render(self, conversation: Conversation) -> Rendering:
+        template = self._template(conversation.tools)
+        folded = fold(conversation, template)
+        text, marked = template.render_marked(folded.messages, folded.tools)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            detail = f"half of a surrogate pair at character {error.start} of the rendered text"
+            raise RecordError("not_unicode", detail) from error
+        check_context(folded, text)
+        return Rendering(template, folded, text, None if marked is None else tuple(marked))
+
+    def _locate(self, item: Rendering, num_tokens: int) -> list[Span]:
+        self._check_length(num_tokens)  # before the spans, which may cost turns x length
+        return trained_spans(item)
+
+    def _check_length(self, num_tokens: int) -> None:
+        if num_tokens > self._max_len and self._spec.overlong == "reject":
+            raise RecordError("too_long", f"{num_tokens} tokens; the limit is {self._max_len}")
+
+    def _bounded(self, tokens: Tokens, problems: dict[int, RecordError]) -> EncodedBatch:
+        known = tokens.without(problems)
+        return bounded(known, problems, max_len=self._max_len, vocab_size=self._vocab_size)
+
+
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    """No search for reference cycles meanwhile: it looks again and again at records that are all in use."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def load_tokenizer(model: ModelSpec) -> Any:
+    """The tokenizer of a model. Raises ModelError where it is missing or gives no offsets."""
+    from transformers import AutoTokenizer
+
+    name = model.tokenizer or model.name
+    hint = "Give a model folder or hub id that holds a tokenizer, or name one with --tokenizer."
+    folder = model_folder(name)
+    if folder is not None and not folder.exists():
+        raise ModelError(f"no model at {name}", hint)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            name if folder is None else str(folder),
+            revision=None if model.tokenizer else model.revision,
+            trust_remote_code=model.trust_remote_code,
+        )
+    except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
+        first_line = str(error).strip().partition("\n")[0]
+        raise ModelError(f"cannot load the tokenizer of {name}: {first_line}", hint) from error
+    if not tokenizer.is_fast:
+        raise ModelError(f"the tokenizer of {name} has no tokenizer.json form, so it cannot give offsets", hint)
+    return tokenizer
+
+
+def _plain_backend(tokenizer: Any) -> Any:
+    """A copy of the Rust tokenizer that cuts, pads and post-processes nothing.
+
+    Post-processors add special tokens, which nobody asks for here, and some trim white space off the offsets.
+    """
+    backend = copy.deepcopy(tokenizer.backend_tokenizer)
+    backend.no_truncation()
+    backend.no_padding()
+    backend.post_processor = None
+    return backend
+
+
+def _caught(step: Any, *arguments: Any) -> Any:
+    """The step's result, or the RecordError it raised, without the frames that it would keep alive."""
+    try:
+        return step(*arguments)
+    except RecordError as error:
+        error.__cause__ = error.__context__ = None
+        return error.with_traceback(None)

@@ -1,0 +1,137 @@
+"""Q-Tuning in transformers.Trainer and its heirs, TRL's SFTTrainer among them, by one line.
+
+    trainer = SFTTrainer(...)
+    enable_q_tuning(trainer, QTuningArguments(sample_keep_ratio=0.5))
+    trainer.train()
+
+The Trainer collects all micro-batches of an optimizer step before it runs the first one, counts the tokens in their
+loss over all ranks, and divides each micro-batch's loss by that number. Just there the step is pruned: as many micro-
+batches go on, with the rows that were kept, and the number of tokens that are left. So accumulation, mixed precision
+(scoring goes through the same wrapped forward), packing, gradient checkpointing and several ranks are the Trainer's
+business as ever, and evaluation, which does not go this way, sees every row. What a step keeps depends on its batches,
+the weights and its number only; that is what a resumed run restores. The drift of samples is saved beside it.
+
+The trainer's class is changed to an heir of its own, so whatever an own subclass does stays in place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+
+from qtune_service.errors import SpecError
+from qtune_service.training.arguments import QTuningArguments
+from qtune_service.training.metrics import StepRecord, log
+from qtune_service.training.pruner import QTuningPruner
+
+STATE = "q_tuning.pt"
+"""In a checkpoint: what the pruner remembers."""
+
+
+class QTuningMixin:
+    """What a Trainer does otherwise. `enable_q_tuning` puts it before the trainer's own class."""
+
+    q_tuning: QTuningPruner
+    q_tuning_record: StepRecord | None
+    """Of the latest step."""
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        """The micro-batches of a step with the rows that were kept, and the tokens in its loss over all ranks."""
+        batches, number = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
+        if not batches:
+            return batches, number
+        self.q_tuning.step = self.state.global_step  # type: ignore[attr-defined]
+        step = self.q_tuning.prune_step(self.model_wrapped, batches)  # type: ignore[attr-defined]
+        self.q_tuning_record = step.record
+        return step.batches, torch.tensor(max(step.num_tokens, 1), device=device)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *arguments: Any, **named: Any) -> Any:
+        """As ever; a checkpoint's drift is restored with it."""
+        folder = resume_from_checkpoint
+        if folder is True:
+            folder = get_last_checkpoint(self.args.output_dir)  # type: ignore[attr-defined]
+        if folder:
+            self._restore(Path(folder) / STATE)
+        return super().train(resume_from_checkpoint, *arguments, **named)  # type: ignore[misc]
+
+    def _restore(self, path: Path) -> None:
+        if path.exists():
+            self.q_tuning.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        else:
+            log.warning("[Q-Tuning] %s does not exist: the drift of samples begins anew", path)
+
+    def log(self, logs: dict[str, float], *arguments: Any, **named: Any) -> None:
+        """Beside the loss, the latest step's record: q_tuning/kept_share and more."""
+        if "loss" in logs and self.q_tuning_record is not None:
+            logs = logs | {f"q_tuning/{name}": value for name, value in self.q_tuning_record.scalars().items()}
+        super().log(logs, *arguments, **named)  # type: ignore[misc]
+
+
+class SavedState(TrainerCallback):  # type: ignore[misc]
+    """Puts the pruner's state into each checkpoint."""
+
+    def __init__(self, pruner: QTuningPruner) -> None:
+        self._pruner = pruner
+
+    def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
+        """All ranks know the same, so the first one writes."""
+        folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        if state.is_world_process_zero and folder.is_dir():  # the trials of a search, never resumed, lie elsewhere
+            torch.save(self._pruner.state_dict(), folder / STATE)
+
+
+def enable_q_tuning(trainer: Any, arguments: QTuningArguments | None = None, **options: Any) -> QTuningPruner:
+    """Prune every training step of a trainer from now on. Returns what prunes.
+
+    options: others of QTuningPruner, such as `rule` and `records`. Raises SpecError where the trainer's loss would not
+    be that of the kept tokens.
+    """
+    _check(trainer)
+    pruner = QTuningPruner(**asdict(arguments or QTuningArguments()), **options)
+    own = type(trainer)
+    trainer.__class__ = type(f"QTuning{own.__name__}", (QTuningMixin, own), {})
+    trainer.q_tuning, trainer.q_tuning_record = pruner, None
+    trainer.add_callback(SavedState(pruner))
+    return pruner
+
+
+def _check(trainer: Any) -> None:
+    """Raise SpecError for what would train on something else than what was kept."""
+    args = trainer.args
+    uses_number = trainer.model_accepts_loss_kwargs or trainer.compute_loss_func is not None
+    parallel = [getattr(trainer, f"get_{kind}_size")() for kind in ("tp", "cp", "sp")]
+    refused = {
+        "Q-Tuning is enabled on this trainer already": (isinstance(trainer, QTuningMixin), "Enable it once."),
+        "this model's loss does not use num_items_in_batch": (
+            not uses_number or getattr(trainer, "loss_is_scaled_for_ga", None) is False,
+            "It would be each micro-batch's own mean. Pass a compute_loss_func that divides by num_items_in_batch.",
+        ),
+        "average_tokens_across_devices is off": (
+            args.world_size > 1 and not args.average_tokens_across_devices,
+            "Ranks keep different numbers of tokens: leave it on, as it is by default.",
+        ),
+        "the model runs under DataParallel": (
+            args.n_gpu > 1,
+            "Start one process a GPU: torchrun or accelerate launch; or set CUDA_VISIBLE_DEVICES to one.",
+        ),
+        "the trainer splits rows or layers over ranks (tensor, context or sequence parallel)": (
+            max(parallel) > 1,
+            "Use DDP or FSDP2, or a loop of your own: vocab_parallel_scores and QTuningPruner.prune_scores.",
+        ),
+        "the trainer uses DeepSpeed, with which pruning was not tried": (
+            bool(trainer.is_deepspeed_enabled),
+            "Use FSDP2 (accelerate, fsdp_version 2).",
+        ),
+        "the model is an encoder with a decoder": (
+            bool(getattr(trainer.model.config, "is_encoder_decoder", False)),
+            "Scores are those of a causal model's next token.",
+        ),
+    }
+    for message, (is_so, hint) in refused.items():
+        if is_so:
+            raise SpecError(message, hint)
