@@ -215,7 +215,7 @@ class EngineSpec(_Part):
 
 
 class PruneSpec(_Part):
-    """How samples and tokens are chosen; see docs/method.md."""
+    """How samples and tokens are chosen; see docs/reference/method.md."""
 
     sample_keep_ratio: Annotated[Ratio, Flag(FlagGroup.keep, "RATIO")] = 0.5
     """Share of the scored samples to keep."""
@@ -229,7 +229,7 @@ class PruneSpec(_Part):
     """Q2 samples with fewer trained tokens keep all of them."""
     strategy: Annotated[SampleStrategy, Flag(FlagGroup.compare, "STRATEGY")] = "q_tuning"
     """How samples are chosen. `q_tuning` is the method. The others are baselines from the same scores, which prune the
-    tokens of every kept sample; see docs/strategies.md."""
+    tokens of every kept sample; see docs/guides/strategies.md."""
     strategy_order: Annotated[StrategyOrder, Flag(FlagGroup.compare)] = "highest"
     """End that the strategies `longest`, `perplexity` and `entropy` keep."""
     token_strategy: Annotated[TokenStrategy, Flag(FlagGroup.compare, "STRATEGY")] = "neighbor"

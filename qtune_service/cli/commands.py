@@ -13,7 +13,7 @@ import importlib
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar
@@ -53,10 +53,7 @@ class HelpCommand(TyperCommand):
         """Write the usage, what the command does, its sections and its examples."""
         self.format_usage(ctx, formatter)
         _write_text(formatter, self.help)
-        sections: dict[str, list[tuple[str, str]]] = {}
-        for param in _ordered(self.get_params(ctx)):
-            sections.setdefault(_section(param), []).append(_row(param))
-        for title, rows in sections.items():
+        for title, rows in sections(self.get_params(ctx)).items():
             _write_section(formatter, title, rows)
         if self.epilog:
             formatter.write(f"\n{_heading('Examples')}\n{textwrap.indent(self.epilog, INDENT)}\n")
@@ -80,9 +77,9 @@ class Group(TyperGroup):
         """Write the usage, what the commands are about, and a line for each."""
         self.format_usage(ctx, formatter)
         _write_text(formatter, self.help)
-        sections = self.summaries()
-        width = 2 + max(len(name) for rows in sections.values() for name, _ in rows)
-        for title, rows in sections.items():
+        summaries = self.summaries()
+        width = 2 + max(len(name) for rows in summaries.values() for name, _ in rows)
+        for title, rows in summaries.items():
             _write_section(formatter, title, rows, width)
         _write_section(formatter, OPTIONS, [_row(param) for param in self.get_params(ctx)])
 
@@ -91,32 +88,52 @@ class Group(TyperGroup):
         return {"Commands": [(name, first_sentence(found.help)) for name, found in self.commands.items()]}
 
 
+class _LazyCommands(MutableMapping[str, Any]):
+    """Commands by name; one that was not added is imported when it is read."""
+
+    def __init__(self, lazy: Mapping[str, LazyCommand]) -> None:
+        self._lazy = lazy
+        self._commands: dict[str, Any] = dict.fromkeys(lazy)
+
+    def __getitem__(self, name: str) -> Any:
+        if self._commands[name] is None:
+            lazy = self._lazy[name]
+            group = typer.main.get_group(getattr(importlib.import_module(lazy.module), lazy.group or "app"))
+            self._commands[name] = group if lazy.group else group.commands[name]
+        return self._commands[name]
+
+    def __setitem__(self, name: str, command: Any) -> None:
+        self._commands[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self._commands[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._commands)
+
+    def __len__(self) -> int:
+        return len(self._commands)
+
+
 class LazyGroup(Group):
-    """A group whose commands are imported when they are used; a subclass names them in `lazy`."""
+    """A group whose commands are imported when they are used. A subclass names them in `lazy`."""
 
     lazy: ClassVar[Mapping[str, LazyCommand]] = {}
 
-    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - the signature is typer's
-        """Return the names of all commands."""
-        return list(self.lazy)
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = _LazyCommands(self.lazy)
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return a command; None for an unknown name, after loading all, from which typer suggests one."""
-        if cmd_name not in self.lazy:
-            self.commands.update({name: self.get_command(ctx, name) for name in self.lazy})
-        elif cmd_name not in self.commands:
-            lazy = self.lazy[cmd_name]
-            app = getattr(importlib.import_module(lazy.module), lazy.group or "app")
-            group = typer.main.get_group(app)
-            self.commands[cmd_name] = group if lazy.group else group.commands[cmd_name]
-        return self.commands.get(cmd_name)
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - the signature is typer's
+        """Return the names of all commands, without importing one."""
+        return list(self.commands)
 
     def summaries(self) -> Mapping[str, list[tuple[str, str]]]:
         """Return names and summaries of the commands, by section."""
-        sections: dict[str, list[tuple[str, str]]] = {}
+        found: dict[str, list[tuple[str, str]]] = {}
         for name, lazy in self.lazy.items():
-            sections.setdefault(lazy.section, []).append((name, lazy.summary))
-        return sections
+            found.setdefault(lazy.section, []).append((name, lazy.summary))
+        return found
 
 
 def replace_parameter(
@@ -135,6 +152,14 @@ def replace_parameter(
 def first_sentence(text: str | None) -> str:
     """Return the first sentence of a help text."""
     return " ".join((text or "").split("\n\n")[0].split()).partition(". ")[0].removesuffix(".") + "."
+
+
+def sections(params: Iterable[Any]) -> Mapping[str, list[tuple[str, str]]]:
+    """Return the arguments and options of a command by section, each as its names with its value, and its text."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for param in _ordered(params):
+        found.setdefault(_section(param), []).append(_row(param))
+    return found
 
 
 def _arguments(command: Any, ctx: Any) -> Iterator[Any]:

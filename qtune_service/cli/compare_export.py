@@ -70,7 +70,8 @@ def compare_outputs(
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw a chart: .png, .svg or .html.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
 ) -> None:
-    """Compare what strategies and ratios would keep: overlap, tokens, balance of categories. No model is run."""
+    """Compare what strategies and ratios would keep, without running a model. Overlap, tokens and the balance of
+    categories are shown."""
     from qtune_service.output.compare import compare, read_columns
     from qtune_service.output.reader import FinishedOutput
     from qtune_service.report.comparison import comparison_json, describe_comparison
@@ -155,7 +156,9 @@ qtune export out repository --to hub --license apache-2.0"""
 def export(
     output: Annotated[str, typer.Argument(help="A finished output.")],
     folder: Annotated[str, typer.Argument(metavar="DIR", help="New or empty folder or URI to write to.")],
-    to: Annotated[To, typer.Option("--to", metavar="FORMAT", help=f"Format: {', '.join(To)}; see docs/exports.md.")],
+    to: Annotated[
+        To, typer.Option("--to", metavar="FORMAT", help=f"Format: {', '.join(To)}; see docs/guides/exports.md.")
+    ],
     rows_per_file: Annotated[
         int | None,
         typer.Option("--rows-per-file", metavar="N", min=1, help="Rows per file. By default as in the output."),

@@ -18,7 +18,6 @@ from rich.text import Text
 from qtune_service.cli.console import INTERRUPTED
 from qtune_service.cli.server_connection import JobArg, JsonOpt, Server, asks_server, remote, say
 from qtune_service.job_states import JobStatus
-from qtune_service.report.token_view import visible_text
 
 if TYPE_CHECKING:
     from qtune_service.client import Client
@@ -128,6 +127,8 @@ def time_of(time: datetime) -> str:
 
 def plain(text: str) -> Text:
     """Return other people's names and messages without markup and control codes."""
+    from qtune_service.report.token_view import visible_text
+
     return Text(visible_text(text))
 
 

@@ -47,7 +47,7 @@ def serve(
         typer.Option("--insecure", help="Admit everybody who reaches the address. [env: QTUNE_INSECURE]"),
     ] = None,
 ) -> None:
-    """Start the service. Its other settings are environment variables, QTUNE_...; see docs/service.md."""
+    """Start the service. Its other settings are environment variables, QTUNE_...; see docs/reference/settings.md."""
     with exit_codes():
         from qtune_service.server.app import create_app
         from qtune_service.server.http_server import serve as serve_http

@@ -30,7 +30,6 @@ from qtune_service.cli.server_connection import (
 )
 from qtune_service.cli.submit import REPRUNE_EXAMPLES, SUBMIT_EXAMPLES, reprune, submit
 from qtune_service.job_states import JobStatus
-from qtune_service.report.token_view import visible_text
 
 
 @asks_server
@@ -87,6 +86,8 @@ def logs(
     server: Server,
 ) -> None:
     """Show the log of a job."""
+    from qtune_service.report.token_view import visible_text
+
     stopped = f"stopped; the job continues. Show its log with: qtune jobs logs {job}"
     with remote(server, interrupted=stopped) as client:
         for line in client.logs(job, tail=tail, follow=follow):
@@ -184,7 +185,7 @@ def _next_steps(folder: Path) -> str:
     pattern = f"{folder}/pruned/*.parquet"
     return (
         f'TRL, datasets   load_dataset("parquet", data_files={pattern!r}, split="train")\n'
-        f"other trainers  qtune export {shlex.quote(str(folder))} --to axolotl DIR   (see docs/exports.md)"
+        f"other trainers  qtune export {shlex.quote(str(folder))} --to axolotl DIR   (see docs/guides/exports.md)"
     )
 
 
@@ -193,7 +194,9 @@ qtune datasets upload chats.jsonl
 qtune datasets upload data/*.parquet --profile lab
 qtune datasets list"""
 datasets_app = typer.Typer(
-    cls=Group, help="Upload, list and delete datasets of a server: `dataset://ID` in jobs.", no_args_is_help=True
+    cls=Group,
+    help="Upload, list and delete datasets of a server. Jobs read them as `dataset://ID`.",
+    no_args_is_help=True,
 )
 
 
@@ -252,7 +255,7 @@ def delete_datasets(
 
 
 jobs_app = typer.Typer(
-    cls=Group, help="Submit, follow and download jobs of a server (`qtune serve`).", no_args_is_help=True
+    cls=Group, help="Submit, follow and download jobs of a server. Start one with `qtune serve`.", no_args_is_help=True
 )
 command(jobs_app, "submit", examples=SUBMIT_EXAMPLES)(submit)
 command(jobs_app, "list")(list_jobs)

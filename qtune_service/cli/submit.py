@@ -39,7 +39,7 @@ SetOpt = Annotated[
     typer.Option(
         "--set",
         metavar="FIELD=VALUE",
-        help="Set any field of docs/reference.md, such as limits.max_failed_shards=2. Repeatable.",
+        help="Set any field of docs/reference/job-file.md, such as limits.max_failed_shards=2. Repeatable.",
         show_default=False,
         rich_help_panel=SUBMIT,
     ),
@@ -146,7 +146,8 @@ def _request(file: Path | None, given: Given, settings: Sequence[str]) -> dict[s
     body = read_job_file(file) if file is not None else {}
     if not isinstance(body, dict):
         raise SpecError(
-            f"{file} is not a job file", "A job file has the parts input, model and prune; see docs/reference.md."
+            f"{file} is not a job file",
+            "A job file has the parts input, model and prune; see docs/reference/job-file.md.",
         )
     flags = [(field, value) for field, value in given.items() if value not in (None, [])]
     for field, value in (*flags, *map(_setting, settings)):
@@ -182,7 +183,9 @@ def _put(body: dict[str, Any], field: str, value: Any) -> None:
         if inner is None:
             inner = body[part] = {}
         if not isinstance(inner, dict):
-            raise SpecError(f"--set {field}: {part} has no fields", "docs/reference.md lists the fields of a job.")
+            raise SpecError(
+                f"--set {field}: {part} has no fields", "docs/reference/job-file.md lists the fields of a job."
+            )
         body = inner
     body[last] = value
 

@@ -136,10 +136,10 @@ def test_colour_or_signs(env: dict[str, str], is_coloured: bool, outputs: Finish
         (("--sort", "nothing"), "there is no column 'nothing'"),
         (("--columns", "id,nothing"), "there is no column 'nothing'"),
         (("--by", "nothing"), "there is no column 'nothing'"),
-        (("--sample", "x", "--kept"), "--sample does not go with --kept"),
-        (("--rejected", "--quadrant", "Q1"), "--rejected does not go with --quadrant"),
-        (("--by", "category", "--sort", "length"), "--by does not go with --sort"),
-        (("--list-columns", "--dropped"), "--list-columns does not go with --kept"),
+        (("--sample", "x", "--kept"), "--sample cannot be combined with --kept"),
+        (("--rejected", "--quadrant", "Q1"), "--rejected cannot be combined with --quadrant"),
+        (("--by", "category", "--sort", "length"), "--by cannot be combined with --sort"),
+        (("--list-columns", "--dropped"), "--list-columns cannot be combined with --kept"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_answered(flags: tuple[str, ...], message: str, outputs: FinishedOutputs) -> None:
