@@ -260,7 +260,13 @@ class OutputSpec(_Part):
     path: Annotated[
         Place,
         Field(min_length=1),
-        Flag(FlagGroup.job, "OUTPUT", name="output", short="-o", label="Folder or URI of the result"),
+        Flag(
+            FlagGroup.job,
+            "OUTPUT",
+            name="output",
+            short="-o",
+            label="Output folder or URI; by default a folder of the server",
+        ),
     ]
     """Folder or URI of the result. The same one continues a stopped job."""
 
@@ -278,16 +284,21 @@ class LimitsSpec(_Part):
     """Seconds that a stopped job (SIGTERM) may take to save the work in progress of its actors."""
 
 
-class JobSpec(_Part):
-    """One pruning job."""
+class JobParts(_Part):
+    """The parts that a job file and a request to a server have in common."""
 
     input: InputSpec
     model: ModelSpec
     engine: EngineSpec = EngineSpec()
     prune: PruneSpec | None = PruneSpec()
     """None: only score; prune later with `from_scores`."""
-    output: OutputSpec
     limits: LimitsSpec = LimitsSpec()
+
+
+class JobSpec(JobParts):
+    """One pruning job."""
+
+    output: OutputSpec
     from_scores: Annotated[Place | None, Flag(FlagGroup.job, "OUTPUT")] = None
     """Take the scores of this finished output instead of running the model. Only the pruning may differ from it."""
 
