@@ -182,7 +182,9 @@ NumActors = Annotated[
 class EngineSpec(_Part):
     """How the model is run."""
 
-    name: Annotated[EngineName, Flag(FlagGroup.run, "ENGINE", name="engine", label="Engine")] = "auto"
+    name: Annotated[
+        EngineName, Flag(FlagGroup.run, "auto|vllm|reference|MODULE:FACTORY", name="engine", label="Engine")
+    ] = "auto"
     """`vllm`, `reference` (plain torch), or `auto`: vLLM where it is installed and supports the model. Or
     `module:factory` of your own, called with (ModelSpec, EngineSpec); it returns a Scorer (scoring/scorer.py)."""
     num_actors: Annotated[NumActors | None, Flag(FlagGroup.run, "N|MIN-MAX")] = None

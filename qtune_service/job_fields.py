@@ -99,7 +99,10 @@ class JobField:
         try:
             return _adapter(self.path).validate_python(text)
         except ValidationError as error:
-            raise ValueError(error_text(error.errors(include_url=False)[0]["msg"])) from None
+            wrong = error.errors(include_url=False)[0]
+            if wrong["type"] == "string_pattern_mismatch" and self.flag:
+                raise ValueError(f"expected {self.flag.metavar}, got {text!r}") from None
+            raise ValueError(error_text(wrong["msg"])) from None
 
 
 @cache
