@@ -130,7 +130,7 @@ def _is_part(kind: Any) -> bool:
 @cache
 def _adapter(path: str) -> TypeAdapter[Any]:
     info = job_fields()[path].info
-    kind = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
+    kind: Any = Annotated[info.annotation, *info.metadata]  # each field has a Flag at least
     return TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False))
 
 

@@ -91,7 +91,7 @@ def _parameter(name: str, field: JobField, text: str, is_required: bool) -> insp
         parser = None if kind in (bool, list[str]) else functools.partial(_parse, field)
         info = typer.Option(*filter(None, names), metavar=metavar, help=text, parser=parser, **common)
     default = inspect.Parameter.empty if is_required else None
-    annotation = Annotated[kind if is_required else kind | None, info]
+    annotation: Any = Annotated[kind if is_required else kind | None, info]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 

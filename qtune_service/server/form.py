@@ -98,7 +98,7 @@ def _field(name: str, schema: Mapping[str, Any], *, is_required: bool) -> FormFi
         minimum=bounds[0] if bounds else None,
         maximum=body.get("maximum"),
         step="1" if body.get("type") == "integer" else "any",
-        flag="" if known and known.is_argument else known and known.option,
+        flag=None if known is None else "" if known.is_argument else known.option,
     )
 
 

@@ -372,7 +372,7 @@ def test_one_object_holds_all_arguments() -> None:
     assert QTuningPruner(0.25, warmup_steps=2, seed=3).arguments == arguments
     for both in ({"token_keep_ratio": 0.5}, {"seed": 4}):
         with pytest.raises(TypeError, match="not both"):
-            QTuningPruner(arguments, **both)  # type: ignore[arg-type]
+            QTuningPruner(arguments, **both)
     with pytest.raises(TypeError, match="colour"):
         QTuningPruner(colour="red")
 

@@ -80,7 +80,7 @@ def values(path: str) -> st.SearchStrategy[Any]:
         return special[path]
     if field.choices:
         return st.sampled_from(field.choices)
-    kind = Annotated[field.info.annotation, *field.info.metadata] if field.info.metadata else field.info.annotation
+    kind: Any = Annotated[field.info.annotation, *field.info.metadata]
     schema = TypeAdapter(kind).json_schema()
     body = next(option for option in schema.get("anyOf", [schema]) if option["type"] != "null")
     low, high = body.get("minimum", body.get("exclusiveMinimum")), body.get("maximum")
