@@ -88,18 +88,21 @@ def _parameter(name: str, field: JobField, text: str, is_required: bool) -> insp
         info = typer.Argument(metavar=f"{metavar}...", help=text, **common)
     else:
         names = [f"{field.option}/{field.negative}" if field.negative else field.option, field.flag.short]
-        parser = None if kind in (bool, list[str]) else functools.partial(_parse, field)
+        parser = None if kind in (bool, list[str]) else _parser(field)
         info = typer.Option(*filter(None, names), metavar=metavar, help=text, parser=parser, **common)
     default = inspect.Parameter.empty if is_required else None
     annotation: Any = Annotated[kind if is_required else kind | None, info]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _parse(field: JobField, text: str) -> Any:
-    try:
-        return field.parse(text)
-    except ValueError as error:
-        raise typer.BadParameter(in_terminal(str(error))) from None
+def _parser(field: JobField) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        try:
+            return field.parse(text)
+        except ValueError as error:
+            raise typer.BadParameter(in_terminal(str(error))) from None
+
+    return parse
 
 
 def spec_of(given: Given, **parts: Any) -> JobSpec:
