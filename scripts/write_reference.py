@@ -1,4 +1,4 @@
-"""Write docs/reference.md and docs/commands.md: every field of a job file and every flag, from the code itself."""
+"""Write the generated pages of docs/: the fields of a job file, the flags, and the settings, from the code itself."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from qtune_service.server.settings import Settings
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
-HEAD = """# Reference of job files
+HEAD = """# Job files
 
-Written by `make docs` from `qtune_service/config.py`. A job file is TOML or JSON; each flag of `qtune prune` sets the
-field of its name. A server takes at most 10,000 input paths in one request.
+Written by `make docs` from `qtune_service/config.py`. A job file is TOML or JSON, and `qtune run
+job.toml` runs it. Each flag of `qtune prune` sets the field of the same name. A server accepts at
+most 10,000 input paths in one request.
 
 ```toml
 [input]
@@ -37,7 +38,7 @@ path = "out"
 
 
 def docstrings(model: type[BaseModel]) -> dict[str, str]:
-    """The text under each field."""
+    """Return the text under each field."""
     body = ast.parse(inspect.getsource(model)).body[0].body  # type: ignore[attr-defined]
     found = {}
     for field, text in pairwise(body):
@@ -92,7 +93,7 @@ def _allowed(option: dict[str, Any]) -> str:
 
 
 def number(value: float) -> str:
-    """Return a number as people read it; large powers of two as such."""
+    """Return a number with thousands separators, and large powers of two as powers."""
     exponent = int(value).bit_length() - 1
     if value >= 1 << 20 and value == 1 << exponent:
         return f"2^{exponent}"
@@ -109,9 +110,20 @@ def render() -> str:
 
 COMMANDS_HEAD = """# Commands
 
-Written by `make docs` from `qtune_service/cli/`. `qtune COMMAND --help` says the same. Exit codes: 0 done, 2 wrong
-flags, spec or output, 3 data, 4 runtime, 130 stopped by Ctrl-C, 143 by SIGTERM; of a job that was watched, 1 failed,
-5 cancelled. `QTUNE_LOG=FILE` keeps what libraries say.
+Written by `make docs` from `qtune_service/cli/`. `qtune COMMAND --help` shows the same.
+
+| exit code | meaning |
+|---:|---|
+| 0 | done |
+| 1 | the watched job failed |
+| 2 | wrong flags, spec or output |
+| 3 | wrong data |
+| 4 | error at run time |
+| 5 | the watched job was cancelled |
+| 130 | stopped by Ctrl-C |
+| 143 | stopped by SIGTERM |
+
+`QTUNE_LOG=FILE` keeps the messages of libraries.
 """
 
 
@@ -146,22 +158,27 @@ def render_commands() -> str:
     return COMMANDS_HEAD + "".join(command_section(name, command) for name, command in found.items())
 
 
-MARK = "<!-- settings -->\n"
+SETTINGS_HEAD = """# Settings of the server
+
+Written by `make docs` from `qtune_service/server/settings.py`. Settings are environment variables.
+A list is separated by `:`. A setting can also be a file in `/run/secrets` with the setting's name in
+lower case (`qtune_database_url`), as containers get secrets. The variable has priority over the file.
+
+"""
 
 
-def render_service() -> str:
-    """The hand-written page with the table of settings under its mark."""
-    page = (DOCS / "service.md").read_text(encoding="utf-8")
+def render_settings() -> str:
+    """Return the page of settings."""
     texts = docstrings(Settings)
     rows = ["| variable | default | meaning |", "|---|---|---|"]
     for name, info in Settings.model_fields.items():
         default = "~/.local/share/qtune" if name == "data_root" else info.get_default(call_default_factory=True)
         shown = "" if default in ("", ()) else f"`{default}`"
         rows.append(f"| `QTUNE_{name.upper()}` | {shown} | {texts.get(name, '')} |")
-    return page.partition(MARK)[0] + MARK + "\n".join(rows) + "\n"
+    return SETTINGS_HEAD + "\n".join(rows) + "\n"
 
 
 if __name__ == "__main__":
-    (DOCS / "reference.md").write_text(render(), encoding="utf-8")
-    (DOCS / "commands.md").write_text(render_commands(), encoding="utf-8")
-    (DOCS / "service.md").write_text(render_service(), encoding="utf-8")
+    (DOCS / "reference" / "job-file.md").write_text(render(), encoding="utf-8")
+    (DOCS / "reference" / "commands.md").write_text(render_commands(), encoding="utf-8")
+    (DOCS / "reference" / "settings.md").write_text(render_settings(), encoding="utf-8")

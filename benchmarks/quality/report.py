@@ -1,4 +1,4 @@
-"""Tables and pictures of docs/quality.md, from the results of all runs.
+"""Tables of benchmarks/RESULTS-quality.md and its charts, from the results of all runs.
 
 A figure over seeds is `mean ± standard deviation (number of seeds)`. One is marked where seeds leave no doubt against
 random rows: its worst seed is above the best of random (+), or its best is below random's worst (-).
@@ -265,9 +265,8 @@ def draw(runs: Sequence[Runs], folder: Path) -> None:
 # --- all of it
 
 
-def write_report(results: Sequence[Result], agreements: Sequence[Result], docs: Path) -> None:
-    """Fill the tables between `<!-- NAME -->` and `<!-- end -->` of quality.md, and draw."""
-    page = docs / "quality.md"
+def write_report(results: Sequence[Result], agreements: Sequence[Result], page: Path, images: Path) -> None:
+    """Fill the tables between `<!-- NAME -->` and `<!-- end -->` of a page, and draw its charts into a folder."""
     text = page.read_text(encoding="utf-8")
     baselines = collect((spec for specs in SECTIONS.values() for spec in specs if spec.method == "random"), results)
     for name, specs in SECTIONS.items():
@@ -281,4 +280,4 @@ def write_report(results: Sequence[Result], agreements: Sequence[Result], docs: 
     page.write_text(text, encoding="utf-8")
     drawn = collect([*SECTIONS["main"], *SECTIONS["warmup"]], results)
     if drawn:
-        draw(drawn, docs / "images")
+        draw(drawn, images)

@@ -125,7 +125,7 @@ class QTuningPruner:
         found, by_frequency = float(nll.mean()), _entropy_of(rows.input_ids[rows.loss_mask != 0])
         if found > by_frequency:
             message = "[Q-Tuning] the model's mean NLL is %.2f nats, that of the tokens' mere frequencies %.2f: %s"
-            hint = "rows of its choice may teach it less than random ones. Set warmup_steps (docs/quality.md, Recipe)."
+            hint = "Its choice can teach less than random rows. Set warmup_steps (docs/reference/quality.md, Recipe)."
             log.warning(message, found, by_frequency, hint)
 
     @property

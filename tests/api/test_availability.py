@@ -103,7 +103,7 @@ def uploading(client: httpx.Client, token: str = "") -> Iterator[socket.socket]:
 def test_a_slow_upload_is_given_up(client: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """408 for a byte now and then, which never is silent for a minute; nothing stays."""
     monkeypatch.setattr(dataset_routes, "WINDOW_S", 1.0)
-    monkeypatch.setattr(dataset_routes, "LINGER_S", 0.2)
+    monkeypatch.setattr(dataset_routes, "DRAIN_S", 0.2)
     with uploading(client) as connection:
         connection.settimeout(0.1)
         answer, began = b"", time.monotonic()

@@ -65,7 +65,7 @@ def test_without_samples_to_compare_settings_are(client: TestClient, store: JobS
     """A job that waits, and one that only scored: settings, and why there is no more."""
     done, waits = add_finished(store, "done", outputs.pruned), _queued(store)
     scored = add_finished(store, "scored", outputs.scored)
-    for other, why in ((waits, "it has no result"), (scored, "holds scores only")):
+    for other, why in ((waits, "has no result"), (scored, "holds scores only")):
         found = client.get("/api/v1/compare", params={"a": done.id, "b": other.id}).raise_for_status().json()
         assert found["samples"] is None
         assert why in found["why_no_samples"]

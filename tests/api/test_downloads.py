@@ -178,7 +178,7 @@ def test_a_full_disk_is_said_and_what_came_is_kept(served: Served, tmp_path: Pat
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))  # noqa: E731
     done = subprocess.run(arguments, capture_output=True, text=True, check=True, preexec_fn=limit, timeout=60)
     assert "cannot write" in done.stdout
-    assert "goes on where it was" in done.stdout
+    assert "repeat the command. It resumes" in done.stdout
     (part,) = tmp_path.rglob("*.part")
     assert 0 < part.stat().st_size <= 1 << 20
     with wire(served.port) as way, served.client(way.port) as client:

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from qtune_service.server.routes.jobs import _end
+from qtune_service.server.routes.jobs import _last_lines
 from tests.api.servers import scripted, serving, settings
 from tests.api.test_jobs_api import submit, until
 
@@ -75,13 +75,13 @@ def test_the_end_of_a_log(lines: int, want: bytes) -> None:
     """However it is cut into blocks; the size is that of all."""
     text = b"a\nb\nc\nd"
     for cut in range(len(text) + 1):
-        assert _end(iter([text[:cut], text[cut:]]), lines) == (want, len(text))
+        assert _last_lines(iter([text[:cut], text[cut:]]), lines) == (want, len(text))
 
 
 def test_a_long_log_is_searched_for_its_end_in_little_time() -> None:
     """Linear in its length, whatever number of lines is asked for."""
     block = b"x" * 99 + b"\n"
     started = time.perf_counter()
-    end, size = _end((block * 655 for _ in range(1600)), 100_000)
+    end, size = _last_lines((block * 655 for _ in range(1600)), 100_000)
     assert (len(end), size) == (100_000 * 100, 1600 * 65_500)
     assert time.perf_counter() - started < 5

@@ -370,7 +370,7 @@ def test_an_earlier_versions_output_has_no_pictures(browser: Any, place: JobSite
     (Path(old.root) / "plane.json").unlink()
     page, seen = opened(browser, place, place.add_finished(old))
     page.wait_for_selector("#warnings:not([hidden])")
-    assert "which wrote no plane.json" in page.inner_text("#warnings")
+    assert "and has no plane.json" in page.inner_text("#warnings")
     page.wait_for_selector("#sample-list details")
     assert [text for text in seen.complaints if "404" not in text] == []
 

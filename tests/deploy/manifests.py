@@ -43,8 +43,8 @@ def rendered(folder: str) -> list[Object]:
 
 
 def rendered_from_page(folder: Path) -> list[Object]:
-    """The overlay that docs/kubernetes.md tells readers to make, beside a copy of k8s/."""
-    page = (REPO / "docs" / "kubernetes.md").read_text(encoding="utf-8")
+    """The overlay that docs/operations/kubernetes.md tells readers to make, beside a copy of k8s/."""
+    page = (REPO / "docs" / "operations" / "kubernetes.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"^ *```text\n( *# my/kustomization\.yaml\n.*?)^ *```", page, re.DOTALL | re.MULTILINE)
     shutil.copytree(ROOT, folder / "k8s")
     (folder / "my").mkdir()

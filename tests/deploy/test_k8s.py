@@ -271,7 +271,7 @@ def test_secrets_are_told_of(folder: str) -> None:
     text = json.dumps(objects)
     found = set(re.findall(r'"secretName": "([^"]+)"', text))
     found |= set(re.findall(r'"(?:secretKeyRef|secretRef|credentials)": \{[^}]*"name": "([^"]+)"', text))
-    page = (REPO / "docs" / "kubernetes.md").read_text()
+    page = (REPO / "docs" / "operations" / "kubernetes.md").read_text()
     assert found
     assert {name for name in found if f" {name} " not in page} == set()
 

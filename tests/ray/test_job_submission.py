@@ -1,4 +1,4 @@
-"""The way of docs/deploy.md onto a cluster by hand: head, two workers, `ray job submit --working-dir`, stop, again."""
+"""Jobs through the Ray cluster CLI (docs/operations/deploy.md, Ray clusters): `ray job submit` and `ray job stop`."""
 
 from __future__ import annotations
 

@@ -114,11 +114,11 @@ def test_a_plan_reads_the_input_only(outputs: FinishedOutputs, tmp_path: Path, u
         at.write_text(json.dumps({**plan, "shards": [{**shard, "uri": good}]}))
         assert read_plan(Output(str(tmp_path))).shards[0].uri == good
     remote = "s3://b/o/_qtune/input/0000-00000.jsonl?endpoint_override=http://127.0.0.1:1"
-    Plan.from_json(json.dumps({**plan, "shards": [{**shard, "uri": remote}]})).verify_places(
+    Plan.from_json(json.dumps({**plan, "shards": [{**shard, "uri": remote}]})).verify_sources(
         Output("s3://b/o?endpoint_override=http://127.0.0.1:1").at("_qtune", "input")
     )
     at.write_text(json.dumps({**plan, "shards": [{**shard, "uri": uri.replace("{out}", str(tmp_path))}]}))
-    with pytest.raises(OutputConflictError, match="no input of the job"):
+    with pytest.raises(OutputConflictError, match="not an input of the job"):
         read_plan(Output(str(tmp_path)))
 
 

@@ -250,7 +250,7 @@ def test_a_route_that_fails_is_a_row_with_its_reason(bench: Any, scene: Scene, s
     broken = bench("processes").Outcome("script", error=outcome.error)
     (row,) = table.make_rows([broken], {}, 100, 1.0, 1.0)
     assert row.tokens_per_s is None
-    assert "| usual script | failed |" in table.render([row])
+    assert "| baseline script | failed |" in table.render([row])
     assert "no-such-route" in table.render([row])
 
 

@@ -102,7 +102,7 @@ def test_runs_are_made_once_and_reported(tmp_path: Path) -> None:
     for result, spec in zip(found, planned, strict=True):
         result["spec"] = spec.to_json()
     page.write_text("before\n<!-- main -->\nold\n<!-- end -->\nafter\n", encoding="utf-8")
-    write_report(found, [], tmp_path)
+    write_report(found, [], page, tmp_path / "images")
     lines = page.read_text(encoding="utf-8").splitlines()
     assert lines[0] == "before"
     assert lines[-1] == "after"

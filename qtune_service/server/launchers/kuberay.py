@@ -92,7 +92,7 @@ class KubeApi:
         if found is None:
             raise LaunchError(
                 f"there is no RayCluster {name!r} in namespace {self.namespace!r}",
-                "QTUNE_KUBE_CLUSTER names the one whose spec jobs get; see docs/kubernetes.md.",
+                "QTUNE_KUBE_CLUSTER names the one whose spec jobs get; see docs/operations/kubernetes.md.",
             )
         return found
 
@@ -149,9 +149,9 @@ class KubeApi:
         hints = {
             401: "The service account's token is not valid; was the account made anew? Restart the pod.",
             403: "The service account needs the Role of k8s/components/kuberay.",
-            404: "Is KubeRay installed, in a version that docs/kubernetes.md names?",
+            404: "Is KubeRay installed, in a version that docs/operations/kubernetes.md names?",
         }
-        return LaunchError(message, hints.get(answer.status_code, "See docs/kubernetes.md."))
+        return LaunchError(message, hints.get(answer.status_code, "See docs/operations/kubernetes.md."))
 
 
 def _body(answer: httpx.Response) -> Mapping[str, Any] | None:

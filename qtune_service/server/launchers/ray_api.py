@@ -47,7 +47,7 @@ class RayApi:
         if body.get("version") != API_VERSION:
             raise LaunchError(
                 f"Ray {body.get('ray_version')} at {self.address} speaks version {body.get('version')} of the Jobs API",
-                f"This server speaks version {API_VERSION}: run a Ray of the versions that docs/service.md names.",
+                f"This server speaks version {API_VERSION}: use a Ray version of docs/operations/service.md.",
             )
 
     def submit(self, submission: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from qtune_service.tokenize.token_offsets import MAX_MISSES, Placer
+from qtune_service.tokenize.token_offsets import MAX_MISSES, TokenLocator
 
 TEXTS = [
     "",
@@ -45,7 +45,7 @@ def byte_level(*, prefix_space: bool = False, rstrip: bool = False, normalizer: 
 
 def check(tokenizer: Tokenizer, texts: Sequence[str]) -> None:
     """Compare ids and places with the tokenizer's own, text by text."""
-    placed = Placer(tokenizer).place(texts)
+    placed = TokenLocator(tokenizer).locate(texts)
     for i, text in enumerate(texts):
         span = slice(placed.offsets[i], placed.offsets[i + 1])
         wanted = tokenizer.encode(text, add_special_tokens=False)
@@ -62,7 +62,7 @@ def test_places_are_the_tokenizers_own(options: dict[str, Any]) -> None:
 @given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), max_size=6))
 def test_places_of_any_text(texts: list[str]) -> None:
     """Whatever characters there are, a byte-level tokenizer's places are told by its bytes."""
-    placer = Placer(TOKENIZER)
+    placer = TokenLocator(TOKENIZER)
     assert texts == [] or placer._by_bytes(texts, placer._table) is not None  # type: ignore[arg-type]
     check(TOKENIZER, texts)
 
@@ -71,16 +71,16 @@ def test_a_tokenizer_of_words_is_asked() -> None:
     """A vocabulary of whole words spells no bytes, so its offsets are used."""
     words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "[UNK]": 2}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    assert Placer(words)._table is None
+    assert TokenLocator(words)._table is None
     check(words, ["a b", "b  c"])
 
 
 def test_proof_is_not_sought_for_ever() -> None:
     """Where the bytes never spell the text, tokenising everything twice ends after a few groups."""
-    placer = Placer(byte_level(rstrip=True))
+    placer = TokenLocator(byte_level(rstrip=True))
     for _ in range(MAX_MISSES + 1):
         assert placer._table is not None
-        assert np.array_equal(placer.place(["<|im_end|>  x"]).ends[:1], [12])
+        assert np.array_equal(placer.locate(["<|im_end|>  x"]).ends[:1], [12])
     assert placer._table is None
 
 

@@ -173,7 +173,7 @@ def test_written_files_follow_the_umask(tmp_path: Path) -> None:
     ("error", "says"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
-        (OSError(errno.EDQUOT, "Disk quota exceeded"), "the disk quota is used up"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "the disk quota is exceeded"),
         (PermissionError(errno.EACCES, "Permission denied"), "permission denied"),
         (OSError("AWS Error ACCESS_DENIED during PutObject operation: no"), "access denied"),
         (OSError("something else\nwith details"), "something else"),

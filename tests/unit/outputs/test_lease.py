@@ -20,7 +20,7 @@ from qtune_service.storage.lease import leased
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beats of a tenth of a second."""
-    monkeypatch.setattr(lease, "BEAT_S", 0.1)
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.1)
     monkeypatch.setattr(lease, "SETTLE_S", 0.05)
     monkeypatch.setattr(lease, "DEAD_S", 2.5)
 
@@ -80,7 +80,7 @@ def test_who_lost_it_ends(tmp_path: Path) -> None:
 import signal, sys, time
 from qtune_service.storage import lease
 from qtune_service.pipeline.shutdown import Stop
-lease.BEAT_S, lease.SETTLE_S = 0.1, 0.05
+lease.HEARTBEAT_S, lease.SETTLE_S = 0.1, 0.05
 Stop().install()
 with lease.leased({str(path)!r}, "out"):
     print("held", flush=True)

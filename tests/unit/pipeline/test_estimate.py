@@ -53,10 +53,10 @@ def typed(*arguments: object) -> Result:
 
 
 def test_a_measured_run_on_a_cpu(tmp_path: Path) -> None:
-    """docs/performance.md: 16 samples of 0.5B's shape, 8,832 tokens, 59% trained, at 76% of a peak of 155 to 161
-    GFLOP/s gave 130 tokens/s, end to end. The estimate of the same share and peak is within 6%.
+    """Estimate the run of docs/reference/performance.md within 6%: 16 samples of 0.5B's shape, 8,832 tokens, 59%
+    trained, at 76% of a peak of 155 to 161 GFLOP/s gave 130 tokens/s, end to end.
     """
-    page = (REPO / "docs" / "performance.md").read_text(encoding="utf-8")
+    page = (REPO / "docs" / "reference" / "performance.md").read_text(encoding="utf-8")
     assert "| `qtune prune`, end to end | 130 | 0.89 | 76% |" in page
     assert "(16 samples, 8,832 tokens)" in page
     size = Size(16, is_exact=True, lengths=Lengths([552], [round(0.59 * 552)]))
@@ -78,7 +78,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_it_counts_as_the_benchmark_does(bench: Any, tmp_path: Path) -> None:
-    """Which has a count of its own, for the shares of the peak in docs/performance.md."""
+    """Which has a count of its own, for the shares of the peak in docs/reference/performance.md."""
     spec = parse_spec(
         {"input": {"paths": [str(DEMO_DATA)]}, "model": {"name": DEMO_MODEL}, "output": {"path": "nowhere"}}
     )
@@ -181,7 +181,7 @@ def test_sizes_of_another_kind_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_command_with_numbers_alone() -> None:
-    """The billion samples of docs/performance.md: 3,900 GPU hours for 7B, 61 on 64 H100."""
+    """The billion samples of docs/reference/performance.md: 3,900 GPU hours for 7B, 61 on 64 H100."""
     done = typed("--params", 7e9, "--samples", 10**9, "--tokens", 500, "--gpus", 64, "--json")
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
