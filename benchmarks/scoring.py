@@ -82,7 +82,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """Where and with what this was measured."""
+    """Describe the machine and the versions."""
     installed = {d.name: d.version for d in metadata.distributions() if d.name in PACKAGES}
     return {"cpu": _cpu_name(), "cores": os.cpu_count(), "python": platform.python_version(), **installed}
 

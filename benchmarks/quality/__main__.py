@@ -28,7 +28,7 @@ DIGITS = 4
 
 
 def planned(sections: list[str], seeds: list[int]) -> Iterator[RunSpec]:
-    """Runs, those of a section's first seed before those of its next."""
+    """Yield runs: those of a section's first seed before those of its next."""
     for section in sections:
         for seed in seeds:
             for spec in SECTIONS[section]:
@@ -58,7 +58,7 @@ def agree_all(seeds: list[int], results: Path) -> None:
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """What was written so far."""
+    """Return the results that were written so far."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -74,7 +74,7 @@ def rounded(value: Any) -> Any:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("run", "agree", "report"))
     parser.add_argument("--results", type=Path, nargs="+", required=True)

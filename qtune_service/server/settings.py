@@ -1,7 +1,8 @@
-"""Settings of the service: environment variables that begin with QTUNE_, checked when it starts.
+"""Read the settings of the service from environment variables that begin with QTUNE_, and check them at the start.
 
-Lists are separated as paths are on the platform (`:` on Linux). Lower layers get values, never this object. A setting
-may also be a file of its name below /run/secrets, as containers get secrets: `qtune_database_url`. The variable wins.
+Lists use the platform's separator of paths (`:` on Linux). A setting may also be a file below /run/secrets, where
+containers get secrets, such as `qtune_database_url`. The variable has priority. Lower layers get values, never this
+object.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _SEPARATOR = re.compile(rf"{re.escape(os.pathsep)}(?!//)")
 
 
 def _paths(value: Any) -> Any:
-    """Parts of a list; the colon of a URI is none of its separators."""
+    """Split a text into a list of paths and URIs, and keep the colon of a URI's scheme."""
     return [part for part in _SEPARATOR.split(value) if part] if isinstance(value, str) else value
 
 
@@ -32,7 +33,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Settings(BaseSettings):
-    """What the owner of a server decides."""
+    """Settings of the administrator."""
 
     model_config = SettingsConfigDict(env_prefix="QTUNE_", frozen=True, extra="ignore")
 
@@ -95,12 +96,12 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _cluster_is_named(self) -> Settings:
         if self.launcher == "ray" and not self.ray_address:
-            raise ValueError("launcher 'ray' needs QTUNE_RAY_ADDRESS, http://HEAD:8265")
+            raise ValueError("launcher 'ray' requires QTUNE_RAY_ADDRESS, such as http://HEAD:8265")
         parts = urlsplit(self.ray_address)
         if self.ray_address and (parts.scheme not in ("http", "https") or not parts.hostname):
-            raise ValueError("ray_address is not of the form http://HEAD:8265")
+            raise ValueError("ray_address must have the form http://HEAD:8265")
         if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError("ray_address holds more than an address; the token goes into a file, see ray_token_path")
+            raise ValueError("ray_address must be an address only. Put the token into a file, see ray_token_path")
         if self.ray_token_path is not None and not self.ray_token_path.is_file():
             raise ValueError(f"ray_token_path: there is no file {str(self.ray_token_path)!r}")
         return self
@@ -108,9 +109,9 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _kubernetes_is_there(self) -> Settings:
         if self.launcher == "kuberay" and not self.kube_cluster:
-            raise ValueError("launcher 'kuberay' needs QTUNE_KUBE_CLUSTER, the name of a RayCluster")
+            raise ValueError("launcher 'kuberay' requires QTUNE_KUBE_CLUSTER, the name of a RayCluster")
         if self.kube_cluster and not re.fullmatch(r"https?://[^/?#@]+/?", self.kubernetes):
-            raise ValueError("outside of Kubernetes QTUNE_KUBE_ADDRESS is needed, https://HOST:PORT")
+            raise ValueError("QTUNE_KUBE_ADDRESS is required outside of Kubernetes, such as https://HOST:PORT")
         for name in ("token", "namespace") if self.kube_cluster else ():
             if not (self.kube_account / name).is_file():
                 raise ValueError(f"kube_account: there is no file {str(self.kube_account / name)!r}")
@@ -148,28 +149,28 @@ class Settings(BaseSettings):
 
     @property
     def database(self) -> str:
-        """URL of the database."""
+        """Return the URL of the database."""
         return self.database_url or f"sqlite:///{self.data_root}/qtune.db"
 
     @property
     def datasets(self) -> str:
-        """Folder or URI of uploaded datasets."""
+        """Return the folder or URI of uploaded datasets."""
         return self.datasets_root or str(self.data_root.absolute() / "datasets")
 
     @property
     def outputs(self) -> str:
-        """Where outputs of jobs go that name no place."""
+        """Return the folder or URI for outputs of jobs that give no path."""
         return self.outputs_root.rstrip("/") or f"{self.data_root}/outputs"
 
     @property
     def kubernetes(self) -> str:
-        """Address of the Kubernetes API, or nothing where there is none."""
+        """Return the address of the Kubernetes API, or an empty text where there is none."""
         host, port = (os.environ.get(f"KUBERNETES_SERVICE_{name}", "") for name in ("HOST", "PORT"))
         shown = f"[{host}]" if ":" in host else host
         return self.kube_address or (f"https://{shown}:{port or 443}" if host else "")
 
     def ray_token(self) -> str | None:
-        """The cluster's token as it is now, or None where there is none. Raises SettingsError."""
+        """Read the cluster's token, or return None where there is none. Raise SettingsError."""
         path = self.ray_token_path or os.environ.get("RAY_AUTH_TOKEN_PATH")
         if self.ray_token_path is None and (token := os.environ.get("RAY_AUTH_TOKEN")):
             return token.strip()
@@ -182,7 +183,7 @@ class Settings(BaseSettings):
 
     @property
     def is_local(self) -> bool:
-        """Whether only this machine can reach the server."""
+        """Return whether only this machine can reach the server."""
         if self.host == "localhost":
             return True
         try:
@@ -192,18 +193,18 @@ class Settings(BaseSettings):
 
     @property
     def needs_tokens(self) -> bool:
-        """Whether every request needs an API token."""
+        """Return whether every request needs an API token."""
         return self.require_tokens or (not self.is_local and not self.insecure)
 
 
 def load_settings(**changes: Any) -> Settings:
-    """From the environment and files of secrets; `changes` (flags) come first. Raises SettingsError."""
+    """Read the settings. `changes` (flags) have priority over environment and secrets. Raise SettingsError."""
     if SECRETS.is_dir():
         changes.setdefault("_secrets_dir", SECRETS)
     try:
         return Settings(**{name: value for name, value in changes.items() if value is not None})
     except OSError as error:
-        raise SettingsError(f"a file of secrets cannot be read: {error}", "User 10001 must read it.") from error
+        raise SettingsError(f"a secrets file cannot be read: {error}", "User 10001 must be able to read it.") from error
     except ValidationError as error:
         lines = [f"  QTUNE_{str(e['loc'][0]).upper() if e['loc'] else '*'}: {e['msg']}" for e in error.errors()]
         raise SettingsError("settings are wrong\n" + "\n".join(lines), "See docs/reference/settings.md.") from error

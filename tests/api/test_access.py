@@ -33,7 +33,7 @@ def test_a_token_lets_in_until_it_is_revoked(database: Engine) -> None:
     store.revoke("ci")
     assert store.check(text) is None
     store.create("ci", Scope.read)
-    with pytest.raises(SpecError, match="there is a token named 'ci'"):
+    with pytest.raises(SpecError, match="there is already a token named 'ci'"):
         store.create("ci", Scope.read)
     with pytest.raises(NotFoundError, match="no token named 'x'"):
         store.revoke("x")

@@ -18,13 +18,13 @@ from tests.finished_outputs import NUM_SAMPLES, FinishedOutputs, prune
 
 @pytest.fixture
 def store(tmp_path: Path) -> JobStore:
-    """Of the server."""
+    """Return the store of the server."""
     return open_store(tmp_path)
 
 
 @pytest.fixture
 def client(tmp_path: Path, store: JobStore) -> TestClient:
-    """A server's. It starts no job."""
+    """Return a client of a server that starts no job."""
     return TestClient(create_app(settings(tmp_path), scripted(tmp_path)), base_url="http://127.0.0.1")
 
 

@@ -45,7 +45,7 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, outputs: FinishedOutputs) -> Iterator[Served]:
-    """For all tests here; none changes it."""
+    """Run a server for all tests of this module. None of them changes its output."""
     folder = tmp_path_factory.mktemp("server")
     root = folder / "output"
     shutil.copytree(outputs.pruned.root, root)
@@ -217,7 +217,7 @@ def test_files_come_in_parallel(tmp_path: Path) -> None:
 
 
 def listing(bodies: dict[str, bytes]) -> bytes:
-    """What a server says of its files."""
+    """Return the list of files that a server gives."""
     files = [
         {"path": path, "size_bytes": len(body), "sha256": hashlib.sha256(body).hexdigest(), "rows": 0}
         for path, body in bodies.items()

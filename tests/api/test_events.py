@@ -34,7 +34,9 @@ def submitted(store: JobStore) -> str:
 
 
 def in_own_loop(story: Coroutine[Any, Any, T]) -> T:
-    """What it returns. In a thread, for the browser's tests leave a running loop in the main one."""
+    """Run a coroutine in a thread and return its result. The browser's tests leave a running loop in the main
+    thread.
+    """
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(asyncio.run, story).result()
 

@@ -27,7 +27,7 @@ PATHS, MODEL = '[data-field="input.paths"]', '[data-field="model.name"]'
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    """A server that may read the demo and run scripted jobs."""
+    """Yield a server that may read the demo and run scripted jobs."""
     allowed = {"allowed_inputs": (str(DEMO_DATA.parent),), "allowed_models": ("succeed", DEMO_MODEL)}
     with running(lambda: create_app(settings(tmp_path, **allowed), scripted(tmp_path))) as made:
         yield made
@@ -88,7 +88,9 @@ def test_the_servers_refusals_are_beside_their_fields(browser: Any, site: Site) 
     _start(page)
     page.locator("#input-take-error").wait_for()
     assert page.locator("details:has(#input-take)").get_attribute("open") is not None
-    assert "quadrant_rule goes with strategy" in page.inner_text("#errors")
+    needed = "“Quadrant rule” needs “How samples are chosen” 'q_tuning', not 'random'"
+    assert f"Quadrant rule: {needed}" in page.inner_text("#errors")
+    assert page.inner_text("#prune-quadrant_rule-error") == needed
     assert faults(page) == []
     assert _jobs(site) == []
 

@@ -23,7 +23,7 @@ def ask(output: str, *flags: object, env: dict[str, str] | None = None) -> Resul
 
 
 def lines(output: str, *flags: object) -> list[Any]:
-    """The answer to a script."""
+    """Return the lines of an answer in JSON."""
     done = ask(output, *flags, "--json")
     assert done.exit_code == 0, done.output
     return [json.loads(line) for line in done.stdout.splitlines()]

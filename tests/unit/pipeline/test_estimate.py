@@ -35,7 +35,7 @@ QWEN_05B = {
 
 
 def model_of(folder: Path, **config: Any) -> ModelSpec:
-    """A model by its configuration alone."""
+    """Return a model by its configuration alone."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     return ModelSpec(name=str(folder))
@@ -70,7 +70,7 @@ def test_a_measured_run_on_a_cpu(tmp_path: Path) -> None:
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Imports the scoring benchmark's parts by name, and forgets them afterwards."""
+    """Import the scoring benchmark's parts by name, and forget them afterwards."""
     monkeypatch.syspath_prepend(str(REPO / "benchmarks"))
     yield lambda name: importlib.import_module(f"side_by_side.{name}")
     for name in [name for name in sys.modules if name.partition(".")[0] == "side_by_side"]:
@@ -131,7 +131,7 @@ def test_rejected_records_are_taken_off(tmp_path: Path) -> None:
 
 
 def ten_hours(**hardware: Any) -> Estimate:
-    """A job of ten GPU hours at half of a peak."""
+    """Return a job of ten GPU hours at half of a peak."""
     model = ModelCost(body=0.5e12 * 3600, held=hardware.pop("held", 0))
     size = Size(10, is_exact=True, lengths=Lengths([1], [1]))
     return estimate(size, model, Hardware(Device(2, 80), **hardware), keep_ratio=0.5)
