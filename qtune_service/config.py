@@ -1,8 +1,8 @@
 """JobSpec: the description of a pruning job, and the only place of its fields, defaults, limits and help.
 
-The command line, the form of the web page, the REST API and docs/reference are generated from it; job_fields.py lists
-the fields for them. Beside its type a field carries a `Flag` (how people set it) or `JOB_FILE_ONLY`, as `Annotated`
-metadata; pydantic keeps it out of the JSON schema.
+The command line, the form of the web page, the REST API and docs/reference are generated from it. job_fields.py lists
+the fields for them. A field also carries a `Flag` or `JOB_FILE_ONLY` as `Annotated` metadata, which pydantic keeps out
+of the JSON schema.
 
 The models are plain pydantic, free of torch, ray and vllm. They are frozen and refuse unknown keys, so that a typing
 mistake in a job file is found before a GPU is reserved. Every number has both bounds and every text and collection a
@@ -63,11 +63,11 @@ class FlagGroup(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """How people set a field: its place in `--help`, and the names that the field's own name does not give."""
+    """Flag of a field: its section in `--help`, and names other than the field's own."""
 
     group: FlagGroup
     metavar: str = ""
-    """Word for the value in `--help`; empty for switches and short lists of choices."""
+    """Placeholder of the value in `--help`. Empty for switches and short lists of choices."""
     name: str = ""
     """Flag without its dashes, where it is not the field's name."""
     short: str = ""
@@ -180,7 +180,7 @@ NumActors = Annotated[
 
 
 class EngineSpec(_Part):
-    """How the model is run."""
+    """Settings of the engine that runs the model."""
 
     name: Annotated[
         EngineName, Flag(FlagGroup.run, "auto|vllm|reference|MODULE:FACTORY", name="engine", label="Engine")
@@ -217,7 +217,7 @@ class EngineSpec(_Part):
 
 
 class PruneSpec(_Part):
-    """How samples and tokens are chosen; see docs/reference/method.md."""
+    """Settings of the choice of samples and tokens. docs/reference/method.md explains the method."""
 
     sample_keep_ratio: Annotated[Ratio, Flag(FlagGroup.keep, "RATIO")] = 0.5
     """Share of the scored samples to keep."""

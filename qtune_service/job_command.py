@@ -1,4 +1,4 @@
-"""The command that does what a job does: `qtune prune` or `score` with the flags of all fields that are not defaults.
+"""Build the command of a job: `qtune prune` or `score` with the flags of all fields that are not defaults.
 
 A job that sets a field without a flag, or a value that no flag can carry, becomes a job file and `qtune run`.
 """

@@ -43,7 +43,7 @@ class JobField:
 
     @property
     def is_argument(self) -> bool:
-        """Return whether the values stand on the command line without a flag."""
+        """Return whether the command line takes the values without a flag."""
         return self.path == "input.paths"
 
     @property
@@ -93,7 +93,7 @@ class JobField:
         return tuple(get_args(each)[0] if get_origin(each) is Annotated else each for each in kinds)
 
     def parse(self, text: str) -> Any:
-        """Return the value that a text stands for. Raises ValueError that says what is allowed."""
+        """Parse a text into the field's value. Raises ValueError that names the allowed values."""
         if self.choices and text not in self.choices:
             raise ValueError(f"{text!r} is not one of {', '.join(map(repr, self.choices))}.")
         try:

@@ -1,4 +1,4 @@
-"""The `qtune` command; see main.py."""
+"""The `qtune` command. main.py lists its commands."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Declare commands: help texts that fit 80 columns, import on use, and options that several commands share.
 
-A help text has sections of what people do, whole names, values as words, and examples.
+A help text has sections by task, whole names, placeholders of values, and examples.
 
 A command's options are listed by the section in their `rich_help_panel`, in the order of `FlagGroup`; other sections
 follow in the order of the options. Names and values stand on the left, texts in a column on the right, below the name
@@ -37,7 +37,7 @@ def command(
     examples: str = "",
     cls: type[HelpCommand] | None = None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Add a command to an app. usage: what follows its arguments in the usage line; examples: one on a line."""
+    """Add a command to an app. usage: the end of the usage line, after the arguments. examples: one per line."""
     return app.command(name, cls=cls or HelpCommand, options_metavar=usage, epilog=examples or None)
 
 
@@ -50,7 +50,7 @@ class HelpCommand(TyperCommand):
         return [*arguments, *filter(None, [self.options_metavar])]
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write the usage, what the command does, its sections and its examples."""
+        """Write the usage, the description, the sections and the examples."""
         self.format_usage(ctx, formatter)
         _write_text(formatter, self.help)
         for title, rows in sections(self.get_params(ctx)).items():
@@ -74,7 +74,7 @@ class Group(TyperGroup):
     """A group of commands with such a help text."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write the usage, what the commands are about, and a line for each."""
+        """Write the usage, the description, and a line per command."""
         self.format_usage(ctx, formatter)
         _write_text(formatter, self.help)
         summaries = self.summaries()
@@ -89,7 +89,7 @@ class Group(TyperGroup):
 
 
 class _LazyCommands(MutableMapping[str, Any]):
-    """Commands by name; one that was not added is imported when it is read."""
+    """Commands by name. A lazy one is imported when it is read."""
 
     def __init__(self, lazy: Mapping[str, LazyCommand]) -> None:
         self._lazy = lazy
@@ -167,7 +167,7 @@ def _arguments(command: Any, ctx: Any) -> Iterator[Any]:
 
 
 def _ordered(params: Iterable[Any]) -> list[Any]:
-    """Return options by section: arguments, those of FlagGroup, others, rare ones; in a section arguments first."""
+    """Return options by section: arguments, those of FlagGroup, others, rare ones. Arguments begin a section."""
     from qtune_service.config import FlagGroup
 
     params = list(params)
@@ -187,7 +187,7 @@ def _section(param: Any) -> str:
 
 
 def _row(param: Any) -> tuple[str, str]:
-    """Return an option's names with the word for its value, and its text."""
+    """Return an option's names with the placeholder of its value, and its text."""
     is_argument = param.param_type_name == "argument"
     names = [_argument_name(param)] if is_argument else sorted(param.opts, key=lambda name: name.startswith("--"))
     left = ", ".join(names) + "".join(f" / {name}" for name in param.secondary_opts)
@@ -202,7 +202,7 @@ def _argument_name(param: Any) -> str:
 
 
 def _extras(param: Any) -> Iterator[str]:
-    """Yield what is said in brackets: the default, the environment variable, or that a value is required."""
+    """Yield the remarks in brackets: environment variable, required, default."""
     default = getattr(param.default, "value", param.default) if isinstance(param.default, Enum) else param.default
     if param.envvar:
         yield f"[env: {param.envvar}]"

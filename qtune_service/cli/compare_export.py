@@ -1,4 +1,4 @@
-"""`qtune compare`: compare what strategies and ratios would keep. `qtune export`: write an output for a trainer."""
+"""`qtune compare`: compare strategies and ratios. `qtune export`: write an output for a trainer."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def _draw(path: Path, columns: Any, comparisons: Any, by: str | None) -> None:
 
 
 class To(StrEnum):
-    """Formats of exports, as in exports/trainers.py; a test compares them."""
+    """Formats of exports. A test compares them with export/trainers.py."""
 
     analysis = "analysis"
     trl = "trl"

@@ -1,4 +1,4 @@
-"""`qtune estimate`: estimate what a job will cost before it is run, from data and a model or from numbers alone."""
+"""`qtune estimate`: estimate the cost of a job from data and a model, or from numbers alone."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def _estimate(given: Given, flags: dict[str, Any]) -> Estimate:
 
 
 def _spec(given: Given) -> JobSpec | None:
-    """Return the spec of a job file or of flags, as far as it is known; None without a model."""
+    """Return the spec of a job file or of flags, as far as it is known. None without a model."""
     data = given.get("input.paths", [])
     if "model.name" in given:
         return spec_of({"input.paths": ["unused"], **given}, output={"path": "unused"})

@@ -84,7 +84,7 @@ class Request:
 
 
 def show_samples(output: str, request: Request) -> None:
-    """Print what was requested. Raises QueryError."""
+    """Print the requested view. Raises QueryError."""
     finished = FinishedOutput(output)
     records = rejected_of(finished) if request.rejected else samples_of(finished)
     view = _View(finished, records, request, _console())
@@ -217,6 +217,6 @@ class _View:
 
 
 def _console() -> Console:
-    """Return a console; it is wide where its lines go into a file or another program."""
+    """Return a console, which is wide if its lines go into a file or another program."""
     console = Console()
     return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=FILE_WIDTH)

@@ -1,8 +1,8 @@
 """Flags made from the fields of JobSpec: names, sections, help, limits and defaults come from config.py.
 
 `takes_job_fields` gives a command the flags of some fields in place of its parameter `given`, a mapping from the
-dotted names of the fields that the user set to their values. `spec_of` makes a JobSpec of it. A value is checked by its
-field's own type when it is parsed; what several fields decide together is checked by `spec_of`.
+dotted names of the fields that the user set to their values. A value is checked by its field's own type when it is
+parsed. `spec_of` makes a JobSpec of the mapping and checks rules between fields.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def serve(
         typer.Option("--insecure", help="Admit everybody who reaches the address. [env: QTUNE_INSECURE]"),
     ] = None,
 ) -> None:
-    """Start the service. Its other settings are environment variables, QTUNE_...; see docs/reference/settings.md."""
+    """Start the service. Its other settings are environment variables: docs/reference/settings.md."""
     with exit_codes():
         from qtune_service.server.app import create_app
         from qtune_service.server.http_server import serve as serve_http
@@ -166,7 +166,7 @@ def import_jobs(
     data_root: RootOpt = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object per output.")] = False,
 ) -> None:
-    """On the server, recreate jobs from their outputs after its database was lost. It is safe to repeat."""
+    """Recreate the jobs of a lost database from their outputs, on the server itself. It is safe to repeat."""
     with exit_codes(STOPPED):
         fates: Counter[str] = Counter()
         for found in _rebuilt(places, owner, data_root):

@@ -136,7 +136,7 @@ def read_token(path: Path | None) -> str | None:
 
 
 def say(text: str) -> None:
-    """Print a line for people on standard error; programs read standard output."""
+    """Print a line for people on standard error. Programs read standard output."""
     Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -194,7 +194,7 @@ def login(
 
 
 def _typed() -> str | None:
-    """Return the token, typed without echo or piped; None for an empty one, as some servers need no token."""
+    """Return the token, typed without echo or piped. None for an empty one, as some servers need no token."""
     if sys.stdin.isatty():
         text: str = typer.prompt(
             "API token (empty for none)", default="", hide_input=True, show_default=False, err=True

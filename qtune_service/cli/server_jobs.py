@@ -1,4 +1,4 @@
-"""`qtune jobs` and `qtune datasets`: list, show, stop, resume, delete and download what a server has.
+"""`qtune jobs` and `qtune datasets`: list, show, stop, resume, delete and download on a server.
 
 Exit codes are those of cli/console.py, and of a job that was watched to its end: 0 succeeded, 1 failed, 5 cancelled.
 """

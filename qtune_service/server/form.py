@@ -1,6 +1,6 @@
 """The form of a new job. Names, texts, limits and defaults come from config.py, by the schema of a request.
 
-A field is a control with the dotted name that the API's errors use, so that an error is shown beside its control. The
+A field is a control with the dotted name that the API's errors use, so that an error is shown at its control. The
 template places some fields by hand and lists the others.
 """
 
