@@ -1,6 +1,6 @@
-"""`qtune doctor`: what this machine can do, a tiny proof that its scores are right, and what to fix.
+"""Check this machine for `qtune doctor`: its packages and devices, the scores of each engine, and how to fix problems.
 
-The proof: a random two-layer Llama is written to a temporary folder, each engine scores a few sequences of it in a
+The scores are checked on a random two-layer Llama in a temporary folder. Each engine scores a few sequences of it in a
 process of its own, and the result is compared with a float64 softmax over the model's full logits.
 """
 
@@ -22,17 +22,17 @@ from packaging.specifiers import SpecifierSet
 from rich.table import Table
 
 TOLERANCE_NATS = 1e-4
-"""float32 engines against float64 softmax."""
+"""Allowed difference of a float32 engine to a float64 softmax."""
 PYTHONS = SpecifierSet(">=3.11,<3.14")
 RAYS = SpecifierSet(">=2.55,<2.62")
 SHM_BYTES = 1 << 30
 NUMA = "libnuma.so.1"
-"""Of the system; vLLM's build for CPUs is linked with it, and pip cannot bring it."""
+"""A library of the system. vLLM's build for CPUs is linked with it, and pip cannot install it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked at. `fix` says what to do where it is not well; `fatal` means that no job can run."""
+    """One check. `fix` is the remedy of a problem. `fatal` means that no job can run with it."""
 
     what: str
     found: str
@@ -41,10 +41,10 @@ class Finding:
 
 
 def examine() -> tuple[Table, bool]:
-    """Look at everything. Returns what to show, and whether jobs can run here."""
+    """Run all checks. Return a table to show, and whether jobs can run here."""
     findings = list(_findings())
     table = Table(title="qtune doctor", title_justify="left", title_style="bold")
-    for column in ("", "what", "found", "what to do"):
+    for column in ("", "check", "found", "fix"):
         table.add_column(column, overflow="fold")
     for f in findings:
         sign = "[green]ok[/]" if not f.fix else "[red]no[/]" if f.fatal else "[yellow]--[/]"
@@ -65,7 +65,7 @@ def _findings() -> Iterator[Finding]:
     checks = [_check_engine("reference"), _check_vllm()]
     yield from checks
     if all(c.fix for c in checks):
-        yield Finding("engines", "none works", "See the lines above; at least one engine must be right.", fatal=True)
+        yield Finding("engines", "none works", "See the lines above: at least one engine must be right.", fatal=True)
 
 
 def _python() -> Finding:
@@ -122,7 +122,7 @@ def _disk() -> Finding:
 
 
 def _system_library(name: str) -> Finding:
-    """By the loader itself: what is found elsewhere does not help."""
+    """Check a library with the loader itself, because files in other folders do not help."""
     try:
         ctypes.CDLL(name)
     except OSError:
@@ -143,7 +143,7 @@ def _check_vllm() -> Finding:
 
 
 def _check_engine(name: str, version: str = "") -> Finding:
-    """Score in a process of its own: one engine a process, and a crash is a finding."""
+    """Check an engine in a process of its own, so that a crash becomes a finding."""
     what = f"engine {name}"
     run = subprocess.run(
         [sys.executable, "-m", "qtune_service.scoring.selfcheck", name], capture_output=True, text=True, check=False
@@ -152,10 +152,12 @@ def _check_engine(name: str, version: str = "") -> Finding:
     if run.returncode or not last.startswith("max difference"):
         reason = (run.stderr.strip().splitlines() or ["no output"])[-1]
         return Finding(
-            what, f"{version} failed: {reason}", f"python -m qtune_service.scoring.selfcheck {name} shows all."
+            what,
+            f"{version} failed: {reason}",
+            f"python -m qtune_service.scoring.selfcheck {name} shows the error.",
         )
     difference = float(last.rsplit(" ", 2)[-2])
     text = f"{version} max difference to float64 {difference:.1e} nats".strip()
     return Finding(
-        what, text, "" if difference <= TOLERANCE_NATS else "Scores are wrong on this machine; please report it."
+        what, text, "" if difference <= TOLERANCE_NATS else "Scores are wrong on this machine. Please report it."
     )

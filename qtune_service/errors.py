@@ -1,8 +1,8 @@
-"""Every error that a user can meet, under one root.
+"""Define every error that a user can meet, under one root.
 
-An error says what was wrong, where, and what to do about it. Subclasses also inherit the matching standard
-type, so `except ValueError` keeps working, and hold only their arguments, so they survive pickling across Ray.
-`exit_code` is what the command line ends with: 2 usage, 3 data, 4 runtime.
+An error has a message (the problem and its place) and a hint (the remedy). Subclasses also inherit the matching
+standard type, so `except ValueError` keeps working, and hold only their arguments, so they can be pickled for Ray.
+`exit_code` is the exit code of the command line: 2 usage, 3 data, 4 runtime.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 
 class QTuneError(Exception):
-    """Root of the package's errors. `hint` tells the user what to do."""
+    """Root of the package's errors. `hint` names the remedy."""
 
     exit_code = 4
 
@@ -26,12 +26,12 @@ class QTuneError(Exception):
 
     @property
     def code(self) -> str:
-        """A stable name for programs: `output_conflict` of OutputConflictError."""
+        """Return a stable name for programs, such as `output_conflict` of OutputConflictError."""
         return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__.removesuffix("Error")).lower()
 
 
 class SpecError(QTuneError, ValueError):
-    """The job specification is wrong or contradicts itself or an earlier run."""
+    """The job specification is wrong, or contradicts itself or an earlier run."""
 
     exit_code = 2
 
@@ -43,11 +43,11 @@ class DataError(QTuneError, ValueError):
 
 
 class BadDatasetError(DataError):
-    """An uploaded file is none that a job could read."""
+    """A job cannot read an uploaded file."""
 
 
 class ChecksumMismatchError(DataError):
-    """A file arrived with another content than its sender announced."""
+    """A file arrived with other content than its sender announced."""
 
 
 class StorageError(QTuneError, OSError):
@@ -57,11 +57,11 @@ class StorageError(QTuneError, OSError):
 
 
 class DamagedFileError(StorageError):
-    """A file of an output has another content than this package writes."""
+    """A file of an output has content that this package does not write."""
 
 
 class DiskFullError(StorageError):
-    """There is no room for a file."""
+    """The disk has no space for a file."""
 
 
 class ModelError(QTuneError, RuntimeError):
@@ -77,7 +77,7 @@ class EngineError(QTuneError, RuntimeError):
 
 
 class ShardFailedError(EngineError):
-    """A shard could not be worked through however often it was tried. Other shards are not concerned."""
+    """A shard failed in all its attempts. Other shards are not affected."""
 
 
 class OutputConflictError(QTuneError, RuntimeError):
@@ -97,7 +97,7 @@ class DatabaseError(QTuneError, RuntimeError):
 
 
 class NotFoundError(QTuneError, KeyError):
-    """There is no such job, sample, dataset, file or token."""
+    """The requested job, sample, dataset, file or token does not exist."""
 
     exit_code = 2
 
@@ -105,59 +105,59 @@ class NotFoundError(QTuneError, KeyError):
 
 
 class UnknownDatasetError(SpecError):
-    """A job names a dataset that there is not."""
+    """The job references a dataset that does not exist."""
 
 
 class DatasetInUseError(QTuneError, RuntimeError):
-    """A job that waits or runs reads the dataset."""
+    """A queued or running job reads the dataset."""
 
     exit_code = 2
 
 
 class TooLargeError(QTuneError, ValueError):
-    """More bytes than the server's owner lets in."""
+    """A request has more bytes than the administrator allows."""
 
     exit_code = 2
 
 
 class TooSlowError(QTuneError, TimeoutError):
-    """Something took longer than the server waits."""
+    """A request took longer than the server waits."""
 
     __str__ = QTuneError.__str__  # not OSError's
 
 
 class BusyError(QTuneError, RuntimeError):
-    """The server does as much of this as it can; try again soon."""
+    """The server is at its limit for this kind of request. Try again soon."""
 
 
 class IllegalMoveError(QTuneError, RuntimeError):
-    """A job cannot go from its status to the one asked for."""
+    """A job cannot change from its status to the requested one."""
 
     exit_code = 2
 
 
 class IdempotencyConflictError(QTuneError, ValueError):
-    """An Idempotency-Key was used before, for another request."""
+    """The Idempotency-Key was used for another request."""
 
     exit_code = 2
 
 
 class LaunchError(QTuneError, RuntimeError):
-    """A job could not be started, stopped or asked about."""
+    """A job could not be started, stopped or queried."""
 
 
 class LauncherAwayError(LaunchError):
-    """The place where a job is to run does not answer; it may soon."""
+    """The cluster that runs a job does not answer. It may answer soon."""
 
 
 class QueryError(QTuneError, ValueError):
-    """A question about an output that cannot be answered: a wrong condition, an unknown column or sample."""
+    """A query of an output is invalid: a wrong condition, an unknown column or sample."""
 
     exit_code = 2
 
 
 class NotAllowedError(QTuneError, PermissionError):
-    """The server's owner does not allow what was asked for."""
+    """The administrator does not allow the request."""
 
     exit_code = 2
 
@@ -165,7 +165,7 @@ class NotAllowedError(QTuneError, PermissionError):
 
 
 class NotSignedInError(QTuneError, PermissionError):
-    """There is no valid token."""
+    """The request has no valid token."""
 
     exit_code = 2
 
@@ -173,19 +173,19 @@ class NotSignedInError(QTuneError, PermissionError):
 
 
 class UnreachableError(QTuneError, ConnectionError):
-    """No server answers there, or its answer broke off."""
+    """No server answers at the address, or its answer was cut off."""
 
     __str__ = QTuneError.__str__  # not OSError's
 
 
 class WaitTimeoutError(QTuneError, TimeoutError):
-    """A job did not end in the time that was given; it goes on."""
+    """A job did not end within the given time. It continues."""
 
     __str__ = QTuneError.__str__  # not OSError's
 
 
 class ApiError(QTuneError, RuntimeError):
-    """A server refused, or failed. What it names by an error of this module is raised as that one instead."""
+    """A server refused a request or failed, with a code that is not of an error in this module."""
 
     def __init__(
         self, message: str, hint: str = "", code: str = "", status: int = 0, fields: Sequence[tuple[str, str]] = ()
@@ -193,12 +193,12 @@ class ApiError(QTuneError, RuntimeError):
         super().__init__(message, hint)
         self.args = (message, hint, code, status, tuple(fields))
         self.status = status
-        """HTTP's."""
+        """HTTP status."""
         self.fields = tuple(fields)
-        """(field, what is wrong with it) of the request."""
+        """(field, problem) pairs of the request."""
         self.exit_code = 2 if 400 <= status < 500 else 4
 
     @property
     def code(self) -> str:
-        """The server's stable name of it."""
+        """Return the server's code of the error."""
         return str(self.args[2])

@@ -1,9 +1,8 @@
-"""Import what a user names as `module:name`: a quadrant rule, an engine.
+"""Import user code by name, and transformers without torch.
 
-transformers without torch: a third of the start-up where only a tokenizer and a configuration are wanted.
-
-transformers supports that; it looks for torch once, when it is first imported. So this must come before, and only in
-a process that runs no model later: the command's own, and the workers that encode.
+A user names a quadrant rule or an engine as `module:name`. transformers without torch takes a third of the start-up
+time, where only a tokenizer and a configuration are needed. It looks for torch once, when it is first imported. So the
+import without torch must come first, in a process that never runs a model: the command, or a worker that encodes.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from qtune_service.errors import SpecError
 
 
 def import_named(path: str, what: str) -> Any:
-    """The callable at `module:name`. Modules beside the working directory are found. Raises SpecError."""
+    """Return the callable at `module:name`, also of modules in the working directory. Raise SpecError."""
     module_name, _, name = path.partition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
@@ -32,18 +31,18 @@ def import_named(path: str, what: str) -> Any:
 
 
 def import_transformers_without_torch() -> None:
-    """Import transformers as if torch were not installed; does nothing where either of them is imported already."""
+    """Import transformers as if torch were not installed. Do nothing where either is imported already."""
     if "torch" in sys.modules or "transformers" in sys.modules:
         return
     advice = os.environ.get("TRANSFORMERS_NO_ADVISORY_WARNINGS")
-    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"  # it would tell the user that torch was not found
-    sys.modules["torch"] = None  # type: ignore[assignment]  # an import of it fails, which is what transformers tries
+    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"  # it would warn that torch was not found
+    sys.modules["torch"] = None  # type: ignore[assignment]  # transformers tries to import it, and fails
     try:
         import transformers
         from transformers.utils import is_torch_available
 
         assert transformers.__version__
-        is_torch_available()  # remembered
+        is_torch_available()  # caches the answer
     finally:
         del sys.modules["torch"]
         if advice is None:

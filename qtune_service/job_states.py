@@ -1,12 +1,12 @@
-"""A job of the service, its states and the moves between them.
+"""Define a job of the service, its states and the transitions between them.
 
     queued -> running -> succeeded
       |          |-----> failed ----> queued      (resume)
       |          '-----> cancelled -> queued      (resume)
       '---------------> cancelled
 
-A job's row is the server's knowledge; the driver's own word is beside its output. Whatever the server missed while it
-was away is read from there (service.py).
+A job's row is the server's record. The driver writes its status into the output, from which the server reads changes
+that it missed while it was down (service.py).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from qtune_service.errors import IllegalMoveError
 
 
 class JobStatus(StrEnum):
-    """Where a job stands."""
+    """Status of a job."""
 
     queued = "queued"
     running = "running"
@@ -31,7 +31,7 @@ class JobStatus(StrEnum):
 
     @property
     def is_final(self) -> bool:
-        """Whether nothing happens to it by itself any more."""
+        """Return whether the job has ended."""
         return self not in (JobStatus.queued, JobStatus.running)
 
 
@@ -53,7 +53,7 @@ def check_move(job_id: str, old: JobStatus, new: JobStatus) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a running job is, as its driver last told."""
+    """Progress of a running job, as its driver last reported it."""
 
     samples_done: int = 0
     samples_total: int | None = None
@@ -64,7 +64,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class JobError:
-    """Why a job failed."""
+    """The error that ended a job."""
 
     code: str
     message: str
@@ -73,7 +73,7 @@ class JobError:
 
 @dataclass(frozen=True, slots=True)
 class JobItem:
-    """A job in a list: all but its spec, which may be large. Times are UTC."""
+    """A job in a list, without its spec, which may be large. Times are UTC."""
 
     id: str
     name: str
@@ -84,7 +84,7 @@ class JobItem:
     created_at: datetime
     updated_at: datetime
     version: int
-    """Grows with every change; the id of its event."""
+    """Number that grows with every change, used as the id of the change's event."""
     stage: str = ""
     progress: Progress = field(default_factory=Progress)
     counts: Mapping[str, int] = field(default_factory=dict)
@@ -94,7 +94,7 @@ class JobItem:
     finished_at: datetime | None = None
     launcher: str = ""
     attempts: int = 0
-    """How often it was started."""
+    """Number of times that it was started."""
     cancel_requested: bool = False
     model: str = ""
     """Name of the model, as in the spec."""
@@ -102,10 +102,10 @@ class JobItem:
 
 @dataclass(frozen=True, slots=True)
 class Job(JobItem):
-    """A job with what it needs to run."""
+    """A job with the data to run it."""
 
     spec: Mapping[str, Any] = field(kw_only=True)
     reference: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
-    """What the launcher knows it by: a process, or a submission."""
+    """The launcher's reference of it: a process, or a submission."""
     variables: Mapping[str, str] = field(default_factory=dict, kw_only=True)
-    """Environment variables that its driver gets; not stored."""
+    """Environment variables of its driver. They are not stored."""

@@ -1,8 +1,8 @@
-"""What reaches the terminal: ours. What libraries have to say goes to a log file.
+"""Send the output of libraries to a log file, so that only this package writes to the terminal.
 
-Python warnings and loggers of libraries are captured. File descriptor 2, to which the C++ code of Ray and torch
-writes, and sys.stdout, to which Ray prints what it thinks of lost nodes, are pointed at the log while a job runs; our
-own console keeps the real standard error.
+Python warnings and loggers of libraries are captured. File descriptor 2, to which the C++ code of Ray and torch writes,
+and sys.stdout, to which Ray prints messages about lost nodes, point to the log while a job runs. The package's own
+console keeps the real standard error.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rich.console import Console
 
 @contextlib.contextmanager
 def quiet_libraries(log: Path) -> Iterator[Console]:
-    """Send everything but our own output to `log`; yields the console of the real standard error."""
+    """Send all output of libraries to `log`, and yield a console on the real standard error."""
     log.parent.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

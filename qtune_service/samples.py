@@ -1,9 +1,9 @@
-"""What is measured: token scores of a sample, and their means.
+"""Define samples and their token scores, and compute means over tokens.
 
-All logarithms are natural, so NLL and entropy are in nats. A position is scored when the loss mask is 1 and it
-is not position 0, which has no prediction. Token arrays hold the scored tokens only, in order. Many samples are
-held flat: the values of sample s are `values[offsets[s]:offsets[s + 1]]`, as in an Arrow list array. Means are
-taken in float64, sample by sample, so they do not depend on which samples lie beside each other.
+All logarithms are natural, so NLL and entropy are in nats. A position is scored when the loss mask is 1 and it is not
+position 0, which has no prediction. Token arrays hold the scored tokens only, in order. Many samples are held flat: the
+values of sample s are `values[offsets[s]:offsets[s + 1]]`, as in an Arrow list array. Means are computed in float64,
+sample by sample, so they do not depend on the neighbours of a sample.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class TokenScores:
 
 
 def perplexity(mean_nll: ArrayLike) -> NDArray[np.float64]:
-    """exp(mean_nll), to show and to compare with thresholds; inf above 709 nats. Same shape as its argument."""
+    """Return exp(mean_nll), in the shape of its argument. It is inf above 709 nats."""
     with np.errstate(over="ignore"):
         return np.asarray(np.exp(np.asarray(mean_nll, dtype=np.float64)))
 
 
 def sample_means(values_flat: NDArray[np.floating[Any]], offsets: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
-    """Mean of each sample's tokens: values (M,), offsets (S + 1,) -> (S,). NaN where a sample has none."""
+    """Return the mean of each sample's tokens: values (M,), offsets (S + 1,) -> (S,). NaN where a sample has none."""
     bounds = check_offsets(offsets, len(values_flat), "values_flat")
     sizes = np.diff(bounds)
     filled = sizes > 0
@@ -54,7 +54,7 @@ def sample_means(values_flat: NDArray[np.floating[Any]], offsets: NDArray[np.int
 
 
 def check_offsets(offsets: NDArray[np.integer[Any]], length: int, what: str) -> NDArray[np.int64]:
-    """Offsets as int64 (S + 1,), once they are known to cut an array of `length` into S runs."""
+    """Return offsets as int64 (S + 1,) after checking that they cut an array of `length` into S runs."""
     bounds = np.asarray(offsets, dtype=np.int64)
     if bounds.ndim != 1 or not len(bounds) or bounds[0] != 0 or bounds[-1] != length or (np.diff(bounds) < 0).any():
         raise DataError(
@@ -65,5 +65,5 @@ def check_offsets(offsets: NDArray[np.integer[Any]], length: int, what: str) -> 
 
 
 def share_of(ratio: float, count: int) -> int:
-    """ceil(ratio * count), from 1 to count; rounding first keeps 0.07 * 100 from becoming 8."""
+    """Return ceil(ratio * count), from 1 to count. Rounding first prevents 0.07 * 100 from becoming 8."""
     return min(count, max(1, math.ceil(round(ratio * count, 9))))

@@ -1,6 +1,6 @@
-"""What goes over the wire: the one definition of the API's contract, for the server and for the client.
+"""Define the requests and responses of the API, for the server and for the client.
 
-OpenAPI is made from it. Answers may have more fields than a client knows; requests may not.
+The OpenAPI document is made from these models. Responses may have more fields than a client knows, requests may not.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from qtune_service.job_states import JobItem, JobStatus
 
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
 MAX_REQUEST_PATHS = 10_000
-"""Input paths of one request; the server looks at each of them before it answers."""
+"""Input paths of one request. The server checks each of them before it answers."""
 
 
 def _limit_paths(body: InputSpec) -> InputSpec:
@@ -40,7 +40,7 @@ def _limit_paths(body: InputSpec) -> InputSpec:
 MAX_DEPTH = 64
 """Levels of lists and objects in a request."""
 MAX_VALUES = 20_000
-"""Values in a request, keys included: so many can be wrong at most."""
+"""Values in a request, including keys. It limits the number of validation errors."""
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
@@ -55,7 +55,7 @@ class _Body(BaseModel):
 
 
 def check_json(value: Any) -> None:
-    """Raise ValueError for JSON that is too deep, has too many values, or texts that files and databases cannot hold.
+    """Raise ValueError for JSON that is too deep, has too many values, or text that files and databases cannot store.
 
     One pass without recursion, so the time is linear in the size.
     """
@@ -66,7 +66,7 @@ def check_json(value: Any) -> None:
         for one in level:
             if isinstance(one, str):
                 if _NO_TEXT.search(one):
-                    raise ValueError("a text has a character that is none: NUL, or half of a surrogate pair")
+                    raise ValueError("a text has an invalid character: NUL, or half of a surrogate pair")
             elif isinstance(one, dict):
                 below += one
                 below += one.values()
@@ -81,7 +81,7 @@ def check_json(value: Any) -> None:
 
 
 class JobRequest(_Body, JobParts):
-    """A job to run: a job file's fields, and a name. Without `output` the server chooses a place."""
+    """A job to run: the fields of a job file, and a name. Without `output` the server chooses a folder."""
 
     name: Name = "job"
     input: Annotated[InputSpec, AfterValidator(_limit_paths)]
@@ -89,26 +89,26 @@ class JobRequest(_Body, JobParts):
     from_scores: Place | None = None
 
     def to_spec(self, output: str) -> JobSpec:
-        """The spec, writing to `output` where none is named."""
+        """Return the spec, with `output` as its output where the request has none."""
         body = self.model_dump(exclude={"name", "output", "n"})
         return JobSpec.model_validate({**body, "output": {"path": self.output.path if self.output else output}})
 
 
 class PreviewRequest(JobRequest):
-    """A job to look at before it is run."""
+    """A job to preview before it runs."""
 
-    n: Annotated[int, Field(ge=1, le=50, description="How many samples.")] = 5
+    n: Annotated[int, Field(ge=1, le=50, description="Number of samples.")] = 5
 
 
 class RepruneRequest(_Body):
-    """Another pruning of the same scores."""
+    """A new pruning of the same scores."""
 
     name: Name | None = None
     prune: PruneSpec = PruneSpec()
 
 
 class ProgressView(BaseModel):
-    """How far a job is."""
+    """Progress of a job."""
 
     samples_done: int
     samples_total: int | None
@@ -118,7 +118,7 @@ class ProgressView(BaseModel):
 
 
 class ErrorView(BaseModel):
-    """Why a job failed."""
+    """The error that ended a job."""
 
     code: str
     message: str
@@ -126,7 +126,7 @@ class ErrorView(BaseModel):
 
 
 class JobListItem(BaseModel):
-    """A job in a list, and in an event: all but its spec, which may be large."""
+    """A job in a list or an event, without its spec, which may be large."""
 
     id: str
     name: str
@@ -142,8 +142,8 @@ class JobListItem(BaseModel):
     updated_at: datetime
     owner: str
     attempts: int
-    cancel_requested: bool = Field(description="It is being stopped, and saves what it has in hand.")
-    version: int = Field(description="Grows with every change; the id of its event.")
+    cancel_requested: bool = Field(description="Whether it is being stopped, which first saves its work in progress.")
+    version: int = Field(description="Grows with every change. It is the id of the event.")
     output: str
     launcher: str = Field(description="Where it runs: local, ray or kuberay.")
     model: str = Field(description="Name of the model, as in the spec.")
@@ -161,10 +161,10 @@ class JobView(JobListItem):
 
 
 class JobPage(BaseModel):
-    """Some jobs, the newest first."""
+    """A page of jobs, the newest first."""
 
     jobs: list[JobListItem]
-    next_cursor: str | None = Field(description="For the next page; null at the end.")
+    next_cursor: str | None = Field(description="Cursor of the next page, or null at the end.")
 
 
 class FileView(BaseModel):
@@ -177,28 +177,28 @@ class FileView(BaseModel):
 
 
 class SamplesView(BaseModel):
-    """Samples that match, and how many do in all."""
+    """Matching samples, and the number of all matches."""
 
     total: int
     samples: list[dict[str, Any]]
 
 
 class RejectedView(BaseModel):
-    """Records that could not be used."""
+    """Rejected records."""
 
-    total: int = Field(description="Those that match.")
-    by_reason: dict[str, int] = Field(description="Of all rejected records, the most frequent reason first.")
+    total: int = Field(description="Number of records that match.")
+    by_reason: dict[str, int] = Field(description="Counts over all rejected records, the most frequent reason first.")
     records: list[dict[str, Any]] = Field(description="sample_id, source, line, reason, detail, category, record.")
 
 
 class CommandView(BaseModel):
-    """A line for a shell, or a few."""
+    """Shell commands."""
 
     command: str
 
 
 class HistoryView(BaseModel):
-    """How fast a job's last attempt was over time: a place in each column is a moment while it scored."""
+    """Speed of a job's last attempt over time, as columns: index i is one moment while it scored."""
 
     at_s: list[float] = Field(default=[], description="Seconds since 1970.")
     samples_done: list[int] = []
@@ -207,56 +207,56 @@ class HistoryView(BaseModel):
 
 
 class FieldProblem(BaseModel):
-    """A field that is wrong."""
+    """An invalid field."""
 
     field: str
     message: str
 
 
 class Problem(BaseModel):
-    """What a failed request answers, as application/problem+json (RFC 9457)."""
+    """The response to a failed request, as application/problem+json (RFC 9457)."""
 
     type: str = "about:blank"
     title: str
     status: int
-    code: str = Field(description="Stable, for programs.")
+    code: str = Field(description="Stable name for programs.")
     detail: str = ""
-    hint: str = Field(default="", description="What to do.")
-    errors: list[FieldProblem] = Field(default=[], description="Fields that are wrong.")
+    hint: str = Field(default="", description="The remedy.")
+    errors: list[FieldProblem] = Field(default=[], description="Invalid fields.")
 
 
 class DatasetView(BaseModel):
     """An uploaded dataset."""
 
     id: str
-    uri: str = Field(description="What a job's `input.paths` calls it: `dataset://ID`.")
+    uri: str = Field(description="Its name in a job's `input.paths`: `dataset://ID`.")
     name: str
     size_bytes: int
     sha256: str
     format: Literal["jsonl", "json", "parquet"]
-    rows: int | None = Field(description="Records; null where counting them would be dear.")
+    rows: int | None = Field(description="Number of records, or null where counting them would be expensive.")
     num_bad_rows: int | None = Field(
-        description="Those of them that are no JSON object; a job rejects them. Null where that was not looked at."
+        description="Records that are not a JSON object, which a job rejects. Null where this was not checked."
     )
-    first_problem: str = Field(description="Where the first of these is, and why.")
+    first_problem: str = Field(description="Place and reason of the first of these.")
     owner: str
     created_at: datetime
 
     @classmethod
     def of(cls, dataset: object) -> DatasetView:
-        """As the API shows a Dataset, whose module needs a database."""
+        """Return a Dataset as the API shows it. Its module needs a database, so it is not imported here."""
         return cls.model_validate(dataset, from_attributes=True)
 
 
 class DatasetPage(BaseModel):
-    """Some datasets, the newest first."""
+    """A page of datasets, the newest first."""
 
     datasets: list[DatasetView]
-    next_cursor: str | None = Field(description="For the next page; null at the end.")
+    next_cursor: str | None = Field(description="Cursor of the next page, or null at the end.")
 
 
 class PreviewSampleView(BaseModel):
-    """A sample as the model will see it. Lists run in parallel; `num_...` count the whole sample."""
+    """A sample as the model will see it. Lists run in parallel. `num_...` count the whole sample."""
 
     id: str
     source: str
@@ -264,15 +264,15 @@ class PreviewSampleView(BaseModel):
     text: str
     tokens: list[str]
     token_ids: list[int]
-    loss_mask: list[Literal[0, 1]] = Field(description="1: trained on.")
+    loss_mask: list[Literal[0, 1]] = Field(description="1 where the token is trained on.")
     num_tokens: int
     num_trained: int
     num_left_out: int = Field(description="Tokens between the first 1,000 and the last 1,000, which are not shown.")
-    truncated: bool = Field(description="Cut to the model's length.")
+    truncated: bool = Field(description="Whether it was cut to the model's length.")
 
 
 class PreviewRejectedView(BaseModel):
-    """A record that the job would set aside."""
+    """A record that the job would reject."""
 
     id: str
     source: str
@@ -284,16 +284,16 @@ class PreviewRejectedView(BaseModel):
 
 
 class PreviewView(BaseModel):
-    """What a job would begin with."""
+    """The first samples and rejected records of a job."""
 
     samples: list[PreviewSampleView]
-    rejected: list[PreviewRejectedView] = Field(description="Of the records before the last sample; at most 20.")
+    rejected: list[PreviewRejectedView] = Field(description="Rejected records before the last sample, at most 20.")
     warnings: list[str]
-    template: str = Field(description="Which chat template renders, and what it cannot show.")
+    template: str = Field(description="The chat template that renders, and its limits.")
 
 
 class ServerView(BaseModel):
-    """Its owner's settings, as far as they concern those who use it."""
+    """Settings of the server that concern its users."""
 
     version: str
     needs_token: bool

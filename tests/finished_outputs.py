@@ -1,4 +1,4 @@
-"""Small finished outputs, made by the real stages without Ray: scored, and then pruned.
+"""Small finished outputs, made by real jobs without Ray: scored, and then pruned.
 
 Records, tokenizer, masks, thresholds and files are real; scores are drawn, by an engine of one's own, so that no model
 is loaded. Equal texts have equal scores, so there are ties.
@@ -7,8 +7,7 @@ is loaded. Equal texts have equal scores, so there are ties.
 from __future__ import annotations
 
 import json
-import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,24 +15,12 @@ from typing import Any
 import numpy as np
 
 from qtune_service.config import EngineSpec, InputSpec, JobSpec, ModelSpec, OutputSpec, PruneSpec
-from qtune_service.ingest.discovery import discover
-from qtune_service.ingest.plan import Plan
-from qtune_service.ingest.planner import make_plan, scan, split
-from qtune_service.output.layout import Output
 from qtune_service.output.reader import FinishedOutput
-from qtune_service.pipeline.distributed_selection import work
-from qtune_service.pipeline.manifest import Pruned, finish_pruned, finish_scored
-from qtune_service.pipeline.population import Population, ScoreShards
-from qtune_service.pipeline.prepare import adopt_scores, save_tokenizer
-from qtune_service.pipeline.progress import Tracker
-from qtune_service.pipeline.score_stage import Scored, summarise
-from qtune_service.pipeline.selection_stage import find_thresholds
-from qtune_service.pipeline.selection_tasks import Ground
-from qtune_service.pipeline.shard_tables import own_names, pruned_names
-from qtune_service.pipeline.stages import ScoreShard, commit_shard, encode_shard, prepare, prune_shard
+from qtune_service.pipeline.executor import LocalExecutor
+from qtune_service.pipeline.progress import Snapshot
+from qtune_service.pipeline.run import run_job
 from qtune_service.samples import Sample, TokenScores
 from qtune_service.scoring.scorer import EngineInfo
-from qtune_service.storage import file_io
 from tests.jobs import DEMO_DATA, DEMO_MODEL, write_jsonl
 
 NUM_SAMPLES = 120
@@ -154,62 +141,25 @@ def finished_output(
 
 def score(spec: JobSpec) -> FinishedOutput:
     """Run a job that only scores."""
-    output = Output(spec.output.path)
-    context, encoder = prepare(spec)
-    output.claim(spec, context.model.fingerprint)
-    save_tokenizer(encoder, output)
-    plan = _plan(spec, output)
-    engine = ScoreShard(context)
-    markers = {
-        i: json.loads(commit_shard(i, engine(i, encode_shard(i, b"", context)), context))
-        for i in range(len(plan.shards))
-    }
-    scored = summarise(
-        markers,
-        template=encoder.template_description,
-        own_columns={name: own for own, name in own_names(plan).items()},
-        renamed=pruned_names(plan),
-        category_column=own_names(plan).get(spec.input.category_field or ""),
-        performance={},
-    )
-    finish_scored(spec, output, scored, Tracker())
-    return FinishedOutput(output.root)
-
-
-def _plan(spec: JobSpec, output: Output) -> Plan:
-    files = discover(spec.input.paths)
-    chunks = split(files, spec.input)
-    plan = make_plan(
-        files, chunks, [scan(chunk, spec.input, work=output.at("_qtune", "input")) for chunk in chunks], spec.input
-    )
-    file_io.write_bytes(output.at("_qtune", "plan.json"), plan.to_json().encode())
-    return plan
+    run_job(spec, SilentSink(), executor=LocalExecutor())
+    return FinishedOutput(spec.output.path)
 
 
 def prune(scored: FinishedOutput, out: Path, how: PruneSpec) -> FinishedOutput:
     """Run a job from the scores of another."""
-    spec = scored.spec.model_copy(
-        update={"prune": how, "output": OutputSpec(path=str(out)), "from_scores": scored.root}
+    return score(
+        scored.spec.model_copy(update={"prune": how, "output": OutputSpec(path=str(out)), "from_scores": scored.root})
     )
-    output = Output(spec.output.path)
-    output.claim(spec, "")
-    taken: Scored = adopt_scores(spec, output)
-    verdict = find_thresholds(
-        Population.of(ScoreShards(output.root), taken.shards),
-        how,
-        rule=None,
-        workers=_here,
-        folder=output.at("_qtune", "ranks"),
-        advance=lambda _: None,
-    )
-    markers = {}
-    for shard, (group, span) in verdict.shards().items():
-        payload = pickle.dumps(verdict.of_shard(group, span))
-        markers[shard] = json.loads(prune_shard(shard, payload, spec, taken.renamed, taken.category_column))
-    finish_pruned(spec, output, taken, Pruned(verdict, markers), Tracker())
-    return FinishedOutput(output.root)
 
 
-def _here(items: Sequence[tuple[int, bytes]], ground: Ground) -> Iterator[tuple[int, bytes]]:
-    for index, payload in items:
-        yield index, work(index, payload, ground)
+class SilentSink:
+    """Shows nothing."""
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Ignore progress."""
+
+    def say(self, text: str) -> None:
+        """Ignore a line."""
+
+    def close(self) -> None:
+        """Hold nothing."""

@@ -119,6 +119,7 @@ def _spec_at(place: str) -> JobSpec:
 def _run(spec: JobSpec, ray_address: str | None, *, overwrite: bool) -> None:
     from qtune_service.importing import import_transformers_without_torch
     from qtune_service.pipeline.progress import PlainSink, TerminalSink
+    from qtune_service.pipeline.ray_executor import RayExecutor
     from qtune_service.pipeline.run import run_job
     from qtune_service.pipeline.shutdown import Stop
 
@@ -129,7 +130,7 @@ def _run(spec: JobSpec, ray_address: str | None, *, overwrite: bool) -> None:
     with quiet() as console:
         sink = TerminalSink(console) if console.is_terminal else PlainSink(console)
         try:
-            manifest = run_job(spec, sink, ray_address=ray_address, overwrite=overwrite, stop=stop)
+            manifest = run_job(spec, sink, executor=RayExecutor(ray_address), overwrite=overwrite, stop=stop)
         finally:
             sink.close()
     show(manifest, spec.output.path)

@@ -30,6 +30,14 @@ class RecordProblem:
     detail: str
 
 
+def split_lines(data: bytes) -> list[bytes]:
+    """Return the lines without their ends. A newline at the end of the data adds no empty line."""
+    lines = data.split(b"\n")
+    if not lines[-1]:
+        lines.pop()
+    return lines
+
+
 def is_blank(line: bytes) -> bool:
     """Return whether a line contains only white space and perhaps a byte order mark."""
     return not line or line.isspace() or (line.startswith(BOM) and not line.removeprefix(BOM).strip())

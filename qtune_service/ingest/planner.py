@@ -32,7 +32,7 @@ from qtune_service.ingest.discovery import SourceFile
 from qtune_service.ingest.formats import detect_format
 from qtune_service.ingest.json_reader import staged_pieces
 from qtune_service.ingest.json_schema import infer_lines
-from qtune_service.ingest.jsonl import Record, RecordProblem, category_of, is_blank, parse_line
+from qtune_service.ingest.jsonl import Record, RecordProblem, category_of, is_blank, parse_line, split_lines
 from qtune_service.ingest.parquet import iter_rows, schema_of
 from qtune_service.ingest.plan import Chunk, ChunkScan, Piece, Plan, Shard, encode_schema, staged_name
 from qtune_service.ingest.schema import finish, unify
@@ -138,14 +138,6 @@ def _until_newline(blocks: Iterable[bytes]) -> Iterable[bytes]:
         yield head + newline
         if newline:
             return
-
-
-def split_lines(data: bytes) -> list[bytes]:
-    """Split into lines without line ends, and without an empty last line."""
-    lines = data.split(b"\n")
-    if not lines[-1]:
-        lines.pop()
-    return lines
 
 
 def _scan_lines(uri: str, data: bytes, start: int, found: _Findings) -> Piece:

@@ -24,10 +24,19 @@ from qtune_service.ingest.discovery import SourceFile, each_file
 from qtune_service.ingest.formats import detect_format, used_columns
 from qtune_service.ingest.json_reader import staged_pieces
 from qtune_service.ingest.json_schema import own_columns as own_columns_of
-from qtune_service.ingest.jsonl import BOM, Record, RecordProblem, category_of, encode_value, is_blank, parse_line
+from qtune_service.ingest.jsonl import (
+    BOM,
+    Record,
+    RecordProblem,
+    category_of,
+    encode_value,
+    is_blank,
+    parse_line,
+    split_lines,
+)
 from qtune_service.ingest.parquet import iter_rows
 from qtune_service.ingest.plan import Plan, Shard
-from qtune_service.ingest.planner import SAMPLE_RECORDS, split_lines, unknown_format
+from qtune_service.ingest.planner import SAMPLE_RECORDS, unknown_format
 from qtune_service.ingest.schema import conform
 from qtune_service.storage import file_io
 

@@ -1,21 +1,19 @@
-"""What scoring costs, by arithmetic: operations, time, disk and memory of a dataset on a model.
+"""Compute the cost of scoring a dataset with a model: operations, time, disk and memory.
 
 Operations of one forward pass over a sample of T tokens, t of them trained, as the scoring benchmark counts them:
 
-    2 B T           each weight of the body is multiplied and added once a token; B: weights that a token meets
+    2 B T           each weight of the body is multiplied and added once a token (B: weights that a token uses)
     2 L A T^2       attention: T^2 / 2 pairs, and in each of L layers 2 A for a pair's weight, 2 A for its value
     2 H V t         logits over the vocabulary, of trained tokens alone
 
 with A = heads x head size, H the hidden size, V the vocabulary. It is 2 N + 2 n_layer n_ctx d_attn of Kaplan et al.
-(arXiv:2001.08361, table 1; there without the head), and a third of the 6 N + 12 L H Q T of Chowdhery et al. 2022
+(arXiv:2001.08361, table 1, without the head), and a third of the 6 N + 12 L H Q T of Chowdhery et al. 2022
 (arXiv:2204.02311, appendix B, for training), halved where attention is causal. Norms, activations and the entropy
-itself are left out: well under a hundredth. Sliding windows and shared prefixes make it less than this.
+itself are left out: they are well under 1%. Sliding windows and shared prefixes make the cost smaller than this.
 
-Bytes and CPU times are those of docs/reference/performance.md, and hold for it as far as its measurements do.
-
-What a model's tokens cost, by the sizes in its configuration; no weight is read.
-
-Kinds whose sizes mean something else are refused: a guess would look like knowledge.
+B, A, H and V come from the model's configuration, and no weight is read. Architectures with other meanings of these
+sizes are refused, because a guess would look like knowledge. Bytes and CPU times come from
+docs/reference/performance.md.
 """
 
 from __future__ import annotations
@@ -31,22 +29,22 @@ from qtune_service.scoring.model_config import load_text_config
 
 SCORES_BYTES_PER_TOKEN = 4.4
 PRODUCT_BYTES_PER_TOKEN = 2.8
-"""pruned/ and quadrants/ where half of the samples are kept."""
+"""Of pruned/ and quadrants/, where half of the samples are kept."""
 CPU_S_PER_SAMPLE, CPU_S_PER_TOKEN = 100e-6, 1.3e-6
-"""Read, encode, write and prune."""
+"""To read, encode, write and prune."""
 IN_MEMORY_SAMPLES = 4_194_304
 """Up to here the driver finds thresholds in its memory, above by rounds over files."""
 THRESHOLD_BYTES_PER_SAMPLE, ROUNDS_BYTES_PER_SAMPLE = 32, 32
-"""Of memory; of files while rounds go on."""
+"""Memory of the driver. Files of the workers above that number of samples."""
 DRIVER_BYTES = 430 << 20
-"""Of a driver with Ray, whatever the input is."""
+"""Memory of a driver with Ray, for any input."""
 WEIGHTS_SHARE = 0.75
-"""Of a GPU's memory that weights may take: the engine has 0.9, of which activations and attention cache need some."""
+"""Share of a GPU's memory for weights. The engine has 0.9 of it, and activations and attention cache need some."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """A decoder by its sizes."""
+    """The sizes of a decoder."""
 
     layers: int
     hidden: int
@@ -55,19 +53,19 @@ class ModelShape:
     head_dim: int
     vocab: int
     mlp: int
-    """Weights of a layer's feed-forward part that a token meets: 3 x hidden x intermediate where it is gated."""
+    """Weights of a layer's feed-forward part that a token uses: 3 x hidden x intermediate where it is gated."""
     mlp_held: int = 0
-    """The same, with the experts that it does not meet; 0: none."""
+    """The same, including experts that the token does not use. 0: no such experts."""
     ties_embeddings: bool = False
 
     @property
     def attention(self) -> int:
-        """Weights of a layer's projections: query and output, key and value."""
+        """Return the weights of a layer's projections: query, output, key and value."""
         return 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
 
     @property
     def cost(self) -> ModelCost:
-        """What its tokens cost."""
+        """Return the cost of this model's tokens."""
         held = self.layers * (self.attention + (self.mlp_held or self.mlp))
         embeddings = self.vocab * self.hidden * (1 if self.ties_embeddings else 2)
         return ModelCost(
@@ -80,31 +78,31 @@ class ModelShape:
 
 @dataclass(frozen=True, slots=True)
 class ModelCost:
-    """What a token costs."""
+    """The cost of a token."""
 
     body: float
-    """Weights that every token meets."""
+    """Weights that every token uses."""
     pair_flops: float = 0.0
-    """Operations of a pair of tokens that attend, in all layers."""
+    """Operations for a pair of attending tokens, in all layers."""
     head: float = 0.0
-    """Weights that a trained token meets besides."""
+    """Further weights that a trained token uses."""
     held: float = 0.0
-    """All weights, as they lie in memory."""
+    """All weights in memory."""
 
     def flops(self, tokens: float, squares: float, trained: float) -> float:
-        """Of samples with so many tokens, of so many squared lengths, with so many trained tokens."""
+        """Return the operations of samples, by their sums of tokens, squared lengths and trained tokens."""
         return 2 * self.body * tokens + self.pair_flops * squares / 2 + 2 * self.head * trained
 
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """How long the samples that were looked at are."""
+    """Lengths of the samples that were encoded."""
 
     tokens: Sequence[int]
     trained: Sequence[int]
 
     def flops_per_sample(self, model: ModelCost) -> tuple[float, float]:
-        """The mean, and two standard errors of it: what other samples of the same kind would give."""
+        """Return the mean, and two standard errors of it: the spread over other samples of the same kind."""
         pairs = zip(self.tokens, self.trained, strict=True)
         each = [model.flops(tokens, tokens**2, trained) for tokens, trained in pairs]
         mean = sum(each) / len(each)
@@ -116,7 +114,7 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a job needs besides its GPUs."""
+    """Resources of a job other than its GPUs."""
 
     scores_bytes: float
     product_bytes: float
@@ -126,7 +124,7 @@ class Needs:
 
 
 def needs_of(samples: float, tokens: float, sample_keep_ratio: float) -> Needs:
-    """By the figures of docs/reference/performance.md."""
+    """Return the needs of a job by the figures of docs/reference/performance.md."""
     in_memory = samples <= IN_MEMORY_SAMPLES
     return Needs(
         scores_bytes=tokens * SCORES_BYTES_PER_TOKEN,
@@ -138,24 +136,24 @@ def needs_of(samples: float, tokens: float, sample_keep_ratio: float) -> Needs:
 
 
 def devices_of(weight_bytes: float, memory_bytes: float) -> int:
-    """Devices that must share one model: a power of two, as tensor parallelism wants it."""
+    """Return how many devices must share one model: a power of two, as tensor parallelism requires."""
     parts = weight_bytes / (memory_bytes * WEIGHTS_SHARE)
     return 1 if parts <= 1 else 2 ** math.ceil(math.log2(parts))
 
 
 TWO_MATRICES = frozenset({"gpt_neox", "nemotron", "phi", "starcoder2"})
-"""Kinds whose feed-forward part has no gate."""
+"""Architectures without a gate in the feed-forward part."""
 DTYPE_BYTES = {"float32": 4}
 
 
 def cost_of(spec: ModelSpec) -> ModelCost:
-    """From the model's configuration. Raises ModelError for kinds that these sizes do not describe."""
+    """Return the cost by a model's configuration. Raise ModelError where these sizes do not describe the model."""
     config = load_text_config(spec)
     try:
         return _shape(config).cost
     except (AttributeError, TypeError) as error:
         raise ModelError(
-            f"the sizes of {spec.name} are not of the usual kind: {error}", "Give --params: weights that a token meets."
+            f"the sizes of {spec.name} are not of the usual kind: {error}", "Give --params: weights that a token uses."
         ) from error
 
 
@@ -178,7 +176,7 @@ def _shape(config: Any) -> ModelShape:
 
 
 def _mlp(config: Any, hidden: int) -> tuple[int, int]:
-    """Weights of a layer that a token meets, and that there are. Layers without experts among others count alike."""
+    """Return the weights of a layer that a token uses, and all of them. Layers without experts count as the others."""
     matrices = 2 if config.model_type in TWO_MATRICES else 3
     met = getattr(config, "num_experts_per_tok", None)
     if not met:
@@ -195,6 +193,6 @@ def _mlp(config: Any, hidden: int) -> tuple[int, int]:
 
 
 def bytes_of_dtype(spec: ModelSpec) -> int:
-    """Of a weight in memory."""
+    """Return the bytes of a weight in memory."""
     own = "" if spec.dtype != "auto" else str(getattr(load_text_config(spec), "dtype", "")).removeprefix("torch.")
     return DTYPE_BYTES.get(own or spec.dtype, 2)

@@ -1,8 +1,8 @@
-"""What a job will cost, before it is run: its first records are encoded as the job would, and the rest is arithmetic.
+"""Estimate the cost of a job before it runs: encode its first records as the job would, and compute the rest.
 
-The first records stand for all, which holds for shuffled data only; how many there are is known of Parquet, and told by
-size of plain JSON. Time is operations over the device's peak times the share of it that the engine reaches. That share
-is the weakest part, so times are ranges.
+The first records represent all, which holds for shuffled data only. The number of records is known for Parquet, and
+estimated by file size for plain JSON. Time is operations divided by the device's peak and by the share of the peak that
+the engine reaches. That share is the weakest part, so times are ranges.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from qtune_service.tokenize.encoded_batch import Encoded
 from qtune_service.tokenize.encoder import Encoder
 
 ASSUMED_SHARE, ASSUMED_RANGE = 0.5, (0.35, 0.6)
-"""Of a GPU's peak: nothing is measured yet; the goal is 0.6 on 7B."""
+"""Share of a GPU's peak. Nothing is measured yet. The goal is 0.6 on 7B."""
 MEASURED_RANGE = 0.15
-"""By how much two runs of one machine differed."""
+"""Relative difference between two runs on one machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +49,17 @@ DEVICES = {
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """Where it would run."""
+    """The devices of an estimate."""
 
     device: Device
     number: int = 1
     share: float | None = None
-    """Of the peak, as measured; None: not measured, so assumed."""
+    """Measured share of the peak. None: assumed."""
     price_per_hour: float | None = None
 
     @property
     def shares(self) -> tuple[float, float, float]:
-        """Low, likely, high."""
+        """Return the low, likely and high share."""
         if self.share is None:
             return ASSUMED_RANGE[0], ASSUMED_SHARE, ASSUMED_RANGE[1]
         return self.share * (1 - MEASURED_RANGE), self.share, min(self.share * (1 + MEASURED_RANGE), 1.0)
@@ -67,13 +67,13 @@ class Hardware:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """What would be scored."""
+    """The samples of an estimate."""
 
     samples: int
     is_exact: bool
     lengths: Lengths
     num_rejected: int = 0
-    """Of the records that were looked at; as many in proportion are taken off."""
+    """Rejected records among those encoded. The same proportion of all records is subtracted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a job will cost."""
+    """The cost of a job."""
 
     samples: int
     samples_are_counted: bool
@@ -106,7 +106,7 @@ class Estimate:
 
 
 def estimate(size: Size, model: ModelCost, hardware: Hardware, *, keep_ratio: float, dtype_bytes: int = 2) -> Estimate:
-    """Arithmetic alone."""
+    """Compute an estimate from sizes alone, without reading data."""
     looked_at = len(size.lengths.tokens)
     scored = round(size.samples * looked_at / (looked_at + size.num_rejected))
     per_sample, error = size.lengths.flops_per_sample(model)
@@ -146,9 +146,9 @@ def _scaled(hours: Range, factor: float) -> Range:
 
 def _warnings(size: Size, hardware: Hardware, together: int) -> Iterable[str]:
     if hardware.share is None:
-        yield "The share of the peak is assumed, not measured: give --share of a run of yours."
+        yield "The share of the peak is assumed, not measured: give --share as measured in one of your runs."
     if not size.is_exact:
-        yield "Samples are told by the size of the files: give --samples for their number."
+        yield "The number of samples is estimated by the size of the files: give --samples if you know it."
     if size.num_rejected:
         yield f"{size.num_rejected} of the first {size.num_rejected + len(size.lengths.tokens)} records are rejected."
     if together > hardware.number:
@@ -161,7 +161,7 @@ def _warnings(size: Size, hardware: Hardware, together: int) -> Iterable[str]:
 
 
 def size_of(spec: JobSpec, looked_at: int, samples: int | None) -> Size:
-    """Encode the first records. Raises DataError, and SpecError where the number of samples cannot be told."""
+    """Encode the first records. Raise DataError, and SpecError where the number of samples cannot be estimated."""
     info = describe_model(spec.model)
     encoder = Encoder(spec.model, spec.input, max_model_len=info.max_model_len, vocab_size=info.vocab_size)
     records = first_records(spec.input, looked_at)
@@ -182,18 +182,18 @@ def _encoded(encoder: Encoder, found: FirstRecord) -> Encoded | None:
 
 
 def _count(spec: JobSpec, records: Sequence[FirstRecord], looked_at: int) -> tuple[int, bool]:
-    """Records of the input, and whether they were counted."""
+    """Return the number of records of the input, and whether it is exact."""
     if len(records) < looked_at:
         return len(records), True  # there are no more
     if spec.input.take:
-        raise SpecError("how many records of some categories there are is not known", "Give --samples.")
+        raise SpecError("the number of records of some categories is not known", "Give --samples.")
     files = discover(spec.input.paths)
     parquet = [file for file in files if file.kind == "parquet"]
     rows = sum(_rows(file) for file in parquet)
     others = [file for file in files if file.kind != "parquet"]
     packed = [file.name for file in others if file.compression is not None]
     if packed:
-        raise SpecError(f"{packed[0]} is compressed: how many records it holds is not known", "Give --samples.")
+        raise SpecError(f"{packed[0]} is compressed: its number of records is not known", "Give --samples.")
     number = rows + round(sum(file.size_bytes for file in others) / _record_bytes(records))
     return min(number, spec.input.limit or number), not others or number == spec.input.limit
 
@@ -204,7 +204,7 @@ def _rows(file: SourceFile) -> int:
 
 
 def _record_bytes(records: Sequence[FirstRecord]) -> float:
-    """Of a record as a line of JSON."""
+    """Return the mean size of a record as a line of JSON."""
     good = [one.record for one in records if not isinstance(one.record, RecordProblem)]
     sizes = [len(json.dumps(one, ensure_ascii=False, default=str).encode()) + 1 for one in good]
     return sum(sizes) / len(sizes) if sizes else math.inf

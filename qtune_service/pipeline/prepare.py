@@ -1,15 +1,12 @@
-"""The plan of a job: where its records are, cut into shards. Made once; a later run checks the files against it.
+"""Prepare a job: make its spec portable, plan its shards, and fill a new output.
 
-Load a user's quadrant rule from `module:function`.
-
-Make a spec mean the same on every node: absolute paths, and the text of a template instead of its file.
-
-Starting points of an output: the tokenizer that made its tokens, and scores taken over from an earlier output.
+A spec is made to mean the same on every node: absolute paths, and the text of a template instead of its file. The plan
+says where the records are, cut into shards. It is made once, and a later run checks the files against it. An output
+starts with the tokenizer that made its tokens, or with scores taken over from an earlier output.
 """
 
 from __future__ import annotations
 
-import pickle
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,8 +18,8 @@ from qtune_service.ingest.discovery import discover
 from qtune_service.ingest.planner import Chunk, ChunkScan, Plan, is_enough, make_plan, split
 from qtune_service.output.file_lists import part_files
 from qtune_service.output.layout import Output
+from qtune_service.pipeline.executor import Executor, LocalExecutor, Stage
 from qtune_service.pipeline.progress import Tracker
-from qtune_service.pipeline.ray_cluster import LIGHT_CPUS, Cluster, Stage, run_here, stream
 from qtune_service.pipeline.score_stage import Scored
 from qtune_service.pipeline.stages import read_plan, scan_chunk
 from qtune_service.selection.plane import QuadrantRule
@@ -30,15 +27,20 @@ from qtune_service.storage import file_io
 from qtune_service.tokenize.encoder import Encoder
 from qtune_service.tokenize.named_sources import model_folder, read_chat_template
 
+SMALL_INPUT_BYTES = 32 << 20
+"""The driver scans an input up to this size itself, in less time than a worker takes to start."""
+SCAN_WAVE = 64
+"""Chunks that are scanned before checking whether `limit` is reached."""
+
 
 def load_rule(path: str | None) -> QuadrantRule | None:
-    """Import the function. Raises SpecError."""
+    """Return the quadrant rule at `module:function`. Raise SpecError where it cannot be imported."""
     rule: QuadrantRule | None = None if path is None else import_named(path, "quadrant rule")
     return rule
 
 
 def portable(spec: JobSpec) -> JobSpec:
-    """The same job for processes with another working folder. Raises QTuneError where a template cannot be read."""
+    """Return the spec for processes with another working folder. Raise QTuneError where a template cannot be read."""
     template = spec.input.chat_template
     text = {"chat_template": read_chat_template(template)} if template is not None else {}
     names = {name: _absolute_if_there(value) for name in ("name", "tokenizer") if (value := getattr(spec.model, name))}
@@ -53,7 +55,7 @@ def portable(spec: JobSpec) -> JobSpec:
 
 
 def _absolute(path: str) -> str:
-    """A local path from the root; a URI as it is."""
+    """Return a local path from the root, or a URI as it is."""
     return path if "://" in path else str(Path(path).expanduser().absolute())
 
 
@@ -63,7 +65,7 @@ def _absolute_if_there(name: str) -> str:
 
 
 def save_tokenizer(encoder: Encoder, output: Output) -> None:
-    """Keep the tokenizer with the output, so that reports and exports need nothing else."""
+    """Store the tokenizer in the output, so that reports and exports need nothing else."""
     recorded = (output.read_object("_qtune", "tokenizer.json") or {}).get("files")
     if recorded and set(recorded) <= set(output.tokenizer_files()):
         return
@@ -76,10 +78,10 @@ def save_tokenizer(encoder: Encoder, output: Output) -> None:
 
 
 def adopt_scores(spec: JobSpec, output: Output) -> Scored:
-    """Give the score shards of a finished output a place in this one: hard links, or copies across filesystems.
+    """Take over the score shards of a finished output: as hard links, or as copies across filesystems.
 
-    Raises SpecError where the spec asks for other scores than the earlier output has, and OutputConflictError where
-    the earlier output names files that are not inside it.
+    Raise SpecError where the earlier output has the scores of another input or model, and OutputConflictError where it
+    names files that are not inside it.
     """
     assert spec.from_scores is not None
     origin = Output(spec.from_scores)
@@ -99,14 +101,8 @@ def adopt_scores(spec: JobSpec, output: Output) -> Scored:
     return Scored.from_manifest(manifest)
 
 
-SMALL_INPUT_BYTES = 32 << 20
-"""Input that the driver scans itself, in less time than a worker takes to start."""
-SCAN_WAVE = 64
-"""Chunks scanned before looking whether `limit` is reached."""
-
-
-def plan_shards(spec: JobSpec, output: Output, nodes: Cluster, tracker: Tracker) -> Plan:
-    """The plan of this output. Raises DataError where an input file changed since it was made."""
+def plan_shards(spec: JobSpec, output: Output, executor: Executor, tracker: Tracker) -> Plan:
+    """Return the plan of this output. Raise DataError where an input file changed since it was made."""
     uri = output.at("_qtune", "plan.json")
     files = discover(spec.input.paths)
     if output.stat("_qtune", "plan.json") is not None:
@@ -114,26 +110,24 @@ def plan_shards(spec: JobSpec, output: Output, nodes: Cluster, tracker: Tracker)
         plan.verify_unchanged(files)
         return plan
     chunks = split(files, spec.input)
-    plan = make_plan(files, chunks, _scan(chunks, spec, nodes, tracker), spec.input)
+    plan = make_plan(files, chunks, _scan(chunks, spec, executor, tracker), spec.input)
     file_io.write_bytes(uri, plan.to_json().encode())
     return plan
 
 
-def _scan(chunks: list[Chunk], spec: JobSpec, nodes: Cluster, tracker: Tracker) -> list[ChunkScan]:
-    """Scan the input; under `limit` in waves, and no further than needed. A small one here, without workers."""
+def _scan(chunks: list[Chunk], spec: JobSpec, executor: Executor, tracker: Tracker) -> list[ChunkScan]:
+    """Scan the input, a small one in this process. With a `limit` scan in waves, and no further than needed."""
     tracker.stage("plan", len(chunks), unit="chunks")
-    max_tasks = nodes.max_tasks(len(chunks))
-    stage = Stage("plan", scan_chunk, (spec,), num_cpus=LIGHT_CPUS, max_tasks=max_tasks)
-    is_small = sum({chunk.file.uri: chunk.file.size_bytes for chunk in chunks}.values()) <= SMALL_INPUT_BYTES
+    stage = Stage("plan", scan_chunk, (spec,))
+    if sum({chunk.file.uri: chunk.file.size_bytes for chunk in chunks}.values()) <= SMALL_INPUT_BYTES:
+        executor = LocalExecutor()
     wave = len(chunks) if spec.input.limit is None else SCAN_WAVE
     scans: list[ChunkScan] = []
     while len(scans) < len(chunks) and not is_enough(scans, spec.input):
         todo = chunks[len(scans) : len(scans) + wave]
-        items = [(chunk.index, pickle.dumps(chunk)) for chunk in todo]
-        arrivals = run_here(items, stage) if is_small else stream(items, stage)
         found = {}
-        for arrival in arrivals:
-            found[arrival.shard] = pickle.loads(arrival.payload)  # noqa: S301 - written by `scan_chunk` of this job
+        for result in executor.run([(chunk.index, chunk) for chunk in todo], stage):
+            found[result.shard] = result.value
             tracker.advance(1)
         scans += [found[chunk.index] for chunk in todo]
     return scans

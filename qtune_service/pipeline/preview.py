@@ -1,8 +1,8 @@
-"""The first samples of a job as the model will see them, before anything is paid for.
+"""Show the first samples of a job as the model will see them, before the job runs.
 
-The very code that encodes a job's shards encodes these, so text, tokens and mask are the job's own. Only the first
-records are read, and no weights. At most MAX_RECORDS are tried. Of a sample with more than 2 x SHOWN_TOKENS tokens so
-many from its beginning and as many from its end are shown.
+The code that encodes a job's shards encodes these, so text, tokens and mask are those of the job. At most MAX_RECORDS
+records are read, and no weights. A sample with more than 2 x SHOWN_TOKENS tokens is shown with that many from its
+beginning and from its end.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ EXCERPT_CHARS = 500
 
 @dataclass(frozen=True, slots=True)
 class PreviewSample:
-    """A sample. Lists run in parallel; `num_...` count the whole sample, also where its middle is left out."""
+    """A sample. Lists run in parallel. `num_...` count the whole sample, including a middle that is not shown."""
 
     id: str
     source: str
@@ -41,14 +41,14 @@ class PreviewSample:
     num_tokens: int
     num_trained: int
     num_left_out: int
-    """Tokens of its middle that are not shown; they would stand behind the first SHOWN_TOKENS."""
+    """Tokens of its middle that are not shown, after the first SHOWN_TOKENS."""
     truncated: bool
     """Whether it was cut to the model's length."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreviewRejected:
-    """A record that a job would set aside."""
+    """A record that a job would reject."""
 
     id: str
     source: str
@@ -61,17 +61,17 @@ class PreviewRejected:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What a job would begin with."""
+    """The first samples and rejected records of a job."""
 
     samples: list[PreviewSample]
     rejected: list[PreviewRejected]
     warnings: list[str]
     template: str
-    """Which chat template renders, and what it cannot show."""
+    """The chat template that renders, and its limits."""
 
 
 def preview(spec: JobSpec, count: int) -> Preview:
-    """The first `count` samples. Raises DataError and ModelError."""
+    """Return the first `count` samples of a job. Raise DataError and ModelError."""
     records = first_records(spec.input, MAX_RECORDS)
     model = describe_model(spec.model)
     encoder = Encoder(spec.model, spec.input, max_model_len=model.max_model_len, vocab_size=model.vocab_size)

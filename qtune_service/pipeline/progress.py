@@ -1,13 +1,12 @@
-"""Progress of a job: one tracker that counts, and sinks that show it.
+"""Report the progress of a job: a tracker counts, and sinks show the counts.
 
-The terminal gets a live line, a log gets a plain line every few seconds, and `progress.json` beside the output
-lets a server follow a job that it does not own. Rates are over a sliding window, so that they show what the job
-does now; the ETA is by samples, since tokens are not known before encoding.
+The terminal gets a live line, a log gets a plain line every few seconds, and `progress.json` in the output lets a
+server follow a job that it does not own. Rates are over a sliding window, so they show the current speed. The ETA is by
+samples, since tokens are not known before encoding.
 
-How fast a job was over time, in a few numbers however long it takes: beside progress, for a chart of it.
-
-At most MAX_POINTS points are kept. When they are full every second one goes, and from then on points are taken half as
-often; so a job of a minute has one every two seconds, and a job of a day one every several minutes.
+The history of the speed, for a chart, has at most MAX_POINTS points. When it is full, every second point is removed and
+new ones are taken half as often. So a job of a minute has a point every second or two, and a job of a day one every
+several minutes.
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ Columns = dict[str, list[float]]
 
 @dataclass(slots=True)
 class History:
-    """Points of one attempt; times are seconds since 1970."""
+    """The speed of one attempt over time. Times are seconds since 1970."""
 
     clock: Callable[[], float] = time.time
     step_s: float = FIRST_STEP_S
     _points: list[tuple[float, int, int, float]] = field(default_factory=list)
 
     def note(self, samples_done: int, tokens_done: int, tokens_per_s: float) -> None:
-        """Take a point, if it is time."""
+        """Add a point if the last one is old enough."""
         now = self.clock()
         if self._points and now - self._points[-1][0] < self.step_s:
             return
@@ -50,7 +49,7 @@ class History:
         self._points.append((now, samples_done, tokens_done, tokens_per_s))
 
     def columns(self) -> Columns:
-        """Plain data. Another thread may ask for it."""
+        """Return the points as columns of plain data. Another thread may call this."""
         points = list(self._points)
         return {
             "at_s": [round(point[0], 1) for point in points],
@@ -65,13 +64,13 @@ WINDOW_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Where a job stands."""
+    """The progress of a job at one moment."""
 
     stage: str = "start"
     unit: str = "samples"
     done: int = 0
     total: int = 0
-    """Units of the stage: samples while scoring, shards elsewhere."""
+    """Units of the stage: samples in score and thresholds, shards in prune."""
     tokens_done: int = 0
     rejected: int = 0
     actors: int = 0
@@ -84,20 +83,20 @@ class Sink(Protocol):
     """Shows snapshots."""
 
     def show(self, snapshot: Snapshot) -> None:
-        """Take note of where the job stands; called often."""
+        """Show the current progress. It is called often."""
         ...
 
     def say(self, text: str) -> None:
-        """Pass on a line for people."""
+        """Show a line of text."""
         ...
 
     def close(self) -> None:
-        """Let go of what is held. Idempotent."""
+        """Release all resources. A second call has no effect."""
         ...
 
 
 class Tracker:
-    """Counts what is done and tells the sinks. `resumed` units count as done but not towards the rate."""
+    """Counts finished units and passes the progress to the sinks. `resumed` units count as done, not for the rate."""
 
     def __init__(self, *sinks: Sink, clock: Callable[[], float] = time.monotonic) -> None:
         self._sinks, self._clock = sinks, clock
@@ -107,11 +106,11 @@ class Tracker:
         self.seconds: dict[str, float] = {}
 
     def stage(self, name: str, total: int, *, unit: str = "shards", resumed: int = 0, actors: int = 0) -> None:
-        """Begin a stage; the time of the one before is kept in `seconds`."""
+        """Begin a stage, and store the time of the previous one in `seconds`."""
         self._end_stage()
         self._snapshot = Snapshot(stage=name, unit=unit, done=resumed, total=total, actors=actors)
         self._window = deque([(self._clock(), resumed, 0)])
-        self._tell()
+        self._show()
 
     def advance(self, units: int, *, tokens: int = 0, rejected: int = 0) -> None:
         """Count units as done."""
@@ -132,10 +131,10 @@ class Tracker:
             tokens_per_s=(tokens_done - tokens_then) / elapsed,
             eta_s=(last.total - done) / per_s if per_s > 0 else None,
         )
-        self._tell()
+        self._show()
 
     def say(self, text: str) -> None:
-        """A line for people."""
+        """Show a line of text."""
         for sink in self._sinks:
             sink.say(text)
 
@@ -150,7 +149,7 @@ class Tracker:
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._stage_started
         self._stage_started = now
 
-    def _tell(self) -> None:
+    def _show(self) -> None:
         for sink in self._sinks:
             sink.show(self._snapshot)
 
@@ -163,7 +162,7 @@ class _Numbers(ProgressColumn):
 
 
 def describe(s: Snapshot) -> str:
-    """One line about a snapshot."""
+    """Return a snapshot as one line of text."""
     parts = [f"{s.done:,}/{s.total:,} {s.unit}"]
     if s.tokens_done:
         parts += [f"{s.tokens_done:,} tokens", f"{s.tokens_per_s:,.0f} tok/s"]
@@ -182,7 +181,7 @@ def _duration(seconds: float) -> str:
 
 
 class TerminalSink:
-    """A live bar, redrawn in place; each finished stage stays as a line."""
+    """A live bar, redrawn in place. Each finished stage remains as a line."""
 
     def __init__(self, console: Console) -> None:
         columns = (SpinnerColumn(), TextColumn("[bold]{task.description:<11}"), BarColumn(bar_width=28), _Numbers())
@@ -214,14 +213,14 @@ class TerminalSink:
 
 
 class PlainSink:
-    """Lines for a log: at each stage's begin and end, and at most one every `every_s` seconds between."""
+    """Lines for a log: at the begin and end of each stage, and at most one every `every_s` seconds between."""
 
     def __init__(self, console: Console, every_s: float = 5.0) -> None:
         self._console, self._every_s = console, every_s
         self._next_s, self._stage = 0.0, ""
 
     def show(self, snapshot: Snapshot) -> None:
-        """Print a line, if it is time."""
+        """Print a line, unless the last one is recent."""
         now = time.monotonic()
         ends = snapshot.done >= snapshot.total
         if snapshot.stage == self._stage and now < self._next_s and not ends:
@@ -234,26 +233,26 @@ class PlainSink:
         self._console.print(text, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no resource is held."""
 
 
 class FileSink:
     """`progress.json`, rewritten at most every `every_s` seconds and at each change of stage.
 
-    Also without progress it is rewritten every `beat_s` seconds, so that who follows the job can tell a slow driver
-    from one that is gone. What a driver leaves at its end says how that was.
+    Without progress it is rewritten every `heartbeat_s` seconds, so that a server can distinguish a slow driver from a
+    dead one. The last version reports how the driver ended.
     """
 
-    def __init__(self, write: Callable[[bytes], None], every_s: float = 2.0, beat_s: float = 5.0) -> None:
+    def __init__(self, write: Callable[[bytes], None], every_s: float = 2.0, heartbeat_s: float = 5.0) -> None:
         self._write, self._every_s = write, every_s
         self._next_s = 0.0
         self._snapshot, self._history = Snapshot(), History()
         self._lock, self._ended = threading.Lock(), threading.Event()
-        self._thread = threading.Thread(target=self._beat, args=(beat_s,), daemon=True)
+        self._thread = threading.Thread(target=self._send_heartbeats, args=(heartbeat_s,), daemon=True)
         self._thread.start()
 
     def show(self, snapshot: Snapshot) -> None:
-        """Rewrite the file, if it is time."""
+        """Rewrite the file, unless the last version is recent."""
         now = time.monotonic()
         is_news = snapshot.stage != self._snapshot.stage or snapshot.done >= snapshot.total
         self._snapshot = snapshot
@@ -264,22 +263,22 @@ class FileSink:
             self._rewrite()
 
     def say(self, text: str) -> None:
-        """Text is for people."""
+        """Ignore text."""
 
     def close(self) -> None:
-        """No more beats."""
+        """Stop the heartbeats."""
         self._ended.set()
         if self._thread is not threading.current_thread():
             self._thread.join()
 
     def fail(self, code: str, message: str, hint: str) -> None:
-        """Leave why the job ended."""
+        """Write why the job failed."""
         self.close()
         self._rewrite({"error": {"code": code, "message": message, "hint": hint}})
 
-    def _beat(self, beat_s: float) -> None:
-        while not self._ended.wait(beat_s):
-            with contextlib.suppress(OSError):  # the job itself will meet a storage that fails
+    def _send_heartbeats(self, heartbeat_s: float) -> None:
+        while not self._ended.wait(heartbeat_s):
+            with contextlib.suppress(OSError):  # a storage that fails ends the job itself
                 self._rewrite()
 
     def _rewrite(self, more: Mapping[str, Any] | None = None) -> None:

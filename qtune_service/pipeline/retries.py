@@ -1,13 +1,13 @@
-"""What survives the death of a worker: how often a shard was tried, what is in hand, and the wish to stop.
+"""Retry accounting that outlives worker processes: attempts per shard, shards in progress, and the stop flag.
 
-A worker that dies cannot report it, and Ray runs its task again without end. So before each try of a shard its stage
-asks the supervisor, a small actor beside the driver, which counts. The price is two short calls a stage and shard.
-Successes set the count back: a shard that must be made again because its node left is not blamed.
+A worker that dies cannot report it, and Ray repeats its task without limit. So before each attempt at a shard a stage
+asks the supervisor, an object on the driver's node that counts. The price is two short calls per stage and shard.
+A success resets the count: a shard that is computed again because its node left keeps all its attempts.
 
-    an exception                tried again at once, with a pause that grows
-    a StorageError              not tried again: storage.py has done so
-    a dead engine or worker     the actor ends, Ray starts another one and gives it the shard again
-    wrong spec, model, input    no shard's fault: ends the job
+    an exception                retry in the same process, after a pause that grows
+    a StorageError              no retry here: storage has retried already
+    a dead engine or worker     the process exits, Ray starts another one and gives it the shard again
+    wrong spec, model, input    ends the job: no shard is at fault
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from qtune_service.errors import (
     DataError,
@@ -33,148 +33,147 @@ from qtune_service.errors import (
 STOPPING = 0
 FATAL = (SpecError, ModelError, DataError, OutputConflictError)
 PAUSE_S = 0.5
-ANSWER_S = 10
-"""A supervisor that does not answer a wish to stop for so long is gone, and its workers with it."""
 DEAD_ENGINE_STATUS = 70
+STOP_TIMEOUT_S = 10
+"""A supervisor that does not answer a stop request for so long is gone, and its workers with it."""
+
+Result = TypeVar("Result")
+ReportProgress: TypeAlias = Callable[[int], bool]
+"""Called with the tokens scored so far. Returns whether the job is stopping."""
 
 
 class StoppedError(EngineError):
-    """The job was told to stop before this shard was through. No failure: a later run goes on with it."""
+    """The job was stopped before this shard was finished. No failure: a later run continues with it."""
 
 
 class Supervisor:
-    """The actor's state. One a job."""
+    """The state of one scoring run."""
 
     def __init__(self) -> None:
         self._attempts: Counter[tuple[str, int]] = Counter()
         self._problems: dict[tuple[str, int], str] = {}
-        self._begun: dict[int, int] = {}
+        self._tokens: dict[int, int] = {}
         self._successes: Counter[str] = Counter()
         self._stopping = False
 
     def begin(self, stage: str, shard: int, *, closing: bool) -> tuple[int, str]:
-        """Note a try: its number, from 1, and what the last one failed with. STOPPING: do not begin."""
+        """Count an attempt. Return its number, from 1, and the problem of the last one. STOPPING: do not begin."""
         if self._stopping and not closing:
             return STOPPING, ""
         self._attempts[stage, shard] += 1
         return self._attempts[stage, shard], self._problems.get((stage, shard), "")
 
-    def hold(self, shard: int, tokens: int = 0) -> bool:
-        """Note how many tokens of a shard are scored; whether to stop."""
-        self._begun[shard] = tokens
+    def report(self, shard: int, tokens: int = 0) -> bool:
+        """Record how many tokens of a shard are scored. Return whether the job is stopping."""
+        self._tokens[shard] = tokens
         return self._stopping
 
     def fail(self, stage: str, shard: int, problem: str) -> None:
-        """Note what a try failed with."""
+        """Record why an attempt failed."""
         self._problems[stage, shard] = problem
 
     def succeed(self, stage: str, shard: int) -> None:
-        """Note that a stage is through with a shard."""
+        """Record that a stage has finished a shard, and reset its attempts."""
         self._attempts.pop((stage, shard), None)
         self._problems.pop((stage, shard), None)
         self._successes[stage] += 1
 
     def has_succeeded(self, stage: str) -> bool:
-        """Whether a stage ever got through with a shard."""
+        """Return whether a stage ever finished a shard."""
         return self._successes[stage] > 0
 
-    def in_hand(self) -> dict[int, int]:
-        """Shards whose scoring has begun, ended ones too, with their tokens so far."""
-        return dict(self._begun)
-
-    def stop(self) -> dict[int, int]:
-        """Let nothing new begin; gives `in_hand`."""
+    def stop(self) -> set[int]:
+        """Refuse new attempts. Return the shards that have begun scoring, including finished ones."""
         self._stopping = True
-        return self.in_hand()
+        return set(self._tokens)
 
 
-def start_supervisor() -> Any:
-    """Start the actor on the driver's node, where it lives as long as the driver's cluster."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+class SupervisorHandle(Protocol):
+    """Calls the supervisor from any process of the job."""
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
-    return ray.remote(Supervisor).options(**options).remote()
+    def call(self, method: str, *arguments: Any, timeout_s: float | None = None, **options: Any) -> Any:
+        """Call a method and return its result."""
+        ...
+
+    def send(self, method: str, *arguments: Any) -> None:
+        """Call a method without waiting for it."""
+        ...
+
+    def reporter(self, shard: int) -> ReportProgress:
+        """Return a function that reports a shard's progress and never waits."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
-class Guard:
-    """A stage's side of the supervision; travels to the workers."""
+class LocalSupervisor:
+    """A handle of a supervisor in this process."""
 
-    supervisor: Any
+    supervisor: Supervisor
+
+    def call(self, method: str, *arguments: Any, timeout_s: float | None = None, **options: Any) -> Any:  # noqa: ARG002 - the protocol
+        """Call a method and return its result."""
+        return getattr(self.supervisor, method)(*arguments, **options)
+
+    def send(self, method: str, *arguments: Any) -> None:
+        """Call a method."""
+        getattr(self.supervisor, method)(*arguments)
+
+    def reporter(self, shard: int) -> ReportProgress:
+        """Return a function that reports a shard's progress."""
+        return lambda tokens: self.supervisor.report(shard, tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """The limit of attempts, and the consequence of each kind of error. It travels to the workers."""
+
+    supervisor: SupervisorHandle
     max_attempts: int
+    replaces_workers: bool = True
+    """Whether a process that exits is replaced by another one."""
 
-    def run(self, stage: str, shard: int, work: Callable[[], bytes], *, closing: bool = False) -> bytes:
-        """Do a stage's work on a shard, trying again where that may help.
+    def run(self, stage: str, shard: int, work: Callable[[], Result], *, closing: bool = False) -> Result:
+        """Run a stage's work on a shard, with retries where they may help.
 
-        `closing` work goes on while the job stops. Raises StoppedError, ShardFailedError, or what ends the job.
+        `closing` work continues while the job stops. Raise StoppedError, ShardFailedError, or an error that ends the
+        job.
         """
         while True:
-            attempt, problem = self._ask("begin", stage, shard, closing=closing)
+            attempt, problem = self.supervisor.call("begin", stage, shard, closing=closing)
             if attempt == STOPPING:
                 raise StoppedError("the job is stopping")
             if attempt > self.max_attempts:
-                raise self._failed(stage, shard, problem or "its worker died: killed, crashed, or out of memory")
+                raise _failed(stage, shard, problem or "its worker died: killed, crashed, or out of memory")
             try:
-                done = work()
+                result = work()
             except (*FATAL, StoppedError):
                 raise
             except StorageError as error:
-                if closing:  # the output itself: no shard would do better
+                if closing:  # the output itself fails, so every shard would
                     raise
-                raise self._failed(stage, shard, str(error)) from error
+                raise _failed(stage, shard, str(error)) from error
             except EngineError as error:
-                self._ask("fail", stage, shard, str(error))
-                os._exit(DEAD_ENGINE_STATUS)  # Ray starts another process with an engine of its own
-            except Exception as error:  # noqa: BLE001 - an edge: whatever a stage raises is counted and told
-                self._ask("fail", stage, shard, f"{type(error).__name__}: {error}")
+                self.supervisor.call("fail", stage, shard, str(error))
+                if self.replaces_workers:
+                    os._exit(DEAD_ENGINE_STATUS)
+                raise
+            except Exception as error:  # noqa: BLE001 - an edge: any error of a stage is counted and reported
+                self.supervisor.call("fail", stage, shard, f"{type(error).__name__}: {error}")
                 time.sleep(PAUSE_S * attempt * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
                 continue
-            self.supervisor.succeed.remote(stage, shard)
-            return done
+            self.supervisor.send("succeed", stage, shard)
+            return result
 
     def give_up_or_retire(self, stage: str, error: Exception) -> Exception:
-        """An actor that could not be made: ends the job if none of its stage ever worked, else this process alone."""
-        if self._ask("has_succeeded", stage):
+        """Handle an actor that could not be made: exit this process if others of its stage work, else end the job."""
+        if self.supervisor.call("has_succeeded", stage):
             os._exit(DEAD_ENGINE_STATUS)
         return error
 
     def stop(self) -> set[int]:
-        """Let nothing new begin; gives the shards whose scoring has begun, ended ones too."""
-        import ray
-
-        return set(ray.get(self.supervisor.stop.remote(), timeout=ANSWER_S))
-
-    def watch(self, shard: int, every_s: float = 1.0) -> Watch:
-        """Report a shard's progress and learn of the wish to stop."""
-        return Watch(self.supervisor, shard, every_s)
-
-    def _failed(self, stage: str, shard: int, problem: str) -> ShardFailedError:
-        return ShardFailedError(f"shard {shard}, {stage}: {problem}")
-
-    def _ask(self, method: str, *arguments: Any, **options: Any) -> Any:
-        import ray
-
-        return ray.get(getattr(self.supervisor, method).remote(*arguments, **options))
+        """Refuse new attempts. Return the shards that have begun scoring, including finished ones."""
+        return set(self.supervisor.call("stop", timeout_s=STOP_TIMEOUT_S))
 
 
-class Watch:
-    """Called with the tokens scored so far; true where the job wants to stop. Never waits for the answer."""
-
-    def __init__(self, supervisor: Any, shard: int, every_s: float) -> None:
-        self._supervisor, self._shard, self._every_s = supervisor, shard, every_s
-        self._answer: Any = None
-        self._next_s = 0.0
-        self._stopping = False
-
-    def __call__(self, tokens: int) -> bool:
-        """Report, at most once every `every_s` seconds."""
-        import ray
-
-        now = time.monotonic()
-        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
-            self._stopping, self._answer = self._stopping or ray.get(self._answer), None
-        if self._answer is None and now >= self._next_s:
-            self._answer, self._next_s = self._supervisor.hold.remote(self._shard, tokens), now + self._every_s
-        return self._stopping
+def _failed(stage: str, shard: int, problem: str) -> ShardFailedError:
+    return ShardFailedError(f"shard {shard}, {stage}: {problem}")

@@ -1,13 +1,11 @@
-"""The whole job on one screen: plan, score, find thresholds, prune, write the results.
+"""Run a whole job: plan, score, find thresholds, prune, and write the results.
 
-Whatever finished stays: planning is done once, a scored or pruned shard is never done again, and the manifest, written
-last, says that the output is complete. The same call on the same output continues.
+Finished work is kept: planning is done once, a scored or pruned shard is never computed again, and the manifest,
+written last, makes the output complete. The same call on the same output continues.
 """
 
 from __future__ import annotations
 
-import json
-import pickle
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,32 +16,35 @@ from qtune_service.errors import DataError, QTuneError
 from qtune_service.ingest.discovery import discover
 from qtune_service.output.layout import Output
 from qtune_service.output.removal import clear
-from qtune_service.pipeline import ray_cluster
 from qtune_service.pipeline.distributed_selection import work
+from qtune_service.pipeline.executor import Executor, Stage
 from qtune_service.pipeline.manifest import Pruned, finish_pruned, finish_scored
 from qtune_service.pipeline.population import Population, ScoreShards
 from qtune_service.pipeline.prepare import adopt_scores, load_rule, plan_shards, portable, save_tokenizer
 from qtune_service.pipeline.progress import FileSink, Sink, Tracker
-from qtune_service.pipeline.ray_cluster import LIGHT_CPUS, Cluster, Stage, run_here, stream
-from qtune_service.pipeline.retries import Guard, start_supervisor
-from qtune_service.pipeline.score_stage import Scored, Scoring, measure, summarise
+from qtune_service.pipeline.ray_executor import RayExecutor
+from qtune_service.pipeline.score_stage import Scored, ScoringRun, measure, summarise
 from qtune_service.pipeline.selection_stage import Verdict, find_thresholds
 from qtune_service.pipeline.selection_tasks import Ground
 from qtune_service.pipeline.shard_tables import own_names, pruned_names
 from qtune_service.pipeline.shutdown import Stop
-from qtune_service.pipeline.stages import JobContext, prepare, prune_shard
+from qtune_service.pipeline.stages import JobContext, PrunedMarker, ScoredMarker, prepare, prune_shard
 from qtune_service.scoring.model_config import describe_model, local_folder
 from qtune_service.selection.plane import QuadrantRule
 from qtune_service.tokenize.encoder import Encoder
 
 SMALL_TOKENS = 1 << 23
-"""Tokens that are pruned without starting a cluster: some seconds of one core."""
+"""Up to so many tokens are pruned without starting a cluster, in some seconds of one core."""
 
 
 def run_job(
-    spec: JobSpec, sink: Sink, *, ray_address: str | None = None, overwrite: bool = False, stop: Stop | None = None
+    spec: JobSpec, sink: Sink, *, executor: Executor | None = None, overwrite: bool = False, stop: Stop | None = None
 ) -> dict[str, Any]:
-    """Run a job, or continue it, and return its manifest. Raises QTuneError, and SystemExit where `stop` was asked."""
+    """Run a job, or continue it, and return its manifest.
+
+    executor: runs the stages, by default a RayExecutor. stop: its signal handler stops the job, which then raises
+    SystemExit. Raise QTuneError where the job fails.
+    """
     spec = portable(spec)
     output = Output(spec.output.path)
     with output.locked(sink.say):
@@ -52,7 +53,7 @@ def run_job(
         output.check_owner(spec)  # before anything is written there, progress included
         file = FileSink(output.note_progress)
         try:
-            return _Job(spec, output, Tracker(sink, file), ray_address, stop or Stop()).run()
+            return _Job(spec, output, Tracker(sink, file), executor or RayExecutor(), stop or Stop()).run()
         except QTuneError as error:
             file.fail(error.code, error.message, error.hint)
             raise
@@ -60,17 +61,16 @@ def run_job(
             file.close()
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Job:
     spec: JobSpec
     output: Output
     tracker: Tracker
-    ray_address: str | None
+    executor: Executor
     stop: Stop
-    _nodes: Cluster | None = None
 
     def run(self) -> dict[str, Any]:
-        """The story."""
+        """Run all stages, or those that are left."""
         rule = load_rule(self.spec.prune.quadrant_rule) if self.spec.prune else None
         self.tracker.stage("prepare", 1, unit="steps")
         if (manifest := self.output.manifest) is not None:
@@ -86,56 +86,48 @@ class _Job:
             markers = self._prune(scored, verdict)
             return finish_pruned(self.spec, self.output, scored, Pruned(verdict, markers), self.tracker)
         finally:
-            ray_cluster.disconnect()
+            self.executor.close()
             self.tracker.close()
+
+    # --- score
 
     def _adopt(self) -> Scored:
         """Take over the scores of an earlier output."""
         self.output.claim(self.spec, "")
         return adopt_scores(self.spec, self.output)
 
-    def _connect(self) -> Cluster:
-        """Join or start the cluster, once."""
-        if self._nodes is None:
-            self._nodes = ray_cluster.connect(self.ray_address)
-            self.stop.install_again()
-            ray_cluster.watch_head(self.stop.fail)
-        return self._nodes
-
-    # --- score
-
-    def _start(self) -> tuple[JobContext, Encoder, Cluster]:
-        """What takes seconds to start, side by side; what is quickly seen to be wrong, first."""
+    def _start(self) -> tuple[JobContext, Encoder]:
+        """Start workers and tokenizer, which take seconds, at the same time. Find missing data or models first."""
         discover(self.spec.input.paths)
         local_folder(self.spec.model.name)
         with ThreadPoolExecutor(1) as thread:
             preparing = thread.submit(prepare, self.spec)
-            nodes = self._connect()
-            return *preparing.result(), nodes
+            self.executor.start(self.stop)
+            return preparing.result()
 
     def _score(self) -> Scored:
         """Score the shards that are not finished."""
-        context, encoder, nodes = self._start()
+        context, encoder = self._start()
         self.output.claim(self.spec, context.model.fingerprint)
         save_tokenizer(encoder, self.output)
-        plan = plan_shards(self.spec, self.output, nodes, self.tracker)
-        markers = self.output.finished("scored")
-        pool = ray_cluster.size_pool(self.spec.engine, nodes)
-        resumed = sum(m["read"] for m in markers.values())
+        plan = plan_shards(self.spec, self.output, self.executor, self.tracker)
+        markers = {shard: ScoredMarker.from_dict(body) for shard, body in self.output.finished("scored").items()}
+        pool = self.executor.size_pool(self.spec.engine)
+        resumed = sum(marker.read for marker in markers.values())
         if markers:
             self.tracker.say(f"continuing: {len(markers)} of {len(plan.shards)} shards are already scored")
         self.tracker.stage(
             "score", plan.num_records, unit="samples", resumed=resumed, actors=pool.max_actors or pool.min_actors
         )
-        guard = Guard(start_supervisor(), self.spec.limits.max_shard_attempts)
         context = replace(
             context,
             threads=pool.threads,
-            guard=guard,
+            retries=self.executor.retry_policy(self.spec.limits.max_shard_attempts),
             partials=self.output.partials(),
             plan_digest=plan.digest,
+            process_name=self.executor.process_name,
         )
-        scoring = Scoring(self.spec, context, guard, pool, nodes, self.tracker, self.stop)
+        scoring = ScoringRun(context, self.executor, pool, self.tracker, self.stop)
         fresh = scoring.run([index for index in range(len(plan.shards)) if index not in markers])
         category = self.spec.input.category_field
         return summarise(
@@ -148,6 +140,7 @@ class _Job:
         )
 
     def _check_rejected(self, scored: Scored) -> None:
+        """Raise DataError where too few records could be scored."""
         ratio = scored.rejected / scored.read
         reasons = sorted(scored.reasons.items(), key=lambda item: -item[1])
         worst = ", ".join(f"{reason} {count:,}" for reason, count in reasons[:3])
@@ -157,19 +150,19 @@ class _Job:
         if ratio > self.spec.limits.max_rejected_ratio:
             raise DataError(
                 f"{scored.rejected:,} of {scored.read:,} records ({ratio:.1%}) were rejected: {worst}",
-                f"{where} To go on all the same, run again with --max-rejected-ratio above {ratio:.3f}.",
+                f"{where} To continue anyway, run again with --max-rejected-ratio above {ratio:.3f}.",
             )
 
     # --- thresholds and prune
 
     def _find_thresholds(self, scored: Scored, prune: PruneSpec, rule: QuadrantRule | None) -> Verdict:
-        """Thresholds of all samples, and each one's label."""
+        """Find the thresholds over all samples, and each sample's label."""
         self.tracker.stage("thresholds", scored.num_samples, unit="samples")
 
         def workers(items: Sequence[tuple[int, bytes]], ground: Ground) -> Iterator[tuple[int, bytes]]:
-            max_tasks = self._connect().max_tasks(len(items), shards_per_task=1)
-            for arrival in stream(items, Stage("thresholds", work, (ground,), max_tasks=max_tasks)):
-                yield arrival.shard, arrival.payload
+            self.executor.start(self.stop)
+            stage = Stage("thresholds", work, (ground,), num_cpus=1, shards_per_task=1)
+            return ((result.shard, result.value) for result in self.executor.run(items, stage))
 
         return find_thresholds(
             Population.of(ScoreShards(self.output.root), scored.shards),
@@ -180,28 +173,17 @@ class _Job:
             advance=self.tracker.advance,
         )
 
-    def _prune(self, scored: Scored, verdict: Verdict) -> dict[int, dict[str, Any]]:
-        """Prune the shards that are not finished; returns the markers of all."""
-        markers = self.output.finished("pruned")
+    def _prune(self, scored: Scored, verdict: Verdict) -> dict[int, PrunedMarker]:
+        """Prune the shards that are not finished, and return the markers of all."""
+        markers = {shard: PrunedMarker.from_dict(body) for shard, body in self.output.finished("pruned").items()}
         self.tracker.stage("prune", len(scored.shards), resumed=len(markers))
-
-        def items() -> Any:
-            for shard, (group, span) in verdict.shards().items():
-                if shard not in markers:
-                    yield shard, pickle.dumps(verdict.of_shard(group, span))
-
-        arguments = (self.spec, scored.renamed, scored.category_column)
-        stage = Stage("prune", prune_shard, arguments, num_cpus=LIGHT_CPUS)
-        if self._is_small(scored):
-            arrivals = run_here(items(), stage)
-        else:
-            max_tasks = self._connect().max_tasks(len(scored.shards) - len(markers))
-            arrivals = stream(items(), replace(stage, max_tasks=max_tasks))
-        for arrival in arrivals:
-            markers[arrival.shard] = json.loads(arrival.payload)
+        executor = self.executor.for_small_work() if scored.tokens <= SMALL_TOKENS else self.executor
+        todo = [(shard, where) for shard, where in verdict.shards().items() if shard not in markers]
+        if todo:
+            executor.start(self.stop)
+        items = ((shard, verdict.of_shard(group, span)) for shard, (group, span) in todo)
+        stage = Stage("prune", prune_shard, (self.spec, scored.renamed, scored.category_column))
+        for result in executor.run(items, stage):
+            markers[result.shard] = result.value
             self.tracker.advance(1)
         return {index: markers[index] for index in sorted(markers)}
-
-    def _is_small(self, scored: Scored) -> bool:
-        """Whether pruning takes less time than a cluster to start, and none was."""
-        return self._nodes is None and self.ray_address is None and scored.tokens <= SMALL_TOKENS

@@ -1,4 +1,4 @@
-"""The Arrow tables of a job's output, built without a Python loop over tokens.
+"""Build the Arrow tables of a job's output, and count their rows, without a Python loop over tokens.
 
 Token columns are ragged lists over one flat buffer with offsets, so numpy sees a whole shard as a few arrays.
 """
@@ -10,16 +10,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from qtune_service.config import PruneSpec
 from qtune_service.ingest.plan import Plan
-from qtune_service.ingest.reader import ShardRecords
+from qtune_service.ingest.reader import RecordProblem, ShardRecords, category_of
 from qtune_service.ingest.schema import output_names
 from qtune_service.output.columns import (
     IGNORE_INDEX,
     PRUNED_RESERVED,
     SCORES_RESERVED,
     Ragged,
+    coded,
     list_column,
     quadrant_names,
     ragged,
@@ -51,10 +53,12 @@ REJECTED_FIELDS: list[pa.Field[Any]] = [
 ]
 ENCODED_NAMES = frozenset(field.name for field in ENCODED_FIELDS)
 REJECTED_SCHEMA = pa.schema(REJECTED_FIELDS)
+EXCERPT_CHARS = 2_000
+"""Characters of a rejected record that are kept."""
 
 
 def own_names(plan: Plan) -> dict[str, str]:
-    """Own columns of the records -> their names in scores/. Token columns of tokenized input are ours to write."""
+    """Return own column of the records -> its name in scores/, without the token columns of tokenized input."""
     tokenized = (
         {"input_ids", "loss_mask", "labels", "attention_mask"} if "tokenized" in plan.formats.values() else set()
     )
@@ -62,14 +66,14 @@ def own_names(plan: Plan) -> dict[str, str]:
 
 
 def pruned_names(plan: Plan) -> dict[str, str]:
-    """Name in scores/ -> name in pruned/, for the own columns where these differ."""
+    """Return name in scores/ -> name in pruned/, for the own columns where these differ."""
     in_scores = own_names(plan)
     in_pruned = output_names(in_scores, PRUNED_RESERVED)
     return {in_scores[name]: in_pruned[name] for name in in_scores if in_scores[name] != in_pruned[name]}
 
 
 def encoded_rows(records: ShardRecords, batch: EncodedBatch, names: dict[str, str]) -> pa.Table:
-    """Encoded records with their own columns. `batch.tokens.rows` are indices in `records`."""
+    """Return encoded records with their own columns. `batch.tokens.rows` are indices in `records`."""
     tokens = batch.tokens
     indices: list[int] = tokens.rows.tolist()
     sample_ids = records.sample_ids
@@ -87,13 +91,13 @@ def encoded_rows(records: ShardRecords, batch: EncodedBatch, names: dict[str, st
 
 
 def samples_of(table: pa.Table) -> list[Sample]:
-    """The encoded rows as the engine takes them."""
+    """Return the encoded rows as samples for the engine."""
     ids, masks = ragged(table["input_ids"]), ragged(table["loss_mask"])
     return [Sample(i, m) for i, m in zip(ids.rows(), masks.rows(), strict=True)]  # type: ignore[arg-type]
 
 
 def with_scores(encoded: pa.Table, scores: Sequence[TokenScores]) -> pa.Table:
-    """Encoded rows with their scores: the columns of scores/. Own columns stay behind ours."""
+    """Return encoded rows with their scores: the columns of scores/, own columns last."""
     counts = np.fromiter((len(s.nll) for s in scores), np.int64, len(scores))
     offsets = np.concatenate([[0], np.cumsum(counts)])
     nll = np.concatenate([s.nll for s in scores]) if scores else np.empty(0, np.float32)
@@ -118,7 +122,7 @@ def with_scores(encoded: pa.Table, scores: Sequence[TokenScores]) -> pa.Table:
 
 
 def partial_bytes(scores: Mapping[int, TokenScores], engine: str) -> pa.Buffer:
-    """Scores of some samples of a shard as an Arrow file. scores: index among the encoded rows -> its scores."""
+    """Return the scores of some samples of a shard as an Arrow file. scores: index of the encoded row -> its scores."""
     values = list(scores.values())
     offsets = np.concatenate([[0], np.cumsum([len(s.nll) for s in values], dtype=np.int64)])
     columns = {
@@ -136,7 +140,7 @@ def partial_bytes(scores: Mapping[int, TokenScores], engine: str) -> pa.Buffer:
 
 
 def partial_scores(data: bytes, engine: str) -> dict[int, TokenScores]:
-    """Read what `partial_bytes` wrote; nothing of another engine, for a shard has one."""
+    """Return the scores in a file of `partial_bytes`. Ignore those of another engine: one engine scores a shard."""
     table = pa.ipc.open_file(data).read_all()
     if (table.schema.metadata or {}).get(b"engine") != engine.encode():
         return {}
@@ -148,9 +152,9 @@ def partial_scores(data: bytes, engine: str) -> dict[int, TokenScores]:
 def pruned_rows(
     scores: pa.Table, masks: Ragged, places: Places, renamed: dict[str, str], weighing: Weighing | None
 ) -> pa.Table:
-    """The kept rows of a score shard with their final masks: the columns of pruned/.
+    """Return the kept rows of a score shard with their final masks: the columns of pruned/.
 
-    `renamed` gives own columns that had to change their name in scores/ another one here.
+    renamed: name in scores/ -> name here, for the own columns where these differ.
     """
     kept = places.kept
     rows, quadrants = scores.filter(pa.array(kept)), places.labels[kept]
@@ -186,7 +190,7 @@ def pruned_rows(
 def example_rows(
     scores: pa.Table, quadrants: pa.Table, masks: Ragged, why: Mapping[int, str], prune: PruneSpec
 ) -> list[dict[str, Any]]:
-    """Whole samples for the report, as plain data. why: row -> the kind of example."""
+    """Return whole samples for the report, as plain data. why: row -> the kind of example."""
     at = np.array(list(why), np.int64)
     names = ["sample_id", "source", "line", "perplexity", "mean_entropy", "input_ids", "loss_mask", "nll", "entropy"]
     found = scores.select(names).take(at).to_pylist()
@@ -201,7 +205,7 @@ def example_rows(
 
 
 def quadrant_rows(scores: pa.Table, places: Places) -> pa.Table:
-    """Why each sample was kept or dropped: its place on the plane. The columns of quadrants/."""
+    """Return each sample's quadrant, ranks, and whether it is kept: the columns of quadrants/."""
     return pa.table(
         {
             "sample_id": scores["sample_id"],
@@ -211,3 +215,73 @@ def quadrant_rows(scores: pa.Table, places: Places) -> pa.Table:
             "kept": pa.array(places.kept, pa.bool_()),
         }
     )
+
+
+# --- rejected rows
+
+
+def rejected_records(
+    records: ShardRecords, problems: Mapping[int, tuple[str, str]], category_field: str | None
+) -> pa.Table:
+    """Return the rows of rejected/ for records that could not be encoded. problems: index -> (reason, detail)."""
+    ids = records.sample_ids
+    rows = [
+        {
+            "sample_id": ids[i],
+            "source": records.source,
+            "line": records.lines[i],
+            "reason": reason,
+            "detail": detail,
+            "category": _category(records.records[i], category_field),
+            "record": records.excerpt(i, EXCERPT_CHARS),
+        }
+        for i, (reason, detail) in problems.items()
+    ]
+    return pa.Table.from_pylist(rows, schema=REJECTED_SCHEMA)
+
+
+def _category(record: Any, field: str | None) -> str | None:
+    return None if field is None or isinstance(record, RecordProblem) else category_of(record, field)
+
+
+def rejected_samples(rows: pa.Table, problems: Mapping[int, tuple[str, str]], category_column: str | None) -> pa.Table:
+    """Return the rows of rejected/ for samples that the engine could not score."""
+    names = [n for n in ("sample_id", "source", "line", category_column) if n in rows.column_names]
+    rejected = []
+    for (reason, detail), row in zip(
+        problems.values(), rows.select(names).take(pa.array(list(problems), pa.int64())).to_pylist(), strict=True
+    ):
+        category = row.pop(category_column, None) if category_column else None
+        rejected.append(
+            {**row, "reason": reason, "detail": detail, "category": None if category is None else str(category)}
+        )
+    return pa.Table.from_pylist(rejected, schema=REJECTED_SCHEMA)
+
+
+# --- counts of a shard, for its marker
+
+
+def count_values(column: Any) -> dict[str, int]:
+    """Return how often each value occurs. The name of null is (none)."""
+    codes, names = coded(column)
+    return dict(zip(names, np.bincount(codes, minlength=len(names)).tolist(), strict=True))
+
+
+def count_reasons_by(rejected: pa.Table, column: str) -> dict[str, dict[str, int]]:
+    """Return how often each reason occurs for each value of a column. The name of null is (none)."""
+    counts: dict[str, dict[str, int]] = {}
+    pairs: Any = zip(rejected[column].to_pylist(), rejected["reason"].to_pylist(), strict=True)
+    for name, reason in pairs:
+        of_name = counts.setdefault("(none)" if name is None else name, {})
+        of_name[reason] = of_name.get(reason, 0) + 1
+    return counts
+
+
+def tally(column: Any, places: Places, before: NDArray[np.int64], after: NDArray[np.int64]) -> dict[str, list[int]]:
+    """Return for each value of a column: samples in Q1 to Q4, kept samples, trained tokens before and after."""
+    codes, names = coded(column)
+    size = len(names)
+    quadrants = np.bincount(codes * 4 + places.labels - 1, minlength=4 * size).reshape(-1, 4)
+    sums = [np.bincount(codes, weights=weight, minlength=size) for weight in (places.kept, before, after)]
+    counts = np.column_stack([quadrants, *(total.astype(np.int64) for total in sums)])
+    return dict(zip(names, counts.tolist(), strict=True))

@@ -1,8 +1,8 @@
-"""SIGTERM: save what is in hand, then end, within a time of grace.
+"""SIGTERM: save the work in progress, then exit within a grace period.
 
-The first signal asks; a second one, or one that comes where nothing has to be saved, ends the process at once. While
-scoring, a thread lets nothing new begin, waits until each shard in hand is written or checkpointed, and sends the
-second signal itself.
+The first signal requests a stop. A second one, or one that comes where nothing has to be saved, exits immediately.
+While scoring, a thread stops new work, waits until each shard in progress is written or checkpointed, and then sends
+the second signal itself.
 """
 
 from __future__ import annotations
@@ -18,50 +18,56 @@ from types import FrameType
 
 EXIT_CODE = 143
 POLL_S = 0.1
+SECOND_SIGNAL_S = 5.0
 
 
 class Stop:
-    """The wish to stop, as a signal handler tells it."""
+    """A stop request, made by a signal handler."""
 
     def __init__(self) -> None:
         self._save: Callable[[], None] | None = None
-        self._asked = False
+        self._is_requested = False
         self._is_installed = False
         self._error: Exception | None = None
 
     def install(self) -> None:
-        """Handle SIGTERM of this process; from its main thread."""
+        """Handle SIGTERM of this process. Call it in the main thread."""
         signal.signal(signal.SIGTERM, self.handle)
         self._is_installed = True
 
     def install_again(self) -> None:
-        """Take SIGTERM back from Ray, which on joining a cluster makes it abort the process."""
+        """Take SIGTERM back from Ray, which makes it abort the process when it joins a cluster."""
         if self._is_installed:
             self.install()
 
     def fail(self, error: Exception) -> None:
-        """End the main thread with an error, wherever it waits. From any other thread."""
+        """Raise an error in the main thread, wherever it waits. Call it in any other thread."""
         self._error = error
         if self._is_installed:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def handle(self, _signal: int, _frame: FrameType | None) -> None:
-        """For `signal.signal`. Raises SystemExit where there is nothing to wait for, or the error given to `fail`."""
+        """Handle a signal. Raise SystemExit where there is nothing to wait for, or the error given to `fail`."""
         if self._error is not None:
             raise self._error
-        if self._save is None or self._asked:
+        if self._save is None or self._is_requested:
             raise SystemExit(EXIT_CODE)
-        self._asked = True
-        threading.Thread(target=self._wind_down, args=(self._save,), daemon=True).start()
+        self._is_requested = True
+        threading.Thread(target=self._save_and_exit, args=(self._save,), daemon=True).start()
 
     @contextlib.contextmanager
-    def saving(self, ask: Callable[[], AbstractSet[int]], arrived: AbstractSet[int], grace_s: float) -> Iterator[None]:
-        """Within the block a stop asks the workers, which gives the shards in hand, and waits until they arrived."""
+    def saving(
+        self, stop_workers: Callable[[], AbstractSet[int]], arrived: AbstractSet[int], grace_s: float
+    ) -> Iterator[None]:
+        """Make a signal within the block stop the workers and wait for the shards in progress.
+
+        stop_workers: returns the shards in progress. arrived: the shards that the block has received, which it grows.
+        """
 
         def save() -> None:
             deadline_s = time.monotonic() + grace_s
-            in_hand = ask()
-            while not in_hand <= arrived and time.monotonic() < deadline_s:
+            in_progress = stop_workers()
+            while not in_progress <= arrived and time.monotonic() < deadline_s:
                 time.sleep(POLL_S)
 
         self._save = save
@@ -70,8 +76,13 @@ class Stop:
         finally:
             self._save = None
 
+    def wait_for_exit(self) -> None:
+        """Wait for the second signal, then exit. Call it in the main thread once all shards arrived after a stop."""
+        time.sleep(SECOND_SIGNAL_S)
+        raise SystemExit(EXIT_CODE)
+
     @staticmethod
-    def _wind_down(save: Callable[[], None]) -> None:
+    def _save_and_exit(save: Callable[[], None]) -> None:
         try:
             save()
         finally:

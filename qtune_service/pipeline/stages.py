@@ -1,38 +1,38 @@
-"""What happens to one shard: scan, encode, score, commit, prune. Thin functions that Ray Data maps.
+"""The stages of a job, each a function of one shard: scan, encode, score, commit, prune.
 
-Each takes and gives bytes (see cluster.py). Tables travel as pickled Arrow, so numpy columns are not copied item by
-item. Heavy objects are made once a process: the tokenizer is cached, the model lives in the scoring actor.
+Values between stages are frozen dataclasses, and markers are the JSON files that make a finished shard count. Heavy
+objects are made once a process: plan and tokenizer are cached, the model is held by the scoring actor. An executor
+(executor.py) decides where a stage runs.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import os
-import pickle
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from qtune_service.config import JobSpec
 from qtune_service.errors import OutputConflictError, StorageError
-from qtune_service.ingest.planner import Chunk, Plan, scan
-from qtune_service.ingest.reader import RecordProblem, ShardRecords, category_of, read_shard, sample_id
-from qtune_service.output.columns import coded, final_masks, ragged, row_sums
+from qtune_service.ingest.planner import Chunk, ChunkScan, Plan, scan
+from qtune_service.ingest.reader import RecordProblem, read_shard, sample_id
+from qtune_service.output.columns import final_masks, ragged, row_sums
 from qtune_service.output.file_lists import part_path
 from qtune_service.output.layout import Output
-from qtune_service.pipeline.ray_cluster import node_id
-from qtune_service.pipeline.retries import Guard, StoppedError
-from qtune_service.pipeline.shard_selection import Places, ShardVerdict
+from qtune_service.pipeline.executor import local_process_name
+from qtune_service.pipeline.retries import RetryPolicy, StoppedError
+from qtune_service.pipeline.shard_selection import ShardVerdict
 from qtune_service.pipeline.shard_tables import (
     ENCODED_FIELDS,
     REJECTED_SCHEMA,
+    count_reasons_by,
+    count_values,
     encoded_rows,
     example_rows,
     own_names,
@@ -40,7 +40,10 @@ from qtune_service.pipeline.shard_tables import (
     partial_scores,
     pruned_rows,
     quadrant_rows,
+    rejected_records,
+    rejected_samples,
     samples_of,
+    tally,
     with_scores,
 )
 from qtune_service.samples import Sample, TokenScores
@@ -49,56 +52,128 @@ from qtune_service.storage import file_io
 from qtune_service.tokenize.encoder import Encoder
 
 MAX_PLAN_BYTES = 8 << 30
-"""Of a plan: some 500 bytes a shard."""
-EXCERPT_CHARS = 2_000
-"""How much of a rejected record is kept to look at."""
+"""Limit of a plan's size, which is about 500 bytes a shard."""
+
+Counts = dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class JobContext:
-    """What every scoring stage knows of the job. Small: the plan is read from the output, once a process."""
+    """The settings of a job for its scoring stages. It is small: the plan is read from the output, once a process."""
 
     spec: JobSpec
     model: ModelInfo
     threads: int = 1
     """CPU threads of an actor's engine."""
-    guard: Guard | None = None
-    """To report progress to, and to learn from that the job stops."""
+    retries: RetryPolicy | None = None
+    """Receives progress, and reports when the job stops."""
     partials: frozenset[int] = frozenset()
-    """Shards of which a stopped run left scores."""
+    """Shards with scores of a run that was stopped."""
     plan_digest: str | None = None
-    """Of the plan that the driver checked; None: any plan will do."""
+    """Digest of the plan that the driver checked. None accepts any plan."""
+    process_name: Callable[[], str] = local_process_name
 
     @property
     def output(self) -> Output:
-        """Where the job writes."""
+        """Return the job's output."""
         return Output(self.spec.output.path)
 
 
+# --- values between the stages
+
+
 @dataclass(frozen=True, slots=True)
-class ShardTables:
-    """A shard on its way: usable rows and rejected ones."""
+class EncodedShard:
+    """encode -> score: usable rows (ENCODED_FIELDS and own columns) and rejected ones (REJECTED_SCHEMA)."""
 
     rows: pa.Table
     rejected: pa.Table
-    engine: dict[str, Any]
-    started_at_s: float = 0.0
-    """When the engine began with it, and how long that took."""
-    engine_s: float = 0.0
+    encode_s: float
+    """Time of reading and encoding."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredShard:
+    """score -> commit: rows of scores/ and of rejected/."""
+
+    rows: pa.Table
+    rejected: pa.Table
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    """EngineInfo. Empty where nothing was scored."""
     actor: str = ""
-    """Who scored it: NODE:PROCESS."""
+    """The process that scored it, as NODE:PROCESS."""
+    started_at_s: float = 0.0
+    """When the engine began, in seconds since 1970."""
+    engine_s: float = 0.0
     encode_s: float = 0.0
-    """How long reading and encoding took."""
 
 
-def scan_chunk(_index: int, payload: bytes, spec: JobSpec) -> bytes:
-    """Look through one chunk of the input: counts, hash, format, schema."""
-    chunk: Chunk = pickle.loads(payload)  # noqa: S301 - written by the driver of this job
-    return pickle.dumps(scan(chunk, spec.input, work=Output(spec.output.path).at("_qtune", "input")))
+class Marker:
+    """A dataclass that is stored as a JSON object when a shard is finished in a stage."""
+
+    __slots__ = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the marker as it is stored."""
+        return asdict(self)  # type: ignore[call-overload,no-any-return]  # subclasses are dataclasses
+
+    @classmethod
+    def from_dict(cls, body: Mapping[str, Any]) -> Self:
+        """Return a stored marker."""
+        return cls(**{one.name: body[one.name] for one in fields(cls)})  # type: ignore[arg-type]
 
 
-def encode_shard(index: int, _payload: bytes, context: JobContext) -> bytes:
-    """Read a shard, render and tokenise its records; what cannot be used is set aside with its reason."""
+@dataclass(frozen=True, slots=True)
+class ScoredMarker(Marker):
+    """commit -> thresholds: the counts and files of a scored shard."""
+
+    read: int
+    scored: int
+    rejected: int
+    reasons: Counts
+    rejected_by_source: dict[str, Counts]
+    """Source -> reason -> records."""
+    rejected_by_category: dict[str, Counts]
+    truncated: int
+    tokens: int
+    """All tokens that went through the model."""
+    trained_tokens: int
+    engine: dict[str, Any]
+    started_at_s: float
+    engine_s: float
+    actor: str
+    encode_s: float
+    committed_at_s: float
+    files: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class PrunedMarker(Marker):
+    """prune -> report: the counts, files and shown samples of a pruned shard."""
+
+    kept: int
+    tokens_before: int
+    """Trained tokens of kept samples before token pruning."""
+    tokens_after: int
+    by_source: dict[str, list[int]]
+    """Source -> samples in Q1, Q2, Q3, Q4, kept samples, trained tokens before and after."""
+    by_category: dict[str, list[int]]
+    points: list[str]
+    """Ids of the samples that the report draws as points."""
+    examples: list[dict[str, Any]]
+    files: list[dict[str, Any]]
+
+
+# --- the stages
+
+
+def scan_chunk(_index: int, chunk: Chunk, spec: JobSpec) -> ChunkScan:
+    """Scan one chunk of the input: counts, hash, format, schema."""
+    return scan(chunk, spec.input, work=Output(spec.output.path).at("_qtune", "input"))
+
+
+def encode_shard(index: int, _value: None, context: JobContext) -> EncodedShard:
+    """Read a shard, render and tokenise its records, and reject those that cannot be used with a reason."""
     started = time.perf_counter()
     plan = _plan(context.output.root, context.plan_digest)
     shard = plan.shards[index]
@@ -108,14 +183,14 @@ def encode_shard(index: int, _payload: bytes, context: JobContext) -> bytes:
     problems = {i: (r.reason, r.detail) for i, r in enumerate(records.records) if isinstance(r, RecordProblem)}
     problems |= {i: (problem.reason_code, problem.detail) for i, problem in batch.problems.items()}
     rows = encoded_rows(records, batch, own_names(plan))
-    rejected = _rejected_rows(records, dict(sorted(problems.items())), context.spec.input.category_field)
-    return pickle.dumps(ShardTables(rows, rejected, {}, encode_s=time.perf_counter() - started))
+    rejected = rejected_records(records, dict(sorted(problems.items())), context.spec.input.category_field)
+    return EncodedShard(rows, rejected, encode_s=time.perf_counter() - started)
 
 
 class ScoreShard:
     """A scoring actor: one loaded model, and one thread that alone runs it.
 
-    Ray Data makes an actor in one thread and calls it in another; OpenMP keeps a team of threads for each that runs
+    Ray Data makes an actor in one thread and calls it in another. OpenMP keeps a team of threads for each that runs
     torch, so the engine is made and called in a thread of its own.
     """
 
@@ -128,39 +203,45 @@ class ScoreShard:
         self._engine = ThreadPoolExecutor(1, thread_name_prefix="engine")
         model = context.spec.model.model_copy(update=limit)
         self._scorer = self._engine.submit(build_scorer, model, context.spec.engine).result()
-        self._actor = f"{node_id()}:{os.getpid()}"
+        self._actor = context.process_name()
 
-    def __call__(self, index: int, payload: bytes) -> bytes:
-        """Score a shard; a sample that cannot be scored is set aside and costs the others nothing."""
+    def __call__(self, index: int, encoded: EncodedShard) -> ScoredShard | None:
+        """Score a shard and reject the samples that cannot be scored. Return None where it is committed already.
+
+        Ray repeats a task whose result was lost with its worker, so a committed shard may come again.
+        """
         if self._context.output.marker("scored", index) is not None:
-            return payload  # done, and asked for again: see commit_shard
-        tables: ShardTables = pickle.loads(payload)  # noqa: S301 - written by `encode_shard` of this job
+            return None
         started_at_s, started = time.time(), time.perf_counter()
-        outcomes = self._score(index, samples_of(tables.rows))
+        outcomes = self._score(index, samples_of(encoded.rows))
         engine_s = time.perf_counter() - started
         problems = {i: problem for i, o in enumerate(outcomes) if (problem := _problem_of(o))}
         good = [o for i, o in enumerate(outcomes) if i not in problems and isinstance(o, TokenScores)]
         scored = pa.array([i not in problems for i in range(len(outcomes))], pa.bool_())
-        rows = with_scores(tables.rows.filter(scored), good)
         category = own_names(_plan(self._context.output.root, self._context.plan_digest)).get(
             self._context.spec.input.category_field or ""
         )
-        poisoned = _unscored_rows(tables.rows, problems, category)
-        rejected = pa.concat_tables([tables.rejected, poisoned])
-        info = asdict(self._scorer.info)
-        return pickle.dumps(ShardTables(rows, rejected, info, started_at_s, engine_s, self._actor, tables.encode_s))
+        return ScoredShard(
+            rows=with_scores(encoded.rows.filter(scored), good),
+            rejected=pa.concat_tables([encoded.rejected, rejected_samples(encoded.rows, problems, category)]),
+            engine=asdict(self._scorer.info),
+            actor=self._actor,
+            started_at_s=started_at_s,
+            engine_s=engine_s,
+            encode_s=encoded.encode_s,
+        )
 
     def _score(self, index: int, samples: Sequence[Sample]) -> list[TokenScores | str]:
-        """Score what an earlier, stopped run did not. Raises StoppedError after saving what this one has."""
+        """Score the samples that an earlier, stopped run did not. Raise StoppedError after saving the new scores."""
         from qtune_service.scoring.scorer import InterruptedScoring, never, score_isolating
 
-        output, guard = self._context.output, self._context.guard
+        output, retries = self._context.output, self._context.retries
         engine = f"{self._scorer.info.name} {self._scorer.info.version} {self._scorer.info.dtype}"
         done: dict[int, TokenScores | str] = {}
         if index in self._context.partials:
             done |= partial_scores(output.read_partial(index), engine)
         left = [i for i in range(len(samples)) if i not in done]
-        watch = guard.watch(index) if guard else never
+        watch = retries.supervisor.reporter(index) if retries else never
         try:
             fresh = self._engine.submit(score_isolating, self._scorer, [samples[i] for i in left], watch).result()
         except InterruptedScoring as stop:
@@ -172,61 +253,63 @@ class ScoreShard:
         return [done[i] for i in range(len(samples))]
 
 
-def commit_shard(index: int, payload: bytes, context: JobContext) -> bytes:
+def commit_shard(index: int, scored: ScoredShard | None, context: JobContext) -> ScoredMarker:
     """Write a scored shard: rejected rows, scores, and last the marker that makes it count.
 
-    Ray does a task again whose result was lost with its worker; a shard that was finished by then stays as it is.
+    A shard that is finished already stays as it is.
     """
     if (finished := context.output.marker("scored", index)) is not None:
-        return json.dumps(finished).encode()
-    tables: ShardTables = pickle.loads(payload)  # noqa: S301 - written by `ScoreShard` of this job
-    rows, rejected, output = tables.rows, tables.rejected, context.output
+        return ScoredMarker.from_dict(finished)
+    if scored is None:
+        raise OutputConflictError(f"the marker of shard {index} has gone from {context.output.root}", "Run it again.")
+    rows, rejected, output = scored.rows, scored.rejected, context.output
     files = [*_write(output, "rejected", index, rejected), *_write(output, "scores", index, rows)]
-    marker = {
-        "read": rows.num_rows + rejected.num_rows,
-        "scored": rows.num_rows,
-        "rejected": rejected.num_rows,
-        "reasons": _counts(rejected["reason"]),
-        "rejected_by_source": _reasons(rejected, "source"),
-        "rejected_by_category": _reasons(rejected, "category") if context.spec.input.category_field else {},
-        "truncated": int(np.count_nonzero(rows["truncated"].to_numpy())),
-        "tokens": len(ragged(rows["input_ids"]).flat),
-        "trained_tokens": int(rows["num_tokens"].to_numpy().sum()),
-        "engine": tables.engine,
-        "started_at_s": tables.started_at_s,
-        "engine_s": tables.engine_s,
-        "actor": tables.actor,
-        "encode_s": tables.encode_s,
-        "committed_at_s": time.time(),
-        "files": files,
-    }
-    output.mark("scored", index, marker)
-    return json.dumps(marker).encode()
+    marker = ScoredMarker(
+        read=rows.num_rows + rejected.num_rows,
+        scored=rows.num_rows,
+        rejected=rejected.num_rows,
+        reasons=count_values(rejected["reason"]),
+        rejected_by_source=count_reasons_by(rejected, "source"),
+        rejected_by_category=count_reasons_by(rejected, "category") if context.spec.input.category_field else {},
+        truncated=int(np.count_nonzero(rows["truncated"].to_numpy())),
+        tokens=len(ragged(rows["input_ids"]).flat),
+        trained_tokens=int(rows["num_tokens"].to_numpy().sum()),
+        engine=dict(scored.engine),
+        started_at_s=scored.started_at_s,
+        engine_s=scored.engine_s,
+        actor=scored.actor,
+        encode_s=scored.encode_s,
+        committed_at_s=time.time(),
+        files=files,
+    )
+    output.mark("scored", index, marker.to_dict())
+    return marker
 
 
-def reject_shard(index: int, payload: bytes, context: JobContext) -> bytes:
-    """Set a failed shard's records aside; where it cannot even be read, without their lines and text."""
-    plan, problem = _plan(context.output.root, context.plan_digest), payload.decode()
+def reject_shard(index: int, problem: str, context: JobContext) -> ScoredMarker:
+    """Reject all records of a shard that failed. Where it cannot be read, they have no lines and no text."""
+    plan = _plan(context.output.root, context.plan_digest)
     shard = plan.shards[index]
     try:
         records = read_shard(plan, shard)
         problems = dict.fromkeys(range(len(records.records)), ("shard_failed", problem))
-        rejected = _rejected_rows(records, problems, context.spec.input.category_field)
+        rejected = rejected_records(records, problems, context.spec.input.category_field)
     except StorageError:
         first = {"source": plan.files[shard.file_index].name, "reason": "shard_failed", "detail": problem, "record": ""}
         name = sample_id(shard.file_index, shard.first_line)
         rows = [{**first, "sample_id": f"{name}+{i}"} for i in range(shard.num_records)]
         rejected = pa.Table.from_pylist(rows, schema=REJECTED_SCHEMA)
     none = with_scores(pa.schema(ENCODED_FIELDS).empty_table(), [])
-    return commit_shard(index, pickle.dumps(ShardTables(none, rejected, {})), context)
+    return commit_shard(index, ScoredShard(none, rejected), context)
 
 
-def prune_shard(index: int, payload: bytes, spec: JobSpec, renamed: dict[str, str], category: str | None) -> bytes:
-    """Write a shard's quadrants and its pruned rows, count them, and pick out what the report shows."""
+def prune_shard(
+    index: int, verdict: ShardVerdict, spec: JobSpec, renamed: dict[str, str], category: str | None
+) -> PrunedMarker:
+    """Write a shard's quadrants and pruned rows, count them, and pick the samples that the report shows."""
     output = Output(spec.output.path)
     if (finished := output.marker("pruned", index)) is not None:
-        return json.dumps(finished).encode()
-    verdict: ShardVerdict = pickle.loads(payload)  # noqa: S301 - from this job's driver
+        return PrunedMarker.from_dict(finished)
     places = verdict.placement.read()
     assert spec.prune is not None
     scores = output.read_part("scores", index)
@@ -236,22 +319,39 @@ def prune_shard(index: int, payload: bytes, spec: JobSpec, renamed: dict[str, st
     pruned = pruned_rows(scores, masks, places, renamed, verdict.weighing)
     before = scores["num_tokens"].to_numpy().astype(np.int64)
     after = np.where(places.kept, row_sums(masks), 0)
-    tokens = [int(before[places.kept].sum()), int(after.sum())]
-    marker = {
-        "kept": pruned.num_rows,
-        "tokens_before": tokens[0],
-        "tokens_after": tokens[1],
-        "by_source": _tally(scores["source"], places, before, after),
-        "by_category": _tally(scores[category], places, before, after) if category else {},
-        "points": scores["sample_id"].take(pa.array(verdict.points, pa.int64())).to_pylist(),
-        "examples": example_rows(scores, quadrants, masks, verdict.examples, spec.prune),
-        "files": [*_write(output, "quadrants", index, quadrants), *_write(output, "pruned", index, pruned)],
-    }
-    output.mark("pruned", index, marker)
-    return json.dumps(marker).encode()
+    points: Any = scores["sample_id"].take(pa.array(verdict.points, pa.int64())).to_pylist()
+    marker = PrunedMarker(
+        kept=pruned.num_rows,
+        tokens_before=int(before[places.kept].sum()),
+        tokens_after=int(after.sum()),
+        by_source=tally(scores["source"], places, before, after),
+        by_category=tally(scores[category], places, before, after) if category else {},
+        points=points,
+        examples=example_rows(scores, quadrants, masks, verdict.examples, spec.prune),
+        files=[*_write(output, "quadrants", index, quadrants), *_write(output, "pruned", index, pruned)],
+    )
+    output.mark("pruned", index, marker.to_dict())
+    return marker
 
 
-# --- once a process
+def _problem_of(outcome: TokenScores | str) -> tuple[str, str] | None:
+    """Return why an outcome cannot be used: (reason, detail)."""
+    if isinstance(outcome, str):
+        return "scoring_failed", outcome
+    wrong = int(np.count_nonzero(~(np.isfinite(outcome.nll) & np.isfinite(outcome.entropy))))
+    return ("non_finite_score", f"{wrong} of {len(outcome.nll)} tokens have no finite score") if wrong else None
+
+
+def _write(output: Output, folder: str, index: int, table: pa.Table) -> list[dict[str, Any]]:
+    """Write a part and return its manifest entry. A table without rows is not written: some readers fail on it."""
+    if table.num_rows == 0:
+        return []
+    written = file_io.write_table(output.part(folder, index), table)
+    path = part_path(folder, index)
+    return [{"path": path, "rows": table.num_rows, "bytes": written.size_bytes, "sha256": written.sha256}]
+
+
+# --- loaded once a process
 
 
 @functools.lru_cache(maxsize=2)
@@ -263,7 +363,7 @@ def _plan(root: str, digest: str | None) -> Plan:
 
 
 def read_plan(output: Output) -> Plan:
-    """Read the plan of an output. Raise OutputConflictError where it reads anything but the job's input."""
+    """Return the plan of an output. Raise OutputConflictError where it names files outside the job's input."""
     plan = Plan.from_json(output.read_bytes("_qtune", "plan.json", max_bytes=MAX_PLAN_BYTES))
     plan.verify_sources(output.at("_qtune", "input"))
     return plan
@@ -273,7 +373,7 @@ _ENCODERS: dict[str, Encoder] = {}
 
 
 def prepare(spec: JobSpec) -> tuple[JobContext, Encoder]:
-    """Look at the model and load its tokenizer. Raises ModelError."""
+    """Read the model's configuration and load its tokenizer. Raise ModelError where one of them fails."""
     context = JobContext(spec, describe_model(spec.model))
     return context, _encoder(context)
 
@@ -284,88 +384,3 @@ def _encoder(context: JobContext) -> Encoder:
         limits = {"max_model_len": context.model.max_model_len, "vocab_size": context.model.vocab_size}
         _ENCODERS[key] = Encoder(context.spec.model, context.spec.input, **limits)
     return _ENCODERS[key]
-
-
-# --- rejected rows
-
-
-def _rejected_rows(records: ShardRecords, problems: dict[int, tuple[str, str]], category_field: str | None) -> pa.Table:
-    """The columns of rejected/ for records that could not be encoded: index -> (reason, detail)."""
-    ids = records.sample_ids
-    rows = [
-        {
-            "sample_id": ids[i],
-            "source": records.source,
-            "line": records.lines[i],
-            "reason": reason,
-            "detail": detail,
-            "category": _category(records.records[i], category_field),
-            "record": records.excerpt(i, EXCERPT_CHARS),
-        }
-        for i, (reason, detail) in problems.items()
-    ]
-    return pa.Table.from_pylist(rows, schema=REJECTED_SCHEMA)
-
-
-def _category(record: Any, field: str | None) -> str | None:
-    return None if field is None or isinstance(record, RecordProblem) else category_of(record, field)
-
-
-def _problem_of(outcome: TokenScores | str) -> tuple[str, str] | None:
-    """Why an outcome cannot be used: (reason, detail)."""
-    if isinstance(outcome, str):
-        return "scoring_failed", outcome
-    wrong = int(np.count_nonzero(~(np.isfinite(outcome.nll) & np.isfinite(outcome.entropy))))
-    return ("non_finite_score", f"{wrong} of {len(outcome.nll)} tokens have no finite score") if wrong else None
-
-
-def _unscored_rows(rows: pa.Table, problems: dict[int, tuple[str, str]], category_column: str | None) -> pa.Table:
-    """The columns of rejected/ for samples that the engine could not score."""
-    names = [n for n in ("sample_id", "source", "line", category_column) if n in rows.column_names]
-    rejected = []
-    for (reason, detail), row in zip(
-        problems.values(), rows.select(names).take(pa.array(list(problems), pa.int64())).to_pylist(), strict=True
-    ):
-        category = row.pop(category_column, None) if category_column else None
-        rejected.append(
-            {**row, "reason": reason, "detail": detail, "category": None if category is None else str(category)}
-        )
-    return pa.Table.from_pylist(rejected, schema=REJECTED_SCHEMA)
-
-
-# --- counting and writing
-
-
-def _write(output: Output, folder: str, index: int, table: pa.Table) -> list[dict[str, Any]]:
-    """Write a part and describe it for the manifest. No part without rows: some readers stumble over those."""
-    if table.num_rows == 0:
-        return []
-    written = file_io.write_table(output.part(folder, index), table)
-    path = part_path(folder, index)
-    return [{"path": path, "rows": table.num_rows, "bytes": written.size_bytes, "sha256": written.sha256}]
-
-
-def _counts(column: Any) -> dict[str, int]:
-    """How often each value occurs; null is (none)."""
-    codes, names = coded(column)
-    return dict(zip(names, np.bincount(codes, minlength=len(names)).tolist(), strict=True))
-
-
-def _reasons(rejected: pa.Table, column: str) -> dict[str, dict[str, int]]:
-    """How often each reason occurs for each value of a column; null is (none)."""
-    counts: dict[str, dict[str, int]] = {}
-    pairs: Any = zip(rejected[column].to_pylist(), rejected["reason"].to_pylist(), strict=True)
-    for name, reason in pairs:
-        of_name = counts.setdefault("(none)" if name is None else name, {})
-        of_name[reason] = of_name.get(reason, 0) + 1
-    return counts
-
-
-def _tally(column: Any, places: Places, before: NDArray[np.int64], after: NDArray[np.int64]) -> dict[str, list[int]]:
-    """For each value of a column: samples in Q1, Q2, Q3, Q4, kept samples, trained tokens before and after."""
-    codes, names = coded(column)
-    size = len(names)
-    quadrants = np.bincount(codes * 4 + places.labels - 1, minlength=4 * size).reshape(-1, 4)
-    sums = [np.bincount(codes, weights=weight, minlength=size) for weight in (places.kept, before, after)]
-    counts = np.column_stack([quadrants, *(total.astype(np.int64) for total in sums)])
-    return dict(zip(names, counts.tolist(), strict=True))

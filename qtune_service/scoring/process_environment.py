@@ -19,8 +19,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 PLUGIN_NAME = "qtune_service"
 
 
@@ -116,6 +114,8 @@ FUNCTIONS = (
 @functools.cache
 def warm_up_vector_math() -> None:
     """Let MKL select its kernels in this thread. Call it once a process, before building a model."""
+    import torch  # not above: the driver reads variables here and does without torch
+
     for dtype in (torch.float32, torch.float64):
         one = torch.full((1,), 0.5, dtype=dtype)
         for name in FUNCTIONS:

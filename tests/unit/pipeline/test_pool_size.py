@@ -7,7 +7,8 @@ import os
 import pytest
 
 from qtune_service.config import EngineSpec
-from qtune_service.pipeline.ray_cluster import Cluster, Pool, size_pool
+from qtune_service.pipeline.executor import Pool
+from qtune_service.pipeline.ray_executor import Cluster, size_pool
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from qtune_service.config import InputSpec, JobSpec, ModelSpec, OutputSpec
 from qtune_service.ingest.discovery import discover
 from qtune_service.ingest.planner import make_plan, scan, split
 from qtune_service.output.layout import Output
-from qtune_service.pipeline.stages import JobContext, ScoreShard, ShardTables, commit_shard, encode_shard
+from qtune_service.pipeline.stages import JobContext, ScoreShard, commit_shard, encode_shard
 from qtune_service.samples import Sample, TokenScores
 from qtune_service.scoring import choose_engine
 from qtune_service.scoring.model_config import ModelInfo
@@ -72,9 +70,9 @@ def test_a_poison_sample_is_set_aside_and_costs_the_others_nothing(
     """A sample that the engine refuses, and one without a finite score, are rejected with reason and place."""
     monkeypatch.setattr(choose_engine, "build_scorer", lambda _model, _engine: FragileScorer())
     context = job(tmp_path, [4, POISON, 5, STRANGE, 6])
-    encoded = encode_shard(0, b"", context)
-    marker = json.loads(commit_shard(0, ScoreShard(context)(0, encoded), context))
-    assert (marker["read"], marker["scored"], marker["rejected"]) == (5, 3, 2)
+    encoded = encode_shard(0, None, context)
+    marker = commit_shard(0, ScoreShard(context)(0, encoded), context)
+    assert (marker.read, marker.scored, marker.rejected) == (5, 3, 2)
     out = tmp_path / "o"
     rejected = {r["line"]: (r["reason"], r["detail"]) for r in rows(out / "rejected")}
     assert rejected[2] == ("scoring_failed", "ValueError: cannot take this one")
@@ -90,8 +88,8 @@ def test_a_shard_without_usable_rows_writes_no_empty_file(tmp_path: Path, monkey
     """Readers stumble over Parquet files without rows, so there are none; the marker still counts the shard."""
     monkeypatch.setattr(choose_engine, "build_scorer", lambda _model, _engine: FragileScorer())
     context = job(tmp_path, [POISON])
-    marker = json.loads(commit_shard(0, ScoreShard(context)(0, encode_shard(0, b"", context)), context))
-    assert (marker["scored"], marker["rejected"]) == (0, 1)
+    marker = commit_shard(0, ScoreShard(context)(0, encode_shard(0, None, context)), context)
+    assert (marker.scored, marker.rejected) == (0, 1)
     assert not (tmp_path / "o" / "scores").exists()
 
 
@@ -100,7 +98,7 @@ def test_a_finished_shard_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.Mon
     scorer = FragileScorer()
     monkeypatch.setattr(choose_engine, "build_scorer", lambda _model, _engine: scorer)
     context = job(tmp_path, [4, 5])
-    encoded = encode_shard(0, b"", context)
+    encoded = encode_shard(0, None, context)
     marker = commit_shard(0, ScoreShard(context)(0, encoded), context)
     part = tmp_path / "o" / "scores" / "part-00000.parquet"
     before = part.stat()
@@ -110,13 +108,13 @@ def test_a_finished_shard_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(scorer, "score", fail)
     again = commit_shard(0, ScoreShard(context)(0, encoded), context)
-    assert json.loads(again) == json.loads(marker)
+    assert again == marker
     assert (part.stat().st_ino, part.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
 def test_out_of_vocabulary_tokens_never_reach_the_engine(tmp_path: Path) -> None:
     """A token id that the model does not have is the record's fault and is told at encoding."""
     context = job(tmp_path, [4, 5000])
-    tables: ShardTables = pickle.loads(encode_shard(0, b"", context))
+    tables = encode_shard(0, None, context)
     assert tables.rejected["reason"].to_pylist() == ["token_out_of_vocab"]
     assert tables.rows.num_rows == 1
