@@ -42,11 +42,11 @@ DEFAULTS = QTuningArguments()
 class QTuningPruner:
     """Prune batches with the model that is being trained.
 
-    sample_keep_ratio: a ratio, or a QTuningArguments in place of it and of the method's other arguments. others: further
-    fields of QTuningArguments. group: the data-parallel ranks (by default all). rule: a user's quadrants in place of the
-    method's. balance: rebalance kept rows over the ranks; without it each rank trains on its own kept rows. records:
-    further sinks of each record, on the first rank. is_quiet: log nothing, as where several groups prune the same rows.
-    forward, batch_tokens and logits_bytes are those of TokenScorer.
+    sample_keep_ratio: a ratio, or a QTuningArguments in place of it and of the method's other arguments.
+    group: the data-parallel ranks (by default all). rule: a user's quadrants in place of the method's. balance:
+    rebalance kept rows over the ranks; without it each rank trains on its own kept rows. records: further sinks of each
+    record, on the first rank. is_quiet: log nothing, as where several groups prune the same rows. forward, batch_tokens
+    and logits_bytes are those of TokenScorer. others: further fields of QTuningArguments.
     """
 
     def __init__(
