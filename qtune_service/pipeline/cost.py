@@ -12,7 +12,8 @@ with A = heads x head size, H the hidden size, V the vocabulary. It is 2 N + 2 n
 itself are left out: they are well under 1%. Sliding windows and shared prefixes make the cost smaller than this.
 
 B, A, H and V come from the model's configuration, and no weight is read. Architectures with other meanings of these
-sizes are refused, because a guess would look like knowledge. Bytes and CPU times come from docs/performance.md.
+sizes are refused, because a guess would look like knowledge. Bytes and CPU times come from
+docs/reference/performance.md.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ class Needs:
 
 
 def needs_of(samples: float, tokens: float, sample_keep_ratio: float) -> Needs:
-    """Return the needs of a job by the figures of docs/performance.md."""
+    """Return the needs of a job by the figures of docs/reference/performance.md."""
     in_memory = samples <= IN_MEMORY_SAMPLES
     return Needs(
         scores_bytes=tokens * SCORES_BYTES_PER_TOKEN,
