@@ -28,7 +28,7 @@ from qtune_service.pipeline.prepare import adopt_scores, save_tokenizer
 from qtune_service.pipeline.progress import Tracker
 from qtune_service.pipeline.score_stage import Scored, summarise
 from qtune_service.pipeline.selection_stage import find_thresholds
-from qtune_service.pipeline.selection_tasks import Ground
+from qtune_service.pipeline.selection_tasks import SelectionContext
 from qtune_service.pipeline.shard_tables import own_names, pruned_names
 from qtune_service.pipeline.stages import ScoreShard, commit_shard, encode_shard, prepare, prune_shard
 from qtune_service.samples import Sample, TokenScores
@@ -210,6 +210,6 @@ def prune(scored: FinishedOutput, out: Path, how: PruneSpec) -> FinishedOutput:
     return FinishedOutput(output.root)
 
 
-def _here(items: Sequence[tuple[int, bytes]], ground: Ground) -> Iterator[tuple[int, bytes]]:
+def _here(items: Sequence[tuple[int, bytes]], context: SelectionContext) -> Iterator[tuple[int, bytes]]:
     for index, payload in items:
-        yield index, work(index, payload, ground)
+        yield index, work(index, payload, context)

@@ -27,8 +27,8 @@ from qtune_service.pipeline.progress import FileSink, Sink, Tracker
 from qtune_service.pipeline.ray_cluster import LIGHT_CPUS, Cluster, Stage, run_here, stream
 from qtune_service.pipeline.retries import Guard, start_supervisor
 from qtune_service.pipeline.score_stage import Scored, Scoring, measure, summarise
-from qtune_service.pipeline.selection_stage import Verdict, find_thresholds
-from qtune_service.pipeline.selection_tasks import Ground
+from qtune_service.pipeline.selection_stage import SelectionResult, find_thresholds
+from qtune_service.pipeline.selection_tasks import SelectionContext
 from qtune_service.pipeline.shard_tables import own_names, pruned_names
 from qtune_service.pipeline.shutdown import Stop
 from qtune_service.pipeline.stages import JobContext, prepare, prune_shard
@@ -82,9 +82,9 @@ class _Job:
             self._check_rejected(scored)
             if self.spec.prune is None:
                 return finish_scored(self.spec, self.output, scored, self.tracker)
-            verdict = self._find_thresholds(scored, self.spec.prune, rule)
-            markers = self._prune(scored, verdict)
-            return finish_pruned(self.spec, self.output, scored, Pruned(verdict, markers), self.tracker)
+            selection = self._find_thresholds(scored, self.spec.prune, rule)
+            markers = self._prune(scored, selection)
+            return finish_pruned(self.spec, self.output, scored, Pruned(selection, markers), self.tracker)
         finally:
             ray_cluster.disconnect()
             self.tracker.close()
@@ -162,13 +162,13 @@ class _Job:
 
     # --- thresholds and prune
 
-    def _find_thresholds(self, scored: Scored, prune: PruneSpec, rule: QuadrantRule | None) -> Verdict:
+    def _find_thresholds(self, scored: Scored, prune: PruneSpec, rule: QuadrantRule | None) -> SelectionResult:
         """Thresholds of all samples, and each one's label."""
         self.tracker.stage("thresholds", scored.num_samples, unit="samples")
 
-        def workers(items: Sequence[tuple[int, bytes]], ground: Ground) -> Iterator[tuple[int, bytes]]:
+        def workers(items: Sequence[tuple[int, bytes]], context: SelectionContext) -> Iterator[tuple[int, bytes]]:
             max_tasks = self._connect().max_tasks(len(items), shards_per_task=1)
-            for arrival in stream(items, Stage("thresholds", work, (ground,), max_tasks=max_tasks)):
+            for arrival in stream(items, Stage("thresholds", work, (context,), max_tasks=max_tasks)):
                 yield arrival.shard, arrival.payload
 
         return find_thresholds(
@@ -180,15 +180,15 @@ class _Job:
             advance=self.tracker.advance,
         )
 
-    def _prune(self, scored: Scored, verdict: Verdict) -> dict[int, dict[str, Any]]:
+    def _prune(self, scored: Scored, selection: SelectionResult) -> dict[int, dict[str, Any]]:
         """Prune the shards that are not finished; returns the markers of all."""
         markers = self.output.finished("pruned")
         self.tracker.stage("prune", len(scored.shards), resumed=len(markers))
 
         def items() -> Any:
-            for shard, (group, span) in verdict.shards().items():
+            for shard, (group, span) in selection.shards().items():
                 if shard not in markers:
-                    yield shard, pickle.dumps(verdict.of_shard(group, span))
+                    yield shard, pickle.dumps(selection.of_shard(group, span))
 
         arguments = (self.spec, scored.renamed, scored.category_column)
         stage = Stage("prune", prune_shard, arguments, num_cpus=LIGHT_CPUS)

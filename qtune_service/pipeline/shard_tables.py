@@ -25,7 +25,7 @@ from qtune_service.output.columns import (
     ragged,
     row_sums,
 )
-from qtune_service.pipeline.shard_selection import Places
+from qtune_service.pipeline.shard_selection import SampleLabels
 from qtune_service.samples import Sample, TokenScores, sample_means
 from qtune_service.selection.strategies import Weighing
 from qtune_service.selection.token_masks import neighbor_scores, trainable
@@ -146,14 +146,14 @@ def partial_scores(data: bytes, engine: str) -> dict[int, TokenScores]:
 
 
 def pruned_rows(
-    scores: pa.Table, masks: Ragged, places: Places, renamed: dict[str, str], weighing: Weighing | None
+    scores: pa.Table, masks: Ragged, labels: SampleLabels, renamed: dict[str, str], weighing: Weighing | None
 ) -> pa.Table:
     """The kept rows of a score shard with their final masks: the columns of pruned/.
 
     `renamed` gives own columns that had to change their name in scores/ another one here.
     """
-    kept = places.kept
-    rows, quadrants = scores.filter(pa.array(kept)), places.labels[kept]
+    kept = labels.kept
+    rows, quadrants = scores.filter(pa.array(kept)), labels.quadrants[kept]
     ids = ragged(rows["input_ids"])
     final = masks.flat[np.repeat(kept, np.diff(masks.offsets))]
     before = rows["num_tokens"].to_numpy().astype(np.int64)
@@ -200,14 +200,14 @@ def example_rows(
     return [row | place for row, place in zip(found, places, strict=True)]
 
 
-def quadrant_rows(scores: pa.Table, places: Places) -> pa.Table:
+def quadrant_rows(scores: pa.Table, labels: SampleLabels) -> pa.Table:
     """Why each sample was kept or dropped: its place on the plane. The columns of quadrants/."""
     return pa.table(
         {
             "sample_id": scores["sample_id"],
-            "quadrant": quadrant_names(places.labels),
-            "error_rank": pa.array(places.error_rank, pa.float64()),
-            "entropy_rank": pa.array(places.entropy_rank, pa.float64()),
-            "kept": pa.array(places.kept, pa.bool_()),
+            "quadrant": quadrant_names(labels.quadrants),
+            "error_rank": pa.array(labels.error_rank, pa.float64()),
+            "entropy_rank": pa.array(labels.entropy_rank, pa.float64()),
+            "kept": pa.array(labels.kept, pa.bool_()),
         }
     )

@@ -29,7 +29,7 @@ from qtune_service.output.file_lists import part_path
 from qtune_service.output.layout import Output
 from qtune_service.pipeline.ray_cluster import node_id
 from qtune_service.pipeline.retries import Guard, StoppedError
-from qtune_service.pipeline.shard_selection import Places, ShardVerdict
+from qtune_service.pipeline.shard_selection import SampleLabels, ShardSelection
 from qtune_service.pipeline.shard_tables import (
     ENCODED_FIELDS,
     REJECTED_SCHEMA,
@@ -226,25 +226,25 @@ def prune_shard(index: int, payload: bytes, spec: JobSpec, renamed: dict[str, st
     output = Output(spec.output.path)
     if (finished := output.marker("pruned", index)) is not None:
         return json.dumps(finished).encode()
-    verdict: ShardVerdict = pickle.loads(payload)  # noqa: S301 - from this job's driver
-    places = verdict.placement.read()
+    selection: ShardSelection = pickle.loads(payload)  # noqa: S301 - from this job's driver
+    labels = selection.labels.read()
     assert spec.prune is not None
     scores = output.read_part("scores", index)
-    population = verdict.start + np.arange(scores.num_rows)
-    masks = final_masks(scores, places.labels, places.kept, population, spec.prune)
-    quadrants = quadrant_rows(scores, places)
-    pruned = pruned_rows(scores, masks, places, renamed, verdict.weighing)
+    population = selection.start + np.arange(scores.num_rows)
+    masks = final_masks(scores, labels.quadrants, labels.kept, population, spec.prune)
+    quadrants = quadrant_rows(scores, labels)
+    pruned = pruned_rows(scores, masks, labels, renamed, selection.weighing)
     before = scores["num_tokens"].to_numpy().astype(np.int64)
-    after = np.where(places.kept, row_sums(masks), 0)
-    tokens = [int(before[places.kept].sum()), int(after.sum())]
+    after = np.where(labels.kept, row_sums(masks), 0)
+    tokens = [int(before[labels.kept].sum()), int(after.sum())]
     marker = {
         "kept": pruned.num_rows,
         "tokens_before": tokens[0],
         "tokens_after": tokens[1],
-        "by_source": _tally(scores["source"], places, before, after),
-        "by_category": _tally(scores[category], places, before, after) if category else {},
-        "points": scores["sample_id"].take(pa.array(verdict.points, pa.int64())).to_pylist(),
-        "examples": example_rows(scores, quadrants, masks, verdict.examples, spec.prune),
+        "by_source": _tally(scores["source"], labels, before, after),
+        "by_category": _tally(scores[category], labels, before, after) if category else {},
+        "points": scores["sample_id"].take(pa.array(selection.points, pa.int64())).to_pylist(),
+        "examples": example_rows(scores, quadrants, masks, selection.examples, spec.prune),
         "files": [*_write(output, "quadrants", index, quadrants), *_write(output, "pruned", index, pruned)],
     }
     output.mark("pruned", index, marker)
@@ -361,11 +361,13 @@ def _reasons(rejected: pa.Table, column: str) -> dict[str, dict[str, int]]:
     return counts
 
 
-def _tally(column: Any, places: Places, before: NDArray[np.int64], after: NDArray[np.int64]) -> dict[str, list[int]]:
+def _tally(
+    column: Any, labels: SampleLabels, before: NDArray[np.int64], after: NDArray[np.int64]
+) -> dict[str, list[int]]:
     """For each value of a column: samples in Q1, Q2, Q3, Q4, kept samples, trained tokens before and after."""
     codes, names = coded(column)
     size = len(names)
-    quadrants = np.bincount(codes * 4 + places.labels - 1, minlength=4 * size).reshape(-1, 4)
-    sums = [np.bincount(codes, weights=weight, minlength=size) for weight in (places.kept, before, after)]
+    quadrants = np.bincount(codes * 4 + labels.quadrants - 1, minlength=4 * size).reshape(-1, 4)
+    sums = [np.bincount(codes, weights=weight, minlength=size) for weight in (labels.kept, before, after)]
     counts = np.column_stack([quadrants, *(total.astype(np.int64) for total in sums)])
     return dict(zip(names, counts.tolist(), strict=True))
