@@ -16,7 +16,13 @@ from tests.jobs import REPO, environment
 
 DOCS = REPO / "docs"
 PAGES = sorted(path.name for path in DOCS.glob("*.md"))
-OTHERS = ["../README.md", "../SECURITY.md", *sorted(f"adr/{path.name}" for path in (DOCS / "adr").glob("*.md"))]
+OTHERS = [
+    "../README.md",
+    "../SECURITY.md",
+    "../CONTRIBUTING.md",
+    *sorted(f"adr/{path.name}" for path in (DOCS / "adr").glob("*.md")),
+    *sorted(f"../benchmarks/{path.name}" for path in (REPO / "benchmarks").glob("*.md")),
+]
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
 SHOWN = re.compile(r"^\$ (qtune [^\n]*)\n([^\n]*)", re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")

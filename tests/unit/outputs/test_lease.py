@@ -78,7 +78,7 @@ def test_who_lost_it_ends(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     code = f"""
 import signal, sys, time
-from qtune_service.output import lease
+from qtune_service.storage import lease
 from qtune_service.pipeline.shutdown import Stop
 lease.BEAT_S, lease.SETTLE_S = 0.1, 0.05
 Stop().install()
