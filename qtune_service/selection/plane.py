@@ -84,15 +84,16 @@ class _Operand(str):
         return f"{other} - {self}"
 
 
-def entry_alpha_text(p: str, e: str, *, minimum: str = "min", maximum: str = "max") -> str:
+def entry_alpha_text(p: str, e: str, *, one: int = 1, minimum: str = "min", maximum: str = "max") -> str:
     """Return the corner rule as an expression of another language.
 
     p and e are the names of the ranks there, `minimum` and `maximum` the names of its functions: `least` and
-    `greatest` for SQL, `Math.min` and `Math.max` for JavaScript, the defaults for Vega.
+    `greatest` for SQL, `Math.min` and `Math.max` for JavaScript, the defaults for Vega. `one` is that of `entry_alpha`.
     """
     text: str = entry_alpha(
         _Operand(p),
         _Operand(e),
+        one=one,
         minimum=lambda a, b: f"{minimum}({a}, {b})",
         maximum=lambda a, b: f"{maximum}({a}, {b})",
     )
