@@ -33,7 +33,7 @@ def test_both_ways_and_a_large_size_are_measured(tmp_path: Path) -> None:
 def test_duckdb_gives_the_same_ranks_and_labels(tmp_path: Path) -> None:
     """The comparison exits with an error where ranks, labels or alpha differ; it leaves no file."""
     script = SCRIPT.with_name("out_of_core.py")
-    command = [sys.executable, script, "--sizes", "3000", "--workers", "1", "--folder", str(tmp_path)]
+    command = [sys.executable, str(script), "--sizes", "3000", "--workers", "1", "--folder", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     row = json.loads(done.stdout)

@@ -79,6 +79,6 @@ def test_no_ratios_give_no_points() -> None:
 
 
 def _cut(ranked: RankedSamples, low: int, high: int) -> RankedSamples:
-    columns = (ranked.mean_nll, ranked.mean_entropy, ranked.nll_ranks, ranked.entropy_ranks)
-    nll, entropy, nll_ranks, entropy_ranks = (column[low:high] for column in columns)
-    return RankedSamples(nll, entropy, nll_ranks, entropy_ranks, ranked.num_samples)
+    span = slice(low, high)
+    scores = ranked.mean_nll[span], ranked.mean_entropy[span]
+    return RankedSamples(*scores, ranked.nll_ranks[span], ranked.entropy_ranks[span], ranked.num_samples)
