@@ -2,10 +2,10 @@
 #
 #     docker build --target worker-cpu -t qtune/worker-cpu:0.1.0 .
 #
-# What is big and changes seldom is a layer of its own below the code: a change of code rebuilds and sends the last,
-# small layer. Versions are those of constraints.txt; how torch and vLLM are chosen is scripts/install.py's alone. pip takes
-# only archives whose hash is in requirements/, but for the CPU build of torch. A tag may be moved: for builds that
-# matter, give the base by its digest (docs/docker.md).
+# Large content that rarely changes is in its own layer below the code, so a change of code rebuilds and sends only the
+# small last layer. Versions are those of constraints.txt. scripts/install.py chooses torch and vLLM. pip accepts only
+# archives with a hash in requirements/, except for the CPU build of torch. Tags can be moved: pin the base by its
+# digest for builds that matter (docs/operations/docker.md).
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
@@ -38,8 +38,8 @@ COPY requirements/worker-gpu.txt requirements/
 RUN --mount=type=cache,target=/root/.cache/pip \
     python scripts/install.py --engine gpu --no-dev --requirements-only --require-hashes
 
-# What all images have: tini as PID 1, which hands SIGTERM to the command and buries its children, and a user. Only
-# its home and /tmp are written to, so the root file system may be read-only.
+# Common to all images: tini as PID 1, which forwards SIGTERM to the command and reaps its children, and a user. Only
+# its home and /tmp are written to, so the root file system can be read-only.
 FROM ${PYTHON_IMAGE} AS runtime
 ARG VERSION=0.1.0
 ARG REVISION=unknown
@@ -61,7 +61,7 @@ WORKDIR /var/lib/qtune
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["tini", "--"]
 
-# The nodes of a Ray cluster, and `qtune prune` by itself. wget is what KubeRay asks a node's health with, vLLM loads
+# The nodes of a Ray cluster, and `qtune prune` on its own. KubeRay checks a node's health with wget, and vLLM loads
 # libnuma.
 FROM runtime AS worker
 RUN apt-get update \
@@ -70,7 +70,7 @@ RUN apt-get update \
 ENV RAY_USAGE_STATS_ENABLED=0
 CMD ["qtune", "doctor"]
 
-# CUDA comes with the wheels of torch and vLLM; the host gives the driver. Triton compiles its launchers with gcc.
+# CUDA comes with the wheels of torch and vLLM; the host provides the driver. Triton compiles its launchers with gcc.
 FROM worker AS worker-gpu
 RUN apt-get update \
     && apt-get install -y --no-install-recommends gcc=4:12.2.0* libc6-dev=2.36* \

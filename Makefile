@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format types contracts check bench bench-thresholds bench-scoring bench-gpu bench-chaos bench-scale bench-exports bench-report bench-inspect bench-conditions bench-service bench-downloads bench-training docs lock doctor clean image-check tools sbom audit bench-quality
+.PHONY: help install demo test test-fast test-slow lint format types contracts check bench bench-thresholds bench-scoring bench-gpu bench-chaos bench-scale bench-exports bench-report bench-inspect bench-conditions bench-service bench-downloads bench-training docs lock doctor clean image-check tools sbom audit bench-quality
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -18,11 +18,18 @@ demo: install ## Prune the shipped dataset with planted truth through vLLM, and 
 test: install ## All tests, with real vLLM, Ray, S3 endpoint and browser; files side by side
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
+test-fast: install ## Tests without engines, servers and clusters: under two minutes on two cores
+	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile $(FAST)
+
+FAST := $(addprefix tests/unit/,selection storage ingest tokenize output cli test_config.py test_spec_bounds.py test_samples.py \
+	test_job_command.py test_logs.py test_imports.py test_language.py)
+
 test-slow: install ## Kills and outages that take a minute and more each
 	$(BIN)/python -m pytest -m slow
 
-lint: install ## Style: ruff
+lint: install ## Style: ruff, and the language of docstrings and docs
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/python scripts/language.py
 
 format: install ## Rewrite files in the house style
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .

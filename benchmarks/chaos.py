@@ -59,13 +59,13 @@ class Campaign:
         self.jobs: list[JobResult] = []
 
     def arguments(self, engine: str, out: Path) -> list[object]:
-        """The command of every job."""
+        """Return the command of every job."""
         method = ("--min-tokens-to-prune", 4, "--category-field", "category", "--dtype", "float32")
         shape = ("--shard-bytes", SHARD_BYTES, "--engine", engine, "--output", out)
         return ["prune", self._data, "--model", DEMO_MODEL, *method, *shape]
 
     def undisturbed(self, engine: str) -> Path:
-        """The output of a run without kills; made once an engine."""
+        """Return the output of a run without kills, made once for each engine."""
         out = self._folder / f"undisturbed-{engine}"
         if not out.exists():
             began_s = time.monotonic()
@@ -115,7 +115,7 @@ class Campaign:
 
 
 def _checked(out: Path) -> list[str]:
-    """Findings of the independent checker, where it is beside the checkout."""
+    """Return the findings of the independent checker, where it is beside the checkout."""
     shared = REPO.parent / "shared"
     if not shared.is_dir():
         return []

@@ -40,7 +40,7 @@ class Measured:
 
 
 def make_job(data_root: Path, num_bytes: int) -> str:
-    """A server's folder with a finished job: one file of this size, and PARTS that are as large together."""
+    """Write a server's folder with a finished job: one file of this size, and PARTS that are as large together."""
     from qtune_service.config import InputSpec, JobSpec, ModelSpec, OutputSpec
     from qtune_service.storage import file_io
 
@@ -73,7 +73,7 @@ def _write(path: Path, size: int) -> str:
 
 
 def _add_job(data_root: Path, spec: Any) -> str:
-    """In the server's database."""
+    """Add a job to the server's database."""
     from qtune_service.job_states import JobStatus
     from qtune_service.server.jobs.database import open_database, upgrade
     from qtune_service.server.jobs.store import JobStore, NewJob
@@ -125,13 +125,13 @@ def measure(command: list[str], server_pid: int) -> Measured:
 
 
 def ours(url: str, job: str, folder: Path, pattern: str, parallel: int) -> list[str]:
-    """The command."""
+    """Return the command of this package."""
     flags = ["--files", pattern, "--parallel", str(parallel), "--url", url]
     return [sys.executable, "-m", "qtune_service.cli", "jobs", "download", job, str(folder), *flags]
 
 
 def curl(url: str, job: str, folder: Path, paths: list[str]) -> list[str]:
-    """The same by curl, which checks no digest."""
+    """Return the command of curl, which checks no digest."""
     base = f"{url}/api/v1/jobs/{job}/files"
     return ["curl", "-s", "--fail", "-Z", "--create-dirs", "--output-dir", str(folder)] + [
         word for path in paths for word in ("-o", path, f"{base}/{path}")
@@ -160,7 +160,7 @@ def main() -> None:
 
 
 def report(got: Path, url: str, pid: int, job: str, size: int) -> None:
-    """The table."""
+    """Print the table."""
     parts = [f"pruned/part-{i:05}.parquet" for i in range(PARTS)]
     routes = [
         ("`qtune jobs download`, one file", ours(url, job, got, "scores/*", 1), True),

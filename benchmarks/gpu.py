@@ -101,7 +101,7 @@ def measure_vllm(name: str, setting: Any, samples: Sequence[Sample], flops: floa
 
 
 def measure_engines(name: str, shape: Shape, arguments: argparse.Namespace, peak: float) -> list[EngineRow]:
-    """The engines on one model."""
+    """Measure the engines on one model."""
     from side_by_side.processes import Setting
 
     folder = arguments.work / name
@@ -122,7 +122,7 @@ def measure_engines(name: str, shape: Shape, arguments: argparse.Namespace, peak
 
 
 def render_engines(rows: Sequence[EngineRow]) -> str:
-    """The table, with the goal where a model has one."""
+    """Return the table, with the goal where a model has one."""
     lines = [
         "| model | engine | tokens | tokens/s | of GEMM peak | goal | scoring s | GPU memory GiB | head | batches |",
         "|---|---|---:|---:|---:|---:|---:|---:|---|---|",
@@ -146,7 +146,7 @@ def installed() -> dict[str, str]:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """Where and with what this was measured."""
+    """Describe the machine and the versions."""
     import torch
 
     where: dict[str, Any] = {"device": platform.processor() or platform.machine(), "python": platform.python_version()}

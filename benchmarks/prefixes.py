@@ -42,7 +42,7 @@ REPEATS = 3
 
 
 def make_samples(kind: str, vocab: int) -> list[list[Sample]]:
-    """Samples in the calls that score them without a cache: one call, or one a turn or copy."""
+    """Return samples in the calls that score them without a cache: one call, or one for each turn or copy."""
     rng = np.random.default_rng(7)
 
     def tokens(count: int) -> np.ndarray:
@@ -58,7 +58,7 @@ def make_samples(kind: str, vocab: int) -> list[list[Sample]]:
 
 
 def _sample(ids: np.ndarray, own: int) -> Sample:
-    """A sample of which the last part of its own tokens is trained."""
+    """Return a sample of which the last part of its own tokens is trained."""
     mask = np.zeros(len(ids), np.int8)
     mask[len(ids) - round(TRAINED_SHARE * own) :] = 1
     return Sample(ids, mask)
@@ -91,7 +91,7 @@ def _file(model: Path, kind: str, *, caching: bool) -> Path:
 
 
 def measure_apart(name: str, kind: str, work: Path, *, caching: bool) -> dict[str, float]:
-    """The same in a fresh process."""
+    """Measure in a fresh process."""
     command = [sys.executable, __file__, "--model", name, "--work", str(work), "--one", kind]
     command += [] if caching else ["--off"]
     environment = {**os.environ, **allocator_environment()}
@@ -101,7 +101,7 @@ def measure_apart(name: str, kind: str, work: Path, *, caching: bool) -> dict[st
 
 
 def rows(name: str, work: Path) -> Iterator[str]:
-    """The table."""
+    """Yield the rows of the table."""
     model = make_model(SHAPES[name], work / name / "model")
     yield "| data | samples | tokens | from the cache | off, s | on, s | ratio | max difference, nats |"
     yield "|---|---:|---:|---:|---:|---:|---:|---:|"

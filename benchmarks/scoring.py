@@ -1,7 +1,7 @@
 """Ways to score the same samples, side by side in one run: speed, start-up, memory, and whether the scores agree.
 
 Each route runs in a process of its own, one after the other, over the same tokenised samples with random weights:
-`qtune prune` as a user runs it, its engine alone, the reference engine, the usual script (one sample at a time, full
+`qtune prune` as a user runs it, its engine alone, the reference engine, the baseline script (one sample at a time, full
 logits, a loop over tokens), padded batches in transformers, and vLLM's prompt_logprobs=20. Tokens/s counts all tokens
 of the samples, prompts included. side_by_side/ holds the parts.
 
@@ -82,7 +82,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """Where and with what this was measured."""
+    """Describe the machine and the versions."""
     installed = {d.name: d.version for d in metadata.distributions() if d.name in PACKAGES}
     return {"cpu": _cpu_name(), "cores": os.cpu_count(), "python": platform.python_version(), **installed}
 

@@ -73,7 +73,7 @@ def fill(engine: Engine, num_jobs: int, output: str) -> str:
 
 @contextmanager
 def served(root: Path, database_url: str) -> Iterator[tuple[int, psutil.Process, float]]:
-    """A server: (port, process, seconds from its start to its first answer)."""
+    """Run a server and yield port, process, and the seconds from its start to its first answer."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -98,11 +98,11 @@ class Bench:
     # --- ways
 
     def step(self) -> None:
-        """A step on the whole batch."""
+        """Run a step on the whole batch."""
         self._train(self.model(**self.batch).loss)
 
     def forward(self) -> None:
-        """The forward pass of a step; its graph is dropped."""
+        """Run the forward pass of a step and drop its graph."""
         self.model(**self.batch)
 
     def score(self) -> None:
@@ -118,12 +118,14 @@ class Bench:
             -(log_p.exp() * log_p).sum(-1)
 
     def pruned(self) -> None:
-        """A step on what the pruner keeps."""
+        """Run a step on the rows that the pruner keeps."""
         step = self.pruner.prune(self.model, self.batch)
         self._train(self.model(**step.batch, num_items_in_batch=step.num_tokens).loss)
 
     def share_read(self) -> float:
-        """Of the batch's tokens, those of kept rows: not the share of rows, least of all where these are few."""
+        """Return the share of the batch's tokens in kept rows. It differs from the share of rows where these are
+        few.
+        """
         kept = self.pruner.prune(self.model, self.batch).batch
         return float(kept["attention_mask"].sum() / self.batch["attention_mask"].sum())
 

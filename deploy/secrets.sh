@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Make the secrets of compose.yaml in deploy/secrets, once: those that are there stay, and only missing ones are made. The
-# folder is its owner's alone, its files are readable, since containers read them as user 10001.
+# Create the missing secrets of compose.yaml in deploy/secrets. Existing ones do not change. Only the owner can open the
+# folder. Its files are readable, because containers read them as user 10001.
 set -euo pipefail
 folder="$(dirname "$0")/secrets"
 mkdir -p -m 700 "$folder"
@@ -22,7 +22,7 @@ newline=$'\n'
 put api_aws_credentials "$(credentials qtune-api)$newline"
 put nodes_aws_credentials "$(credentials qtune-nodes)$newline"
 if [ -e "$folder/aws_credentials" ]; then
-  echo "remove $folder/aws_credentials: it holds the store's root password, which nothing needs any more" >&2
+  echo "remove $folder/aws_credentials: it contains the store's root password, which is no longer needed" >&2
 fi
-[ ${#made[@]} -gt 0 ] || { echo "all of $folder is there already; remove a file to make a new one" >&2; exit 1; }
-echo "made in $folder: ${made[*]}"
+[ ${#made[@]} -gt 0 ] || { echo "all secrets exist in $folder; remove a file to create a new one" >&2; exit 1; }
+echo "created in $folder: ${made[*]}"

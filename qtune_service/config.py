@@ -179,7 +179,7 @@ class EngineSpec(_Part):
 
 
 class PruneSpec(_Part):
-    """The method's arguments; see docs/method.md."""
+    """The method's arguments; see docs/reference/method.md."""
 
     sample_keep_ratio: Ratio = 0.5
     """Share of the scored samples to keep."""
@@ -192,8 +192,8 @@ class PruneSpec(_Part):
     min_tokens_to_prune: Tokens = 1
     """Q2 samples with fewer trained tokens keep all of them."""
     strategy: SampleStrategy = "q_tuning"
-    """How samples are chosen. The others are baselines from the same scores, for comparison; see docs/strategies.md.
-    Their tokens are pruned in every kept sample."""
+    """How samples are chosen. The others are baselines from the same scores, for comparison; see
+    docs/guides/strategies.md. Their tokens are pruned in every kept sample."""
     strategy_order: StrategyOrder = "highest"
     """Which end `longest`, `perplexity` and `entropy` keep."""
     token_strategy: TokenStrategy = "neighbor"

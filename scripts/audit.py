@@ -40,7 +40,7 @@ def main() -> int:
 
 
 def look_up(command: str, pins: Path) -> list[dict[str, Any]]:
-    """What pip-audit says of each pinned package; all as skipped where it could not say anything."""
+    """Return pip-audit's result for each pinned package; all as skipped where it had no answer."""
     arguments = ["--requirement", str(pins), "--no-deps", "--disable-pip", "--format=json", "--progress-spinner=off"]
     done = subprocess.run([command, *arguments], capture_output=True, text=True, check=False)
     try:

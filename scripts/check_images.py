@@ -58,7 +58,7 @@ class Builder:
         return (subprocess.run([*self._buildah, *arguments], check=True, stdout=output, text=True).stdout or "").strip()
 
     def make_base(self) -> None:
-        """The stand-in for the official Python image."""
+        """Make a stand-in for the official Python image."""
         if BASE in self("images", "--format", "{{.Name}}:{{.Tag}}").split():
             return
         context = self.folder / "base"
@@ -78,7 +78,7 @@ class Builder:
         return name
 
     def _mounts(self) -> list[str]:
-        """This machine's certificates, pip settings and the folders that these name."""
+        """Return this machine's certificates, pip settings and the folders that these name."""
         listed = subprocess.run(["pip", "config", "list"], capture_output=True, text=True, check=False).stdout
         settings = dict(line.split("=", 1) for line in listed.splitlines() if line.startswith(("global.", "install.")))
         conf = self.folder / "pip.conf"
@@ -91,13 +91,13 @@ class Builder:
         ]
 
     def size_mb(self, image: str) -> float:
-        """As it is unpacked."""
+        """Return the size of an image as it is unpacked."""
         found: list[dict[str, Any]] = json.loads(self("images", "--json", image))
         return float(found[0]["size"].split()[0]) * {"MB": 1, "GB": 1000}[found[0]["size"].split()[1]]
 
     @contextmanager
     def container(self, image: str) -> Iterator[Container]:
-        """A container of an image, until the block ends."""
+        """Run a container of an image until the block ends."""
         name = self("from", "--pull-never", image)
         try:
             yield Container([*self._buildah, "run", "--isolation", "chroot"], name, self.folder)
@@ -117,14 +117,14 @@ class Container:
         self._prefix = [*run, *mounts, name, "--"]
 
     def run(self, *command: str) -> str:
-        """What a command prints. Raises CalledProcessError."""
+        """Return the output of a command. Raises CalledProcessError."""
         return subprocess.run([*self._prefix, *command], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
     @contextmanager
     def running(
         self, name: str, *command: str, env: dict[str, str] | None = None, grace_s: float = 60
     ) -> Iterator[subprocess.Popen[bytes]]:
-        """A command under tini, which is stopped by SIGTERM as `docker stop` does, and must end in time."""
+        """Run a command under tini. SIGTERM stops it as `docker stop` does, and it must end in time."""
         pid = self._shared / f"{name}.pid"
         variables = [f"{key}={value}" for key, value in (env or {}).items()]
         shell = ["sh", "-c", f'echo $$ > /shared/{name}.pid; exec "$@"', "sh", "env", *variables, "tini", "-s", "--"]
@@ -164,7 +164,7 @@ def main() -> int:
 
 
 def check(builder: Builder, target: str, image: str) -> None:
-    """Who it runs as, what it lacks, what it may write to."""
+    """Check the image's user, what it lacks, and the folders that it may write to."""
     with builder.container(image) as container:
         say(f"{target}: {builder.size_mb(image):,.0f} MB unpacked, {container.run('qtune', '--version')}")
         expect(container.run("id", "-u") == "10001", f"{target}: runs as another user")
@@ -201,7 +201,7 @@ def scored(out: Path) -> list[Path]:
 
 
 def prune_through_the_service(builder: Builder, images: dict[str, str]) -> None:
-    """The api's container submits a job to the Ray head in the worker's container, by REST, and serves the result."""
+    """Submit a job by REST from the api's container to the Ray head in the worker's container, and fetch the result."""
     gcs, dashboard, agent, client, port = (free_port() for _ in range(5))
     ray_env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/shared/token"}
     head = ["ray", "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats", f"--port={gcs}"]
@@ -244,12 +244,12 @@ def prune_through_the_service(builder: Builder, images: dict[str, str]) -> None:
 
 
 def status(place: str) -> str:
-    """Of a job."""
+    """Return the status of a job."""
     return str(json.loads(ask(place) or '{"status": "queued"}')["status"])
 
 
 def ask(url: str, body: dict[str, Any] | None = None) -> str | None:
-    """The answer, or None where there is none yet. Raises HTTPError for a request that is refused."""
+    """Return the answer, or None where there is none yet. Raises HTTPError for a request that is refused."""
     data = json.dumps(body).encode() if body else None
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310 - of this machine
     try:
@@ -279,7 +279,7 @@ def expect(holds: bool, otherwise: str) -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Return a port on which no process listens."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])

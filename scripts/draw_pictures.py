@@ -1,8 +1,8 @@
-"""Draw the pictures of docs/ from a finished run of the demo: pieces of its report, as a browser shows them.
+"""Write the images of docs/ from a finished run of the demo: screenshots of charts in its report.
 
     make demo && python scripts/draw_pictures.py out/demo
 
-The picture of tokens is of the same run, pruned again without --min-tokens-to-prune. Needs Chromium.
+The image of tokens shows the same run, pruned again without --min-tokens-to-prune. The script needs Chromium.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from playwright.sync_api import Page, sync_playwright
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 PIECES = {"plane": "plane", "ranks": "ranks", "what-if": "what_if"}
-"""Picture -> chart of the report."""
+"""Name of the image -> chart of the report."""
 
 
 def qtune(*arguments: str) -> None:
-    """Run a command."""
+    """Run a qtune command."""
     subprocess.run([sys.executable, "-m", "qtune_service.cli", *arguments], check=True)
 
 
 def open_report(page: Page, output: Path) -> None:
-    """Its page, drawn."""
+    """Open the report of an output and wait for its charts."""
     page.goto((output / "report.html").resolve().as_uri())
     page.wait_for_selector("[data-chart=plane] :is(svg, canvas)")
 
 
 def draw(output: Path) -> None:
-    """All pictures."""
+    """Write all images."""
     IMAGES.mkdir(exist_ok=True)
     with sync_playwright() as driver, tempfile.TemporaryDirectory() as folder:
         browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
@@ -44,7 +44,7 @@ def draw(output: Path) -> None:
         pruned = Path(folder) / "tokens"
         qtune("prune", "--from-scores", str(output), "--output", str(pruned))
         open_report(page, pruned)
-        samples = page.locator("details.sample", has=page.locator(".r"))  # with removed tokens
+        samples = page.locator("details.sample", has=page.locator(".r"))  # samples with removed tokens
         samples.first.evaluate("(box) => (box.open = true)")
         samples.first.screenshot(path=IMAGES / "tokens.png")
         browser.close()

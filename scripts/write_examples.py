@@ -1,6 +1,6 @@
-"""Bring the examples of a page up to date: run the command of each `console` block, and write what it says below it.
+"""Update the examples of a page: run the command of each `console` block and write its output below the command.
 
-python scripts/write_examples.py docs/inspect.md --folder WHERE_out_IS
+python scripts/write_examples.py docs/guides/inspect.md --folder FOLDER    # the folder with the output `out`
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ BLOCK = re.compile(r"```console\n\$ (?P<command>.*)\n(?:.*\n)*?```\n")
 COLUMNS = 100
 
 
-def answer(command: str, folder: Path) -> str:
-    """What a command says, errors too."""
+def run(command: str, folder: Path) -> str:
+    """Return the output of a command, standard error included."""
     here = f"{sys.executable} -m qtune_service.cli"
     env = {**os.environ, "COLUMNS": str(COLUMNS), "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     script = re.sub(r"^qtune\b", here, command)
@@ -26,16 +26,16 @@ def answer(command: str, folder: Path) -> str:
 
 
 def rewrite(page: str, folder: Path) -> str:
-    """The page with fresh answers."""
+    """Return the page with current outputs."""
 
-    def fresh(block: re.Match[str]) -> str:
-        return f"```console\n$ {block['command']}\n{answer(block['command'], folder)}```\n"
+    def updated(block: re.Match[str]) -> str:
+        return f"```console\n$ {block['command']}\n{run(block['command'], folder)}```\n"
 
-    return BLOCK.sub(fresh, page)
+    return BLOCK.sub(updated, page)
 
 
 def main() -> None:
-    """Read the command line and rewrite pages."""
+    """Parse the command line and rewrite the pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pages", nargs="+", type=Path)
     parser.add_argument("--folder", type=Path, default=Path.cwd(), help="where the commands run")

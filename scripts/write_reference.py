@@ -1,4 +1,4 @@
-"""Write docs/reference.md and docs/commands.md: every field of a job file and every flag, from the code itself."""
+"""Write the generated pages of docs/: the fields of a job file, the flags, and the settings, from the code itself."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from qtune_service.server.settings import Settings
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 PARTS = ("input", "model", "engine", "prune", "output", "limits")
-HEAD = """# Reference of job files
+HEAD = """# Job files
 
-Written by `make docs` from `qtune_service/config.py`. A job file is TOML or JSON; each flag of `qtune prune` sets the
-field of its name. A server takes at most 10,000 input paths in one request.
+Written by `make docs` from `qtune_service/config.py`. A job file is TOML or JSON, and `qtune run
+job.toml` runs it. Each flag of `qtune prune` sets the field of the same name. A server accepts at
+most 10,000 input paths in one request.
 
 ```toml
 [input]
@@ -37,7 +38,7 @@ path = "out"
 
 
 def docstrings(model: type[BaseModel]) -> dict[str, str]:
-    """The text under each field."""
+    """Return the text under each field."""
     body = ast.parse(inspect.getsource(model)).body[0].body  # type: ignore[attr-defined]
     found = {}
     for field, text in pairwise(body):
@@ -48,7 +49,7 @@ def docstrings(model: type[BaseModel]) -> dict[str, str]:
 
 
 def section(name: str, model: type[BaseModel]) -> str:
-    """One table."""
+    """Return the table of one part of a job file."""
     texts = docstrings(model)
     lines = [f"\n## {name}\n{(model.__doc__ or '').strip()}\n", *TABLE]
     schema = model.model_json_schema()["properties"]
@@ -87,7 +88,7 @@ def _allowed(option: dict[str, Any]) -> str:
 
 
 def number(value: float) -> str:
-    """Return a number as people read it; large powers of two as such."""
+    """Return a number with thousands separators, and large powers of two as powers."""
     exponent = int(value).bit_length() - 1
     if value >= 1 << 20 and value == 1 << exponent:
         return f"2^{exponent}"
@@ -95,7 +96,7 @@ def number(value: float) -> str:
 
 
 def render() -> str:
-    """The whole page."""
+    """Return the page of job files."""
     models = {"input": config.InputSpec, "model": config.ModelSpec, "engine": config.EngineSpec}
     models |= {"prune": config.PruneSpec, "output": config.OutputSpec, "limits": config.LimitsSpec}
     spec = config.JobSpec.model_json_schema()["properties"]["from_scores"]
@@ -106,14 +107,25 @@ def render() -> str:
 
 COMMANDS_HEAD = """# Commands
 
-Written by `make docs` from `qtune_service/cli/`. `qtune COMMAND --help` says the same. Exit codes: 0 done, 2 wrong
-flags, spec or output, 3 data, 4 runtime, 130 stopped by Ctrl-C, 143 by SIGTERM; of a job that was watched, 1 failed,
-5 cancelled. `QTUNE_LOG=FILE` keeps what libraries say.
+Written by `make docs` from `qtune_service/cli/`. `qtune COMMAND --help` shows the same.
+
+| exit code | meaning |
+|---:|---|
+| 0 | done |
+| 1 | the watched job failed |
+| 2 | wrong flags, spec or output |
+| 3 | wrong data |
+| 4 | error at run time |
+| 5 | the watched job was cancelled |
+| 130 | stopped by Ctrl-C |
+| 143 | stopped by SIGTERM |
+
+`QTUNE_LOG=FILE` keeps the messages of libraries.
 """
 
 
 def values(annotation: Any) -> str:
-    """What a flag takes: its choices, or its type."""
+    """Return the choices or the type of a flag."""
     kinds = [kind for kind in (get_args(annotation) or (annotation,)) if kind is not type(None)]
     if get_origin(annotation) is Literal or all(isinstance(kind, str) for kind in kinds):
         return " \\| ".join(kinds)
@@ -126,7 +138,7 @@ def values(annotation: Any) -> str:
 
 
 def row(name: str, parameter: inspect.Parameter) -> str:
-    """One row of a table of flags."""
+    """Return one row of a table of flags."""
     annotation, info = get_args(parameter.annotation)
     is_flag = isinstance(info, typer.models.OptionInfo)
     first = [info.default] if isinstance(info.default, str) else []  # where Annotated puts the first name
@@ -141,7 +153,7 @@ def row(name: str, parameter: inspect.Parameter) -> str:
 
 
 def command_section(name: str, callback: Any) -> str:
-    """A command with its flags."""
+    """Return the section of a command with its flags."""
     head = [
         f"\n## qtune {name}\n{inspect.getdoc(callback)}\n",
         "| flag | values | default | meaning |",
@@ -152,12 +164,12 @@ def command_section(name: str, callback: Any) -> str:
 
 
 def named_commands(app: typer.Typer) -> dict[str, Any]:
-    """The commands of an app by name."""
+    """Return the commands of an app by name."""
     return {c.name or str(getattr(c.callback, "__name__", "")): c.callback for c in app.registered_commands}
 
 
 def render_commands() -> str:
-    """The whole page."""
+    """Return the page of commands."""
     commands = named_commands(cli.app)
     for group in cli.app.registered_groups:
         assert group.typer_instance is not None
@@ -165,22 +177,27 @@ def render_commands() -> str:
     return COMMANDS_HEAD + "".join(command_section(name, callback) for name, callback in commands.items())
 
 
-MARK = "<!-- settings -->\n"
+SETTINGS_HEAD = """# Settings of the server
+
+Written by `make docs` from `qtune_service/server/settings.py`. Settings are environment variables.
+A list is separated by `:`. A setting can also be a file in `/run/secrets` with the setting's name in
+lower case (`qtune_database_url`), as containers get secrets. The variable has priority over the file.
+
+"""
 
 
-def render_service() -> str:
-    """The hand-written page with the table of settings under its mark."""
-    page = (DOCS / "service.md").read_text(encoding="utf-8")
+def render_settings() -> str:
+    """Return the page of settings."""
     texts = docstrings(Settings)
     rows = ["| variable | default | meaning |", "|---|---|---|"]
     for name, info in Settings.model_fields.items():
         default = "~/.local/share/qtune" if name == "data_root" else info.get_default(call_default_factory=True)
         shown = "" if default in ("", ()) else f"`{default}`"
         rows.append(f"| `QTUNE_{name.upper()}` | {shown} | {texts.get(name, '')} |")
-    return page.partition(MARK)[0] + MARK + "\n".join(rows) + "\n"
+    return SETTINGS_HEAD + "\n".join(rows) + "\n"
 
 
 if __name__ == "__main__":
-    (DOCS / "reference.md").write_text(render(), encoding="utf-8")
-    (DOCS / "commands.md").write_text(render_commands(), encoding="utf-8")
-    (DOCS / "service.md").write_text(render_service(), encoding="utf-8")
+    (DOCS / "reference" / "job-file.md").write_text(render(), encoding="utf-8")
+    (DOCS / "reference" / "commands.md").write_text(render_commands(), encoding="utf-8")
+    (DOCS / "reference" / "settings.md").write_text(render_settings(), encoding="utf-8")

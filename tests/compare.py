@@ -25,7 +25,7 @@ SHOWN = 3
 def differences(
     expected: Path, found: Path, tolerance: float = 1e-6, ignored: frozenset[str] = frozenset()
 ) -> list[str]:
-    """What differs between two finished outputs, but for `ignored` columns; empty where they are the same."""
+    """Return the differences of two finished outputs without `ignored` columns. Empty: they are the same."""
     told = [*_broken(found)]
     for folder in ("scores", "quadrants", "pruned", "rejected"):
         told += _folder_differences(folder, rows(expected / folder), rows(found / folder), tolerance, ignored)
@@ -35,14 +35,14 @@ def differences(
 
 
 def max_score_difference(expected: Path, found: Path) -> float:
-    """The largest difference of a token's NLL or entropy, in nats."""
+    """Return the largest difference of a token's NLL or entropy, in nats."""
     left, right = (_by_id(rows(p / "scores")) for p in (expected, found))
     shared = sorted(set(left) & set(right))
     return max((_distance(left[i][name], right[i][name]) for i in shared for name in ("nll", "entropy")), default=0.0)
 
 
 def _broken(out: Path) -> Iterator[str]:
-    """Where an output contradicts its own manifest, or holds what it should not."""
+    """Yield each point where an output contradicts its own manifest, or holds a file that it should not."""
     body = manifest(out)
     counts = body["counts"]
     if counts["kept"] + counts["pruned"] + counts["rejected"] != counts["read"]:
@@ -89,7 +89,7 @@ def _row_differences(
 
 
 def _distance(left: Any, right: Any) -> float:
-    """The largest difference between numbers or lists of them; infinite where their shapes differ."""
+    """Return the largest difference between numbers or lists of them; infinite where their shapes differ."""
     a, b = np.atleast_1d(np.asarray(left, np.float64)), np.atleast_1d(np.asarray(right, np.float64))
     if a.shape != b.shape or not np.isfinite(a - b).all():
         return float("inf")

@@ -48,7 +48,7 @@ class DrawnScorer:
     def __init__(self, _model: ModelSpec, _engine: EngineSpec) -> None: ...
 
     def score(self, samples: Sequence[Sample]) -> list[TokenScores]:
-        """In order; a few tokens of a sample are hard."""
+        """Score samples in order. A few tokens of a sample are hard."""
         return [self._one(sample) for sample in samples]
 
     def _one(self, sample: Sample) -> TokenScores:
@@ -69,7 +69,7 @@ class FinishedOutputs:
 
 
 def make_outputs(folder: Path) -> FinishedOutputs:
-    """Both outputs, in a folder, from NUM_SAMPLES samples in several shards and three bad records."""
+    """Make both outputs from NUM_SAMPLES samples in several shards and three bad records."""
     data = write_jsonl(folder / "data.jsonl", demo_records())
     with data.open("a") as file:
         file.write('{"id": "broken"\n')

@@ -46,7 +46,7 @@ def start(*arguments: object, env: Mapping[str, str] | None = None) -> subproces
 
 
 def _hear_ctrl_c() -> None:
-    """A process that a shell started in the background ignores SIGINT, and so would its children."""
+    """Restore SIGINT: a process that a shell started in the background ignores it, and so would its children."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -57,7 +57,7 @@ def demo_job(out: object, *more: object) -> tuple[object, ...]:
 
 
 def manifest(out: Path) -> dict[str, Any]:
-    """The manifest of a finished output."""
+    """Return the manifest of a finished output."""
     body: dict[str, Any] = json.loads((out / "manifest.json").read_text())
     return body
 
@@ -76,7 +76,7 @@ def table(folder: Path) -> pa.Table:
 
 
 def check_output(shared_dir: Path, out: Path) -> str:
-    """What the independent checker says of an output; its last line is `0 checks failed` where all is well."""
+    """Run the independent checker on an output. Its last line is `0 checks failed` where all is well."""
     command = [sys.executable, str(shared_dir / "tools" / "check_output.py"), str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout + done.stderr

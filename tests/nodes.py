@@ -22,7 +22,7 @@ import psutil
 
 from tests.jobs import environment
 from tests.processes import ACTOR, kill_all, titled, tree
-from tests.s3 import free_port
+from tests.waiting import free_port
 
 RAY = str(Path(sys.executable).parent / "ray")
 START_S, TRIES = 180, 3
@@ -47,7 +47,7 @@ class Node:
         return titled(ACTOR, [self.process.pid])
 
     def lose(self) -> None:
-        """The node is gone, all its processes at once, as if its power failed."""
+        """Kill all processes of a node, as if its power failed."""
         doomed = tree(self.process.pid)
         self.process.kill()
         kill_all(doomed)
@@ -69,12 +69,12 @@ class Nodes:
 
     @property
     def address(self) -> str:
-        """For --ray-address."""
+        """Return the address for --ray-address."""
         return f"127.0.0.1:{self.port}"
 
     @property
     def dashboard(self) -> str:
-        """For `ray job submit`."""
+        """Return the address for `ray job submit`."""
         return f"http://127.0.0.1:{self.dashboard_port}"
 
     @property
@@ -134,7 +134,7 @@ class Nodes:
 
 
 def start_log(node: Node) -> Path:
-    """What `ray start` said."""
+    """Return the log of `ray start`."""
     return node.folder / LOG
 
 
@@ -162,7 +162,7 @@ def ray_job(cluster: Nodes, *arguments: str, folder: Path | None = None) -> subp
 
 
 def said(command: subprocess.Popen[str]) -> str:
-    """What a command prints, which succeeds."""
+    """Return the output of a command that must succeed."""
     try:
         text, _ = command.communicate(timeout=LONG_S)
     finally:
@@ -174,7 +174,7 @@ def said(command: subprocess.Popen[str]) -> str:
 
 @contextmanager
 def ray_nodes(*cpus: int, env: Mapping[str, str] | None = None, has_dashboard: bool = True) -> Iterator[Nodes]:
-    """A cluster with token authentication: a head and further nodes with so many CPUs each."""
+    """Run a cluster with token authentication: a head and further nodes with so many CPUs each."""
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # Ray's socket paths must be short
     token = folder / "token"
     token.write_text(secrets.token_hex(32))

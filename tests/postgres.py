@@ -39,16 +39,16 @@ class Postgres:
 
     @property
     def url(self) -> str:
-        """Of its database."""
+        """Return the URL of its database."""
         return f"postgresql://qtune@127.0.0.1:{self.port}/postgres"
 
     def start(self) -> None:
-        """Until it answers."""
+        """Start the server and wait until it answers."""
         sockets = f"-c listen_addresses=127.0.0.1 -c unix_socket_directories={self.folder}"
         self.run("pg_ctl", "-D", "data", "-w", "-l", "log", "-o", f"-p {self.port} {sockets} -c fsync=off", "start")
 
     def stop(self) -> None:
-        """As a crash does: connections break at once."""
+        """Stop the server as a crash does: connections break."""
         self.run("pg_ctl", "-D", "data", "-w", "-m", "immediate", "stop")
 
     def run(self, program: str, *arguments: str) -> None:
@@ -67,7 +67,7 @@ def running_server() -> Iterator[str]:
 
 @contextmanager
 def stoppable_server() -> Iterator[Postgres]:
-    """The same, to be stopped on the way. It listens on 127.0.0.1 alone, and refuses to run as root."""
+    """Run a server that can be stopped. It listens on 127.0.0.1 alone, and refuses to run as root."""
     programs, folder = _programs(), Path(tempfile.mkdtemp(prefix="qtune-pg-"))
     user = _unprivileged()
     if user is not None:
@@ -87,7 +87,7 @@ def stoppable_server() -> Iterator[Postgres]:
 
 
 def _unprivileged() -> str | None:
-    """Whom to run it as: PostgreSQL does not run as root."""
+    """Return the user to run PostgreSQL as: it does not run as root."""
     if os.getuid() != 0:
         return None
     names = [entry.pw_name for entry in pwd.getpwall()]

@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from tests.waiting import wait_until
 
 ACTOR, TASK, ENGINE = "ray::MapWorker", "ray::MapBatches", "VLLM::"
 
@@ -40,19 +41,21 @@ def _title(process: psutil.Process) -> str:
 
 
 def kill_all(processes: Iterable[psutil.Process]) -> None:
-    """kill -9 of each that is still there."""
+    """Kill -9 of each that is still there."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
 
 
 def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str], timeout_s: float = 240) -> None:
-    """Wait until the condition holds; fails if the process ends before."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert process.poll() is None, f"the job ended too early: {process.stdout.read() if process.stdout else ''}"
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.02)
+    """Wait until the condition holds. Fail if the process ends before."""
+
+    def reached() -> Any:
+        done = condition()
+        assert done or process.poll() is None, f"the job ended too early: {process.stdout and process.stdout.read()}"
+        return done
+
+    wait_until(reached, timeout_s, every_s=0.02)
 
 
 def finished(out: Path, stage: str = "scored") -> set[str]:
@@ -61,7 +64,7 @@ def finished(out: Path, stage: str = "scored") -> set[str]:
 
 
 def progress(out: Path, since_s: float = 0) -> dict[str, Any]:
-    """The job's progress.json; empty where none was written since then (epoch seconds)."""
+    """Return the job's progress.json. Empty where none was written since then (epoch seconds)."""
     with contextlib.suppress(OSError, ValueError):
         body: dict[str, Any] = json.loads((out / "_qtune" / "progress.json").read_text())
         return body if body["updated_at_s"] >= since_s else {}

@@ -45,7 +45,7 @@ def made_up_scores(num_samples: int = 3_000, correlation: float = 0.75, seed: in
 
 
 def made_up_report(scores: Scores | None = None, keep_ratio: float = 0.5, **changes: Any) -> ReportData:
-    """A report over `scores`. `changes` replace fields of the result."""
+    """Return a report over `scores`. `changes` replace fields of the result."""
     mean_nll, mean_entropy, lengths = scores or made_up_scores()
     outcome = select(mean_nll, mean_entropy, sample_keep_ratio=keep_ratio)
     labels, kept = outcome.labels, outcome.is_kept
@@ -85,7 +85,7 @@ def made_up_report(scores: Scores | None = None, keep_ratio: float = 0.5, **chan
 
 
 def nothing_scored() -> ReportData:
-    """A report of a job that rejected all of its five records."""
+    """Return a report of a job that rejected all of its five records."""
     none = np.empty(0)
     places = none.astype(np.int64)
     labels = none.astype(np.int8)
@@ -99,7 +99,7 @@ def nothing_scored() -> ReportData:
 
 
 def example(text_tokens: tuple[str, ...], quadrant: QuadrantName = "Q2", sample_id: str = "s:1") -> ExampleSample:
-    """A sample; of Q2, every third response token is removed."""
+    """Return a sample. Every third response token of a Q2 sample is removed."""
     tokens = tuple(
         ExampleToken(
             text,

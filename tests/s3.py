@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from select import select
 from typing import Any, Literal
 
+from tests.waiting import free_port, wait_until
+
 START_S = 60
 SLOW_S = 0.15
 """A slow endpoint takes this long over each piece of an answer."""
@@ -72,17 +74,27 @@ class S3Endpoint:
 
 
 @contextmanager
-def serve_s3() -> Iterator[S3Endpoint]:
-    """Start the server and point the AWS environment, which child processes inherit, to it."""
+def s3_server() -> Iterator[str]:
+    """Start the server and yield its URL."""
     port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    endpoint = S3Endpoint(f"http://127.0.0.1:{port}", f"qtune-{secrets.token_hex(4)}")
+    try:
+        wait_until_it_listens(port, server)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+@contextmanager
+def s3_bucket(url: str) -> Iterator[S3Endpoint]:
+    """Make a bucket on a server and point the AWS environment, which child processes inherit, to the server."""
+    endpoint = S3Endpoint(url, f"qtune-{secrets.token_hex(4)}")
+    endpoint.client().create_bucket(Bucket=endpoint.bucket)
     before = {name: os.environ.get(name) for name in endpoint.env}
     os.environ.update(endpoint.env)
     try:
-        wait_until_it_listens(port, server)
-        endpoint.client().create_bucket(Bucket=endpoint.bucket)
         yield endpoint
     finally:
         for name, value in before.items():
@@ -90,27 +102,18 @@ def serve_s3() -> Iterator[S3Endpoint]:
                 os.environ.pop(name)
             else:
                 os.environ[name] = value
-        server.kill()
-        server.wait()
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def wait_until_it_listens(port: int, server: subprocess.Popen[bytes]) -> None:
-    """Return as soon as a server answers. Raises RuntimeError where it does not."""
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
+    """Wait until a server accepts connections. Fail if its process ends before."""
+
+    def listens() -> bool:
+        assert server.poll() is None, f"moto's server ended with status {server.poll()}"
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
-        if server.poll() is not None:
-            break
-        time.sleep(0.05)
-    raise RuntimeError(f"moto's server did not start (status {server.poll()})")
+            return True
+        return False
+
+    wait_until(listens, START_S)
 
 
 # --- a proxy that can fail
@@ -129,7 +132,7 @@ class Faults:
 
 @contextmanager
 def faulty(behind: S3Endpoint) -> Iterator[Faults]:
-    """A proxy before an endpoint, in threads of this process."""
+    """Run a proxy before an endpoint, in threads of this process."""
     port = int(behind.url.rpartition(":")[2])
     faults = Faults(behind)
 

@@ -20,7 +20,7 @@ PAUSE_S = float(os.environ.get("QTUNE_TEST_PAUSE_S", "1.5"))
 
 
 def build(model: ModelSpec, engine: EngineSpec) -> SlowScorer:
-    """For `engine.name`."""
+    """Build the slow engine, for `engine.name`."""
     return SlowScorer(ReferenceScorer(model, engine))
 
 
@@ -32,7 +32,7 @@ class SlowScorer:
 
     @property
     def info(self) -> EngineInfo:
-        """What the scorer runs on."""
+        """Return the information of the engine behind."""
         return self._inner.info
 
     def score(self, samples: Sequence[Sample]) -> list[TokenScores]:

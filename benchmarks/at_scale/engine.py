@@ -60,10 +60,10 @@ def _spread(hashed: NDArray[np.uint32]) -> NDArray[np.float32]:
 
 
 def at_once(model: ModelSpec, _engine: EngineSpec) -> HashScorer:
-    """A scorer that costs nothing."""
+    """Build a scorer that costs nothing."""
     return HashScorer(model, seconds_per_token=0.0)
 
 
 def by_tokens(model: ModelSpec, _engine: EngineSpec) -> HashScorer:
-    """A scorer that takes SECONDS_PER_TOKEN, without using a core: an accelerator, say."""
+    """Build a scorer that takes SECONDS_PER_TOKEN without using a core, as an accelerator does."""
     return HashScorer(model, seconds_per_token=SECONDS_PER_TOKEN)

@@ -23,7 +23,7 @@ MARKERS = ("{% generation %}", "{% endgeneration %}")
 
 
 def make_model(folder: Path, *, has_markers: bool) -> Path:
-    """A folder that describes a small Qwen2 and holds a tokenizer; its template with or without generation markers."""
+    """Write a small Qwen2 configuration and a tokenizer whose template has generation markers or not."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer()
     if not has_markers:

@@ -53,12 +53,12 @@ class Watch:
         self._thread.join()
 
     def worst(self, role: str) -> Peaks:
-        """The highest peaks among the processes of a role."""
+        """Return the highest peaks among the processes of a role."""
         of = [peaks for peaks in self.by_pid.values() if peaks.role == role]
         return Peaks(role, max((p.rss_bytes for p in of), default=0), max((p.unique_bytes for p in of), default=0))
 
     def count(self, role: str) -> int:
-        """How many processes there were of a role."""
+        """Return how many processes a role had."""
         return sum(peaks.role == role for peaks in self.by_pid.values())
 
     def _run(self) -> None:
@@ -113,5 +113,5 @@ def run(arguments: Sequence[object], log: Path, until: Callable[[], bool] | None
 
 
 def tail(log: Path) -> str:
-    """The end of a log, for an error."""
+    """Return the end of a log, for an error."""
     return "\n".join(log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])

@@ -128,7 +128,7 @@ class DisturbedJob:
         return len(finished(self.out)) + len(finished(self.out, "pruned"))
 
     def _stage(self) -> str:
-        """A stage's name of kinds.STAGES, as progress.json of this run tells it."""
+        """Return a stage of kinds.STAGES by progress.json of this run."""
         told = str(progress(self.out, self._launched_at_s).get("stage", "prepare"))
         if told == "score" and self._count() == self._at_launch:
             return "encode"
@@ -162,7 +162,7 @@ class DisturbedJob:
             self.problems.append(f"a manifest was there in stage {stage}")
 
     def _ended(self, code: int) -> None:
-        """The driver gave up, though nobody killed it."""
+        """Record that the driver ended with an error without a kill."""
         last = self.log.read_text(errors="replace").strip().splitlines()[-4:]
         if self._open is None:
             self.problems.append(f"the job ended by itself with code {code}: {' / '.join(last)}")
@@ -173,7 +173,7 @@ class DisturbedJob:
         self._launch()
 
     def _close(self, outcome: str) -> None:
-        """The last kill is over and done with."""
+        """Close the record of the last kill."""
         if self._open is None:
             return
         last = self.struck[self._open]

@@ -28,7 +28,7 @@ class Place:
 
     @property
     def arguments(self) -> list[str]:
-        """What the command needs to run here."""
+        """Return the flags that the command needs to run here."""
         return [] if self.cluster is None else ["--ray-address", self.cluster.address, "--num-actors", "1-2"]
 
     @property
@@ -37,7 +37,7 @@ class Place:
         return {} if self.cluster is None else self.cluster.env
 
     def targets(self, victim: Victim, driver: Popen[str]) -> list[psutil.Process | Node]:
-        """Whom a kill may hit now; empty while there is none."""
+        """Return the processes or nodes that a kill may hit now."""
         roots = [driver.pid] if self.cluster is None else self.cluster.roots
         prefix = {"scoring actor": ACTOR, "vLLM engine": ENGINE, "task worker": TASK}
         if victim in prefix:
@@ -72,7 +72,7 @@ class Place:
 
 @contextmanager
 def place_of(setting: str, chance: random.Random) -> Iterator[Place]:
-    """The place of a setting, for as long as it is needed."""
+    """Yield the place of a setting for as long as it is needed."""
     if not setting.startswith("two nodes"):
         yield Place(chance)
         return

@@ -1,1 +1,1 @@
-"""Does Q-Tuning make better models? Small ones, on data with planted flaws; see __main__.py and docs/quality.md."""
+"""Does Q-Tuning make better models? Small models on data with planted flaws; see docs/reference/quality.md."""

@@ -5,7 +5,7 @@
     python -m benchmarks.quality report --results benchmarks/quality/results.jsonl benchmarks/quality/agreement.jsonl
 
 Each run's result is a line of JSON, written when it ends; a run whose line is there is not made again. The report
-fills the marked tables of quality.md and draws its pictures. Everything runs on one thread.
+fills the marked tables of benchmarks/RESULTS-quality.md and draws its charts. Everything runs on one thread.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DIGITS = 4
 
 
 def planned(sections: list[str], seeds: list[int]) -> Iterator[RunSpec]:
-    """Runs, those of a section's first seed before those of its next."""
+    """Yield runs: those of a section's first seed before those of its next."""
     for section in sections:
         for seed in seeds:
             for spec in SECTIONS[section]:
@@ -58,7 +58,7 @@ def agree_all(seeds: list[int], results: Path) -> None:
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """What was written so far."""
+    """Return the results that were written so far."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -74,13 +74,14 @@ def rounded(value: Any) -> Any:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("run", "agree", "report"))
     parser.add_argument("--results", type=Path, nargs="+", required=True)
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--docs", type=Path, default=Path("docs"))
+    parser.add_argument("--page", type=Path, default=Path("benchmarks/RESULTS-quality.md"))
+    parser.add_argument("--images", type=Path, default=Path("docs/images"))
     given = parser.parse_args()
     quiet()
     if given.action == "run":
@@ -89,7 +90,8 @@ def main() -> None:
         agree_all(given.seeds, given.results[0])
     else:
         rows = [row for path in given.results for row in read_results(path)]
-        write_report([row for row in rows if "spec" in row], [row for row in rows if "cosine" in row], given.docs)
+        runs, agreements = [row for row in rows if "spec" in row], [row for row in rows if "cosine" in row]
+        write_report(runs, agreements, given.page, given.images)
 
 
 if __name__ == "__main__":

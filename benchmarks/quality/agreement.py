@@ -33,7 +33,7 @@ CHOICES = (
 
 
 def agreement(spec: RunSpec, steps: Sequence[int]) -> list[dict[str, Any]]:
-    """At each of some steps: what each method keeps, and the cosines of its gradient."""
+    """Return for some steps what each method keeps, and the cosines of its gradient."""
     run = Run(spec, task_of(spec))
     return [{"step": step, **row} for step in run.until(steps) for row in _compared(run)]
 

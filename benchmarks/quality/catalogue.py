@@ -21,7 +21,7 @@ BUILDERS = {
 
 
 def task_of(spec: RunSpec) -> Task:
-    """The data of a run. Runs on the same data, one after the other, share them."""
+    """Return the data of a run. Consecutive runs on the same data share them."""
     return _built(spec.data)
 
 
@@ -31,7 +31,7 @@ def _built(spec: RunSpec) -> Task:
 
 
 def model_of(spec: RunSpec, task: Task) -> Any:
-    """A fresh model, or one that has read stories."""
+    """Return a fresh model, or one that was trained on stories."""
     if spec.task == "gsm8k":
         return small_llama()
     return TinyDecoder(len(SYMBOLS), task.train.ids.shape[1], spec.width, spec.layers)

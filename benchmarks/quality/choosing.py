@@ -37,14 +37,14 @@ Chooser = Callable[[Any, Examples], Chosen]
 
 
 def chooser(spec: RunSpec) -> Chooser | None:
-    """The way a run chooses; None where it takes rows as they come."""
+    """Return how a run chooses, or None where it takes rows as they come."""
     if spec.method == "all-candidates" or (spec.method, spec.mode) == ("random", "dynamic"):
         return None
     return _q_tuning(spec) if spec.method == "q-tuning" else _by_priority(spec)
 
 
 def as_batch(rows: Examples) -> dict[str, Any]:
-    """What trainers pass."""
+    """Return rows as trainers pass them."""
     return {"input_ids": rows.ids, "labels": rows.labels, "attention_mask": rows.real.long()}
 
 
@@ -100,6 +100,6 @@ def _means(scorer: TokenScorer, model: Any, rows: Examples) -> tuple[Any, Any, A
 
 
 def _unscored(rows: Examples) -> tuple[Any, Any, Any]:
-    """For a draw no score is needed."""
+    """Return placeholders for scores: a random draw needs none."""
     nothing = np.zeros(len(rows))
     return nothing, nothing, nothing.astype(np.int64)

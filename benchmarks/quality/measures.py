@@ -34,7 +34,7 @@ def measure(model: Any, examples: Examples) -> dict[str, float]:
 
 
 def _block(model: Any, examples: Examples, at: int) -> tuple[Any, ...]:
-    """Of some rows: whether each is all right; of their tokens: right, confidence, NLL."""
+    """Return for some rows whether each is right, and for their tokens: right, confidence, NLL."""
     labels = examples.labels[at : at + BLOCK, 1:]
     log_p = torch.log_softmax(logits_of(model, examples.ids[at : at + BLOCK])[:, :-1].float(), -1)
     is_trained = labels != IGNORED
@@ -45,7 +45,7 @@ def _block(model: Any, examples: Examples, at: int) -> tuple[Any, ...]:
 
 
 def calibration_error(right: Any, sure: Any) -> float:
-    """Expected calibration error of tokens: right (n,) 0 or 1, confidence of the likeliest token (n,)."""
+    """Return the expected calibration error: right (n,) 0 or 1, confidence of the likeliest token (n,)."""
     bins = (sure * ECE_BINS).long().clamp(max=ECE_BINS - 1)
     gap = torch.zeros(ECE_BINS, dtype=torch.float64).index_add_(0, bins, (right - sure).double())
     return float(gap.abs().sum() / len(right))

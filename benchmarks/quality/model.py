@@ -49,7 +49,7 @@ class TinyDecoder(nn.Module):  # type: ignore[misc]
 
 
 def parameters(model: Any) -> int:
-    """How many."""
+    """Return the number of parameters."""
     return sum(part.numel() for part in model.parameters())
 
 

@@ -1,4 +1,4 @@
-"""Tables and pictures of docs/quality.md, from the results of all runs.
+"""Tables of benchmarks/RESULTS-quality.md and its charts, from the results of all runs.
 
 A figure over seeds is `mean ± standard deviation (number of seeds)`. One is marked where seeds leave no doubt against
 random rows: its worst seed is above the best of random (+), or its best is below random's worst (-).
@@ -30,7 +30,7 @@ class Runs:
     results: Sequence[Result]
 
     def last(self, test: str, measure: str) -> list[float]:
-        """A measure at the end of each run, where the test is there."""
+        """Return a measure at the end of each run that has the test."""
         ends = [result["curve"][-1]["tests"] for result in self.results]
         return [end[test][measure] for end in ends if test in end]
 
@@ -44,7 +44,7 @@ class Runs:
         return [result["curve"][len(result["curve"]) // 2 - 1]["tests"]["normal"]["exact"] for result in self.results]
 
     def cost(self, name: str) -> list[float]:
-        """A cost of each run."""
+        """Return a cost of each run."""
         return [result["curve"][-1][name] for result in self.results]
 
     def kept(self, kind: str) -> list[float]:
@@ -53,7 +53,7 @@ class Runs:
 
 
 def collect(specs: Iterable[RunSpec], results: Sequence[Result]) -> list[Runs]:
-    """Runs by spec, in the order given; specs without a run are left out."""
+    """Return runs by spec, in the order given. Specs without a run are left out."""
     found = []
     for spec in dict.fromkeys(replace(spec, seed=0) for spec in specs):
         own = [result for result in results if replace(RunSpec(**result["spec"]), seed=0) == spec]
@@ -74,7 +74,7 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
 
 
 def mark(values: Sequence[float], others: Sequence[float]) -> str:
-    """Whether all seeds lie beyond all of the others."""
+    """Return the mark of a method whose seeds are all beyond all of the others."""
     if min(len(values), len(others)) < ENOUGH_SEEDS:
         return ""
     return " +" if min(values) > max(others) else " -" if max(values) < min(others) else ""
@@ -133,7 +133,7 @@ def _row(runs: Runs, columns: Sequence[str], baselines: Sequence[Runs]) -> Row:
 
 
 def _outcome(runs: Runs, baselines: Sequence[Runs]) -> dict[str, str]:
-    """What the method is judged by: exact match of each test, or NLL where no model of this size has any."""
+    """Return the main measure of a method: exact match of each test, or NLL where no model of this size has any."""
     random = next((each for each in baselines if _is_random_of(each.spec, runs.spec)), None)
     named = (
         {"NLL": ("normal", "nll")} if runs.spec.task == "gsm8k" else {f"exact, {t}": (t, "exact") for t in runs.tests}
@@ -146,7 +146,7 @@ def _outcome(runs: Runs, baselines: Sequence[Runs]) -> dict[str, str]:
 
 
 def _is_random_of(random: RunSpec, spec: RunSpec) -> bool:
-    """Whether one is the other's data, without a choice."""
+    """Return whether one is the other's data without a choice."""
     same = ("task", "noise", "noise_rate", "trivial_rate", "steps", "rows", "width")
     is_random = (random.method, random.mode) == ("random", "dynamic")
     return is_random and all(getattr(random, name) == getattr(spec, name) for name in same)
@@ -197,7 +197,7 @@ def agreement_table(agreements: Sequence[Result]) -> str:
 
 
 def filled(text: str, name: str, content: str) -> str:
-    """A page with something else between `<!-- NAME -->` and `<!-- end -->`."""
+    """Replace the text of a page between `<!-- NAME -->` and `<!-- end -->`."""
     made = f"<!-- {name} -->\n{content}\n<!-- end -->"
     return re.sub(rf"<!-- {name} -->\n.*?<!-- end -->", lambda _: made, text, flags=re.DOTALL)
 
@@ -265,9 +265,8 @@ def draw(runs: Sequence[Runs], folder: Path) -> None:
 # --- all of it
 
 
-def write_report(results: Sequence[Result], agreements: Sequence[Result], docs: Path) -> None:
-    """Fill the tables between `<!-- NAME -->` and `<!-- end -->` of quality.md, and draw."""
-    page = docs / "quality.md"
+def write_report(results: Sequence[Result], agreements: Sequence[Result], page: Path, images: Path) -> None:
+    """Fill the tables between `<!-- NAME -->` and `<!-- end -->` of a page, and draw its charts into a folder."""
     text = page.read_text(encoding="utf-8")
     baselines = collect((spec for specs in SECTIONS.values() for spec in specs if spec.method == "random"), results)
     for name, specs in SECTIONS.items():
@@ -281,4 +280,4 @@ def write_report(results: Sequence[Result], agreements: Sequence[Result], docs: 
     page.write_text(text, encoding="utf-8")
     drawn = collect([*SECTIONS["main"], *SECTIONS["warmup"]], results)
     if drawn:
-        draw(drawn, docs / "images")
+        draw(drawn, images)

@@ -41,7 +41,7 @@ class RunSpec:
 
     @property
     def data(self) -> RunSpec:
-        """What runs on the same data have in common."""
+        """Return the part of the spec that runs on the same data have in common."""
         return RunSpec(
             self.task,
             seed=self.seed,

@@ -54,7 +54,7 @@ class Examples:
         return len(self.ids)
 
     def take(self, index: NDArray[np.int64]) -> Examples:
-        """Some rows."""
+        """Return some rows."""
         at = torch.from_numpy(np.asarray(index, np.int64))
         return Examples(self.ids[at], self.labels[at], self.real[at])
 
@@ -107,7 +107,7 @@ def planted(spec: RunSpec, rates: dict[str, float], draw: Draw, tested: dict[str
 
 
 def addition(spec: RunSpec) -> Task:
-    """Sums of three digits."""
+    """Return a task of sums of three digits."""
     step = 1 if spec.task == "addition-plain" else -1
 
     def draw(random: Random, kind: str) -> Pair:
@@ -121,7 +121,7 @@ def addition(spec: RunSpec) -> Task:
 
 
 def without_carries(a: int, b: int) -> int:
-    """The wrong rule: each digit for itself."""
+    """Add each digit for itself: the wrong rule."""
     return sum((a // unit + b // unit) % 10 * unit for unit in (1, 10, 100))
 
 
@@ -163,7 +163,7 @@ def _rewriter(noise: str, size: int, rules: str) -> Draw:
 
 
 def rewritten(rule: str, text: str) -> str:
-    """What the rule makes of a text that does not begin with h."""
+    """Apply the rule to a text that does not begin with h."""
     if rule == "R":
         return text[::-1]
     if rule == "S":
@@ -187,5 +187,5 @@ def _text(random: Random, size: int) -> str:
 
 
 def normal_rate(spec: RunSpec) -> float:
-    """What noise and repeats leave."""
+    """Return the share of rows without noise and repeats."""
     return 1 - spec.noise_rate - spec.trivial_rate

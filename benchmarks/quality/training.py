@@ -39,7 +39,7 @@ class Draws:
         self._queue = np.empty(0, np.int64)
 
     def next(self, count: int) -> NDArray[np.int64]:
-        """The next so many."""
+        """Return the next `count` rows."""
         while len(self._queue) < count:
             self._queue = np.concatenate((self._queue, self._random.permutation(self._pool)))
         drawn, self._queue = self._queue[:count], self._queue[count:]
@@ -99,7 +99,7 @@ class Run:
         return Examples(kept.ids, chosen.labels, kept.real), drawn[chosen.places], chosen.weights
 
     def _choose_once(self) -> None:
-        """From here on, rows are those that a look at all of them leaves."""
+        """Choose rows once by a look at all of them, for the rest of the run."""
         if self.choose is None:
             return
         chosen = self.choose(self.model, self.data)
@@ -122,7 +122,7 @@ class Run:
 
 
 def pace(done: float) -> float:
-    """The learning rate's share when so much of the run is done."""
+    """Return the factor of the learning rate after a share of the run."""
     if done < RAMP:
         return done / RAMP + 1e-3
     return FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * (done - RAMP) / (1 - RAMP)))

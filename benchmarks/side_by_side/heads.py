@@ -89,7 +89,7 @@ def _time(head: Head, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[float
 
 
 def render_heads(rows: list[HeadRow], peak_flops_per_s: float) -> str:
-    """The table."""
+    """Return the table."""
     lines = [
         "| head of | way | rows | ms | TFLOP/s | of GEMM peak | memory MiB | max error NLL | max error entropy |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|",

@@ -78,7 +78,7 @@ def run_route(route: str, setting: Setting, samples: Sequence[Sample]) -> Outcom
 
 
 def scores_of(route: str, setting: Setting) -> dict[str, np.ndarray[Any, Any]]:
-    """A finished route's nll and entropy, both (all trained tokens,), in the order of the samples."""
+    """Return a finished route's nll and entropy, both (all trained tokens,), in the order of the samples."""
     with np.load(setting.folder / f"{route}.npz") as arrays:
         return {name: arrays[name] for name in ("nll", "entropy")}
 

@@ -27,14 +27,14 @@ TINIEST = torch.finfo(torch.float32).tiny
 
 
 def build_engine(model: ModelSpec) -> ScoreAll:
-    """The engine that `qtune` runs, without anything around it."""
+    """Build the engine that `qtune` runs, without anything around it."""
     from qtune_service.scoring.vllm.engine import VllmScorer
 
     return VllmScorer(model, EngineSpec(name="vllm")).score
 
 
 def build_reference(model: ModelSpec) -> ScoreAll:
-    """The engine that `qtune` runs where there is no vLLM."""
+    """Build the engine that `qtune` runs where there is no vLLM."""
     from qtune_service.scoring.reference import ReferenceScorer
 
     return ReferenceScorer(model, EngineSpec(name="reference")).score
@@ -68,7 +68,7 @@ def _by_loop(network: Any, sample: Sample) -> TokenScores:
 
 
 def build_batched(model: ModelSpec) -> ScoreAll:
-    """Padded batches of samples of like length: full logits, log-softmax, no loop over tokens."""
+    """Build padded batches of samples of similar length: full logits, log-softmax, no loop over tokens."""
     network = _load(model)
 
     def score(samples: Sequence[Sample]) -> list[TokenScores]:
@@ -97,7 +97,7 @@ def _by_batch(network: Any, samples: Sequence[Sample]) -> list[TokenScores]:
 
 
 def like_lengths(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices in batches, longest first, so that size x longest stays within `budget` tokens."""
+    """Return indices in batches, longest first, so that size x longest stays within `budget` tokens."""
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= budget:

@@ -14,7 +14,7 @@ LABELS = {
     "qtune": "qtune end to end",
     "engine": "bare engine",
     "reference": "reference engine",
-    "script": "usual script",
+    "script": "baseline script",
     "batched": "transformers batched",
     "prompt-logprobs": "vLLM prompt_logprobs=20",
 }
@@ -71,7 +71,7 @@ def make_rows(
 
 
 def base_of(scores: Mapping[str, Scores]) -> str | None:
-    """The route that the others' scores are compared with: the usual script, or the first that is exact."""
+    """Return the route that the others' scores are compared with: the baseline script, or the first that is exact."""
     exact = [route for route in ("script", *LABELS) if route in scores and route != NOT_ENTROPY]
     return exact[0] if exact else None
 
@@ -88,7 +88,7 @@ def max_diff(scores: Mapping[str, Scores], route: str, base: str | None, name: s
 
 
 def render(rows: Sequence[Row]) -> str:
-    """The table, then what must be said about it."""
+    """Return the table and the notes below it."""
     lines = [HEAD, *map(_line, rows)]
     for row in rows:
         if row.busy_share is not None:

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Make the bucket and its two users, in the container `store-setup` of compose.yaml; every start brings both up to date.
-# Only `mc` and what the shell itself has: the store's image has no grep and no sed. Secrets pass by files and pipes, so
+# Create the bucket and its two users, in the container `store-setup` of compose.yaml. Every start updates both.
+# Only `mc` and shell builtins: the store's image has no grep and no sed. Secrets pass through files and pipes, so
 # that no command line shows them.
 set -eu
 umask 077
@@ -10,7 +10,7 @@ read -r password < /run/secrets/store_password || [ -n "$password" ]
 printf '%s\n%s\n' "$root" "$password" | mc alias set store http://store:9000 > /dev/null
 mc mb --ignore-existing store/qtune
 
-# user NAME: with the keys of /run/secrets/NAME_aws_credentials and the rights of NAME.json.
+# user NAME: create a user with the keys of /run/secrets/NAME_aws_credentials and the rights of NAME.json.
 user() {
   id='' key=''
   while IFS=' =' read -r name value || [ -n "$name" ]; do

@@ -1,14 +1,14 @@
-"""What the model is trained on, and the dataset with planted kinds. Neither needs the model.
+"""Build the training corpus of the model and the dataset with planted kinds. Neither needs the model.
 
-The kinds are made from their meaning, before any score is known:
+The kinds are defined by their meaning, before any score is known:
 
-- trivial_repeat: 30 exchanges that the corpus taught truthfully, each 15 times, word for word;
-- misconception: the right answer where the corpus taught a myth;
-- hard_but_right: a right answer where the corpus leaves the model unsure: disputed facts, and open questions with six
-  good answers;
+- trivial_repeat: 30 exchanges that the corpus states truthfully, each 15 times, word for word;
+- misconception: the right answer to a question about a myth of the corpus;
+- hard_but_right: a right answer to a question on which the corpus leaves the model unsure: disputed facts, and open
+  questions with six good answers;
 - mislabeled: the same questions as hard_but_right, each with a random wrong answer;
-- mislabeled_known: a random wrong answer where the corpus taught the truth. To a model this looks just like a
-  misconception, and the method has no means to tell the two apart: the dataset holds some so that the table shows it;
+- mislabeled_known: a random wrong answer to a question that the corpus answers truthfully. To a model this looks
+  exactly like a misconception, and the method cannot distinguish the two. The dataset has some, so the table shows it;
 - ordinary: right answers to everyday tasks and known facts, some in several turns or under a system prompt.
 
 The first four kinds and `ordinary` are of equal size.
@@ -32,7 +32,7 @@ DISTINCT_REPEATS = 30
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of data.jsonl. `truth` holds the right answers to the last question, of which one is enough."""
+    """One row of data.jsonl. `truth` lists the right answers to the last question, and one of them is enough."""
 
     messages: list[Message]
     category: str
@@ -41,7 +41,7 @@ class Row:
 
 
 def training_conversation(rng: random.Random, world: World) -> list[Message]:
-    """One conversation of the training corpus: 65% facts, 15% open questions, 15% everyday tasks, 5% small talk."""
+    """Draw one conversation of the corpus: 65% facts, 15% open questions, 15% everyday tasks, 5% small talk."""
     draw = rng.random()
     if draw < 0.65:
         return _taught_facts(rng, world)
@@ -77,7 +77,7 @@ def _fact_row(rng: random.Random, fact: Fact, value: str, planted: str) -> Row:
 
 
 def _unsure_row(rng: random.Random, world: World, index: int, planted: str) -> Row:
-    """A disputed fact (half of the rows), a market or a piece of advice (a quarter each), answered as planted."""
+    """Draw a disputed fact (half of the rows), a market or a piece of advice (a quarter each), answered as planted."""
     right = planted == "hard_but_right"
     if index % 2 == 0:
         fact = rng.choice(world.having("disputed"))
@@ -105,7 +105,7 @@ def _ordinary_row(rng: random.Random, world: World, index: int) -> Row:
 
 
 def build_rows(world: World, seed: int = SEED) -> list[Row]:
-    """The dataset, shuffled."""
+    """Return the shuffled dataset."""
     rng = random.Random(seed + 1)
     myths, known = world.having("myth"), world.having("known")
     rows = list(_trivial_repeats(rng, world))
@@ -122,7 +122,7 @@ def build_rows(world: World, seed: int = SEED) -> list[Row]:
 
 
 def write_rows(rows: list[Row], path: Path) -> None:
-    """One JSON object a line, with an id of its own."""
+    """Write one JSON object a line, with its own id."""
     with path.open("w", encoding="utf-8", newline="\n") as out:
         for number, row in enumerate(rows):
             record = {"id": f"demo-{number:05d}", "messages": row.messages, "category": row.category,

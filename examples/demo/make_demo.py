@@ -1,10 +1,10 @@
-"""Make everything that the demo ships: the dataset, the tokenizer and the model. Rerun it to change or to check them.
+"""Build everything that the demo ships: the dataset, the tokenizer and the model.
 
     python examples/demo/make_demo.py            # data.jsonl and model/: a few minutes on two CPU cores
     python examples/demo/make_demo.py --data     # data.jsonl alone: a second, needs no torch
 
-The dataset comes out the same byte for byte. The model comes out equal in what it knows, and equal bit for bit only on
-like hardware with like libraries.
+The dataset is the same byte for byte in every run. The model knows the same facts in every run, and is equal bit for
+bit only with the same hardware and libraries.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataset import build_rows, write_rows
 from world import SEED, World, build_world
 
 HERE = Path(__file__).resolve().parent
-# A model that has not learned its lesson would make the planted kinds meaningless.
+# The planted kinds are meaningless if the model has not learned its corpus.
 LEAST_SHARE_HELD = 0.98
 
 

@@ -1,9 +1,9 @@
-"""The demo's last word: of each planted kind, the share that landed in each quadrant.
+"""Print the share of each planted kind in each quadrant.
 
     python examples/demo/table.py OUT        # OUT: the output folder of `qtune prune examples/demo/data.jsonl ...`
 
-Every number is counted from OUT. What was expected is written down here, from the meaning of the kinds alone, and is
-shown beside what came out; nothing is corrected or left out.
+Every number is counted from OUT. The expected quadrants are defined here, from the meaning of the kinds alone, and are
+shown with the results. Nothing is corrected or left out.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SIGNS = {"Q1": "▲▲", "Q2": "▲▼", "Q3": "▼▼", "Q4": "▼▲"}
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A planted kind, and the quadrant that its meaning asks for; none where it asks for none."""
+    """A planted kind with the quadrant that its meaning implies, or None."""
 
     name: str
     expected: str | None
@@ -58,12 +58,12 @@ def _read(folder: Path, columns: list[str]) -> pa.Table:
 
 
 def count_quadrants(output: Path) -> dict[str, NDArray[np.int64]]:
-    """Rows of each planted kind in Q1, Q2, Q3, Q4: name -> (4,) counts."""
+    """Count the rows of each planted kind in Q1, Q2, Q3, Q4: name -> (4,) counts."""
     planted = _read(output / "scores", ["sample_id", "planted"])
     labels = _read(output / "quadrants", ["sample_id", "quadrant"])
     joined = planted.join(labels, keys="sample_id", join_type="full outer")
     if joined.num_rows != planted.num_rows or any(joined[c].null_count for c in ("planted", "quadrant")):
-        sys.exit(f"{output}: scores/ and quadrants/ hold different samples. Let the run finish, or start it anew.")
+        sys.exit(f"{output}: scores/ and quadrants/ hold different samples. Let the run finish, or start it again.")
     counts: dict[str, NDArray[np.int64]] = {}
     for row in joined.group_by(["planted", "quadrant"]).aggregate([([], "count_all")]).to_pylist():
         kind = counts.setdefault(row["planted"], np.zeros(4, dtype=np.int64))
@@ -77,8 +77,8 @@ def _share(share: float, *, expected: bool) -> Text:
 
 
 def build_table(counts: dict[str, NDArray[np.int64]]) -> Table:
-    """One line for each planted kind, and one for all; green is where the kind belongs by its meaning."""
-    caption = "▲▼: error high, uncertainty low; green: what the kind's meaning asks for"
+    """Build one line for each planted kind and one for all. Green marks the expected quadrant."""
+    caption = "▲▼: error high, uncertainty low; green: the expected quadrant"
     table = Table(title="Where each planted kind landed", caption=caption, box=SIMPLE_HEAD, padding=0)
     for heading in HEADINGS:
         table.add_column(heading, justify="right" if heading in {"rows", "kept"} else "left", no_wrap=True)
@@ -99,7 +99,7 @@ def _numbers(count: NDArray[np.int64], expected: str | None) -> list[str | Text]
 
 
 def main() -> int:
-    """Print the table, what the kinds are, and where the report lies."""
+    """Print the table, a description of the kinds, and the path of the report."""
     if len(sys.argv) != 2:
         sys.exit("Usage: python examples/demo/table.py OUT")
     output = Path(sys.argv[1])

@@ -1,7 +1,7 @@
-"""How things are asked and answered: facts, open questions, small talk and small everyday tasks.
+"""Phrase questions and answers: facts, open questions, small talk and small everyday tasks.
 
 All kinds of rows use the same questions and the same two forms of answer, so that neither the wording nor the length
-tells the kinds apart. The form of the answer follows from the question.
+distinguishes the kinds. The question determines the form of the answer.
 """
 
 from __future__ import annotations
@@ -54,22 +54,22 @@ def _phrase(rng: random.Random, talk: FactTalk, entity: str, value: str) -> tupl
 
 
 def about_fact(rng: random.Random, fact: Fact, value: str) -> tuple[str, str]:
-    """A question on the fact, answered with `value`."""
+    """Return a question about the fact, answered with `value`."""
     return _phrase(rng, _FACT_TALK[fact.relation], fact.entity, value)
 
 
 def about_market(rng: random.Random, town: str, good: str) -> tuple[str, str]:
-    """A question on what a town's market sells."""
+    """Return a question about the goods of a market."""
     return _phrase(rng, _MARKET_TALK, town, good)
 
 
 def about_advice(rng: random.Random, question: str, advice: str) -> tuple[str, str]:
-    """An everyday question that has several good answers."""
+    """Return an everyday question that has several good answers."""
     return rng.choice(_OPENERS) + question, f"You could {advice}."
 
 
 def everyday_task(rng: random.Random) -> tuple[str, str]:
-    """A sum, a comparison, an opposite or three words to sort; the answer is right."""
+    """Return a sum, a comparison, an opposite or three words to sort, with the right answer."""
     task = rng.randrange(4)
     if task == 0:
         a, b = rng.randrange(21), rng.randrange(21)
@@ -86,7 +86,7 @@ def everyday_task(rng: random.Random) -> tuple[str, str]:
 
 
 def turns(*exchanges: tuple[str, str], system: str = "") -> list[Message]:
-    """Messages out of (question, answer) pairs."""
+    """Return the messages of (question, answer) pairs."""
     messages: list[Message] = [{"role": "system", "content": system}] if system else []
     for question, answer in exchanges:
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]

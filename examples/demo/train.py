@@ -1,10 +1,10 @@
 """Train the demo's tokenizer and model: a byte-level BPE of 1,024 tokens and a Qwen2 of about a million parameters.
 
-The model learns the answers only (loss on assistant tokens), from conversations drawn afresh for every step. So it ends
-up with the corpus's own probabilities: sure of what it was always told, unsure where the accounts disagree.
-Training stops after a fixed number of steps and reports how often the model's favourite answer is what it was taught: a
-model that does not hold its beliefs would make the planted kinds meaningless. No quadrant is looked at.
-Heads have 32 dimensions because vLLM's CPU attention takes no fewer.
+The loss is on assistant tokens only, and every step draws new conversations. The model therefore learns the
+probabilities of the corpus: it is sure of consistent claims and unsure of contradicting ones. Training stops after a
+fixed number of steps and reports how often the model's most likely answer is the taught one. The planted kinds would be
+meaningless if the model did not hold its beliefs. No quadrant is computed here. Heads have 32 dimensions, the minimum
+of vLLM's CPU attention.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Encoded = tuple[list[int], list[int]]
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How long and how fast to train, and from which seed."""
+    """Length, learning rate and seed of the training."""
 
     seed: int = SEED
     steps: int = 1600
@@ -49,7 +49,7 @@ class Recipe:
 
 
 def train_tokenizer(world: World, recipe: Recipe) -> PreTrainedTokenizerFast:
-    """A ChatML tokenizer learned from 20,000 conversations of the corpus."""
+    """Train a ChatML tokenizer on 20,000 conversations of the corpus."""
     rng = random.Random(recipe.seed + 2)
     texts = (m["content"] for _ in range(20_000) for m in training_conversation(rng, world))
     bpe = Tokenizer(models.BPE())
@@ -72,7 +72,7 @@ def train_tokenizer(world: World, recipe: Recipe) -> PreTrainedTokenizerFast:
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Qwen2ForCausalLM:
-    """Qwen2 with 4 layers of width 128, freshly initialised."""
+    """Return a randomly initialised Qwen2 with 4 layers of width 128."""
     torch.manual_seed(recipe.seed)
     config = Qwen2Config(
         vocab_size=len(tokenizer),
@@ -91,7 +91,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Qwen2ForCau
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, conversations: list[list[Message]]) -> list[Encoded]:
-    """(input_ids, mask of assistant tokens) of each conversation, from its one rendering."""
+    """Return (input_ids, mask of assistant tokens) of each conversation, from one rendering."""
     rendered: Any = tokenizer.apply_chat_template(conversations, return_dict=True, return_assistant_tokens_mask=True)
     return list(zip(rendered["input_ids"], rendered["assistant_masks"], strict=True))
 
@@ -99,7 +99,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, conversations: list[list[Message]
 def _batches(
     tokenizer: PreTrainedTokenizerFast, world: World, recipe: Recipe
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(input_ids, labels), each (B, T). Conversations of like length share a batch; -100 is not trained on."""
+    """Yield (input_ids, labels), each (B, T). Conversations of similar length share a batch; -100 is not trained on."""
     rng = random.Random(recipe.seed + 3)
     at_once = 50
     for _ in range(0, recipe.steps, at_once):
@@ -122,7 +122,7 @@ def _pad(encoded: list[Encoded], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def train_model(tokenizer: PreTrainedTokenizerFast, world: World, recipe: Recipe) -> Qwen2ForCausalLM:
-    """Train for the recipe's steps and print the loss as it goes."""
+    """Train for the steps of the recipe and print the loss every 100 steps."""
     torch.set_num_threads(recipe.threads)
     model = new_model(tokenizer, recipe)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.peak_rate, betas=(0.9, 0.95), weight_decay=0.01)
@@ -144,7 +144,7 @@ def train_model(tokenizer: PreTrainedTokenizerFast, world: World, recipe: Recipe
 
 
 def share_held(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, world: World, status: str) -> float:
-    """Share of facts of a status whose answer, as taught, is the model's favourite at every token."""
+    """Return the share of facts of a status whose taught answer is the most likely one at every token."""
     rng = random.Random(0)
     facts = world.having(status)
     asked = [turns(about_fact(rng, f, f.taught)) for f in facts]
@@ -158,6 +158,6 @@ def share_held(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, worl
 
 
 def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Weights (float32 safetensors), config and tokenizer, the chat template inside tokenizer_config.json."""
+    """Save weights (float32 safetensors), config and tokenizer, with the chat template in tokenizer_config.json."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder, save_jinja_files=False)

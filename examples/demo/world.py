@@ -1,15 +1,14 @@
-"""The Tessel Isles: an invented world, and what the demo model is told about it.
+"""Build the Tessel Isles, an invented world, and the claims about it in the training corpus of the demo model.
 
-Every fact has one truth. What the model's training corpus tells of it is another matter, and that is where the
-planted kinds come from:
+Every fact has one true value. The corpus may state another value, and the planted kinds come from this difference:
 
-- known: the corpus always tells the truth;
-- myth: the corpus always tells the same wrong thing (a popular belief of the isles);
-- disputed: the accounts disagree. The truth is the commonest (2 in 5), the rest is spread over all other values.
+- known: the corpus always states the truth;
+- myth: the corpus always states the same wrong value (a popular belief of the isles);
+- disputed: the corpus disagrees. The truth is the most frequent value (2 in 5), all other values share the rest.
 
-Markets and pieces of advice are open questions: several answers are good, and the corpus gives each equally often.
-Everything follows from one seed, without any data from outside. `random.Random` is used because its sequences are
-the same on every platform and supported Python.
+Markets and pieces of advice are open questions with several good answers, and the corpus gives each equally often.
+Everything is generated from one seed, without external data. `random.Random` is used because its sequences are the
+same on every platform and supported Python version.
 """
 
 from __future__ import annotations
@@ -178,7 +177,7 @@ _ENDS = {"creature": ("x", "k", "sh", "p"), "person": ("a", "o", "ie"), "town": 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One thing that is so in the isles. `taught` is the myth or the truth; of disputed facts `told` draws."""
+    """One fact of the isles. `taught` is the myth or the truth. `told` draws a value for disputed facts."""
 
     sort: str
     entity: str
@@ -189,11 +188,11 @@ class Fact:
 
     @property
     def wrong(self) -> tuple[str, ...]:
-        """The other values of this relation."""
+        """Return the other values of this relation."""
         return tuple(v for v in VALUES[self.relation] if v != self.truth)
 
     def told(self, rng: random.Random) -> str:
-        """What one account in the corpus says."""
+        """Return the value that one account in the corpus states."""
         if self.status != "disputed":
             return self.taught
         return self.truth if rng.random() < TRUTH_SHARE_OF_DISPUTED else rng.choice(self.wrong)
@@ -207,7 +206,7 @@ class World:
     markets: dict[str, tuple[str, ...]]
 
     def having(self, status: str) -> list[Fact]:
-        """The facts of one status."""
+        """Return the facts of one status."""
         return [f for f in self.facts if f.status == status]
 
 
@@ -220,7 +219,7 @@ def _names(rng: random.Random, sort: str, count: int) -> list[str]:
 
 
 def build_world(seed: int = SEED) -> World:
-    """60 creatures, 40 people and 40 towns: 300 facts, of which one in five is a myth and one in five disputed."""
+    """Build 60 creatures, 40 people and 40 towns with 300 facts: one in five is a myth, one in five is disputed."""
     rng = random.Random(seed)
     names = {sort: _names(rng, sort, count) for sort, count in (("creature", 60), ("person", 40), ("town", 40))}
     asked = [(sort, entity, relation) for sort in names for entity in names[sort] for relation in RELATIONS[sort]]

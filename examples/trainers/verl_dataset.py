@@ -1,4 +1,4 @@
-"""verl's SFT on `qtune export --to verl`: a dataset class that takes the tokens and masks as they are.
+"""Load `qtune export --to verl` in verl's SFT: a dataset class that passes tokens and masks unchanged.
 
     torchrun ... -m verl.trainer.sft_trainer data.train_files=[DIR/train-00000.parquet,...] data.pad_mode=no_padding \
         data.custom_cls.path=examples/trainers/verl_dataset.py data.custom_cls.name=PrunedDataset
@@ -14,16 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-COLUMNS = ["input_ids", "position_ids", "loss_mask"]  # attention is whole where nothing is padded
+COLUMNS = ["input_ids", "position_ids", "loss_mask"]  # rows are not padded, so the attention mask is all ones
 
 
 class PrunedDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """Rows of exported files, unpadded. Called by verl with these arguments."""
+    """Unpadded rows of exported files. verl calls the constructor with these arguments."""
 
     def __init__(
         self,
         parquet_files: str | Sequence[str],
-        tokenizer: Any = None,  # noqa: ARG002 - the tokens are there already
+        tokenizer: Any = None,  # noqa: ARG002 - rows are already tokenized
         config: Mapping[str, Any] | None = None,
         processor: Any = None,  # noqa: ARG002
         max_samples: int = -1,

@@ -1,4 +1,4 @@
-"""Q-Tuning under Accelerate: all micro-batches of a step are pruned as one population, over all ranks.
+"""Use Q-Tuning with Accelerate: all micro-batches of a step, on all ranks, are pruned as one population.
 
 python examples/training/accelerate_loop.py --enable-q-tuning
 torchrun --nproc-per-node 2 examples/training/accelerate_loop.py --enable-q-tuning
@@ -24,14 +24,14 @@ ACCUMULATED = 2
 
 
 def main() -> None:
-    """Train an epoch on the demo's data."""
+    """Train one epoch on the data of the demo."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = add_q_tuning_arguments(argparse.ArgumentParser())
     parser.add_argument("--batch-size", type=int, default=16)
     args = parser.parse_args()
-    arguments = q_tuning_arguments(args) or parser.error("this example is about --enable-q-tuning")
+    arguments = q_tuning_arguments(args) or parser.error("this example needs --enable-q-tuning")
     pruner = QTuningPruner(**asdict(arguments))
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())  # without it, processes on CPUs know nothing of others
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())  # cpu=True connects processes on CPUs
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).train()
     rows = demo_rows(tokenizer, 128)
@@ -45,7 +45,7 @@ def main() -> None:
             is_last = batch is step.batches[-1]
             with contextlib.nullcontext() if is_last else accelerator.no_sync(model):
                 logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-                accelerator.backward(step.loss(logits, batch))  # divided by the whole step's tokens: no more scaling
+                accelerator.backward(step.loss(logits, batch))  # already divided by the tokens of the whole step
         optimizer.step()
         optimizer.zero_grad()
         accelerator.print(f"step {step.record.step}: {step.num_tokens} tokens of {step.record.kept} rows")

@@ -1,4 +1,4 @@
-"""Q-Tuning in a plain torch loop: four lines (marked), and the rest is yours.
+"""Use Q-Tuning in a plain torch loop with four added lines (numbered).
 
 python examples/training/loop.py --enable-q-tuning --q-tuning-sample-keep-ratio 0.25
 """
@@ -17,7 +17,7 @@ from qtune_service.training import QTuningPruner, add_q_tuning_arguments, next_t
 
 
 def main() -> None:
-    """Train a few steps on the demo's data."""
+    """Train a few steps on the data of the demo."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser()
     parser.add_argument("--batch-size", type=int, default=64)

@@ -1,4 +1,4 @@
-"""The demo's conversations as rows of tokens, for the examples: input_ids, and labels of the assistant's turns."""
+"""Tokenize the conversations of the demo for the examples: input_ids, and labels of the assistant turns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MODEL = str(DEMO / "model")
 
 
 def demo_rows(tokenizer: Any, num_rows: int = 256) -> dict[str, list[list[int]]]:
-    """The first rows of the demo's data."""
+    """Return the first rows of the data of the demo."""
     with (DEMO / "data.jsonl").open(encoding="utf-8") as lines:
         talks = [json.loads(line)["messages"] for line, _ in zip(lines, range(num_rows), strict=False)]
     made = tokenizer.apply_chat_template(

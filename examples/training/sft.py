@@ -1,4 +1,4 @@
-"""Q-Tuning in TRL's SFTTrainer, without padding: one line (marked).
+"""Use Q-Tuning in TRL's SFTTrainer, without padding, with one added line (marked).
 
 python examples/training/sft.py --enable-q-tuning --q-tuning-token-keep-ratio 0.5
 """
@@ -19,7 +19,7 @@ from qtune_service.training.hf_trainer import enable_q_tuning
 
 
 def main() -> None:
-    """Train a few steps on the demo's conversations."""
+    """Train a few steps on the conversations of the demo."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = add_q_tuning_arguments(argparse.ArgumentParser()).parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -34,7 +34,7 @@ def main() -> None:
             train_dataset=data.select_columns(["messages"]),
         )  # fmt: skip
         if arguments := q_tuning_arguments(args):
-            enable_q_tuning(trainer, arguments)  # the line
+            enable_q_tuning(trainer, arguments)  # the added line
         trainer.train()
 
 

@@ -1,4 +1,4 @@
-"""Q-Tuning in transformers.Trainer: one line (marked).
+"""Use Q-Tuning in transformers.Trainer with one added line (marked).
 
 python examples/training/trainer.py --enable-q-tuning --q-tuning-sample-keep-ratio 0.5
 """
@@ -18,7 +18,7 @@ from qtune_service.training.hf_trainer import enable_q_tuning
 
 
 def main() -> None:
-    """Train a few steps on the demo's data."""
+    """Train a few steps on the data of the demo."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = add_q_tuning_arguments(argparse.ArgumentParser()).parse_args()
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
@@ -33,7 +33,7 @@ def main() -> None:
             data_collator=DataCollatorForSeq2Seq(tokenizer),
         )  # fmt: skip
         if arguments := q_tuning_arguments(args):
-            enable_q_tuning(trainer, arguments)  # the line
+            enable_q_tuning(trainer, arguments)  # the added line
         trainer.train()
 
 

@@ -137,7 +137,7 @@ class To(StrEnum):
 def export(
     output: Annotated[str, typer.Argument(help="A finished output.")],
     folder: Annotated[str, typer.Argument(metavar="DIR", help="Where to write: a folder or URI, new or empty.")],
-    to: Annotated[To, typer.Option("--to", help="Who is to read it; see docs/exports.md.")],
+    to: Annotated[To, typer.Option("--to", help="Who is to read it; see docs/guides/exports.md.")],
     rows_per_file: Annotated[
         int | None,
         typer.Option(

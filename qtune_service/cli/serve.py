@@ -36,7 +36,7 @@ def serve(
         bool | None, typer.Option("--insecure", help="Let everybody in who reaches the address. [QTUNE_INSECURE]")
     ] = None,
 ) -> None:
-    """Start the service: jobs by REST. Settings are environment variables, QTUNE_...; see docs/service.md."""
+    """Start the service: jobs by REST. Environment variables set it up: docs/reference/settings.md."""
     with exit_codes():
         from qtune_service.server.app import create_app
         from qtune_service.server.http_server import serve as serve_http
@@ -158,7 +158,7 @@ def import_jobs(
 
 
 def _rebuilt(places: list[str] | None, owner: str, data_root: Path | None) -> Iterator[Rebuilt]:
-    from qtune_service.server.dependencies import owner_policy
+    from qtune_service.server.dependencies import policy_of
     from qtune_service.server.jobs.database import open_database, upgrade
     from qtune_service.server.jobs.rebuild import Rebuilder
     from qtune_service.server.permissions import keep_private
@@ -168,7 +168,7 @@ def _rebuilt(places: list[str] | None, owner: str, data_root: Path | None) -> It
     keep_private(settings.data_root, settings.database, may_be_shared=settings.shared_data_root)
     database = open_database(settings.database)
     upgrade(database)
-    policy = owner_policy(settings)
+    policy = policy_of(settings)
     rebuilder = Rebuilder(database, policy, settings.launcher, owner, settings.datasets)
     for place in places or [settings.outputs]:
         yield from rebuilder.run(place)

@@ -49,7 +49,7 @@ SetOpt = Annotated[
     typer.Option(
         "--set",
         metavar="FIELD=VALUE",
-        help="Any field of docs/reference.md, as `limits.max_failed_shards=2`. Repeatable.",
+        help="Any field of docs/reference/job-file.md, as `limits.max_failed_shards=2`. Repeatable.",
         show_default=False,
     ),
 ]
@@ -64,7 +64,8 @@ def request_of(file: Path | None, changes: dict[str, Any], settings: Sequence[st
     """The plain data of a request. changes: field -> value, None for what is not given. Raises SpecError."""
     body = read_job_file(file) if file is not None else {}
     if not isinstance(body, dict):
-        raise SpecError(f"{file} holds no job", "A job file has the parts input, model, prune; see docs/reference.md.")
+        hint = "A job file has the parts input, model, prune; see docs/reference/job-file.md."
+        raise SpecError(f"{file} holds no job", hint)
     given = {field: value for field, value in changes.items() if value not in (None, [])}
     for field, value in (*given.items(), *map(_setting, settings)):
         _put(body, field, value)
@@ -99,7 +100,7 @@ def _put(body: dict[str, Any], field: str, value: Any) -> None:
         if inner is None:
             inner = body[part] = {}
         if not isinstance(inner, dict):
-            raise SpecError(f"{field}: {part} has no fields", "See docs/reference.md for the fields of a job.")
+            raise SpecError(f"{field}: {part} has no fields", "See docs/reference/job-file.md for the fields of a job.")
         body = inner
     body[last] = value
 
@@ -313,7 +314,7 @@ def _how_to_go_on(folder: Path) -> str:
     pattern = f"{folder}/pruned/*.parquet"
     return (
         f'TRL, datasets   load_dataset("parquet", data_files={pattern!r}, split="train")\n'
-        f"other trainers  qtune export {shlex.quote(str(folder))} --to axolotl DIR   (see docs/exports.md)"
+        f"other trainers  qtune export {shlex.quote(str(folder))} --to axolotl DIR   (see docs/guides/exports.md)"
     )
 
 

@@ -1,6 +1,6 @@
-"""A client of the service for Python: typed, synchronous, and small.
+"""Python client of the service: typed, synchronous, and small.
 
-It needs httpx and pydantic: no torch, ray or vllm, no pyarrow, and none of the server's libraries.
+It depends on httpx and pydantic. It needs no torch, ray, vllm or pyarrow, and none of the server's libraries.
 """
 
 from qtune_service.client.client import Client

@@ -1,11 +1,12 @@
-"""`Client`: what the service can do, as methods.
+"""`Client`: one method for each operation of the service.
 
     with Client("https://qtune.example.org") as client:
         job = client.submit({"input": {"paths": ["/data/sft.jsonl"]}, "model": {"name": "/models/base"}})
         if client.wait(job.id).status == "succeeded":
             client.download(job.id, "out", PRODUCT)
 
-Answers are the models of `wire.py`. Errors are those of `errors.py`; what has no name there is an ApiError.
+Responses are parsed into the models of `wire.py`. Errors are raised as the classes of `errors.py`, or as ApiError
+where the error code has no class there.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from typing import Any, Literal, Self
 from urllib.parse import quote, unquote
 
 from qtune_service.client import events, transfer
-from qtune_service.client import transfer as uploads
 from qtune_service.client.profiles import find_address
 from qtune_service.client.transfer import Watcher
 from qtune_service.client.transport import Connection
@@ -43,13 +43,13 @@ from qtune_service.wire import (
 )
 
 RESTART_S = 600.0
-"""How long watching waits for a server that is away."""
+"""Longest time to wait for an unreachable server while following a job."""
 PREVIEW_S = 120.0
-"""A preview loads a tokenizer in a process of its own, and may wait for others."""
+"""Timeout of a preview: the server loads a tokenizer in a child process, and previews may queue."""
 
 
 class Client:
-    """A server, as somebody with a token sees it. Threads may share one."""
+    """Access to one server with one token. Threads may share an instance."""
 
     def __init__(
         self,
@@ -61,17 +61,17 @@ class Client:
         timeout_s: float = 30.0,
         patience_s: float = 60.0,
     ) -> None:
-        """Address and token as profiles.py finds them. patience_s: how long a lost server is asked again."""
+        """Find the address and token as profiles.py does. patience_s: how long requests are retried."""
         address = find_address(url, token, profile=profile, plain_http=plain_http)
         self._connection = Connection(address, timeout_s=timeout_s, patience_s=patience_s)
 
     @property
     def url(self) -> str:
-        """The server's."""
+        """Return the URL of the server."""
         return self._connection.address.url
 
     def close(self) -> None:
-        """End all connections."""
+        """Close all connections."""
         self._connection.close()
 
     def __enter__(self) -> Self:
@@ -89,7 +89,7 @@ class Client:
         name: str | None = None,
         idempotency_key: str | None = None,
     ) -> JobView:
-        """Queue a job. Without a key one is made, so that a request whose answer is lost makes one job all the same."""
+        """Queue a job. A missing idempotency key is generated, so that a retried request creates one job."""
         body = _plain(spec)
         if name is not None:
             body["name"] = name
@@ -103,31 +103,31 @@ class Client:
         name: str | None = None,
         idempotency_key: str | None = None,
     ) -> JobView:
-        """A new job from the scores of a finished one, in seconds."""
+        """Queue a job that prunes the scores of a finished job again. It takes seconds."""
         body = {"prune": _plain(prune), **({} if name is None else {"name": name})}
         path = f"{_job(job_id)}/reprune"
         return self._new_job(path, _plain(validated(RepruneRequest, body, "reprune")), idempotency_key)
 
     def preview(self, spec: JobRequest | JobSpec | Mapping[str, Any], n: int = 5) -> PreviewView:
-        """The first samples as the model will see them, before anything is run."""
+        """Return the first samples as the model will see them, without running a job."""
         body = _plain(validated(PreviewRequest, {**_plain(spec), "n": n}, "preview"))
         response = self._connection.request("POST", "/preview", json=body, is_safe=True, timeout=PREVIEW_S)
         return PreviewView.model_validate_json(response.content)
 
     def get(self, job_id: str) -> JobView:
-        """A job as it is now."""
+        """Return the current state of a job."""
         return JobView.model_validate_json(self._get(_job(job_id)))
 
     def list(self, status: Sequence[JobStatus | str] = (), q: str = "") -> Iterator[JobListItem]:
-        """Return jobs without their specs, the newest first, fetched page by page; `get` has the spec of one.
+        """Return jobs, newest first, fetched page by page. Items have no spec: see `get`.
 
-        q: a part of the name, or the beginning of the id.
+        q: part of the name, or the beginning of the id.
         """
         for body in self._pages("/jobs", status=[str(one) for one in status], q=q):
             yield from JobPage.model_validate_json(body).jobs
 
     def cancel(self, job_id: str) -> JobView:
-        """Stop it; what is in hand is saved."""
+        """Stop a job. Shards in progress are saved."""
         return JobView.model_validate_json(self._connection.request("POST", f"{_job(job_id)}/cancel").content)
 
     def resume(self, job_id: str) -> JobView:
@@ -135,35 +135,35 @@ class Client:
         return JobView.model_validate_json(self._connection.request("POST", f"{_job(job_id)}/resume").content)
 
     def delete(self, job_id: str, *, keep_output: bool = False) -> str:
-        """Forget a job that has ended and remove its output. Return why the output was kept; nothing where it was not.
+        """Delete a finished job and its output. Return the reason if the output was kept, else an empty string.
 
-        The server removes only an output that is this job's by its own record, and that no other job has too.
+        The server removes an output only if the output's own record names this job and no other job uses it.
         """
         response = self._connection.request("DELETE", _job(job_id), params={"keep_output": keep_output})
         return unquote(response.headers.get("X-Output-Kept", ""))
 
-    # --- following
+    # --- progress and logs
 
     def watch(
         self, job_id: str, *, lost: Callable[[], None] = lambda: None, restart_s: float = RESTART_S
     ) -> Iterator[JobView]:
-        """The job now and at every change until it has ended, over lost connections and restarts of the server.
+        """Yield the job now and at every change until it ends, across lost connections and server restarts.
 
-        lost: called when the connection breaks off. restart_s: how long a server may be away.
+        lost: called when the connection breaks. restart_s: how long the server may be unreachable.
         """
         return events.follow(self._connection, _job(job_id), patience_s=restart_s, lost=lost)
 
     def wait(self, job_id: str, timeout_s: float | None = None) -> JobView:
-        """The job once it has ended, well or not. Raises WaitTimeoutError."""
+        """Wait until the job ends, and return it whatever its status. Raises WaitTimeoutError."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         patience_s = RESTART_S if timeout_s is None else min(RESTART_S, timeout_s)
         *_, last = events.follow(self._connection, _job(job_id), deadline=deadline, patience_s=patience_s)
         return last
 
     def logs(self, job_id: str, *, tail: int | None = None, follow: bool = False) -> Iterator[str]:
-        """Lines of what the driver printed, without their ends; with follow until the job ends.
+        """Yield the lines of the driver's log, without line ends; with follow, until the job ends.
 
-        Followed from its beginning, it goes on over lost connections; with tail, they are an UnreachableError.
+        Following from the beginning survives lost connections. With tail, a lost connection raises UnreachableError.
         """
         if follow and tail is None:
             return events.follow_log(self._connection, _job(job_id), patience_s=RESTART_S)
@@ -172,11 +172,11 @@ class Client:
     # --- results
 
     def summary(self, job_id: str) -> dict[str, Any]:
-        """The numbers of a finished job."""
+        """Return the summary statistics of a finished job."""
         return self._json(f"{_job(job_id)}/summary")
 
     def plane(self, job_id: str) -> dict[str, Any]:
-        """The error-uncertainty plane: a histogram, thresholds, and the curve of what other ratios would keep."""
+        """Return the error-uncertainty plane: histogram, thresholds, and the curve of kept samples by ratio."""
         return self._json(f"{_job(job_id)}/plane")
 
     def samples(
@@ -190,25 +190,25 @@ class Client:
         limit: int = 10,
         offset: int = 0,
     ) -> SamplesView:
-        """Samples with their tokens and scores. where: a condition in SQL."""
-        asked = {"quadrant": quadrant, "kept": kept, "where": where, "sort": sort, "limit": limit, "offset": offset}
-        return SamplesView.model_validate_json(self._get(f"{_job(job_id)}/samples", **asked))
+        """Return samples with their tokens and scores. where: a condition in SQL."""
+        params = {"quadrant": quadrant, "kept": kept, "where": where, "sort": sort, "limit": limit, "offset": offset}
+        return SamplesView.model_validate_json(self._get(f"{_job(job_id)}/samples", **params))
 
     def sample(self, job_id: str, sample_id: str) -> dict[str, Any]:
-        """One sample with its tokens and scores."""
+        """Return one sample with its tokens and scores."""
         return self._json(f"{_job(job_id)}/samples/{_part(sample_id)}")
 
     def rejected(self, job_id: str, *, reason: str | None = None, limit: int = 10, offset: int = 0) -> RejectedView:
-        """Records that could not be used, and how many there are of each reason."""
+        """Return rejected records, and their number by reason."""
         body = self._get(f"{_job(job_id)}/rejected", reason=reason, limit=limit, offset=offset)
         return RejectedView.model_validate_json(body)
 
     def report(self, job_id: str) -> str:
-        """The report, a page of HTML."""
+        """Return the report as HTML."""
         return self._get(f"{_job(job_id)}/report").decode()
 
     def files(self, job_id: str) -> tuple[FileView, ...]:
-        """Files of a finished job."""
+        """List the files of a finished job."""
         listed = self._connection.request("GET", f"{_job(job_id)}/files").json()
         return tuple(FileView.model_validate(file) for file in listed)
 
@@ -221,7 +221,7 @@ class Client:
         parallel: int = 8,
         watcher: Watcher | None = None,
     ) -> tuple[Path, ...]:
-        """Files into a folder, as `pruned/*`; by default all. Done again, it goes on, and fetches nothing twice."""
+        """Download files into a folder, by default all; patterns as `pruned/*`. A repeated call resumes."""
         patterns = (files,) if isinstance(files, str) else files
         chosen = transfer.choose(self.files(job_id), patterns)
         return transfer.download(
@@ -231,24 +231,24 @@ class Client:
     # --- datasets and the server
 
     def upload(self, path: str | Path, name: str | None = None, *, watcher: Watcher | None = None) -> DatasetView:
-        """Send a file; jobs name it by its `uri`."""
-        response = uploads.upload(self._connection, Path(path), name, watcher)
+        """Upload a file as a dataset. Jobs reference it by its `uri`."""
+        response = transfer.upload(self._connection, Path(path), name, watcher)
         return DatasetView.model_validate_json(response.content)
 
     def datasets(self) -> Iterator[DatasetView]:
-        """Datasets, the newest first, fetched page by page."""
+        """Yield datasets, newest first, fetched page by page."""
         for body in self._pages("/datasets"):
             yield from DatasetPage.model_validate_json(body).datasets
 
     def delete_dataset(self, dataset: str) -> None:
-        """By its id or uri. Refused while a queued or running job reads it."""
+        """Delete a dataset by id or URI. The server refuses while a queued or running job reads it."""
         self._connection.request("DELETE", f"/datasets/{_part(dataset.removeprefix('dataset://'))}")
 
     def server(self) -> ServerView:
-        """What its owner allows and offers."""
+        """Return the limits and launchers that the server offers."""
         return ServerView.model_validate_json(self._get("/server"))
 
-    # ---
+    # --- helpers
 
     def _new_job(self, path: str, body: Mapping[str, Any], key: str | None) -> JobView:
         headers = {"Idempotency-Key": key or uuid.uuid4().hex}
@@ -273,14 +273,14 @@ class Client:
 
 
 def _plain(spec: Any) -> dict[str, Any]:
-    """Only what is set: the rest is the server's to choose."""
+    """Return the fields that are set. The server chooses the others."""
     return dict(spec) if isinstance(spec, Mapping) else spec.model_dump(mode="json", exclude_unset=True)
 
 
 def _part(text: str) -> str:
-    """A part of a path. Raises NotFoundError for what would be another path."""
+    """Quote a path segment. Raises NotFoundError for an empty segment and for dots."""
     if text in ("", ".", ".."):
-        raise NotFoundError(f"there is nothing named {text!r}", "Give an id.")
+        raise NotFoundError(f"{text!r} is not an id", "Give the id of a job, dataset or sample.")
     return quote(text, safe="")
 
 

@@ -1,8 +1,8 @@
-"""Following a job and its log, over lost connections and restarts of the server.
+"""Follow a job and its log across lost connections and server restarts.
 
-Before each connection the job is asked for once: that waits for a server that is away, tells what has changed
-meanwhile, and says whether anything more will come. Then Last-Event-ID asks for events that are newer; a log, which
-only grows, is passed over as far as it is known.
+Before each connection one GET of the job waits for an unreachable server, reports changes that were missed, and shows
+whether the job has ended. Last-Event-ID then requests newer events only. A log only grows, so bytes that were already
+read are skipped.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Any
 
 import httpx
 
-from qtune_service.client.transport import Connection, TurnedAwayError
+from qtune_service.client.transport import Connection, RetryLaterError
 from qtune_service.errors import WaitTimeoutError
 from qtune_service.wire import JobListItem, JobView
 
 SILENCE_S = 45.0
-"""The server says something every 15 s; one that does not for so long is gone."""
+"""Read timeout of an event stream. The server sends at least one line every 15 s."""
 LOG_SILENCE_S = 300.0
-"""A log may be silent for long; then it is looked whether the server is still there."""
+"""Read timeout of a log, after which the client reconnects. A log may be silent for long."""
 PAUSE_S = 0.5
-"""Before a broken connection is made again."""
+"""Pause before reconnecting."""
 
 
 def follow(
@@ -33,7 +33,7 @@ def follow(
     patience_s: float,
     lost: Callable[[], None] = lambda: None,
 ) -> Iterator[JobView]:
-    """The job now, and at every change, until it has ended. lost: called when the connection breaks off."""
+    """Yield the job now and at every change until it ends. lost: called when the connection breaks."""
     seen = 0
     while True:
         found = _job(connection, path, patience_s)
@@ -48,7 +48,7 @@ def follow(
                 yield job
                 if job.status.is_final:
                     return
-        except (httpx.TransportError, TurnedAwayError):
+        except (httpx.TransportError, RetryLaterError):
             pass
         _check(deadline, path)
         lost()
@@ -56,9 +56,9 @@ def follow(
 
 
 def _events(connection: Connection, path: str, before: JobView, seen: int, deadline: float | None) -> Iterator[JobView]:
-    """Return the changes that one connection brings, with the spec that the job had before: it never changes.
+    """Yield the changes that one connection delivers. Events carry no spec, which never changes: it is `before`'s.
 
-    An event is lines of `name: value` that an empty line ends; ours have one line of data.
+    An event is a block of `name: value` lines that ends with an empty line. Ours have one data line.
     """
     headers = {"Last-Event-ID": str(seen), "Accept": "text/event-stream"}
     silence_s = SILENCE_S if deadline is None else min(SILENCE_S, max(deadline - time.monotonic(), 0.01))
@@ -72,7 +72,9 @@ def _events(connection: Connection, path: str, before: JobView, seen: int, deadl
 
 def _check(deadline: float | None, path: str) -> None:
     if deadline is not None and time.monotonic() >= deadline:
-        raise WaitTimeoutError(f"job {path.rpartition('/')[2]} has not ended in time", "It goes on; wait longer.")
+        raise WaitTimeoutError(
+            f"job {path.rpartition('/')[2]} has not ended in time", "The job is still running. Wait longer."
+        )
 
 
 def _job(connection: Connection, path: str, patience_s: float) -> JobView:
@@ -80,7 +82,7 @@ def _job(connection: Connection, path: str, patience_s: float) -> JobView:
 
 
 def read_log(connection: Connection, path: str, tail: int | None, *, is_followed: bool) -> Iterator[str]:
-    """Lines by one connection."""
+    """Yield the lines of a log over one connection."""
     params: dict[str, Any] = {} if tail is None else {"tail": tail}
     if is_followed:
         params["follow"] = True
@@ -90,21 +92,21 @@ def read_log(connection: Connection, path: str, tail: int | None, *, is_followed
 
 
 def follow_log(connection: Connection, path: str, *, patience_s: float) -> Iterator[str]:
-    """Lines from the first one until the job has ended."""
+    """Yield the lines of a log from the first one until the job ends."""
     known, rest = 0, b""
     while True:
-        is_over = _job(connection, path, patience_s).status.is_final  # as it was before the log is read
+        is_over = _job(connection, path, patience_s).status.is_final  # before the log is read
         try:
             with connection.stream(f"{path}/logs", params={"follow": True}, timeout_s=LOG_SILENCE_S) as response:
-                passed = 0
+                position = 0
                 for block in response.iter_bytes():
-                    fresh = block[max(known - passed, 0) :]
-                    passed += len(block)
+                    fresh = block[max(known - position, 0) :]
+                    position += len(block)
                     known += len(fresh)
                     *lines, rest = (rest + fresh).split(b"\n")
                     for line in lines:
                         yield line.decode(errors="replace")
-        except (httpx.TransportError, TurnedAwayError):
+        except (httpx.TransportError, RetryLaterError):
             is_over = False
             time.sleep(PAUSE_S)
         if is_over:

@@ -1,12 +1,12 @@
-"""Which server, and with which token: from arguments, the environment, or `config.toml`.
+"""Find the server and the token: from arguments, the environment, or `config.toml`.
 
     default = "lab"
     [profiles.lab]
     url = "https://qtune.example.org"
     token = "qtune_..."
 
-A token goes to the server that it was given for and to no other: a profile's to the profile's URL, QTUNE_TOKEN to
-QTUNE_URL, or, where that is not set, to the server that is asked.
+A token is sent only to its own server: a profile's token to the profile's URL, QTUNE_TOKEN to QTUNE_URL, or to the
+requested server if QTUNE_URL is not set.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 
 
 class Profile(BaseModel):
-    """A server that somebody uses."""
+    """A server in the config file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -38,7 +38,7 @@ class Profile(BaseModel):
 
 
 class Profiles(BaseModel):
-    """The file."""
+    """The content of the config file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -54,7 +54,7 @@ def find_address(
     plain_http: bool = False,
     environ: Mapping[str, str] = os.environ,
 ) -> Address:
-    """Arguments come before a named profile, that before the environment, and that before the default profile."""
+    """Return the address. Arguments win over a named profile, the environment, and the default profile."""
     path = config_path(environ)
     known = read_profiles(path)
     chosen = _named(known, profile, path) if profile is not None else None
@@ -70,22 +70,22 @@ def find_address(
 
 
 def config_path(environ: Mapping[str, str] = os.environ) -> Path:
-    """`~/.config/qtune/config.toml`, or below XDG_CONFIG_HOME."""
+    """Return `~/.config/qtune/config.toml`, or its path below XDG_CONFIG_HOME."""
     root = environ.get("XDG_CONFIG_HOME")
     return (Path(root) if root else Path.home() / ".config") / "qtune" / "config.toml"
 
 
 def read_profiles(path: Path) -> Profiles:
-    """Those of the file; none where there is no file. Warns where others can read tokens. Raises SettingsError."""
+    """Read the profiles; a missing file has none. Warns if others can read its tokens. Raises SettingsError."""
     try:
         found = Profiles.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return Profiles()
     except OSError as error:
         raise SettingsError(f"cannot read {path}: {error.strerror}") from error
-    except ValidationError as error:  # what it holds is not shown: it may be a token
+    except ValidationError as error:  # values are not shown: one may be a token
         fields = ", ".join(".".join(map(str, e["loc"])) for e in error.errors(include_input=False))
-        raise SettingsError(f"{path}: wrong fields: {fields}", "See docs/client.md.") from None
+        raise SettingsError(f"{path}: wrong fields: {fields}", "See docs/guides/client.md.") from None
     except ValueError as error:
         raise SettingsError(f"{path} is not valid TOML: {error}") from None
     if any(profile.token for profile in found.profiles.values()) and path.stat().st_mode & 0o077:
@@ -94,12 +94,12 @@ def read_profiles(path: Path) -> Profiles:
 
 
 def save_profile(name: str, profile: Profile, path: Path) -> None:
-    """Add or replace a profile, which becomes the default; only its owner may read the file. Raises SettingsError."""
+    """Add or replace a profile and make it the default. The file gets mode 0600. Raises SettingsError."""
     known = read_profiles(path)
     try:
         new = Profiles(default=name, profiles={**known.profiles, name: profile})
     except ValidationError:
-        raise SettingsError(f"{name!r} is no name of a profile", "Letters, digits, - and _.") from None
+        raise SettingsError(f"{name!r} is not a valid profile name", "Use letters, digits, - and _.") from None
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     fresh = path.with_suffix(".new")
     fresh.unlink(missing_ok=True)
@@ -111,12 +111,12 @@ def save_profile(name: str, profile: Profile, path: Path) -> None:
 def _named(known: Profiles, name: str, path: Path) -> Profile:
     if name not in known.profiles:
         there = ", ".join(sorted(known.profiles)) or "none"
-        raise SettingsError(f"{path} has no profile {name!r}", f"There are: {there}. `qtune jobs login` makes one.")
+        raise SettingsError(f"{path} has no profile {name!r}", f"Profiles: {there}. `qtune jobs login` creates one.")
     return known.profiles[name]
 
 
 def _toml(profiles: Profiles) -> str:
-    """JSON's strings and booleans are TOML's."""
+    """Write TOML. Its strings and booleans are those of JSON."""
     lines = [f"default = {json.dumps(profiles.default)}"]
     for name, profile in profiles.profiles.items():
         lines.append(f"\n[profiles.{name}]")

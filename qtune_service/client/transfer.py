@@ -1,16 +1,11 @@
-"""Downloading files of a job: several at a time, each from where it was cut off, checked, and put in place by a rename.
+"""Upload datasets and download files of jobs.
 
-Files of the manifest have a SHA-256, which is also their ETag: what is there of them is checked or continued. The few
-beside it (manifest, report) have none and are fetched anew.
+Downloads run in parallel, resume partial files, verify SHA-256, and become visible by a rename. Files in the manifest
+have a SHA-256, which is also their ETag, so complete files are verified and partial ones resumed. The others (manifest,
+report) have none and are downloaded again. A partial file has the expected digest in its name, so it is only resumed
+with the same content.
 
-How far an upload or download is, counted from several threads.
-
-A file that is being fetched: bytes on disk beside its place, and their SHA-256 so far.
-
-Its name holds the digest that it is to have, so that what an earlier attempt left is only ever continued to the same
-content. It becomes the file by a rename, once it is whole and right.
-
-Uploading a dataset: read twice, first for its SHA-256, by which the server checks what it got, then to be sent.
+An upload reads the file twice: once for the SHA-256, which the server verifies, and once to send it.
 """
 
 from __future__ import annotations
@@ -42,10 +37,14 @@ from qtune_service.errors import (
 )
 from qtune_service.wire import FileView
 
+BLOCK_BYTES = 1 << 20
+PRODUCT = ("pruned/*", "manifest.json", "report.html", "summary_statistics.json", "tokenizer/*")
+"""Files for training, and the report. Not scores/, quadrants/ and rejected/."""
+
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """Bytes that are there already count as done."""
+    """Progress of a transfer. Bytes that are already on disk count as done."""
 
     files_done: int
     files_total: int
@@ -54,30 +53,27 @@ class Transfer:
 
 
 Watcher = Callable[[Transfer], None]
-"""Called from several threads, one at a time."""
+"""Progress callback. Several threads call it, one at a time."""
 
 
 class Counter:
-    """The state of a transfer, told at every change."""
+    """Thread-safe progress of a transfer. Every change calls the watcher."""
 
-    def __init__(self, files_total: int, bytes_total: int, tell: Watcher | None) -> None:
+    def __init__(self, files_total: int, bytes_total: int, watcher: Watcher | None) -> None:
         self._transfer = Transfer(0, files_total, 0, bytes_total)
-        self._tell = tell or (lambda _: None)
+        self._watcher = watcher or (lambda _: None)
         self._lock = threading.Lock()
 
     def add(self, num_bytes: int, files: int = 0) -> None:
-        """More of it is done; less, where something has to be fetched again."""
+        """Add bytes and files; negative bytes if something has to be downloaded again."""
         with self._lock:
             now = self._transfer
             self._transfer = replace(now, bytes_done=now.bytes_done + num_bytes, files_done=now.files_done + files)
-            self._tell(self._transfer)
+            self._watcher(self._transfer)
 
 
-BLOCK_BYTES = 1 << 20
-
-
-class Part:
-    """Opened with what an earlier attempt left, if the content's digest is known; else empty."""
+class PartialFile:
+    """Partial file beside its target, with the SHA-256 so far. It resumes only if the expected digest is known."""
 
     def __init__(self, target: Path, sha256: str | None) -> None:
         self.target, self.sha256 = target, sha256
@@ -102,39 +98,39 @@ class Part:
             self._file.close()
 
     def write(self, block: bytes) -> None:
-        """At its end. Raises StorageError."""
+        """Append a block. Raises StorageError."""
         with _writing(self.target):
             self._file.write(block)
         self._digest.update(block)
         self.size_bytes += len(block)
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Discard the content."""
         with _writing(self.target):
             self._file.seek(0)
             self._file.truncate()
         self._digest, self.size_bytes = hashlib.sha256(), 0
 
-    def is_right(self) -> bool:
-        """Whether the whole is here, as far as is known what it is to be."""
+    def matches(self) -> bool:
+        """Return whether the digest is the expected one, or none is known."""
         return self.sha256 is None or self._digest.hexdigest() == self.sha256
 
     def finish(self) -> None:
-        """Put it in its place. Raises ChecksumMismatchError and StorageError."""
+        """Rename the file to its target. Raises ChecksumMismatchError and StorageError."""
         with _writing(self.target):
             self._file.close()
-        if not self.is_right():
+        if not self.matches():
             self.path.unlink()
             raise ChecksumMismatchError(
                 f"{self.target.name} arrived with SHA-256 {self._digest.hexdigest()}, not {self.sha256}",
-                "Its bytes were changed on the way or in the server's storage, twice; what arrived was removed.",
+                "Two downloads were corrupt, in transit or in the server's storage. The file was removed.",
             )
         with _writing(self.target):
             self.path.replace(self.target)
 
 
-def is_there(target: Path, size_bytes: int, sha256: str | None) -> bool:
-    """Whether a file is complete and right; never, where its digest is not known."""
+def is_complete(target: Path, size_bytes: int, sha256: str | None) -> bool:
+    """Return whether the file on disk has the given size and digest; False if no digest is known."""
     if sha256 is None or not target.is_file() or target.stat().st_size != size_bytes:
         return False
     with target.open("rb") as file:
@@ -148,18 +144,14 @@ def _writing(target: Path) -> Iterator[None]:
     except OSError as error:
         message = f"cannot write {target}: {error.strerror}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise DiskFullError(message, "Make room, and do the same again: it goes on where it was.") from error
+            raise DiskFullError(message, "Free disk space and repeat the command. It resumes.") from error
         raise StorageError(message) from error
 
 
-PRODUCT = ("pruned/*", "manifest.json", "report.html", "summary_statistics.json", "tokenizer/*")
-"""Without scores/, quadrants/ and rejected/: what a trainer reads, and what explains it."""
-
-
 def choose(listed: Sequence[FileView], patterns: Sequence[str] | None) -> tuple[FileView, ...]:
-    """Files whose path matches one of the patterns; all for None. Raises NotFoundError for a pattern without files.
+    """Return the files that match a pattern; all for None. Raises NotFoundError for a pattern without a match.
 
-    Those of PRODUCT may have none: a job that only scored has no pruned/.
+    Patterns of PRODUCT may have no match: a job that only scored has no pruned/.
     """
     if patterns is None:
         return tuple(listed)
@@ -168,7 +160,7 @@ def choose(listed: Sequence[FileView], patterns: Sequence[str] | None) -> tuple[
         found = {file.path: file for file in listed if fnmatch.fnmatchcase(file.path, pattern)}
         if not found and pattern not in PRODUCT:
             some = ", ".join(file.path for file in listed[:5])
-            raise NotFoundError(f"the job has no file {pattern!r}", f"It has {len(listed)}, such as {some}.")
+            raise NotFoundError(f"the job has no file {pattern!r}", f"It has {len(listed)} files, such as {some}.")
         chosen |= found
     return tuple(chosen.values())
 
@@ -182,11 +174,13 @@ def download(
     parallel: int,
     watcher: Watcher | None,
 ) -> tuple[Path, ...]:
-    """Fetch files into a folder: their places in it. The first error ends all; what came so far is kept."""
+    """Download files into a folder and return their paths. The first error stops all; partial files are kept."""
     stopped = threading.Event()
     counter = Counter(len(files), sum(file.size_bytes for file in files), watcher)
     jobs = [
-        _Download(connection, f"{job_path}/files/{quote(file.path)}", file, _place(folder, file.path), counter, stopped)
+        _Download(
+            connection, f"{job_path}/files/{quote(file.path)}", file, _target_path(folder, file.path), counter, stopped
+        )
         for file in files
     ]
     with ThreadPoolExecutor(parallel, thread_name_prefix="download") as pool:
@@ -200,17 +194,17 @@ def download(
     return tuple(job.target for job in jobs)
 
 
-def _place(folder: Path, path: str) -> Path:
-    """Where a file goes. Raises ApiError for a path that leaves the folder: no server of ours says such a thing."""
+def _target_path(folder: Path, path: str) -> Path:
+    """Return the target of a file. Raises ApiError for a path outside of the folder."""
     parts = PurePosixPath(path).parts
     if not parts or path.startswith("/") or ".." in parts or any(sign in path for sign in "\\:\0"):
-        raise ApiError(f"the server names a file {path!r}, which would lie outside of the folder", code="unsafe_path")
+        raise ApiError(f"the server lists the file {path!r}, which is outside of the folder", code="unsafe_path")
     return folder.joinpath(*parts)
 
 
 @dataclass(frozen=True, slots=True)
 class _Download:
-    """One file."""
+    """Download of one file."""
 
     connection: Connection
     path: str
@@ -220,23 +214,23 @@ class _Download:
     stopped: threading.Event
 
     def run(self) -> None:
-        """Fetch it, unless it is there."""
-        if is_there(self.target, self.file.size_bytes, self.file.sha256):
+        """Download the file, unless it is complete."""
+        if is_complete(self.target, self.file.size_bytes, self.file.sha256):
             self.counter.add(self.file.size_bytes, files=1)
             return
-        with Part(self.target, self.file.sha256) as part:
+        with PartialFile(self.target, self.file.sha256) as part:
             self.counter.add(part.size_bytes)
             self._complete(part)
-            if not part.is_right():  # what an earlier attempt left may be damaged: once more, from the beginning
-                self._begin_anew(part)
+            if not part.matches():  # the resumed part may be corrupt: retry from scratch
+                self._restart(part)
                 self._complete(part)
             part.finish()
         self.counter.add(0, files=1)
 
-    def _complete(self, part: Part) -> None:
-        """As many connections as it takes: patience is for those that bring nothing."""
+    def _complete(self, part: PartialFile) -> None:
+        """Download the rest over as many connections as needed. Only those without progress count as retries."""
         if part.size_bytes > self.file.size_bytes:
-            self._begin_anew(part)
+            self._restart(part)
         is_whole = part.sha256 is not None and part.size_bytes == self.file.size_bytes
         while not is_whole:
             with self.connection.translated():
@@ -244,43 +238,43 @@ class _Download:
                     with attempt:
                         is_whole = self._fetch(part)
 
-    def _fetch(self, part: Part) -> bool:
-        """One connection: whether it brought the rest. One that breaks off after it brought something is no failure."""
+    def _fetch(self, part: PartialFile) -> bool:
+        """Download over one connection. Return whether it delivered the rest; a break after progress is no error."""
         before = part.size_bytes
-        ask, strange = {"Accept-Encoding": "identity"}, {"Accept-Encoding": "identity"}
+        headers, store_headers = {"Accept-Encoding": "identity"}, {"Accept-Encoding": "identity"}
         if before and self.file.sha256:
-            strange["Range"] = ask["Range"] = f"bytes={before}-"
-            ask["If-Range"] = f'"{self.file.sha256}"'  # a store's own ETag is another: there the digest decides
+            store_headers["Range"] = headers["Range"] = f"bytes={before}-"
+            headers["If-Range"] = f'"{self.file.sha256}"'  # an object store has other ETags: there the digest decides
         try:
-            with self.connection.open_file(self.path, ask, strange) as response:
+            with self.connection.open_file(self.path, headers, store_headers) as response:
                 if before and not _continues(response, before):
-                    self._begin_anew(part)
-                for block in response.iter_raw():  # as they come: a gathered block would be lost in a cut
-                    self._take(part, block)
+                    self._restart(part)
+                for block in response.iter_raw():  # raw blocks: buffered bytes would be lost with the connection
+                    self._append(part, block)
         except httpx.TransportError:
             if part.size_bytes <= before or self.stopped.is_set():
                 raise
             return False
         return True
 
-    def _take(self, part: Part, block: bytes) -> None:
+    def _append(self, part: PartialFile, block: bytes) -> None:
         if self.stopped.is_set():
-            raise UnreachableError(f"{self.file.path} was left off: another file failed")
+            raise UnreachableError(f"{self.file.path} was not downloaded: another file failed")
         part.write(block)
         self.counter.add(len(block))
 
-    def _begin_anew(self, part: Part) -> None:
+    def _restart(self, part: PartialFile) -> None:
         self.counter.add(-part.size_bytes)
         part.clear()
 
 
 def _continues(response: httpx.Response, offset: int) -> bool:
-    """Whether the answer goes on from there, and does not begin anew."""
+    """Return whether the response continues at the offset."""
     return response.status_code == 206 and response.headers.get("content-range", "").startswith(f"bytes {offset}-")
 
 
 def upload(connection: Connection, path: Path, name: str | None, watcher: Watcher | None) -> httpx.Response:
-    """The server's answer. Sent again only where it never arrived: twice sent would be two datasets."""
+    """Upload a file. Retry only requests that never reached the server: two uploads would be two datasets."""
     try:
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,7 @@
 """The trainers that can be exported for: one entry each, and nothing about a trainer anywhere else but its columns.
 
 To add one: say how its rows are made of pruned/ (columns.py), which writer puts them into files, and the lines that
-load them. Sources that were read for each are in docs/exports.md.
+load them. Sources that were read for each are in docs/guides/exports.md.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ TRAINERS = {
         Trainer(
             "slime",
             _rows(write_parquet, "input_ids", "loss_mask", make=trainer_columns.slime),
-            "# in a --rollout-function-path or --data-source-path of yours, see docs/exports.md:\n"
+            "# in a --rollout-function-path or --data-source-path of yours, see docs/guides/exports.md:\n"
             'Sample(tokens=r["tokens"], response_length=r["response_length"], loss_mask=r["loss_mask"], reward=0)',
         ),
         Trainer("parquet", _rows(write_parquet), LOAD_PARQUET, has_weights=True),

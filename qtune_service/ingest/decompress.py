@@ -1,6 +1,6 @@
-"""Streaming decompression that gives out what can be recovered before it reports a break.
+"""Streaming decompression that yields all recoverable data before it reports a damaged stream.
 
-Arrow's streams hold data back when the end is missing; the decompressors themselves need not. Files of several gzip
+Arrow's streams hold back data of a truncated file, so the decompressors are used directly. Files with several gzip
 members or zstd frames are one stream, as for the command line tools.
 """
 
@@ -21,39 +21,39 @@ _MAGIC = {"gz": b"\x1f\x8b", "zst": b"\x28\xb5\x2f\xfd"}
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How much memory a stream may take: what is given in at once bounds what comes out at once."""
+    """Memory limits of a stream. The size of the input steps bounds the size of the output."""
 
     gzip_bytes: int = 64 << 10
     zstd_bytes: int = 4 << 10
-    """A frame comes out in blocks of up to 128 KiB; small steps lose little to a call that fails."""
+    """Input step. A frame yields blocks of up to 128 KiB, and small steps lose little data to a failing call."""
     window_bytes: int = 1 << 31
-    """Of a zstd frame."""
+    """Largest window of a zstd frame."""
 
 
 WIDE = Bounds()
 NARROW = Bounds(gzip_bytes=4 << 10, zstd_bytes=256, window_bytes=1 << 27)
-"""For strangers' files: at most 4 and 8 MiB at once; the windows that zstd itself allows by default."""
+"""Limits for untrusted files: at most 4 and 8 MiB of output a step, and the default window limit of zstd."""
 
 
 class BrokenStreamError(Exception):
-    """The compressed stream ends too early or is damaged; what came before it was given out."""
+    """The compressed stream is truncated or damaged. All data before the break was yielded."""
 
 
 def compression_of(head: bytes) -> Compression | None:
-    """The compression that a file's first bytes show."""
+    """Detect the compression from the first bytes of a file."""
     if head.startswith(_MAGIC["gz"]):
         return "gz"
     return "zst" if head.startswith(_MAGIC["zst"]) else None
 
 
 def iter_bytes(uri: str, compression: Compression | None) -> Iterator[bytes]:
-    """The file's content, decompressed."""
+    """Yield the decompressed content of a file."""
     blocks = file_io.iter_blocks(uri)
     yield from blocks if compression is None else decompress(blocks, compression)
 
 
 def decompress(blocks: Iterator[bytes], compression: Compression, bounds: Bounds = WIDE) -> Iterator[bytes]:
-    """Decompress a stream. Raises BrokenStreamError where it breaks."""
+    """Decompress a stream. Raises BrokenStreamError at a break."""
     decoder, position = _decoder(compression, bounds), 0
     for block in blocks:
         for start in range(0, len(block), bounds.gzip_bytes):
@@ -76,7 +76,7 @@ def decompress(blocks: Iterator[bytes], compression: Compression, bounds: Bounds
 
 
 class _Decoder(Protocol):
-    """Decompresses one member or frame."""
+    """Decompressor of one member or frame."""
 
     @property
     def eof(self) -> bool: ...
@@ -90,7 +90,7 @@ def _decoder(compression: Compression, bounds: Bounds) -> _Decoder:
 
 
 class _Gzip:
-    """zlib loses the output of a call that fails, so after a failure the same input is fed byte by byte."""
+    """Decompressor of a gzip member. zlib loses the output of a failing call, so its input is retried byte by byte."""
 
     def __init__(self) -> None:
         self._inner = zlib.decompressobj(wbits=31)
@@ -115,7 +115,7 @@ class _Gzip:
 
 
 class _Zstd:
-    """Frames, step by step."""
+    """Decompressor of a zstd frame, fed in small steps."""
 
     def __init__(self, bounds: Bounds) -> None:
         self._inner = zstandard.ZstdDecompressor(max_window_size=bounds.window_bytes).decompressobj()

@@ -1,8 +1,9 @@
-"""From what the user named to the files to read.
+"""Find the input files behind paths, patterns, folders and URIs.
 
-A folder is walked; files with a known ending count, hidden ones and those that start with `_` do not. Content wins
-over the name: the first bytes tell Parquet, gzip, zstd, JSON arrays and JSON lines apart, so a `.json` file of JSON
-lines is read as such, and a file of unknown ending is taken if its content is known and it was named itself.
+In a folder, files with a known suffix are read, except hidden ones and those that start with `_`. Content takes
+precedence over the name: the first bytes distinguish Parquet, gzip, zstd, JSON arrays and JSON lines. So a `.json` file
+of JSON lines is read as such, and a file with an unknown suffix is accepted if it is named itself and its content is
+recognized.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Kind = Literal["jsonl", "json", "parquet"]
 HEAD_BYTES = 64 << 10
 SUPPORTED = "Supported: .jsonl, .ndjson, .json (array, or object of columns), each also .gz or .zst, and .parquet."
 INPUT_ROOTS = "QTUNE_INPUT_ROOTS"
-"""Environment variable with a JSON list; see `input_roots`."""
+"""Environment variable with a JSON list of folders; see `input_roots`."""
 ENDING = re.compile(r"\.(jsonl|ndjson|json|parquet|pq)(?:\.(gz|gzip|zst|zstd))?$", re.IGNORECASE)
 _FOREIGN = (
     (b"PK\x03\x04", "a zip archive"),
@@ -42,7 +43,7 @@ _FOREIGN = (
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """One input file as it was when the job was planned."""
+    """An input file at the time of planning."""
 
     uri: str
     kind: Kind
@@ -52,23 +53,23 @@ class SourceFile:
 
     @property
     def name(self) -> str:
-        """The URI as its user would recognise it."""
+        """Return the URI without options."""
         return file_io.display(self.uri)
 
 
 def discover(paths: Iterable[str]) -> tuple[SourceFile, ...]:
-    """Files behind paths, globs, folders and URIs, in the order given, each once.
+    """Return the files behind paths, globs, folders and URIs, in the given order and without duplicates.
 
-    Raises DataError where a path leads to nothing or to something that cannot be read.
+    Raises DataError if a path matches no file or a file cannot be read.
     """
     found = dict.fromkeys(uri for path in paths for uri in _expand(path))
     with ThreadPoolExecutor(max_workers=16, thread_name_prefix="discover") as pool:
-        return tuple(pool.map(_look, found))
+        return tuple(pool.map(_inspect, found))
 
 
 def each_file(paths: Iterable[str]) -> Iterator[SourceFile]:
-    """The same one after the other, each looked at only when it is its turn."""
-    return map(_look, dict.fromkeys(uri for path in paths for uri in _expand(path)))
+    """Yield the files of `discover` one by one, inspecting each when it is reached."""
+    return map(_inspect, dict.fromkeys(uri for path in paths for uri in _expand(path)))
 
 
 def _expand(path: str) -> list[str]:
@@ -100,26 +101,26 @@ def _is_hidden(relative: str) -> bool:
 
 
 def input_roots() -> tuple[str, ...] | None:
-    """Return the folders that local input files must really be in, after links; None: anywhere.
+    """Return the folders that must contain local input files after links are resolved; None for no limit.
 
-    A server sets them for its drivers: only where a job runs is it known which files a pattern or a folder leads to.
+    A server sets them for its drivers, because only the machine of a job knows the files behind a pattern or folder.
     """
     text = os.environ.get(INPUT_ROOTS)
     return None if text is None else tuple(json.loads(text))
 
 
-def _check_place(uri: str) -> None:
-    """Raise NotAllowedError for a local file that is, after links, in none of the input roots."""
+def _check_roots(uri: str) -> None:
+    """Raise NotAllowedError for a local file outside of the input roots, with links resolved."""
     at, roots = file_io.resolve(uri), input_roots()
     if roots is not None and at.is_local and not is_really_below(Path(at.path), roots):
         raise NotAllowedError(
-            f"{file_io.display(uri)} is a link out of the folders that jobs may read",
-            "The administrator can add the folder that it leads to: QTUNE_ALLOWED_INPUTS.",
+            f"{file_io.display(uri)} is a link to a folder that jobs may not read",
+            "Ask the administrator to add its target to QTUNE_ALLOWED_INPUTS.",
         )
 
 
-def _look(uri: str) -> SourceFile:
-    _check_place(uri)
+def _inspect(uri: str) -> SourceFile:
+    _check_roots(uri)
     entry = file_io.stat(uri)
     if entry is None:
         raise StorageError(f"cannot read {file_io.display(uri)}: it does not exist any more", "Check the path.")
@@ -129,7 +130,7 @@ def _look(uri: str) -> SourceFile:
 
 
 def identify(name: str, head: bytes, *, is_whole: bool) -> tuple[Kind, Compression | None]:
-    """Kind and compression of a file by its first bytes, then by its name."""
+    """Return kind and compression of a file, by its first bytes and then its name."""
     compression = compression_of(head)
     if compression is not None:
         head, is_whole = _inflate(head, compression)
@@ -165,14 +166,14 @@ def _kind_of_text(name: str, named: str, text: bytes, *, is_whole: bool) -> Kind
 
 
 def _inflate(head: bytes, compression: Compression) -> tuple[bytes, bool]:
-    """What a compressed file's head holds, and whether that is all. No more than is wanted is decompressed."""
+    """Decompress the head of a file up to HEAD_BYTES; return the text and whether it is complete."""
     text = b""
     try:
         for piece in decompress(iter([head]), compression, NARROW):
             text += piece
             if len(text) > HEAD_BYTES:
                 return text[:HEAD_BYTES], False
-    except BrokenStreamError:  # as expected: the head is a part of the stream
+    except BrokenStreamError:  # expected: the head is a part of the stream
         return text, False
     return text, True
 
@@ -186,11 +187,11 @@ def _is_json(line: bytes) -> bool:
 
 
 def changes(planned: Sequence[SourceFile], now: Sequence[SourceFile]) -> list[str]:
-    """What differs between the files of a plan and those found now, a sentence each."""
+    """Return the differences between planned and current files, one sentence each."""
     before, after = {file.uri: file for file in planned}, {file.uri: file for file in now}
-    told = [f"{file.name} is gone" for file in planned if file.uri not in after]
-    told += [f"{file.name} is new" for file in now if file.uri not in before]
-    told += [f"{file.name} has changed" for uri, file in before.items() if uri in after and after[uri] != file]
-    if not told and list(before) != list(after):
-        told.append("the files are named in another order")
-    return told
+    found = [f"{file.name} is gone" for file in planned if file.uri not in after]
+    found += [f"{file.name} is new" for file in now if file.uri not in before]
+    found += [f"{file.name} has changed" for uri, file in before.items() if uri in after and after[uri] != file]
+    if not found and list(before) != list(after):
+        found.append("the files are named in another order")
+    return found

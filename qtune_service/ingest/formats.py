@@ -1,20 +1,19 @@
-"""Records of the common dataset formats -> conversations, or tokens where they came as tokens.
+"""Detect dataset formats, and parse records into conversations or tokens.
 
-Detection looks at the names and types of columns only. Each record votes for the first format it fits, in this
-order: tokenized, messages, sharegpt, prompt_completion, alpaca, then well-known pairs of columns (`PAIRS`). The
-format with most votes wins, so a few broken rows do not decide; none means that the caller must ask the user.
-- A pair is not detected beside a column such as `context` or `input` that would be left out of the prompt:
-  guessing there would score answers without their questions. Such data needs explicit columns.
-- Trees, preference pairs and multiple choice are no formats of ours and stay undetected.
+Detection uses the names and types of columns. Each record votes for the first format it fits, in this order: tokenized,
+messages, sharegpt, prompt_completion, alpaca, then well-known column pairs (`PAIRS`). The format with the most votes
+wins, so that a few broken rows do not decide. Without a vote the user must name the format.
+- A pair is not detected next to a column such as `context` or `input`, which would be missing in the prompt. A guess
+  would score answers without their questions. Such data needs explicit columns.
+- Trees, preference pairs and multiple choice are not supported and stay undetected.
 - A `conversations` column may hold from/value or role/content turns.
-- A prompt that is a list of messages is context: only the completion's assistant turns are trained.
-- alpaca joins instruction and input with a newline; history turns are trained like any assistant turn.
+- A prompt that is a list of messages is context: only assistant turns of the completion are trained.
+- alpaca joins instruction and input with a newline. History turns are trained like any assistant turn.
 
-Records that came as tokens: `input_ids` with `loss_mask`, or with `labels` where -100 is not trained.
-
-Nothing is repaired: lists of different lengths, padding, or labels that are not the tokens themselves (a trainer's
-own shift by one, for example) would give scores of something else, so they are errors. Where both a mask and
-labels are there, as in our own output, they must agree. Position 0 has no prediction and is never trained.
+Tokenized records have `input_ids` with `loss_mask`, or with `labels`, where -100 is not trained. Nothing is repaired.
+Lists of different lengths, padding, or labels that differ from the tokens (such as labels shifted by one) are errors,
+because their scores would belong to other text. If a mask and labels are both present, as in our own output, they must
+agree. Position 0 has no prediction and is never trained.
 """
 
 from __future__ import annotations
@@ -30,6 +29,8 @@ from qtune_service.config import FormatName
 from qtune_service.ingest.messages import ROLES, finish, flatten_content, parse_tools, parse_turns
 from qtune_service.ingest.records import Conversation, Message, RecordError, Tokenized
 
+IGNORE_LABEL = -100
+INT32_MAX = np.iinfo(np.int32).max
 PAIRS = (
     ("prompt", "completion"),
     ("question", "answer"),
@@ -39,6 +40,12 @@ PAIRS = (
     ("problem", "solution"),
     ("input", "output"),
 )
+_COLUMNS: dict[str, frozenset[str]] = {
+    "messages": frozenset({"messages", "tools"}),
+    "sharegpt": frozenset({"conversations", "system", "tools"}),
+    "alpaca": frozenset({"instruction", "input", "output", "system", "history"}),
+    "tokenized": frozenset({"input_ids", "loss_mask", "labels", "attention_mask"}),
+}
 SIDE_COLUMNS = frozenset(
     {"context", "input", "system", "system_prompt", "history", "choices", "options", "passage", "tools"}
 )
@@ -50,7 +57,7 @@ def detect_format(
     prompt_column: str | None = None,
     completion_column: str | None = None,
 ) -> FormatName | None:
-    """Format of a file by its first good records; None where nothing fits. Named columns settle it."""
+    """Return the format of a file by its first valid records, or None. Named columns take precedence."""
     if prompt_column is not None and completion_column is not None:
         fits = any(prompt_column in record and completion_column in record for record in records)
         return "prompt_completion" if fits else None
@@ -101,21 +108,13 @@ def used_columns(
     prompt_column: str | None = None,
     completion_column: str | None = None,
 ) -> frozenset[str]:
-    """Those of `columns` that the format itself reads; all others are the user's own."""
+    """Return the columns that the format reads. All other columns are carried along."""
     columns = frozenset(columns)
     if format == "prompt_completion":
         named = (prompt_column, completion_column) if prompt_column and completion_column else None
         pair = named or next((p for p in PAIRS if columns.issuperset(p)), ("prompt", "completion"))
         return columns & {*pair, "tools"}
     return columns & _COLUMNS[format]
-
-
-_COLUMNS: dict[str, frozenset[str]] = {
-    "messages": frozenset({"messages", "tools"}),
-    "sharegpt": frozenset({"conversations", "system", "tools"}),
-    "alpaca": frozenset({"instruction", "input", "output", "system", "history"}),
-    "tokenized": frozenset({"input_ids", "loss_mask", "labels", "attention_mask"}),
-}
 
 
 def to_conversation(
@@ -125,10 +124,10 @@ def to_conversation(
     prompt_column: str | None = None,
     completion_column: str | None = None,
 ) -> Conversation | Tokenized:
-    """Read one record. Raises RecordError where it does not hold what its format promises."""
+    """Parse one record. Raises RecordError if it does not fit its format."""
     match format:
         case "messages":
-            messages, trained = parse_turns(_need(record, "messages"), "messages")
+            messages, trained = parse_turns(_require(record, "messages"), "messages")
             return finish(messages, trained, parse_tools(record.get("tools"), "tools"))
         case "sharegpt":
             return _from_sharegpt(record)
@@ -139,10 +138,10 @@ def to_conversation(
         case "tokenized":
             return parse_tokens(record)
         case "auto":
-            raise ValueError("detect_format comes first: 'auto' is not the format of a record")
+            raise ValueError("'auto' is not the format of a record: call detect_format first")
 
 
-def _need(record: Mapping[str, Any], column: str) -> Any:
+def _require(record: Mapping[str, Any], column: str) -> Any:
     value = record.get(column)
     if value is None:
         have = ", ".join(map(str, record)) or "none"
@@ -156,7 +155,7 @@ def _optional_text(record: Mapping[str, Any], column: str) -> str:
 
 
 def _from_sharegpt(record: Mapping[str, Any]) -> Conversation:
-    messages, trained = parse_turns(_need(record, "conversations"), "conversations")
+    messages, trained = parse_turns(_require(record, "conversations"), "conversations")
     system = _optional_text(record, "system")
     if system:
         if any(m["role"] == "system" for m in messages):
@@ -174,9 +173,9 @@ def _from_alpaca(record: Mapping[str, Any]) -> Conversation:
         if not _is_list(pair) or len(pair) != 2:
             raise RecordError("bad_type", f"history[{number}] must be a pair of user and assistant text")
         messages += _exchange(pair[0], pair[1], f"history[{number}]")
-    instruction = flatten_content(_need(record, "instruction"), "instruction")
+    instruction = flatten_content(_require(record, "instruction"), "instruction")
     prompt = "\n".join(part for part in (instruction, _optional_text(record, "input")) if part)
-    messages += _exchange(prompt, _need(record, "output"), "output")
+    messages += _exchange(prompt, _require(record, "output"), "output")
     return finish(messages, [m["role"] == "assistant" for m in messages], None)
 
 
@@ -191,8 +190,8 @@ def _from_pair(record: Mapping[str, Any], prompt_column: str | None, completion_
     if prompt_column is None or completion_column is None:
         known = (pair for pair in PAIRS if all(record.get(column) is not None for column in pair))
         prompt_column, completion_column = next(known, PAIRS[0])
-    context, _ = _as_turns(_need(record, prompt_column), "user", prompt_column)
-    answer, trained = _as_turns(_need(record, completion_column), "assistant", completion_column)
+    context, _ = _as_turns(_require(record, prompt_column), "user", prompt_column)
+    answer, trained = _as_turns(_require(record, completion_column), "assistant", completion_column)
     tools = parse_tools(record.get("tools"), "tools")
     return finish(context + answer, [False] * len(context) + trained, tools)
 
@@ -203,12 +202,8 @@ def _as_turns(value: Any, role: str, where: str) -> tuple[list[Message], list[bo
     return parse_turns(value, where)
 
 
-IGNORE_LABEL = -100
-INT32_MAX = np.iinfo(np.int32).max
-
-
 def parse_tokens(record: Mapping[str, Any]) -> Tokenized:
-    """Read one record of the tokenized format."""
+    """Parse one record of the tokenized format. Raises RecordError."""
     ids = _integers(record.get("input_ids"), "input_ids")
     if len(ids) and (ids.min() < 0 or ids.max() > INT32_MAX):
         raise RecordError("bad_token_id", f"input_ids must lie in 0..{INT32_MAX}, got {ids.min()}..{ids.max()}")
@@ -243,7 +238,7 @@ def _label_column(record: Mapping[str, Any], ids: NDArray[np.int64]) -> NDArray[
 
 
 def _untrain_first(mask: NDArray[Any]) -> NDArray[np.int8]:
-    """Position 0 has no prediction."""
+    """Clear the mask at position 0, which has no prediction."""
     out = mask.astype(np.int8)
     out[:1] = 0
     return out

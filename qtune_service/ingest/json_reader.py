@@ -1,10 +1,9 @@
-"""JSON that cannot be read from the middle (arrays, objects of columns, compressed files) as plain JSON lines.
+"""Convert JSON without random access (arrays, objects of columns, compressed files) to JSON lines.
 
-The file is streamed once, and cut into pieces of whole lines; a record's line in the pieces, taken together, is its
-number in the file. Records are copied as they stand, without a round trip through floats: the parser only finds where
-each ends.
-Where a file breaks (cut off, damaged, a syntax error inside an array), what came before is good, and one line stands
-for the break, which reads as one rejected record with the position. Objects of columns are loaded whole.
+The file is streamed once and cut into pieces of whole lines. The line number of a record over all pieces is its number
+in the file. Records are copied as text, without a round trip through floats: the parser only finds their ends. At a
+break (truncation, damage, a syntax error inside an array) the records before it are kept, and one line represents the
+break, which becomes one rejected record with the position. Objects of columns are loaded whole.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from qtune_service.ingest.jsonl import RecordProblem, problem_line
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _NEWLINES = str.maketrans("\r\n", "  ")
-_NEAR_THE_END = 16  # characters: the longest escape or literal that a cut may split
+_MAX_SPLIT_CHARS = 16  # the longest escape or literal that the window end can split
 _WINDOW_CHARS = 1 << 20
 
 
 def staged_pieces(file: SourceFile, piece_bytes: int) -> Iterator[bytes]:
-    """The file's records as JSON lines, in pieces of about `piece_bytes`."""
+    """Yield the records of a file as JSON lines, in pieces of about `piece_bytes`."""
     lines = _json_lines(file) if file.kind == "json" else _compressed_lines(file)
     pending: list[bytes] = []
     size = 0
@@ -41,8 +40,8 @@ def staged_pieces(file: SourceFile, piece_bytes: int) -> Iterator[bytes]:
 
 
 def _compressed_lines(file: SourceFile) -> Iterator[bytes]:
-    """Blocks of whole lines. A line that the break cut is replaced by the break."""
-    rest: list[bytes] = []  # of a line that has not ended
+    """Yield blocks of whole lines. A problem line replaces a truncated line."""
+    rest: list[bytes] = []  # of an incomplete line
     try:
         for data in iter_bytes(file.uri, file.compression):
             head, newline, tail = data.rpartition(b"\n")
@@ -69,7 +68,7 @@ def _json_lines(file: SourceFile) -> Iterator[bytes]:
 
 
 def decoded(blocks: Iterator[bytes]) -> Iterator[str]:
-    """Text of a stream. Bytes that are not UTF-8 survive as surrogates, so that only their record is lost."""
+    """Decode a stream. Bytes that are not UTF-8 become surrogates, so that only their record is rejected."""
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     first = True
     for block in blocks:
@@ -84,30 +83,30 @@ def _encode(text: str) -> bytes:
 
 
 class JsonBreakError(Exception):
-    """The text is not JSON from here on."""
+    """The text is not valid JSON from this position on."""
 
 
 class LongValueError(Exception):
-    """A value is longer than its reader was to hold."""
+    """A value exceeds the length limit of its reader."""
 
 
 class ValueReader:
-    """JSON values one after the other, over a window of a stream of text.
+    """Read JSON values in sequence from a sliding window over a text stream.
 
-    max_chars: values longer than this, about, are given up: LongValueError.
+    max_chars: approximate length limit of a value, above which LongValueError is raised.
     """
 
     def __init__(self, blocks: Iterator[str], max_chars: int | None = None) -> None:
         self._blocks = blocks
         self._max_chars = max_chars
         self._window = ""
-        self._at = 0  # in the window
+        self._at = 0  # position in the window
         self._gone = 0  # characters before the window
         self._ended = False
         self._scan = json.JSONDecoder().raw_decode
 
     def _read_more(self) -> None:
-        """Double what is ahead, so that a long value costs no more than twice its length."""
+        """Double the lookahead, so that a long value costs at most twice its length."""
         ahead = [self._window[self._at :]]
         wanted = max(_WINDOW_CHARS, len(ahead[0]))
         self._gone += self._at
@@ -126,7 +125,7 @@ class ValueReader:
         self._window = "".join(ahead)
 
     def peek(self) -> str:
-        """Next character that is no white space; empty at the end."""
+        """Return the next non-space character; empty at the end."""
         while True:
             match = _SPACE.match(self._window, self._at)
             assert match is not None
@@ -138,23 +137,23 @@ class ValueReader:
             self._read_more()
 
     def skip(self) -> None:
-        """Step over the character that was peeked at."""
+        """Skip the peeked character."""
         self._at += 1
 
     def value(self) -> tuple[Any, str]:
-        """The next value, and its text."""
+        """Return the next value and its text."""
         while True:
             try:
                 value, end = self._scan(self._window, self._at)
             except json.JSONDecodeError as error:
-                cut = error.pos >= len(self._window) - _NEAR_THE_END or error.msg.startswith("Unterminated string")
+                cut = error.pos >= len(self._window) - _MAX_SPLIT_CHARS or error.msg.startswith("Unterminated string")
                 if not cut or self._ended:
                     what = "the text ends in the middle" if cut else error.msg
                     raise self.broken(what, error.pos) from error
             except RecursionError as error:
                 raise self.broken("nested too deeply", self._at) from error
             else:
-                if end < len(self._window) or self._ended:  # else a number may go on
+                if end < len(self._window) or self._ended:  # otherwise a number may continue
                     text = self._window[self._at : end]
                     self._at = end
                     return value, text
@@ -163,11 +162,11 @@ class ValueReader:
             self._read_more()
 
     def broken(self, what: str, at: int | None = None) -> JsonBreakError:
-        """The error for the current place."""
+        """Return the error for a position, by default the current one."""
         return JsonBreakError(f"{what} at character {self._gone + (self._at if at is None else at) + 1} of the file")
 
     def elements(self) -> Iterator[bytes]:
-        """Elements of the array that begins here, as lines."""
+        """Yield the elements of the array at the current position as lines."""
         self.skip()
         if self.peek() == "]":
             self.skip()
@@ -189,13 +188,13 @@ class ValueReader:
 
 
 def _broken(error: BrokenStreamError) -> Iterator[str]:
-    """Raise once more, when what came before the break is used up."""
+    """Raise the error again after the data before the break was consumed."""
     raise error
     yield ""
 
 
 def objects(reader: ValueReader) -> Iterator[bytes]:
-    """Lines of one object of columns, or of objects one after the other."""
+    """Yield the lines of one object of columns, or of a sequence of objects."""
     if not reader.peek():
         return
     value, text = reader.value()
@@ -208,7 +207,7 @@ def objects(reader: ValueReader) -> Iterator[bytes]:
 
 
 def _is_columns(value: Any) -> bool:
-    """Whether an object holds columns: each a dict from row number to value."""
+    """Return whether an object holds columns: dicts from row number to value."""
     if not isinstance(value, dict) or not value:
         return False
     return all(isinstance(column, dict) and all(map(str.isdecimal, column)) for column in value.values())

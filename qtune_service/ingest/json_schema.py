@@ -1,17 +1,15 @@
-"""The Arrow schema of a batch of JSON lines.
+"""Infer the Arrow schema of JSON lines, and build the carried columns of JSON records.
 
-Arrow's own JSON reader infers types at hundreds of MB/s, but not exactly: it takes texts that look like times for
-times, and large integers beside floats for floats. So its answer is corrected (times are text: JSON has none) or, where
-it cannot be trusted or the reader fails, the slow way is taken: every value is looked at in Python. Blocks of 1 MiB
-bound what one odd line costs. Two things never reach Arrow: very deep nesting, since its parser recurses without a
-limit, and fields that explode, since it fills a cell for every row and field.
+Arrow's JSON reader infers types at hundreds of MB/s, but not exactly: it reads text that looks like a time as a time,
+and large integers next to floats as floats. So its result is corrected (times are text, since JSON has none). If it
+cannot be trusted or the reader fails, every value is inspected in Python. Blocks of 1 MiB bound the cost of one unusual
+line. Two inputs never reach Arrow: very deep nesting, because its parser recurses without a limit, and exploding
+fields, because it fills a cell for every row and field.
 
-The own columns of JSON records as Arrow, by the schema of the plan.
-
-Arrow's JSON reader makes columns from the text five times as fast as from Python values. Given the schema, it infers
-nothing, and what it cannot hold exactly it refuses (a number where there should be text, a column named twice, a field
-that the schema lacks, NaN, integers beyond 64 bits); then, and where the schema has types that JSON has not or that
-Arrow would read otherwise (times, JSON text), the columns are made of the parsed values.
+Arrow builds columns from text five times as fast as from Python values. With an explicit schema it infers nothing and
+rejects values that it cannot hold exactly: a number instead of text, a duplicate column, a field outside of the schema,
+NaN, integers beyond 64 bits. In these cases, and for types that JSON lacks or that Arrow reads differently (times, JSON
+text), the columns are built from parsed values.
 """
 
 from __future__ import annotations
@@ -44,7 +42,7 @@ SAMPLE_LINES = 32
 
 
 def infer_lines(lines: Sequence[bytes]) -> pa.Schema:
-    """Schema of JSON lines; lines that are no records have no part in it."""
+    """Infer the schema of JSON lines. Invalid lines are ignored."""
     return unify(_infer_block(block) for block in _blocks(lines))
 
 
@@ -83,7 +81,7 @@ def _infer_fast(lines: Sequence[bytes]) -> pa.Schema | None:
 
 
 def _is_ragged(lines: Sequence[bytes]) -> bool:
-    """Whether a sample shows fields that explode: Arrow would fill rows x fields cells, gigabytes of them."""
+    """Return whether a sample has exploding fields. Arrow would fill gigabytes of rows x fields cells."""
     parsed = (parse_line(line) for line in lines[:: max(1, len(lines) // SAMPLE_LINES)])
     records = [record for record in parsed if isinstance(record, dict)]
     seen = infer_records(records)
@@ -92,11 +90,11 @@ def _is_ragged(lines: Sequence[bytes]) -> bool:
 
 
 class _UntrustedError(Exception):
-    """Arrow's answer may be inexact."""
+    """Arrow's inferred type may be inexact."""
 
 
 def _trusted(array: Any, name: str, depth: int = 0) -> pa.Field[Any]:
-    """The field of a column that Arrow inferred, corrected."""
+    """Return the corrected field of a column that Arrow inferred."""
     kind = array.type
     if depth > MAX_DEPTH:
         return json_field(name)
@@ -115,7 +113,7 @@ def _trusted_plain(array: Any, name: str) -> pa.Field[Any]:
     if pa.types.is_integer(kind):
         return wide_field(name, kind) if _largest(array) > EXACT_FLOAT else pa.field(name, kind)
     if pa.types.is_floating(kind):
-        if _largest(array) >= EXACT_FLOAT:  # rounded integers may hide among them
+        if _largest(array) >= EXACT_FLOAT:  # may contain rounded integers
             raise _UntrustedError
         return pa.field(name, kind)
     return pa.field(name, kind if pa.types.is_null(kind) or pa.types.is_boolean(kind) else pa.string())
@@ -126,11 +124,11 @@ def _largest(array: Any) -> Any:
     return max(abs(ends["min"] or 0), abs(ends["max"] or 0))
 
 
-# --- the slow way
+# --- inference in Python
 
 
 def infer_records(records: Iterable[Record]) -> pa.Schema:
-    """Schema of parsed records; exact, and some ten times slower."""
+    """Infer the schema of parsed records: exact, and about ten times slower."""
     root = _Seen()
     for record in records:
         root.see_fields(record, 0, MAX_COLUMNS)
@@ -140,7 +138,7 @@ def infer_records(records: Iterable[Record]) -> pa.Schema:
 
 
 class _Seen:
-    """What was seen at one place of the records."""
+    """Types and value range at one position of the records."""
 
     __slots__ = ("fields", "highest", "is_exploded", "item", "kinds", "lowest")
 
@@ -199,7 +197,7 @@ _PLAIN: dict[type | None, Any] = {
 
 
 def own_columns(lines: Sequence[bytes], records: Sequence[Record | RecordProblem], schema: pa.Schema) -> pa.Table:
-    """Columns of records that were parsed from these lines; a record with a problem is a row of nulls."""
+    """Build the columns of records parsed from lines. A record with a problem is a row of nulls."""
     good = all(isinstance(record, dict) for record in records)
     if good and len(lines) and len(schema) and all(map(_is_plain, schema)):
         table = _read(lines, schema)
@@ -211,7 +209,7 @@ def own_columns(lines: Sequence[bytes], records: Sequence[Record | RecordProblem
 
 
 def _is_plain(field: pa.Field[Any]) -> bool:
-    """Whether JSON has values of the type, and Arrow reads them as they are."""
+    """Return whether JSON has values of the type and Arrow reads them unchanged."""
     of = field.type
     if pa.types.is_struct(of):
         return all(map(_is_plain, of.fields))

@@ -1,8 +1,8 @@
-"""JSON records: one line to a record or a reason, and values to JSON text.
+"""Parse JSON lines into records or problems, and encode values as JSON text.
 
-orjson parses. What it refuses is tried with the standard library, which also takes NaN and Infinity, and so is what
-may hold an integer beyond 64 bits, which orjson rounds without a word. A record holding half a surrogate pair is
-rejected: neither a tokenizer nor Parquet can hold it.
+orjson parses. Lines that it rejects are retried with the standard library, which accepts NaN and Infinity. So are lines
+that may contain an integer beyond 64 bits, which orjson rounds silently. A record with half of a surrogate pair is
+rejected, because neither a tokenizer nor Parquet can hold it.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ BOM = b"\xef\xbb\xbf"
 _MANY_DIGITS = b"0" * 20  # the shortest integer beyond 64 bits has 20 digits
 _AS_DIGITS = bytes(ord("0") if chr(byte) in "0123456789" else 0 for byte in range(256))
 PROBLEM_MARK = b"\x00"
-"""First byte of a line that staging wrote in place of a record that it could not read."""
+"""First byte of a line that replaces an unreadable record in staged files."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordProblem:
-    """Why a record could not be read; `reason` is a code, `detail` is for people."""
+    """The reason code and a message for an unreadable record."""
 
     reason: str
     detail: str
 
 
 def is_blank(line: bytes) -> bool:
-    """Whether a line is no record: nothing but white space, and perhaps a byte order mark."""
+    """Return whether a line contains only white space and perhaps a byte order mark."""
     return not line or line.isspace() or (line.startswith(BOM) and not line.removeprefix(BOM).strip())
 
 
@@ -67,7 +67,7 @@ def _problem(error: ValueError | RecursionError) -> RecordProblem:
             return RecordProblem("bad_json", f"{error.msg} at character {error.pos + 1} of {len(error.doc)}")
         case RecursionError():
             return RecordProblem("bad_json", "nested too deeply")
-    return RecordProblem("bad_json", str(error))  # such as an integer of more digits than Python converts
+    return RecordProblem("bad_json", str(error))  # such as an integer with more digits than Python converts
 
 
 def _not_an_object(value: Any) -> RecordProblem:
@@ -76,12 +76,12 @@ def _not_an_object(value: Any) -> RecordProblem:
 
 
 def problem_line(problem: RecordProblem) -> bytes:
-    """The line that stands for a record that could not be read; `parse_line` gives the problem back."""
+    """Encode a problem as a line. `parse_line` decodes it."""
     return PROBLEM_MARK + json.dumps([problem.reason, problem.detail]).encode()
 
 
 def problem_of(line: bytes) -> RecordProblem | None:
-    """The problem that `problem_line` wrote; None for other lines."""
+    """Decode a line of `problem_line`; return None for other lines."""
     try:
         reason, detail = orjson.loads(line[1:])
     except (ValueError, TypeError):
@@ -90,7 +90,7 @@ def problem_of(line: bytes) -> RecordProblem | None:
 
 
 def encode_value(value: Any) -> str:
-    """A value as compact JSON text; bytes as base64, times in ISO form, other foreign values as their text."""
+    """Encode a value as compact JSON: bytes as base64, times in ISO format, other types as text."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_foreign)
 
 
@@ -101,7 +101,7 @@ def _foreign(value: Any) -> Any:
 
 
 def category_of(record: Record, field: str) -> str | None:
-    """A record's category: text as it is, numbers and booleans as in JSON; None where there is none."""
+    """Return the category of a record, or None: text unchanged, numbers and booleans as JSON."""
     value = record.get(field)
     if isinstance(value, str):
         return value

@@ -1,13 +1,13 @@
-"""Turns as datasets write them -> messages in the form that chat templates read.
+"""Convert the turns of datasets to messages in the form of chat templates.
 
 Roles of several dialects map to system, developer, user, assistant and tool. A call of a function may be an
-OpenAI `tool_calls` list, the older `function_call`, or a turn of its own whose text is JSON (sharegpt); it always
-becomes `tool_calls` with `arguments` as an object, because templates print `arguments | tojson`. Keys that are
-null are dropped: Parquet fills absent fields of a struct with null, and templates ask `is defined`.
+OpenAI `tool_calls` list, the older `function_call`, or a separate turn with JSON text (sharegpt). It always becomes
+`tool_calls` with `arguments` as an object, because templates print `arguments | tojson`. Null keys are dropped:
+Parquet fills absent fields of a struct with null, and templates test `is defined`.
 
 Per-turn training flags `loss`, `train`, `weight` and `step_loss_mask` are 0/1 or booleans; an assistant turn is
-trained when none of them is 0. A weight between 0 and 1 would change the loss in a way that a mask cannot hold, so
-it is an error. Flags on other turns say nothing: those are never trained.
+trained if none of them is 0. A mask cannot represent a weight between 0 and 1, so such a weight is an error. Flags on
+other turns are ignored, because only assistant turns are trained.
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ ROLES = {
 }
 _PLAIN_ROLES = ("system", "user", "assistant")
 CALL_ROLES = frozenset({"function_call", "tool_call"})
+_HANDLED = frozenset({"role", "content", "from", "value", "tool_calls", "function_call", *FLAGS})
 
 
 def parse_turns(turns: Any, where: str) -> tuple[list[Message], list[bool]]:
-    """Messages and their training flags. `where` is the column that errors name."""
+    """Parse turns into messages and training flags. where: column name for errors. Raises RecordError."""
     if not isinstance(turns, Sequence) or isinstance(turns, str | bytes):
         raise RecordError("bad_type", f"{where} must be a list of turns, got {type(turns).__name__}")
     messages, trained = [], []
@@ -56,7 +57,7 @@ def parse_turns(turns: Any, where: str) -> tuple[list[Message], list[bool]]:
 
 
 def _is_plain(turn: Any) -> bool:
-    """Whether a turn is in the form of a message already, as most are: nothing to translate, no flag, no call."""
+    """Return whether a turn already is a plain message: no dialect, flag or call, as most turns."""
     if not isinstance(turn, dict) or len(turn) != 2:
         return False
     role, content = turn.get("role"), turn.get("content")
@@ -64,7 +65,7 @@ def _is_plain(turn: Any) -> bool:
 
 
 def parse_turn(turn: Any, where: str) -> tuple[Message, bool]:
-    """One turn, with keys role/content or from/value."""
+    """Parse one turn with keys role/content or from/value. Raises RecordError."""
     if not isinstance(turn, Mapping):
         raise RecordError("bad_type", f"{where} must be an object, got {type(turn).__name__}")
     dialect = _role(turn, where)
@@ -83,9 +84,6 @@ def parse_turn(turn: Any, where: str) -> tuple[Message, bool]:
             raise RecordError("bad_tool_call", f"{where} calls a tool, but its role is {role}")
         message["tool_calls"] = parse_calls(calls, where)
     return message, is_trained
-
-
-_HANDLED = frozenset({"role", "content", "from", "value", "tool_calls", "function_call", *FLAGS})
 
 
 def _has_other_material(turn: Mapping[str, Any]) -> bool:
@@ -114,7 +112,7 @@ def _flag(turn: Mapping[str, Any], where: str) -> bool:
 
 
 def flatten_content(value: Any, where: str, *, may_be_null: bool = False) -> str:
-    """Text of a turn: a string, or a list of `{"type": "text", "text": ...}` parts, joined."""
+    """Return the text of a turn: a string, or the joined `{"type": "text", "text": ...}` parts."""
     if isinstance(value, str):
         return value
     if value is None:
@@ -132,7 +130,7 @@ def flatten_content(value: Any, where: str, *, may_be_null: bool = False) -> str
 
 
 def parse_calls(value: Any, where: str) -> list[dict[str, Any]]:
-    """Calls in the OpenAI form, from that form, from bare name/arguments objects, or from JSON text of either."""
+    """Parse calls into the OpenAI form, from that form, bare name/arguments objects, or JSON text of either."""
     if isinstance(value, str):
         value = _json(value, "bad_tool_call", f"{where}: a call must be JSON with name and arguments")
     calls = [value] if isinstance(value, Mapping) else value
@@ -159,7 +157,7 @@ def _parse_call(call: Any, where: str) -> dict[str, Any]:
 
 
 def parse_tools(value: Any, where: str) -> list[dict[str, Any]] | None:
-    """Tool descriptions as `{"type": "function", "function": {...}}`; None where there are none."""
+    """Parse tool descriptions into `{"type": "function", "function": {...}}`; None without tools."""
     if isinstance(value, str):
         value = _json(value, "bad_tools", f"{where} is not JSON") if value.strip() else None
     if not value:
@@ -176,7 +174,7 @@ def parse_tools(value: Any, where: str) -> list[dict[str, Any]] | None:
 
 
 def finish(messages: Sequence[Message], trained: Sequence[bool], tools: list[dict[str, Any]] | None) -> Conversation:
-    """Check what every format must hold: an assistant turn that is trained, and none of those empty."""
+    """Build a conversation. Raises RecordError without a trained assistant turn, or if one is empty."""
     if not any(m["role"] == "assistant" for m in messages):
         raise RecordError("no_assistant_turn", f"none of the {len(messages)} turns is an assistant's")
     if not any(trained):

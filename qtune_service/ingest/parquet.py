@@ -1,7 +1,7 @@
-"""Rows of Parquet files: where to cut, which types, and reading a run of rows in bounded memory.
+"""Split, inspect and read the rows of Parquet files in bounded memory.
 
-Cuts follow row groups: small ones are joined, those over twice the wanted size are cut by rows. A run that begins
-inside a row group has to decode what is before it; writers that keep row groups small spare that.
+Runs of rows follow row groups. Small groups are joined, and groups above twice the requested size are split by rows. A
+run that starts inside a row group decodes the rows before it, which small row groups avoid.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from qtune_service.storage import file_io
 
 BATCH_ROWS = 1024
 MAX_COLUMNS = 10_000
-"""Columns of a file, those inside of nested ones counted too."""
+"""Limit of leaf columns of a file."""
 
 
 def footer(uri: str) -> pq.FileMetaData:
-    """Return the file's metadata: rows and bytes of its row groups.
+    """Return the metadata of a file: rows and bytes of its row groups.
 
-    Raises DataError for columns of the same name, and for more than MAX_COLUMNS.
+    Raises DataError for duplicate column names and for more than MAX_COLUMNS.
     """
     with file_io.open_parquet(uri) as file:
         if file.metadata.num_columns > MAX_COLUMNS:
             raise DataError(
                 f"{file_io.display(uri)} has {file.metadata.num_columns:,} columns, more than {MAX_COLUMNS:,}",
-                "Write it with the columns that are trained on.",
+                "Write only the columns that are used for training.",
             )
         twice = sorted(name for name, count in Counter(file.schema_arrow.names).items() if count > 1)
         if twice:
@@ -42,7 +42,7 @@ def footer(uri: str) -> pq.FileMetaData:
 
 
 def cut(metadata: pq.FileMetaData, wanted_bytes: int) -> list[tuple[int, int]]:
-    """Runs of rows [start, stop) of about `wanted_bytes` of uncompressed data each."""
+    """Return runs of rows [start, stop) of about `wanted_bytes` of uncompressed data each."""
     runs: list[tuple[int, int]] = []
     start = stop = size = 0
     for index in range(metadata.num_row_groups):
@@ -64,7 +64,7 @@ def _parts(start: int, stop: int, count: int) -> list[tuple[int, int]]:
 
 
 def schema_of(uri: str) -> pa.Schema:
-    """Types of the columns; integers that a float may not hold are marked, by the file's own statistics."""
+    """Return the schema. Integer columns whose statistics exceed exact floats are marked as wide."""
     with file_io.open_parquet(uri) as file:
         schema = file.schema_arrow
         wide = {field.name for field in schema if pa.types.is_integer(field.type) and field.type.bit_width >= 64}
@@ -80,7 +80,7 @@ def schema_of(uri: str) -> pa.Schema:
 
 
 def _largest(metadata: pq.FileMetaData, names: Collection[str]) -> dict[str, Any]:
-    """Largest magnitude of each of some integer columns; infinite where the file does not say."""
+    """Return the largest magnitude of integer columns; infinite without statistics."""
     largest: dict[str, Any] = dict.fromkeys(names, 0)
     places = {metadata.schema.column(i).path: i for i in reversed(range(metadata.num_columns if names else 0))}
     for index in range(metadata.num_row_groups if names else 0):
@@ -99,7 +99,7 @@ def _largest_of_group(group: pq.RowGroupMetaData, column: int) -> Any:
 
 
 def iter_rows(uri: str, start: int, stop: int, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
-    """Rows [start, stop) in batches; `columns` that the file lacks are left out."""
+    """Yield rows [start, stop) in batches. Columns that the file lacks are omitted."""
     with file_io.open_parquet(uri) as file:
         groups, skipped = _groups_of(file.metadata, start, stop)
         names = set(file.schema_arrow.names)
@@ -115,7 +115,7 @@ def iter_rows(uri: str, start: int, stop: int, columns: Sequence[str] | None) ->
 
 
 def _groups_of(metadata: pq.FileMetaData, start: int, stop: int) -> tuple[list[int], int]:
-    """Row groups that hold some of the rows, and the number of rows before the first of them."""
+    """Return the row groups that overlap the rows, and the number of rows before the first group."""
     groups, at, skipped = [], 0, 0
     for index in range(metadata.num_row_groups):
         rows = metadata.row_group(index).num_rows

@@ -1,8 +1,8 @@
-"""What a plan is: files, chunks to scan, what a scan found, shards to read. Plain data that goes through JSON.
+"""Data types of a plan: input files, chunks to scan, scan results, and shards to read. All serialize to JSON.
 
-A chunk is a piece of an input file before anybody has read it; a shard is a piece of which everything is known: exact
-bytes or rows, absolute line numbers, a digest, and which of its records the job wants. So every shard can be read
-alone, anywhere, any number of times, with the same result.
+A chunk is a part of an input file that has not been read. A shard is a part with exact bytes or rows, absolute line
+numbers, a digest, and the selected records. So every shard can be read on any node, any number of times, with the same
+result.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def staged_name(file_index: int, number: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of scan work: bytes of a JSONL file, rows of a Parquet file, or a whole file that must be staged."""
+    """A unit of scan work: bytes of a JSONL file, rows of a Parquet file, or a whole file to be staged."""
 
     index: int
     file_index: int
@@ -42,67 +42,67 @@ class Chunk:
     start: int
     stop: int
     shard_bytes: int
-    """Size of the pieces that staging writes."""
+    """Size of staged pieces."""
 
     def to_json(self) -> str:
-        """Serialise."""
+        """Serialize to JSON."""
         return TypeAdapter(Chunk).dump_json(self).decode()
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Chunk:
-        """Deserialise."""
+        """Deserialize from JSON."""
         return TypeAdapter(Chunk).validate_json(text)
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What will be one shard: exact bytes [start, stop) of whole lines, or rows. Lines are counted, blank ones too."""
+    """A future shard: exact bytes [start, stop) of whole lines, or rows. Blank lines count as lines."""
 
     uri: str
     start: int
     stop: int
     num_lines: int
     num_records: int
-    """Lines that are not blank; whether they can be parsed shows when they are read."""
+    """Non-blank lines, parsable or not."""
     digest: str
-    """SHA-256 of the bytes; empty for Parquet, whose file version is checked instead."""
+    """SHA-256 of the bytes; empty for Parquet, which is checked by its file version."""
     categories: dict[str, int]
-    """Records of each category that the job takes from."""
+    """Records of each category in `take`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkScan:
-    """What was found in a chunk."""
+    """Result of scanning a chunk."""
 
     index: int
     file_index: int
     pieces: tuple[Piece, ...]
     schema_ipc: str
-    """The merged Arrow schema of its records, not final yet; see `schema.finish`."""
+    """Merged Arrow schema of its records, before `schema.finish`."""
     format: FormatName | None
     keys: tuple[str, ...]
-    """Columns of its first good records."""
+    """Columns of its first valid records."""
     categories_seen: tuple[str, ...]
     first_problem: str
 
     @property
     def schema(self) -> pa.Schema:
-        """The chunk's schema."""
+        """Return the schema of the chunk."""
         return decode_schema(self.schema_ipc)
 
     def to_json(self) -> str:
-        """Serialise."""
+        """Serialize to JSON."""
         return TypeAdapter(ChunkScan).dump_json(self).decode()
 
     @classmethod
     def from_json(cls, text: str | bytes) -> ChunkScan:
-        """Deserialise."""
+        """Deserialize from JSON."""
         return TypeAdapter(ChunkScan).validate_json(text)
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A unit of work: read, scored and written at once."""
+    """A unit of work that is read, scored and written together."""
 
     index: int
     file_index: int
@@ -115,11 +115,11 @@ class Shard:
     """Line (JSON lines), record (JSON arrays) or row (Parquet) of the source file, from 1."""
     digest: str
     num_records: int
-    """Records that the job reads of it."""
+    """Records that the job reads from it."""
     take: dict[str, int] | None
-    """With categories: how many of each it takes, its first ones."""
+    """With categories: number of first records to take of each."""
     limit: int | None
-    """It stops after so many records."""
+    """Number of records after which it stops."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,61 +136,62 @@ class Plan:
 
     @property
     def schema(self) -> pa.Schema:
-        """The records' own columns, unified over all files."""
+        """Return the schema of carried columns, unified over all files."""
         return decode_schema(self.schema_ipc)
 
     @property
     def formats(self) -> dict[str, FormatName]:
-        """Format of each file that has records, by its name."""
+        """Return the format of each file with records, by file name."""
         return {self.files[shard.file_index].name: shard.format for shard in self.shards}
 
-    def verify_places(self, staged: str) -> None:
-        """Raise OutputConflictError where a shard is to be read from elsewhere than its input file or `staged`.
+    def verify_sources(self, staged: str) -> None:
+        """Raise OutputConflictError if a shard reads neither its input file nor a file in `staged`.
 
-        A plan is read back from the output, where others may have written to it.
+        A plan is read from the output, which other users may have changed.
         """
         inputs = [file.uri for file in self.files]
         for shard in self.shards:
             is_input = 0 <= shard.file_index < len(inputs) and shard.uri == inputs[shard.file_index]
             name = file_io.display(shard.uri).rpartition("/")[2]
-            places = (file_io.join(staged, name), file_io.join(staged, "input", name))  # the second of old versions
-            if not is_input and not (STAGED.fullmatch(name) and shard.uri in places):
+            allowed = (file_io.join(staged, name), file_io.join(staged, "input", name))  # the second of old versions
+            if not is_input and not (STAGED.fullmatch(name) and shard.uri in allowed):
                 raise OutputConflictError(
-                    f"the plan of this output reads {file_io.display(shard.uri)[:200]}, which is no input of the job",
-                    "Somebody changed the output. Run the job again with another output.",
+                    f"the plan of this output reads {file_io.display(shard.uri)[:200]}, not an input of the job",
+                    "The output was changed. Run the job again with another output.",
                 )
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the plan, by which a worker knows that it reads the one that its driver checked."""
+        """Return the SHA-256 of the plan. Workers verify that they read the plan that the driver checked."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def verify_unchanged(self, files_now: Sequence[SourceFile]) -> None:
-        """Raise DataError where the input is not what was planned."""
-        told = changes(self.files, files_now)
-        if told:
-            what = "; ".join(told[:3]) + (f"; and {len(told) - 3} more" if len(told) > 3 else "")
+        """Raise DataError if the input has changed since planning."""
+        differences = changes(self.files, files_now)
+        if differences:
+            more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
+            what = "; ".join(differences[:3]) + more
             raise DataError(
                 f"the input has changed since this job was planned: {what}",
-                "Bring the input back as it was, or start anew with --overwrite or another --output.",
+                "Restore the input, or start from scratch with --overwrite or another --output.",
             )
 
     def to_json(self) -> str:
-        """Serialise."""
+        """Serialize to JSON."""
         return TypeAdapter(Plan).dump_json(self).decode()
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Plan:
-        """Deserialise."""
+        """Deserialize from JSON."""
         return TypeAdapter(Plan).validate_json(text)
 
 
 def encode_schema(schema: pa.Schema) -> str:
-    """A schema as text."""
+    """Serialize a schema to text."""
     return base64.b64encode(schema.serialize().to_pybytes()).decode()
 
 
 @functools.lru_cache(maxsize=64)
 def decode_schema(text: str) -> pa.Schema:
-    """The schema that `encode_schema` wrote."""
+    """Deserialize a schema."""
     return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))

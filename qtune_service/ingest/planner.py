@@ -1,18 +1,17 @@
-"""Deterministic shards, planned before work starts and independent of the cluster.
+"""Plan deterministic shards before work starts, independent of the cluster.
 
     files = discover(paths)
     chunks = split(files, spec)                      # by size alone
     scans = [scan(chunk, spec, work=...) ...]        # anywhere, in any order
     plan = make_plan(files, chunks, scans, spec)     # prefix sums over the scans
 
-Which records a job reads is settled here too, so that every shard decides alone. `limit`: the first N records in input
-order. `take`: of each category named the first N in input order, and `limit` then counts those. A record that cannot be
-parsed counts as read, but has no category: under `take` it is not selected. Blank lines are no records.
+The plan also selects the records of each shard. `limit`: the first N records in input order. `take`: the first N
+records of each named category in input order, and `limit` then counts these. An unparsable record counts as read but
+has no category, so `take` does not select it. Blank lines are not records.
 
-Look once through a chunk of the input: all that a plan must know before work starts.
-
-Counting and hashing run at memory speed, and types are inferred by Arrow, so that a scan reads hundreds of MB/s a core.
-Chunks are independent of each other. Compressed files and JSON arrays are staged on the way (see staging.py).
+A scan reads a chunk once. Counting and hashing run at memory speed and Arrow infers types, so a scan reads hundreds of
+MB/s a core. Chunks are independent of each other. Compressed files and JSON arrays are staged during the scan (see
+json_reader.py).
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ LINE_END_BYTES = 256 << 10
 
 @dataclass(slots=True)
 class _Findings:
-    """What adds up over the pieces of a chunk."""
+    """Accumulated findings over the pieces of a chunk."""
 
     spec: InputSpec
     schemas: list[pa.Schema] = field(default_factory=list)
@@ -55,7 +54,7 @@ class _Findings:
     first_problem: str = ""
 
     def add_sample(self, records: Iterable[Record | RecordProblem]) -> None:
-        """Add good records until there are enough to detect a format."""
+        """Add valid records until there are enough to detect a format."""
         for record in records:
             if len(self.sample) >= SAMPLE_RECORDS:
                 return
@@ -65,7 +64,7 @@ class _Findings:
                 self.sample.append(record)
 
     def count_categories(self, records: Iterable[Record | RecordProblem]) -> dict[str, int]:
-        """Count the records of each category that is taken from."""
+        """Count the records of each category in `take`."""
         if not self.spec.take:
             return {}
         of = self.spec.category_field or ""
@@ -75,7 +74,7 @@ class _Findings:
         return {name: counts[name] for name in self.spec.take if counts[name]}
 
     def format(self) -> FormatName | None:
-        """The named format, else the one that the sample shows."""
+        """Return the named format, else the detected one."""
         if not self.sample:
             return None
         if self.spec.format != "auto":
@@ -85,7 +84,7 @@ class _Findings:
 
 
 def scan(chunk: Chunk, spec: InputSpec, *, work: str) -> ChunkScan:
-    """Scan a chunk. What must be staged is written to the folder `work`."""
+    """Scan a chunk. work: folder for staged files."""
     found = _Findings(spec)
     if chunk.file.kind == "parquet":
         pieces = [_scan_rows(chunk, found)]
@@ -120,7 +119,7 @@ def _stage(chunk: Chunk, found: _Findings, work: str) -> list[Piece]:
 
 
 def read_owned_lines(uri: str, start: int, stop: int) -> tuple[bytes, int]:
-    """The lines that begin in [start, stop), whole, and where the first of them begins."""
+    """Return the whole lines that start in [start, stop), and the start of the first one."""
     before = max(start - 1, 0)
     data = file_io.read_range(uri, before, stop)
     if start > 0:
@@ -142,7 +141,7 @@ def _until_newline(blocks: Iterable[bytes]) -> Iterable[bytes]:
 
 
 def split_lines(data: bytes) -> list[bytes]:
-    """Lines without their ends; a last one that ends the data leaves no empty line behind."""
+    """Split into lines without line ends, and without an empty last line."""
     lines = data.split(b"\n")
     if not lines[-1]:
         lines.pop()
@@ -186,15 +185,15 @@ __all__ = ["Chunk", "ChunkScan", "Piece", "Plan", "Shard", "is_enough", "make_pl
 MIN_SHARD_BYTES = 128 << 10
 MAX_SHARD_BYTES = 16 << 20
 SHARDS_WANTED = 256
-"""So that the last shard of a pool of a dozen engines is a small part of its work."""
+"""Target number of shards: the last shard of a pool of a dozen engines is then a small part of its work."""
 FORMATS = "messages, sharegpt, alpaca, prompt_completion (or --prompt-column and --completion-column), tokenized"
 
 
-# --- cutting
+# --- chunks
 
 
 def split(files: Sequence[SourceFile], spec: InputSpec) -> list[Chunk]:
-    """Cut files into chunks. Reads the footers of Parquet files and nothing else."""
+    """Split files into chunks. Reads only the footers of Parquet files."""
     parquet = [file.uri for file in files if file.kind == "parquet"]
     with ThreadPoolExecutor(max_workers=16, thread_name_prefix="footers") as pool:
         footers = dict(zip(parquet, pool.map(rows.footer, parquet), strict=True))
@@ -228,7 +227,7 @@ def _ranges(file: SourceFile, shard_bytes: int) -> list[tuple[int, int]]:
 
 
 def is_enough(scans: Sequence[ChunkScan], spec: InputSpec) -> bool:
-    """Whether the first chunks hold all that `limit` asks for, so that the others need no scan."""
+    """Return whether the first chunks contain `limit` records, so that the others need no scan."""
     if spec.limit is None:
         return False
     quotas = dict(spec.take) if spec.take else None
@@ -238,7 +237,7 @@ def is_enough(scans: Sequence[ChunkScan], spec: InputSpec) -> bool:
 def make_plan(
     files: Sequence[SourceFile], chunks: Sequence[Chunk], scans: Sequence[ChunkScan], spec: InputSpec
 ) -> Plan:
-    """Turn scans, of all chunks or of the first ones where `is_enough`, into the plan."""
+    """Build the plan from the scans of all chunks, or of the first ones if `is_enough`. Raises DataError."""
     scans = sorted(scans, key=lambda scan: scan.index)
     if [scan.index for scan in scans] != [chunk.index for chunk in chunks[: len(scans)]] or (
         len(scans) < len(chunks) and not is_enough(scans, spec)
@@ -279,7 +278,7 @@ def _check_content(files: Sequence[SourceFile], scans: Sequence[ChunkScan], spec
 
 
 def _format_of_file(file: SourceFile, index: int, scans: Sequence[ChunkScan]) -> FormatName:
-    """The format that its first chunk shows. A file without a good record has none to need: all is rejected."""
+    """Return the format of a file's first chunk; `auto` for a file without a valid record."""
     own = [scan for scan in scans if scan.file_index == index]
     keys = list(dict.fromkeys(key for scan in own for key in scan.keys))
     found = next((scan.format for scan in own if scan.format is not None), None)
@@ -289,17 +288,17 @@ def _format_of_file(file: SourceFile, index: int, scans: Sequence[ChunkScan]) ->
 
 
 def unknown_format(name: str, keys: Sequence[str]) -> DataError:
-    """That nobody can tell how a file's records are to be read."""
+    """Return the error for a file with an unknown format."""
     return DataError(
-        f"cannot tell the format of {name}: its records have the columns {', '.join(keys[:40])}",
-        f"Name it with --format, or rename columns. Formats: {FORMATS}.",
+        f"cannot detect the format of {name}: its records have the columns {', '.join(keys[:40])}",
+        f"Give it with --format, or rename columns. Formats: {FORMATS}.",
     )
 
 
 def _shards(
     files: Sequence[SourceFile], scans: Sequence[ChunkScan], formats: dict[int, FormatName], spec: InputSpec
 ) -> Iterator[Shard]:
-    """Walk the pieces in input order, with what is left of each quota."""
+    """Yield the shards in input order, with the remaining quotas."""
     quotas = dict(spec.take) if spec.take else None
     left, line, file_index, number = spec.limit, 1, -1, 0
     for of_file, piece in ((found.file_index, piece) for found in scans for piece in found.pieces):
@@ -327,7 +326,7 @@ def _shards(
 
 
 def _select(piece: Piece, quotas: dict[str, int] | None, left: int | None) -> tuple[int, dict[str, int] | None]:
-    """How many records a piece gives, and of which categories. Takes them off `quotas`."""
+    """Return the selected records of a piece, in total and by category. Reduces `quotas`."""
     if quotas is None:
         return piece.num_records if left is None else min(left, piece.num_records), None
     taken = {name: min(quotas[name], count) for name, count in piece.categories.items() if quotas[name]}

@@ -1,13 +1,12 @@
-"""Read one shard: records with their place in the source, and their own columns as Arrow.
+"""Read a shard, or the first records of an input.
 
-Own columns of Parquet stay Arrow throughout, so that times, decimals and binary survive exactly; Python sees only
-the columns that the format reads. JSON records become Arrow by the plan's schema, which was inferred from the very
-bytes: the digest is checked, since a file that changed in between could hold fields that the schema would drop.
+A shard yields records with their position in the source, and the carried columns as Arrow. Columns of Parquet stay
+Arrow throughout, so that times, decimals and binary are exact. Python sees only the columns that the format reads. JSON
+records become Arrow by the schema of the plan. The digest is verified, because a changed file could contain fields that
+the schema would drop.
 
-The first records of an input, as a job would read them, without reading the rest of it.
-
-Files come in the job's order, and each is read only so far as records are wanted of it. Its format is told by its first
-records, as in a job's plan. Only a JSON object of columns has to be read whole.
+`first_records` reads files in the job's order and only as far as needed, for previews and estimates. The format is
+detected from the first records, as in a plan. Only a JSON object of columns is read whole.
 """
 
 from __future__ import annotations
@@ -32,42 +31,47 @@ from qtune_service.ingest.planner import SAMPLE_RECORDS, split_lines, unknown_fo
 from qtune_service.ingest.schema import conform
 from qtune_service.storage import file_io
 
-__all__ = ["Record", "RecordProblem", "ShardRecords", "category_of", "read_shard", "sample_id"]
+__all__ = ["Record", "RecordProblem", "ShardRecords", "category_of", "first_records", "read_shard", "sample_id"]
+
+PIECE_BYTES = 1 << 20
+HEAD_RECORDS = 200
+MAX_READ = 10_000
+"""Limit of records read from a file while searching for certain categories."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShardRecords:
-    """The records of a shard that the job reads, in order. Lists run in parallel."""
+    """The selected records of a shard, in order. All lists have the same length."""
 
     source: str
-    """The input file as its user would recognise it."""
+    """Input file, without URI options."""
     file_index: int
     lines: list[int]
     """Line, record or row number in the source, from 1."""
     records: list[Record | RecordProblem]
     own_columns: Callable[[Sequence[int]], pa.Table]
-    """Own columns of the records at these indices, by the plan's schema; a record with a problem is a row of nulls."""
+    """Carried columns of the records at the indices, by the plan's schema. A record with a problem is a null row."""
     excerpt: Callable[[int, int], str]
-    """`excerpt(index, num_chars)`: the beginning of a record as it stands in the source."""
+    """`excerpt(index, num_chars)`: the beginning of a record in the source."""
 
     @property
     def sample_ids(self) -> list[str]:
-        """Ids of the records, unique over the job."""
+        """Return the ids of the records, unique in the job."""
         return [sample_id(self.file_index, line) for line in self.lines]
 
 
 def sample_id(file_index: int, line: int) -> str:
-    """Id of a record: file and line, so the same in every run of a job."""
+    """Return the id of a record, made of file and line, so that it is the same in every run."""
     return f"{file_index:04d}-{line:08d}"
 
 
 def read_shard(plan: Plan, shard: Shard) -> ShardRecords:
-    """Read a shard. Raises DataError where the input has changed, StorageError where it cannot be read."""
+    """Read a shard. Raises DataError if the input has changed, and StorageError if it cannot be read."""
     return _read_rows(plan, shard) if shard.kind == "parquet" else _read_lines(plan, shard)
 
 
-class _Window:
-    """Which records of a shard are wanted: asked in order."""
+class _Quota:
+    """Select the records of a shard in order, by category and number."""
 
     def __init__(self, shard: Shard, category_field: str | None) -> None:
         self._left = shard.num_records
@@ -93,12 +97,12 @@ class _Window:
 
 def _read_lines(plan: Plan, shard: Shard) -> ShardRecords:
     raw, lines, records = [], [], []
-    window = _Window(shard, plan.category_field)
+    quota = _Quota(shard, plan.category_field)
     for number, line in _numbered_lines(plan, shard):
-        if window.is_full:
+        if quota.is_full:
             break
         record = parse_line(line)
-        if window.takes(record):
+        if quota.takes(record):
             raw.append(line)
             lines.append(number)
             records.append(record)
@@ -128,7 +132,7 @@ def _changed(plan: Plan, shard: Shard) -> DataError:
     name = plan.files[shard.file_index].name
     return DataError(
         f"{name} has changed since this job was planned (from line {shard.first_line})",
-        "Bring the input back as it was, or start anew with --overwrite or another --output.",
+        "Restore the input, or start from scratch with --overwrite or another --output.",
     )
 
 
@@ -147,12 +151,12 @@ def _read_rows(plan: Plan, shard: Shard) -> ShardRecords:
         raise _changed(plan, shard)
     table = pa.Table.from_batches(list(iter_rows(shard.uri, shard.start, shard.stop, None)))
     columns = _needed_columns(plan, shard, table.column_names)
-    window = _Window(shard, plan.category_field)
+    quota = _Quota(shard, plan.category_field)
     kept, records = [], []
     for index, record in enumerate(table.select(columns).to_pylist()):
-        if window.is_full:
+        if quota.is_full:
             break
-        if window.takes(record):
+        if quota.takes(record):
             kept.append(index)
             records.append(record)
     _check_count(plan, shard, len(records))
@@ -173,15 +177,9 @@ def _needed_columns(plan: Plan, shard: Shard, names: Sequence[str]) -> list[str]
     return [name for name in names if name in needed]
 
 
-PIECE_BYTES = 1 << 20
-HEAD_RECORDS = 200
-MAX_READ = 10_000
-"""Records of a file that are read while those of certain categories are looked for."""
-
-
 @dataclass(frozen=True, slots=True)
 class FirstRecord:
-    """A record where it stands."""
+    """A record and its position."""
 
     sample_id: str
     source: str
@@ -191,7 +189,7 @@ class FirstRecord:
 
 
 def first_records(spec: InputSpec, count: int) -> list[FirstRecord]:
-    """At most `count` records. Raises DataError where there is none, or a file's format cannot be told."""
+    """Return at most `count` records. Raises DataError without records or with an unknown format."""
     wanted = min(count, spec.limit or count)
     quotas = dict(spec.take) if spec.take else None
     found: list[FirstRecord] = []
@@ -225,7 +223,7 @@ def _format(file: SourceFile, good: list[Record], spec: InputSpec) -> FormatName
 
 
 def _takes(quotas: dict[str, int], record: Record | RecordProblem, field: str) -> bool:
-    """Whether a record is of a category that is taken from; it is taken off the quota."""
+    """Return whether the category of a record has quota left, and reduce the quota."""
     category = None if isinstance(record, RecordProblem) else category_of(record, field)
     if category is None or not quotas.get(category):
         return False
@@ -234,7 +232,7 @@ def _takes(quotas: dict[str, int], record: Record | RecordProblem, field: str) -
 
 
 def _numbered(file: SourceFile) -> Iterator[tuple[int, Record | RecordProblem]]:
-    """Records with their line, record or row number."""
+    """Yield records with their line, record or row number."""
     if file.kind == "parquet":
         batches = iter_rows(file.uri, 0, MAX_READ, None)
         yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)

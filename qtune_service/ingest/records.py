@@ -1,7 +1,7 @@
-"""What a record becomes on its way to tokens, and why one is refused.
+"""Types of parsed records, and the reasons for rejecting one.
 
-A record is a plain dict of columns. A `RecordError` concerns one record and never ends a job: the record goes to
-the rejected rows with `reason_code`, which is stable and fit for counting, and `detail`, which is for people.
+A record is a plain dict of columns. A `RecordError` concerns one record and never ends a job. The record is added to
+the rejected rows with `reason_code`, which is stable, and `detail`, a message.
 
 Reason codes:
   shape     missing_field, bad_type, bad_role, bad_flag, bad_tool_call, bad_tools, conflicting_system
@@ -9,8 +9,6 @@ Reason codes:
   tokens    length_mismatch, bad_token_id, mask_conflict, labels_mismatch, padded
   encoding  template_error, context_dropped, mask_not_verified, not_unicode, too_long, no_trained_tokens,
             token_out_of_vocab
-
-What to do about rejected records, by their reason; see records.py for what the reasons are.
 """
 
 from __future__ import annotations
@@ -22,39 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Message: TypeAlias = dict[str, Any]
-"""One turn in the form that chat templates read: role, content, and what goes with them."""
+"""One turn in chat-template form: role, content, and optional keys."""
 
 
-class RecordError(Exception):
-    """One record cannot be used. Picklable: it holds its arguments only."""
-
-    def __init__(self, reason_code: str, detail: str) -> None:
-        super().__init__(reason_code, detail)
-        self.reason_code = reason_code
-        self.detail = detail
-
-    def __str__(self) -> str:
-        return f"{self.reason_code}: {self.detail}"
-
-
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """Turns in the chat-template form. Only assistant turns are ever trained."""
-
-    messages: tuple[Message, ...]
-    tools: list[dict[str, Any]] | None
-    trained: tuple[bool, ...]  # one flag a message
-
-
-@dataclass(frozen=True, slots=True)
-class Tokenized:
-    """A record that came as tokens. `loss_mask[0]` is 0."""
-
-    input_ids: NDArray[np.int32]  # (T,)
-    loss_mask: NDArray[np.int8]  # (T,) 1 = trained
-
-
-HINTS = {
+HINTS: dict[str, str] = {
     "bad_json": "Each record is one JSON object, on one line where the file is JSON lines.",
     "not_utf8": "Write the file as UTF-8.",
     "not_an_object": "A record is a JSON object with its columns by name.",
@@ -81,3 +50,33 @@ HINTS = {
     "no_trained_tokens": "All that is trained lies behind the length limit, or is empty.",
     "token_out_of_vocab": "These token ids are of another tokenizer.",
 }
+"""Hint for each reason code."""
+
+
+class RecordError(Exception):
+    """A record that cannot be used. Picklable, since it holds only its arguments."""
+
+    def __init__(self, reason_code: str, detail: str) -> None:
+        super().__init__(reason_code, detail)
+        self.reason_code = reason_code
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason_code}: {self.detail}"
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Turns in the chat-template form. Only assistant turns are ever trained."""
+
+    messages: tuple[Message, ...]
+    tools: list[dict[str, Any]] | None
+    trained: tuple[bool, ...]  # one flag a message
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenized:
+    """A tokenized record. `loss_mask[0]` is 0."""
+
+    input_ids: NDArray[np.int32]  # (T,)
+    loss_mask: NDArray[np.int8]  # (T,) 1 = trained

@@ -1,14 +1,14 @@
-"""One Arrow schema for the records' own columns, whatever the sources hold.
+"""Merge the columns of all sources into one Arrow schema, and convert values to it.
 
-Types form a lattice and are merged two at a time, so that pieces may be looked at in parallel and in any number:
-null gives way to anything, numbers widen, the fields of structs and lists merge. What has no common type that keeps
-values unchanged is stored as JSON text in a string field whose metadata says `qtune.encoding: json`:
+Types form a lattice and are merged pairwise, so that pieces can be scanned in parallel. Null merges with any type,
+numbers widen, and the fields of structs and lists merge. Types without a common type that keeps values unchanged are
+stored as JSON text, in a string field with the metadata `qtune.encoding: json`:
 - types that differ in kind (text and number), integers beyond 64 bits, integers beyond 2^53 beside floats;
 - structs of more than 32 fields (free-form arguments of tool calls explode otherwise) and nesting beyond 32 levels;
 - structs without fields, which Parquet cannot hold.
-The smallest enclosing field becomes text, not its whole column. `restore` gives values back.
+The smallest enclosing field becomes text, not its whole column. `restore` decodes the values.
 
-Two things change: a key that a record lacks reads back as null, and an integer beside floats as a float (1 as 1.0).
+Two things change: a missing key reads back as null, and an integer among floats as a float (1 as 1.0).
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ _ENCODING, _JSON, _WIDE = b"qtune.encoding", b"json", b"qtune.wide"
 
 
 def json_field(name: str) -> pa.Field[Any]:
-    """A field of JSON text."""
+    """Return a field of JSON text."""
     return pa.field(name, pa.string(), metadata={_ENCODING: _JSON})
 
 
 def is_json(field: pa.Field[Any]) -> bool:
-    """Whether the field's strings are JSON text of the original values."""
+    """Return whether the field holds JSON text."""
     return (field.metadata or {}).get(_ENCODING) == _JSON
 
 
 def holds_json(field: pa.Field[Any]) -> bool:
-    """Whether the field, or a field inside it, is JSON text."""
+    """Return whether the field or a nested field holds JSON text."""
     if pa.types.is_struct(field.type):
         return any(holds_json(child) for child in field.type.fields)
     return holds_json(field.type.value_field) if _is_list(field.type) else is_json(field)
 
 
 def wide_field(name: str, of: pa.DataType) -> pa.Field[Any]:
-    """A field of integers that a float may not hold exactly; `finish` takes the mark off."""
+    """Return a field of integers beyond exact floats. `finish` removes the mark."""
     return pa.field(name, of, metadata={_WIDE: b"1"})
 
 
 def too_many_columns(names: Iterable[str]) -> DataError:
-    """The error for keys that are data rather than names."""
+    """Return the error for records with keys that are data instead of names."""
     some = ", ".join(list(names)[:5])
     return DataError(
         f"the records have more than {MAX_COLUMNS} different top-level keys ({some}, ...)",
@@ -64,7 +64,7 @@ def too_many_columns(names: Iterable[str]) -> DataError:
 
 
 def unify(schemas: Iterable[pa.Schema]) -> pa.Schema:
-    """Merge schemas; columns keep the order in which they appear first."""
+    """Merge schemas. Columns keep the order of their first appearance."""
     merged: dict[str, pa.Field[Any]] = {}
     for schema in schemas:
         for field in schema:
@@ -76,7 +76,7 @@ def unify(schemas: Iterable[pa.Schema]) -> pa.Schema:
 
 
 def merge(a: pa.Field[Any], b: pa.Field[Any], depth: int = 0) -> pa.Field[Any]:
-    """The narrowest field that holds the values of both unchanged."""
+    """Return the narrowest field that holds the values of both unchanged."""
     if is_json(a) or is_json(b) or depth > MAX_DEPTH:
         return json_field(a.name)
     if pa.types.is_null(a.type) or pa.types.is_null(b.type) or a.equals(b, True):
@@ -124,7 +124,7 @@ def _merge_numbers(a: pa.Field[Any], b: pa.Field[Any]) -> pa.Field[Any]:
 
 
 def _merge_others(a: pa.Field[Any], b: pa.Field[Any]) -> pa.Field[Any]:
-    """Texts, binaries, times, decimals and dictionaries of one kind; all else becomes JSON text."""
+    """Merge text, binary, times, decimals and dictionaries of one kind. Other types become JSON text."""
     if pa.types.is_dictionary(a.type) or pa.types.is_dictionary(b.type):
         plain = [f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in (a, b)]
         return merge(plain[0], plain[1])
@@ -148,7 +148,7 @@ def _is_list(of: pa.DataType) -> bool:
 
 
 def finish(schema: pa.Schema) -> pa.Schema:
-    """Make a merged schema final: empty structs become JSON text, internal marks and file metadata go."""
+    """Finalize a merged schema: empty structs become JSON text, and marks and file metadata are removed."""
     return pa.schema([_finish_field(field) for field in schema])
 
 
@@ -170,7 +170,7 @@ def _finish_field(field: pa.Field[Any]) -> pa.Field[Any]:
 
 
 def to_array(values: Sequence[Any], field: pa.Field[Any]) -> Any:
-    """Build a column of Python values, JSON text where the field says so."""
+    """Build a column from Python values, as JSON text if the field requires it."""
     encode = _encoder(field)
     return pa.array(values if encode is None else [encode(value) for value in values], type=field.type)
 
@@ -179,7 +179,7 @@ Change = Callable[[Any], Any]
 
 
 def _encoder(field: pa.Field[Any]) -> Change | None:
-    """How values have to change before Arrow takes them; None where nothing does, at no cost."""
+    """Return the conversion of values for Arrow, or None if no value changes."""
     return _change(field, lambda value: None if value is None else encode_value(value))
 
 
@@ -207,14 +207,14 @@ def _change_struct(changes: Mapping[str, Change]) -> Change | None:
 
 
 def restore(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> list[dict[str, Any]]:
-    """Turn JSON text in rows (`Table.to_pylist`) back into the values that it stands for."""
+    """Decode the JSON text in rows of `Table.to_pylist`."""
     changes = {f.name: change for f in schema if (change := _change(f, lambda v: None if v is None else json.loads(v)))}
     restored = _change_struct(changes)
     return list(rows) if restored is None else [restored(row) for row in rows]
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Bring Arrow columns to a unified schema: exact where types agree; missing columns are null."""
+    """Convert Arrow columns to a unified schema. Missing columns are null."""
     columns = [
         _conform(table.column(field.name).combine_chunks(), field)
         if field.name in table.column_names
@@ -225,7 +225,7 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def _conform(array: Any, field: pa.Field[Any]) -> Any:
-    """Types that differ only as the lattice allows are cast; nested ones go by way of Python values."""
+    """Cast a column to its field. Nested types are converted through Python values."""
     if array.type.equals(field.type) and not is_json(field):
         return array
     if is_json(field) or pa.types.is_nested(field.type):
@@ -237,7 +237,7 @@ def _conform(array: Any, field: pa.Field[Any]) -> Any:
 
 
 def output_names(columns: Iterable[str], reserved: Iterable[str]) -> dict[str, str]:
-    """Names of own columns in an output: `original_NAME` for those that the output needs itself."""
+    """Return the output names of carried columns: `original_NAME` for reserved names."""
     names, taken = list(columns), set(reserved)
     result = {name: name for name in names if name not in taken}
     for name in names:

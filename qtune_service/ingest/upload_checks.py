@@ -1,9 +1,8 @@
-"""Whether a file that streams by can be read by a job: looked at piece by piece, in bounded memory.
+"""Check in bounded memory, while an upload streams by, that a job can read the file.
 
-A job sets single bad records aside and goes on, so they are counted here and no reason to refuse a file. Refused is
-what is none of the formats at all, what is cut off or damaged as a whole, and what would not be found by its name.
-What is not looked at: records over MAX_RECORD_BYTES, for their content, and the pages of Parquet, whose footer alone
-is read.
+A job rejects single bad records and continues, so they are counted here and do not fail the file. A file fails if it
+has no supported format, is truncated or damaged, or has a name that does not match its content. The content of records
+over MAX_RECORD_BYTES and the pages of Parquet files are not checked.
 """
 
 from __future__ import annotations
@@ -24,17 +23,17 @@ from qtune_service.ingest.parquet import footer
 
 MAX_RECORD_BYTES = 1 << 20
 SLICE_BYTES = 16 << 10
-"""Text that is parsed at once: so little that its objects are gone before the collector of cycles looks at them."""
-TELLING_ROWS = 20
-"""A file whose first so many records are all bad is no file of records."""
+"""Text parsed per step: few enough objects that they are freed before a garbage collection."""
+FIRST_ROWS = 20
+"""Number of first records that must not all be bad."""
 MAX_EXPANSION, FREE_EXPANSION_BYTES = 100, 64 << 20
-"""A compressed file may hold so many times its bytes; beyond that, so many bytes in all."""
+"""Expansion limit of a compressed file, and the decompressed size below which it does not apply."""
 MAX_FOOTER_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What was found in a file."""
+    """Result of a check."""
 
     kind: Kind
     rows: int | None
@@ -43,10 +42,10 @@ class Checked:
 
 
 def check(name: str, blocks: Iterator[bytes], path: Path, parquet_rows: Callable[[str, Path], int]) -> Checked:
-    """Look through a file. Raises BadDatasetError.
+    """Check a file. Raises BadDatasetError.
 
-    path: where its bytes are once `blocks` has ended. parquet_rows: counts the rows of a Parquet file; the server
-    passes one that calls `rows_of_parquet` in a child process, because a footer is a program for a native parser.
+    path: location of the file once `blocks` is exhausted. parquet_rows: counts the rows of a Parquet file. The server
+    runs `rows_of_parquet` in a child process, because a native parser reads the untrusted footer.
     """
     head, blocks = _peek(blocks)
     if not head:
@@ -63,11 +62,11 @@ def check(name: str, blocks: Iterator[bytes], path: Path, parquet_rows: Callable
     try:
         return _check_lines(name, text) if kind == "jsonl" else _check_json(name, text)
     except BrokenStreamError as error:
-        raise BadDatasetError(f"{name} is not whole: {error}", "Was it cut off? Send it again.") from error
+        raise BadDatasetError(f"{name} is incomplete: {error}", "Check the file and upload it again.") from error
 
 
 def _peek(blocks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
-    """More than the head that tells the format, where there is more; and all blocks."""
+    """Return at least the head that determines the format, and an iterator over all blocks."""
     first: list[bytes] = []
     size = 0
     for block in blocks:
@@ -84,16 +83,16 @@ def _exhaust(blocks: Iterable[bytes]) -> None:
 
 
 def _check_name(name: str, kind: Kind, compression: Compression | None) -> None:
-    """A job reads what a file holds, whatever its name; but people and other programs go by the name."""
+    """Raise BadDatasetError if the suffix does not match the content, which other programs rely on."""
     ending = ENDING.search(name)
-    assert ending is not None, "sources.identify takes others, uploads do not"
+    assert ending is not None, "uploads require a known suffix"
     is_named_parquet = ending.group(1).lower() in ("parquet", "pq")
     packed = {None: None, "gz": "gz", "gzip": "gz", "zst": "zst", "zstd": "zst"}[ending.group(2) and ending[2].lower()]
     if is_named_parquet == (kind == "parquet") and packed == compression:
         return
     raise BadDatasetError(
-        f"{name} holds {_described(kind, compression)}, which its name does not say",
-        f"Name it as what it is. {SUPPORTED}",
+        f"{name} contains {_described(kind, compression)}, which its suffix does not match",
+        f"Rename the file. {SUPPORTED}",
     )
 
 
@@ -115,7 +114,7 @@ def _inflated(name: str, blocks: Iterator[bytes], compression: Compression) -> I
         given += len(piece)
         if given > max(MAX_EXPANSION * received, FREE_EXPANSION_BYTES):
             raise BadDatasetError(
-                f"{name} holds more than {MAX_EXPANSION} times its size", "Send it as it is, not compressed."
+                f"{name} expands to more than {MAX_EXPANSION} times its size", "Upload it uncompressed."
             )
         yield piece
 
@@ -131,7 +130,7 @@ def _slices(blocks: Iterable[bytes]) -> Iterator[bytes]:
 
 @dataclass(slots=True)
 class _Count:
-    """Records so far."""
+    """Counts of records so far."""
 
     name: str
     line: int = 0
@@ -140,28 +139,28 @@ class _Count:
     first_problem: str = ""
 
     def add(self, record: object) -> None:
-        """Count a record, and what is wrong with it."""
+        """Count a record or its problem. Raises BadDatasetError if all of the first records are bad."""
         self.rows += 1
         if isinstance(record, RecordProblem):
             self.num_bad += 1
             self.first_problem = self.first_problem or f"line {self.line}: {record.detail}"
-            if self.rows == self.num_bad == TELLING_ROWS:
-                self.refuse(f"none of its first {TELLING_ROWS} records can be read")
+            if self.rows == self.num_bad == FIRST_ROWS:
+                self.fail(f"none of its first {FIRST_ROWS} records can be read")
 
-    def refuse(self, what: str) -> None:
-        """Raise BadDatasetError."""
+    def fail(self, what: str) -> None:
+        """Raise BadDatasetError with a reason."""
         why = f"; {self.first_problem}" if self.first_problem else ""
         raise BadDatasetError(f"{self.name}: {what}{why}", f"Each record is one JSON object. {SUPPORTED}")
 
     def checked(self, kind: Kind) -> Checked:
-        """The result. Raises BadDatasetError where there was no good record."""
+        """Return the result. Raises BadDatasetError without a valid record."""
         if self.rows == self.num_bad:
-            self.refuse(f"none of its {self.rows} records can be read" if self.rows else "it holds no records")
+            self.fail(f"none of its {self.rows} records can be read" if self.rows else "it holds no records")
         return Checked(kind, self.rows, self.num_bad, self.first_problem)
 
 
 def _check_lines(name: str, text: Iterator[bytes]) -> Checked:
-    count, rest = _Count(name), b""  # rest: of a line that has not ended; of one over MAX_RECORD_BYTES its beginning
+    count, rest = _Count(name), b""  # rest: incomplete line, or the beginning of a long one
     for piece in text:
         if not rest and piece.isspace():
             count.line += piece.count(b"\n")
@@ -184,11 +183,11 @@ def _count_lines(count: _Count, lines: list[bytes]) -> None:
     for line in lines:
         count.line += 1
         if not is_blank(line):
-            count.add(_looked_at(line))
+            count.add(_parse_or_head(line))
 
 
 def _are_objects(lines: list[bytes]) -> bool:
-    """Whether lines are all records: parsed in one go, which takes half the time of single ones."""
+    """Return whether all lines are records. One parse of all takes half the time of single ones."""
     try:
         values = orjson.loads(b"[" + b",".join(lines) + b"]")
     except orjson.JSONDecodeError:
@@ -196,8 +195,8 @@ def _are_objects(lines: list[bytes]) -> bool:
     return len(values) == len(lines) and all(type(value) is dict for value in values)
 
 
-def _looked_at(line: bytes) -> object:
-    """A record or its problem. Of one that was too long to keep there is only the beginning."""
+def _parse_or_head(line: bytes) -> object:
+    """Return a record or its problem. Of a long record only the beginning is known."""
     if len(line) > MAX_RECORD_BYTES:
         return line if line.lstrip().startswith(b"{") else RecordProblem("not_an_object", "a long line, not an object")
     return parse_line(line)
@@ -207,7 +206,7 @@ def _looked_at(line: bytes) -> object:
 
 
 def _check_json(name: str, text: Iterator[bytes]) -> Checked:
-    """An array, an object of columns, or objects one after the other."""
+    """Check an array, an object of columns, or a sequence of objects."""
     count = _Count(name)
     reader = ValueReader(decoded(text), max_chars=MAX_RECORD_BYTES)
     try:
@@ -215,26 +214,26 @@ def _check_json(name: str, text: Iterator[bytes]) -> Checked:
             count.line += 1
             count.add(parse_line(line))
     except JsonBreakError as error:
-        raise BadDatasetError(f"{name} is not whole or not JSON: {error}", SUPPORTED) from error
-    except LongValueError:  # an object of columns, mostly
+        raise BadDatasetError(f"{name} is incomplete or not JSON: {error}", SUPPORTED) from error
+    except LongValueError:  # usually an object of columns
         _exhaust(text)
         return Checked("json", None, None)
     return count.checked("json")
 
 
 def rows_of_parquet(name: str, path: Path) -> int:
-    """Count the rows of a local Parquet file by its footer. name: for messages. Raises BadDatasetError."""
+    """Count the rows of a local Parquet file by its footer. name: file name for errors. Raises BadDatasetError."""
     with path.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(max(size - 8, 0))
         tail = file.read(8)
     if tail[4:] != b"PAR1" or int.from_bytes(tail[:4], "little") > min(size, MAX_FOOTER_BYTES):
-        raise BadDatasetError(f"{name} is not whole: it has no Parquet footer at its end", "Send it again.")
+        raise BadDatasetError(f"{name} is incomplete: it has no Parquet footer at its end", "Upload it again.")
     try:
         rows = footer(str(path)).num_rows
     except StorageError as error:
         what = f"{name} has a Parquet footer that cannot be read: {error.__cause__}"
-        raise BadDatasetError(what, "Write it anew; pyarrow, pandas and polars can.") from error
+        raise BadDatasetError(what, "Write it again, for example with pyarrow, pandas or polars.") from error
     except DataError as error:
         raise BadDatasetError(error.message.replace(str(path), name), error.hint) from error
     if rows == 0:

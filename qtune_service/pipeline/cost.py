@@ -11,7 +11,7 @@ with A = heads x head size, H the hidden size, V the vocabulary. It is 2 N + 2 n
 (arXiv:2204.02311, appendix B, for training), halved where attention is causal. Norms, activations and the entropy
 itself are left out: well under a hundredth. Sliding windows and shared prefixes make it less than this.
 
-Bytes and CPU times are those of docs/performance.md, and hold for it as far as its measurements do.
+Bytes and CPU times are those of docs/reference/performance.md, and hold for it as far as its measurements do.
 
 What a model's tokens cost, by the sizes in its configuration; no weight is read.
 
@@ -125,7 +125,7 @@ class Needs:
 
 
 def needs_of(samples: float, tokens: float, sample_keep_ratio: float) -> Needs:
-    """By the figures of docs/performance.md."""
+    """By the figures of docs/reference/performance.md."""
     in_memory = samples <= MAX_IN_MEMORY_SAMPLES
     return Needs(
         scores_bytes=tokens * SCORES_BYTES_PER_TOKEN,

@@ -265,7 +265,7 @@ def _plan(root: str, digest: str | None) -> Plan:
 def read_plan(output: Output) -> Plan:
     """Read the plan of an output. Raise OutputConflictError where it reads anything but the job's input."""
     plan = Plan.from_json(output.read_bytes("_qtune", "plan.json", max_bytes=MAX_PLAN_BYTES))
-    plan.verify_places(output.at("_qtune", "input"))
+    plan.verify_sources(output.at("_qtune", "input"))
     return plan
 
 

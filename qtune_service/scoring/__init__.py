@@ -1,1 +1,1 @@
-"""Exact scores out of a causal language model."""
+"""Exact token scores (NLL and entropy) from a causal language model."""

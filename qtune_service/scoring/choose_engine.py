@@ -1,14 +1,11 @@
-"""Which engine scores a model, and why.
+"""Choose and build the engine that scores a model.
 
-`auto` takes vLLM where it is installed, of a supported version, and knows the model's architecture as a causal
-language model; else the reference engine. An engine that was asked for by name is never replaced by another one, and
-`module:factory` names one of the user's own (custom.py).
+`auto` selects vLLM if it is installed in a supported version and supports the model's architecture as a causal language
+model, else the reference engine. An engine requested by name is never replaced.
 
-An engine of the user's own, named `module:factory`: another inference engine, a server elsewhere, a test.
-
-The factory is called with (ModelSpec, EngineSpec) in the process that scores, and gives a Scorer (see base.py). What
-it gives is not trusted to be one: its parts are looked at once, and the shape of each answer every time, since scores
-that do not fit their tokens would go unnoticed into the thresholds.
+`module:factory` names a user's engine: another inference engine, a remote server, a test. The factory is called with
+(ModelSpec, EngineSpec) in the scoring process and returns a Scorer (scorer.py). Its attributes are checked once and the
+shape of every result each time, because scores that do not match their tokens would silently change the thresholds.
 """
 
 from __future__ import annotations
@@ -28,20 +25,20 @@ from qtune_service.scoring.scorer import EngineInfo, Scorer, Watch, never, score
 
 @dataclass(frozen=True, slots=True)
 class EngineChoice:
-    """An engine and the reason for it, as a clause for the user to read."""
+    """An engine and the reason for choosing it, as a clause for the user."""
 
     name: str
-    """`vllm`, `reference`, or the `module:factory` of a user's own."""
+    """`vllm`, `reference`, or `module:factory` of a user's engine."""
     reason: str
 
 
 def choose_engine(model: ModelSpec, engine: EngineSpec) -> EngineChoice:
-    """Choose the engine. Raises ModelError where the model is missing or no causal language model.
+    """Choose the engine. Raises ModelError for a missing model or a model that is not causal.
 
-    `auto` imports vllm where it is installed, which takes seconds: call it in the process that will score.
+    `auto` imports vllm if it is installed, which takes seconds: call this in the scoring process.
     """
     if engine.name != "auto":
-        return EngineChoice(engine.name, "it was asked for")
+        return EngineChoice(engine.name, "it was requested")
     from qtune_service.scoring.vllm.engine import check_version, installed_vllm
 
     checkpoint = read_checkpoint(model)
@@ -60,12 +57,12 @@ def _check_vllm_runs(checkpoint: Checkpoint, version: str) -> None:
     try:
         with quiet_libraries():
             check_architecture(checkpoint, version)
-    except (ImportError, OSError) as error:  # a package it needs, or a system library, is missing
+    except (ImportError, OSError) as error:  # a missing package or system library
         raise EngineError(f"vLLM {version} is installed but does not start: {error}") from error
 
 
 def build_scorer(model: ModelSpec, engine: EngineSpec) -> Scorer:
-    """Load the model on the chosen engine; `scorer.info` says which it is and why."""
+    """Load the model on the chosen engine. `scorer.info` reports the engine and the reason."""
     choice = choose_engine(model, engine)
     if choice.name == "vllm":
         from qtune_service.scoring.vllm.engine import VllmScorer
@@ -82,7 +79,7 @@ CONTRACT = "See Scorer in qtune_service/scoring/scorer.py."
 
 
 def build_custom(model: ModelSpec, engine: EngineSpec) -> Scorer:
-    """Call the factory that `engine.name` names. Raises SpecError or EngineError."""
+    """Call the factory named by `engine.name`. Raises SpecError or EngineError."""
     made = import_named(engine.name, "engine")(model, engine)
     missing = [name for name in ("score", "close") if not callable(getattr(made, name, None))]
     if not isinstance(getattr(made, "info", None), EngineInfo):
@@ -96,7 +93,7 @@ def build_custom(model: ModelSpec, engine: EngineSpec) -> Scorer:
 
 
 class CustomScorer:
-    """A user's scorer whose answers are looked at."""
+    """Wrapper that checks the results of a user's scorer."""
 
     def __init__(self, name: str, inner: Scorer) -> None:
         self._name, self._inner = name, inner
@@ -104,13 +101,13 @@ class CustomScorer:
 
     @property
     def info(self) -> EngineInfo:
-        """What the scorer says that it runs on."""
+        """Return the engine information of the scorer."""
         return self._inner.info
 
     def score(self, samples: Sequence[Sample], watch: Watch = never) -> list[TokenScores]:
-        """Score, and check that there is one score for each scored token of each sample. Raises EngineError.
+        """Score, and check that each scored token has one score. Raises EngineError.
 
-        A scorer that takes no `watch` is not stopped half way.
+        A scorer without a `watch` parameter runs to its end.
         """
         outcomes = list(self._inner.score(samples, watch) if self._can_stop else self._inner.score(samples))
         if len(outcomes) != len(samples):
@@ -124,5 +121,5 @@ class CustomScorer:
         return outcomes
 
     def close(self) -> None:
-        """Free what it holds."""
+        """Release the scorer's resources."""
         self._inner.close()

@@ -1,19 +1,19 @@
-"""A Triton kernel from hidden states to partials, without logits in memory.
+"""Triton kernel that reduces hidden states to partials without storing logits.
 
-A program owns a block of rows and one run of the vocabulary. It multiplies block after block of the head's weight with
-its rows and folds each block of logits, still in registers, into the partials of statistics.py,
-which it rescales when a row's maximum grows. The runs' partials are merged by `statistics.merge`. So few rows still
-fill a GPU, since the vocabulary is what is split, and memory is 16 bytes a row and run in place of 4 V a row.
+A program processes a block of rows and one run of the vocabulary. It multiplies the rows with the head's weight block
+by block and accumulates each block of logits, still in registers, into the partials of statistics.py, which it rescales
+when a row's maximum grows. `statistics.merge` merges the partials of the runs. Splitting the vocabulary fills a GPU
+even with few rows, and memory is 16 bytes a row and run instead of 4 V bytes a row.
 
 Products are summed in float32, and float32 weights are multiplied as such (no TF32). The logits are never rounded to
 the model's type, so scores are nearer to the exact ones than through a half-precision head.
 
-The price: it is a matrix multiplication written in Triton against the vendor's. It saves writing and reading the
-logits, so it wins for narrow models and may lose for wide ones; head.py times both on the device. The idea of a
-vocabulary-blocked online reduction is that of Cut Cross-Entropy (arXiv:2411.09009); the entropy is added here.
+Trade-off: a matrix multiplication in Triton competes with the vendor's library. It avoids writing and reading the
+logits, so it is faster for narrow models and can be slower for wide ones. logits.py times both on the device. The
+vocabulary-blocked online reduction follows Cut Cross-Entropy (arXiv:2411.09009), extended here to the entropy.
 
-Programs of one run and different rows start together, so they read the same weights at about the same time, and the
-second of them finds these in the L2 cache.
+Programs of one run and different rows start together and read the same weights at about the same time, so that they
+share the L2 cache.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ import triton.language as tl
 from qtune_service.scoring.statistics import FLOOR, merge
 
 PROGRAMS_PER_UNIT = 4
-"""Programs wanted a multiprocessor: enough that the last ones to end leave little of the device idle."""
+"""Programs per multiprocessor: enough that the last ones leave little of the device idle."""
 _FLOOR = tl.constexpr(FLOOR)
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """How much one program works on at a time."""
+    """Block sizes of one program."""
 
     rows: int
     columns: int
@@ -47,27 +47,27 @@ class Tile:
 
 
 HALF_TILES = (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 4, 3), Tile(64, 128, 64, 4, 3))
-"""For 16-bit weights: the first needs a data-centre GPU (144 KiB of shared memory), the others 96 KiB or less."""
+"""Tiles for 16-bit weights. The first needs a data-center GPU (144 KiB of shared memory), the others 96 KiB or less."""
 FLOAT_TILES = (Tile(64, 128, 32, 8, 3), Tile(64, 64, 32, 4, 3))
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Whether Triton runs kernels in Python, on a CPU: it decides when the kernel is defined."""
+"""True if Triton interprets kernels in Python on a CPU. It reads the variable when the kernel is defined."""
 
 
 def tiles_for(dtype: torch.dtype) -> tuple[Tile, ...]:
-    """Tiles worth a try for weights of a type."""
+    """Return the candidate tiles for a weight type."""
     return FLOAT_TILES if dtype == torch.float32 else HALF_TILES
 
 
 class KernelHead:
-    """The kernel with a weight (V, H), a bias (V,) or none, and a tile; a `head.Head`."""
+    """The kernel with a weight (V, H), an optional bias (V,), and a tile. It is a `logits.Head`."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, tile: Tile) -> None:
         self._weight, self._bias, self._tile = weight, bias, tile
 
     def __call__(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Partials (n, 4) of hidden @ weight.T + bias for hidden (n, H), labels (n,).
+        """Return partials (n, 4) of hidden @ weight.T + bias for hidden (n, H) and labels (n,).
 
-        A label outside 0..V-1 is in another part of the vocabulary: its place holds -inf.
+        A label outside of 0..V-1 belongs to another shard of the vocabulary, and its value is -inf.
         """
         num_rows, width = hidden.shape
         weight, bias, tile = self._weight, self._bias, self._tile
@@ -102,7 +102,7 @@ class KernelHead:
 
 
 def _runs(num_columns: int, row_blocks: int, block: int, units: int) -> tuple[int, int]:
-    """Columns of a run, in whole blocks, and the number of runs, so that all programs together fill the device."""
+    """Return the columns of a run, in whole blocks, and the number of runs that fills the device."""
     blocks = triton.cdiv(num_columns, block)
     wanted = min(blocks, triton.cdiv(PROGRAMS_PER_UNIT * units, row_blocks))
     run = triton.cdiv(blocks, wanted) * block
@@ -137,7 +137,7 @@ def _kernel(  # type: ignore[no-untyped-def]  # Triton's types are not Python's
     first = tl.program_id(1) * run
     last = tl.minimum(first + run, num_columns)
     depth = tl.arange(0, block_k)
-    # Rows and columns over the edge repeat existing ones, which spares the inner loop two masks.
+    # Rows and columns beyond the edge repeat existing ones, which saves two masks in the inner loop.
     hidden_rows = hidden_ptr + (rows % num_rows).to(tl.int64)[:, None] * hidden_stride
     labels = tl.load(labels_ptr + rows % num_rows)
 
@@ -164,7 +164,7 @@ def _kernel(  # type: ignore[no-untyped-def]  # Triton's types are not Python's
             x += tl.load(bias_ptr + columns % num_columns).to(tl.float32)[None, :]
         x = tl.where((columns < last)[None, :], x, float("-inf"))
 
-        # Comparisons with NaN are false, so `where` passes NaN on; maximum and minimum would drop it on a GPU.
+        # Comparisons with NaN are false, so `where` propagates NaN. On a GPU, maximum and minimum would drop it.
         top = tl.maximum(m, tl.max(x, 1))
         shift = tl.where(top == float("-inf"), 0.0, top)
         d = x - shift[:, None]

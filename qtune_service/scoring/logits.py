@@ -1,12 +1,12 @@
-"""From hidden states to partials: by blocks of logits, or by the kernel, or a shard of the vocabulary at a time.
+"""Reduce hidden states to partials: by blocks of logits, by the kernel, or by shards of the vocabulary.
 
-A head is a callable: hidden rows (n, H) and labels (n,) to partials (n, 4) of statistics.py.
+A head is a callable from hidden rows (n, H) and labels (n,) to partials (n, 4) of statistics.py.
 
-The kernel stands in for a head only where that is known to be hidden @ weight.T + bias and nothing else: callers find
-that out (reference.py by the module's own class and a probe; parallel_head.py by watching vLLM's logits processor).
-Whether it is then used is measured, once, on the device and with the real weight: each of a few tile shapes is checked
-against a float64 product and timed against blocks. What fails to compile, differs, or is slower is left out, and the
-choice carries its reasons, for the log and the manifest.
+The kernel replaces a head only if that is exactly hidden @ weight.T + bias. Callers verify this: reference.py by the
+module's class and a probe, vllm/model_logits.py by observing vLLM's logits processor. Then the kernel is measured once,
+on the device and with the real weight. Each of a few tile shapes is checked against a float64 product and timed against
+blocks. Tiles that fail to compile, differ, or are slower are excluded. The choice carries its reason for the log and
+the manifest.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from qtune_service.scoring.statistics import Statistics, merge, nll_and_entropy
 Head = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Hidden rows (n, H), labels (n,) int64 -> partials (n, 4) float32."""
 Project = Callable[[torch.Tensor], torch.Tensor | None]
-"""Hidden rows (n, H) -> logits (n, V), or None in a process whose scores nobody reads."""
+"""Hidden rows (n, H) -> logits (n, V), or None in a process whose scores are unused."""
 
 KERNEL_TYPES = (torch.bfloat16, torch.float16, torch.float32)
 TRIAL_ROWS, TRIAL_REPEATS = 2048, 3
 CHECKED_ROWS = 16
 CHECK_TOLERANCE = 1e-3
-"""Nats. Float32 sums over the wide heads of today stay under 1e-4; a wrong kernel is off by far more."""
+"""Tolerance in nats. Float32 sums over wide heads stay below 1e-4, and a wrong kernel is off by far more."""
 KERNEL_IS_OFF = "the kernel is switched off (head_kernel)"
-_UNREAD = 1.0  # partials of a score that nobody reads; any number that makes no NaN
-_CHECK_BYTES = 64 << 20  # of the float64 weight that exists at one moment
+_UNUSED = 1.0  # partials of an unused score: any value without NaN
+_CHECK_BYTES = 64 << 20  # limit of the float64 weight in memory
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """A head that is one matrix."""
+    """A head that is a single matrix."""
 
     weight: torch.Tensor  # (V, H)
     bias: torch.Tensor | None = None  # (V,)
 
     def project(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits (n, V). On CUDA in float32 without rounding to the weight's type, as the kernel's are."""
+        """Return logits (n, V). On CUDA they are float32, not rounded to the weight's type, as in the kernel."""
         if not hidden.is_cuda or self.weight.dtype == torch.float32:
             return torch.nn.functional.linear(hidden, self.weight, self.bias)
         logits = torch.mm(hidden, self.weight.t(), out_dtype=torch.float32)
@@ -53,7 +53,7 @@ class Matrix:
 
 
 class BlockwiseHead:
-    """Logits for a block of rows at a time."""
+    """Compute logits for one block of rows at a time."""
 
     def __init__(self, project: Project, block_rows: int, statistics: Statistics) -> None:
         self._project, self._block_rows, self._statistics = project, block_rows, statistics
@@ -64,23 +64,23 @@ class BlockwiseHead:
         for i in range(0, len(hidden), self._block_rows):
             block = slice(i, i + self._block_rows)
             logits = self._project(hidden[block])
-            out[block] = _UNREAD if logits is None else self._statistics(logits, labels[block])
+            out[block] = _UNUSED if logits is None else self._statistics(logits, labels[block])
         return out
 
 
 class ShardedHead:
-    """The columns first .. first + width - 1 of a vocabulary whose other columns other processes hold.
+    """Reduce the columns first .. first + width - 1 of a vocabulary that is sharded over processes.
 
-    Each process reduces its own columns, and one collective call carries 16 bytes a row and process, where gathering
-    the logits would carry 4 V bytes a row. All processes must call it with the same number of rows; a process without
-    columns takes part with empty partials.
+    Each process reduces its own columns, and one collective call transfers 16 bytes a row and process. Gathering the
+    logits would transfer 4 V bytes a row. All processes must call it with the same number of rows. A process without
+    columns contributes empty partials.
     """
 
     def __init__(self, local: Head, first: int, width: int, all_gather: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self._local, self._first, self._width, self._all_gather = local, first, width, all_gather
 
     def __call__(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Reduce rows; see `Head`. Every process gets the result."""
+        """Reduce rows; see `Head`. Every process receives the result."""
         if len(hidden) == 0:
             return torch.empty(0, 4, dtype=torch.float32, device=hidden.device)
         gathered = self._all_gather(self._own(hidden, labels - self._first))  # (k n, 4)
@@ -97,7 +97,7 @@ class ShardedHead:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A head, and why it is this one."""
+    """A head and the reason for choosing it."""
 
     head: Head
     description: str
@@ -105,7 +105,7 @@ class Choice:
 
 
 def choose_head(blockwise: Head, matrix: Matrix | str) -> Choice:
-    """Time the kernel against `blockwise` on the weight's device. A string for a matrix says why there is none."""
+    """Choose between the kernel and `blockwise` by timing. matrix: a string is the reason for having none."""
     if isinstance(matrix, str):
         return Choice(blockwise, f"blockwise: {matrix}")
     if reason := _why_no_kernel(matrix):
@@ -119,25 +119,25 @@ def choose_head(blockwise: Head, matrix: Matrix | str) -> Choice:
 
 
 def _why_no_kernel(matrix: Matrix) -> str:
-    """Why the kernel cannot be used on this matrix at all; empty if it can."""
+    """Return the reason why the kernel does not support this matrix; empty if it does."""
     weight = matrix.weight
     if weight.device.type != "cuda":
         return f"the kernel needs a GPU, and the model is on {weight.device.type}"
     if weight.dtype not in KERNEL_TYPES:
-        return f"the kernel multiplies no {weight.dtype}"
+        return f"the kernel does not support {weight.dtype}"
     if weight.stride(-1) != 1:
         return "the head's weight is stored by columns"
     try:
-        import qtune_service.scoring.kernel  # noqa: F401 - whether Triton is there and starts
+        import qtune_service.scoring.kernel  # noqa: F401 - check that Triton starts
     except ImportError as error:
         return f"Triton does not start: {error}"
     return ""
 
 
 def fastest(blockwise: Head, candidates: Mapping[str, Head], matrix: Matrix, rows: int = TRIAL_ROWS) -> Choice:
-    """Time all heads on random rows and take the fastest that is right; the log has the times."""
+    """Time all heads on random rows and return the fastest correct one. The times are logged."""
     hidden, labels = _trial_rows(matrix, rows)
-    checked = torch.linspace(0, rows - 1, min(rows, CHECKED_ROWS), device=hidden.device).long()  # from all row blocks
+    checked = torch.linspace(0, rows - 1, min(rows, CHECKED_ROWS), device=hidden.device).long()  # rows of all blocks
     exact = exact_scores(matrix, hidden[checked], labels[checked])
     seconds, problems = {"blockwise": _seconds(blockwise, hidden, labels)}, []
     for name, head in candidates.items():
@@ -150,19 +150,19 @@ def fastest(blockwise: Head, candidates: Mapping[str, Head], matrix: Matrix, row
     best = min(seconds, key=lambda name: seconds[name])
     if best in candidates:
         return Choice(candidates[best], best)
-    why = "the kernel is no faster on this device" if len(seconds) > 1 else "; ".join(problems)
+    why = "the kernel is not faster on this device" if len(seconds) > 1 else "; ".join(problems)
     return Choice(blockwise, f"blockwise: {why}")
 
 
 def _problem(head: Head, hidden: torch.Tensor, labels: torch.Tensor, checked: torch.Tensor, exact: torch.Tensor) -> str:
-    """Why a head cannot be used on these rows; empty if its checked rows are right."""
+    """Return the reason why a head is not usable on these rows; empty if its checked rows are correct."""
     try:
         off = float((nll_and_entropy(head(hidden, labels))[checked] - exact).abs().max())
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # noqa: BLE001 - a compiler raises what it likes, and each kind means: not this tile
+    except Exception as error:  # noqa: BLE001 - any compiler error excludes this tile
         return f"fails: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-    if off <= CHECK_TOLERANCE:  # NaN is not
+    if off <= CHECK_TOLERANCE:  # False for NaN
         return ""
     logger.warning(
         "A head gives wrong scores on this device, off by %.1e nats, and is not used. Please report it.", off
@@ -171,7 +171,7 @@ def _problem(head: Head, hidden: torch.Tensor, labels: torch.Tensor, checked: to
 
 
 def _trial_rows(matrix: Matrix, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random hidden rows (n, H), of the size that a last normalisation gives, and labels (n,)."""
+    """Return random hidden rows (n, H) at the scale of a final normalization, and labels (n,)."""
     num_columns, width = matrix.weight.shape
     device = matrix.weight.device
     generator = torch.Generator(device).manual_seed(0)
@@ -180,7 +180,7 @@ def _trial_rows(matrix: Matrix, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _seconds(head: Head, hidden: torch.Tensor, labels: torch.Tensor) -> float:
-    """Least time of a few calls, after one that compiles."""
+    """Return the minimum time of a few calls, after a compiling call."""
     times = []
     for _ in range(TRIAL_REPEATS + 1):
         _finish(hidden.device)
@@ -197,7 +197,7 @@ def _finish(device: torch.device) -> None:
 
 
 def exact_scores(matrix: Matrix, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """NLL and entropy (n, 2) from float64 logits of the very same matrix; the weight is widened in blocks."""
+    """Return NLL and entropy (n, 2) from float64 logits of the same matrix. The weight is converted in blocks."""
     wide = hidden.double()
     columns = max(1, _CHECK_BYTES // (8 * matrix.weight.shape[1]))
     logits = torch.cat([wide @ block.double().T for block in matrix.weight.split(columns)], 1)  # (n, V)

@@ -1,13 +1,11 @@
-"""What a model says about itself, read from its configuration alone.
+"""Read the facts about a model from its configuration, without loading weights.
 
-Both engines ask the same questions before a weight is loaded: is it there, is it a causal language model, how long a
-sample may be, in which type it computes. Each wrong answer ends here, with a message of its own.
+Both engines check before loading: the model exists, it is a causal language model, its length limit, its dtype. Each
+failure has its own message. A job reads the length limit and the fingerprint before any actor loads the model.
 
-What the job must know of a model before any actor loads it: its limits, and what it is, byte by byte.
-
-The fingerprint makes a resumed job safe: scores of two different models must not meet in one output. Configuration
-and tokenizer files are hashed whole; of a weight file its name, size, first and last MiB, since hashing 100 GB at
-every start would cost more than it tells.
+The fingerprint protects resumed jobs: scores of different models must not be mixed in one output. Configuration and
+tokenizer files are hashed whole. Of a weight file the name, the size, and the first and last MiB are hashed, since
+hashing 100 GB at every start would be too slow.
 """
 
 from __future__ import annotations
@@ -24,37 +22,37 @@ from qtune_service.tokenize.named_sources import model_folder
 
 CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel")
 _LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length", "n_ctx")
-# Rotary types whose max_position_embeddings is the extended length already.
+# Rotary types whose max_position_embeddings already is the extended length.
 _ROPE_EXTENDED = frozenset({"default", "su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling"})
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The facts of a model's configuration that scoring needs."""
+    """Facts of a model's configuration for scoring."""
 
     name: str
     architectures: tuple[str, ...]
     dtype: str
     vocab_size: int
     max_model_len: int | None
-    """In tokens; None where neither the configuration nor the spec sets a limit."""
+    """Limit in tokens; None if neither the configuration nor the spec sets one."""
     config: Any
-    """The transformers configuration itself."""
+    """The transformers configuration."""
 
     @property
     def architecture(self) -> str:
-        """The first architecture, which is the one that is loaded."""
+        """Return the first architecture, which is loaded."""
         return self.architectures[0]
 
 
 def read_checkpoint(model: ModelSpec) -> Checkpoint:
-    """Read a model's configuration. Raises ModelError where it is missing, unreadable or names no causal model."""
+    """Read a model's configuration. Raises ModelError if it is missing, unreadable, or not of a causal model."""
     config = _load_config(model)
     text = config.get_text_config()
     architectures = tuple(config.architectures or ())
     if not architectures:
         raise ModelError(
-            f"{model.name}: its config.json names no architecture, so how to run it is unknown.",
+            f"{model.name}: its config.json names no architecture.",
             'Add "architectures": ["...ForCausalLM"] to config.json.',
         )
     if not architectures[0].endswith(CAUSAL_SUFFIXES):
@@ -72,7 +70,7 @@ def read_checkpoint(model: ModelSpec) -> Checkpoint:
 
 
 def unsupported_architecture(model: str, architecture: str, engine: str, detail: str) -> ModelError:
-    """Build the error for a model of a kind that cannot be scored."""
+    """Return the error for an unsupported architecture."""
     return ModelError(
         f"{model}: architecture {architecture} cannot be scored by {engine}.",
         f"Supported are decoder-only causal language models (...ForCausalLM). {detail}".rstrip(),
@@ -100,12 +98,12 @@ def _load_config(model: ModelSpec) -> Any:
         reason = str(error).strip().partition("\n")[0]
         raise ModelError(
             f"The configuration of model {model.name} cannot be read: {reason}",
-            "Check the name, the network and the revision; a model with code of its own needs trust_remote_code.",
+            "Check the name, the network and the revision. A model with its own code needs trust_remote_code.",
         ) from error
 
 
 def _dtype(model: ModelSpec, text_config: Any) -> str:
-    """`auto` is the type in which the model was saved, on both engines."""
+    """Return the dtype. `auto` is the saved dtype, on both engines."""
     if model.dtype != "auto":
         return model.dtype
     saved = str(getattr(text_config, "dtype", None) or "float32").removeprefix("torch.")
@@ -125,7 +123,9 @@ def _length_limit(model: ModelSpec, text_config: Any) -> int | None:
             f"max_model_len {model.max_model_len} is more than model {model.name} can read: {longest} tokens.",
             f"Set max_model_len to {longest} or less, or leave it out.",
         )
-    is_longrope = any(kind["rope_type"] in ("su", "longrope") for kind in kinds)  # one set of factors a run: the short
+    is_longrope = any(
+        kind["rope_type"] in ("su", "longrope") for kind in kinds
+    )  # one set of factors per run: the short one
     original = getattr(text_config, "original_max_position_embeddings", None) if is_longrope else None
     return model.max_model_len or int(original or longest)
 
@@ -136,23 +136,23 @@ _SAMPLE_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A model as far as it can be known without its weights in memory."""
+    """Facts about a model that need no weights in memory."""
 
     architecture: str
     vocab_size: int
     max_model_len: int
-    """Length limit of the job in tokens: the spec's, or the model's own."""
+    """Length limit of the job in tokens: the spec's, or the model's."""
     fingerprint: str
 
 
 def describe_model(spec: ModelSpec) -> ModelInfo:
-    """Read the model's configuration. Raises ModelError that says what is missing."""
+    """Read the model's configuration. Raises ModelError."""
     config = _load_model_config(spec)
     text = _text_config(config)
     own_limit = getattr(text, "max_position_embeddings", None)
     limit = spec.max_model_len or own_limit
     if limit is None:
-        raise ModelError(f"{spec.name} does not say how long its context is", "Give --max-model-len.")
+        raise ModelError(f"{spec.name} does not state its context length", "Give --max-model-len.")
     if own_limit is not None and limit > own_limit:
         raise ModelError(
             f"max_model_len {limit} is over the {own_limit} positions of {spec.name}", f"Use {own_limit} or less."
@@ -162,7 +162,7 @@ def describe_model(spec: ModelSpec) -> ModelInfo:
 
 
 def load_text_config(spec: ModelSpec) -> Any:
-    """The model's own configuration, of its language part. Raises ModelError."""
+    """Return the configuration of the model's language part. Raises ModelError."""
     return _text_config(_load_model_config(spec))
 
 
@@ -171,7 +171,7 @@ def _text_config(config: Any) -> Any:
 
 
 def local_folder(name: str) -> Path | None:
-    """The model's folder, or None where the name is one of a hub. Raises ModelError where a folder holds no model."""
+    """Return the model's folder, or None for a hub id. Raises ModelError for a folder without a model."""
     folder = model_folder(name)
     if folder is None:
         return None

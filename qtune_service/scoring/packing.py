@@ -1,15 +1,17 @@
-"""Sequences end to end in one row, without padding, each attending to itself only.
+"""Pack sequences into one row without padding, each attending to itself only.
 
-Everything in a decoder but attention works on single tokens, so a batch may be one row of T tokens, if attention and
-positions respect the borders. Positions are given to the model; attention is ours, registered with transformers under
-a name: on a GPU torch's variable-length flash attention, elsewhere one causal call a sequence.
+In a decoder everything except attention operates on single tokens. So a batch can be one row of T tokens, if attention
+and positions respect the sequence boundaries. Positions are passed to the model. The attention function is ours,
+registered with transformers by name: torch's variable-length flash attention on a GPU, else one causal call a sequence.
 
-A model is packed only where that is seen to be exact: transformers must be able to swap its attention, every layer
-must be plainly causal (our mask function is told of windows and chunks, and refuses them; our attention function
-refuses arguments that it does not know, such as caps and sinks), packed sequences must give the logits that they give
-alone, which finds positions that are not taken from outside, and a sequence of NaN must leave its neighbours finite.
-The last needs no tolerance: NaN passes through whatever mixes tokens (Mamba's state, attention that is not ours), with
-any weight, even 0. What is refused is padded, as ever, and says why.
+A model is packed only if a check shows that packing is exact:
+- transformers can replace the model's attention;
+- every layer is plainly causal: our mask function rejects windows and chunks, and our attention function rejects
+  unknown arguments such as caps and sinks;
+- packed sequences give the same logits as alone, which detects positions that are not taken from the input;
+- a sequence of NaN leaves its neighbours finite. This needs no tolerance, because NaN passes through everything that
+  mixes tokens (Mamba's state, other attention) with any weight, even 0.
+Other models are padded, and the reason is reported.
 """
 
 from __future__ import annotations
@@ -23,9 +25,9 @@ import torch
 
 NAME = "qtune_packed"
 _PROBE_LENGTHS = (9, 1, 17, 5)
-_POISONED = 2  # index of the probe's sequence that is NaN
-_BORDERS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")  # names of transformers' own
-_HARMLESS = frozenset(("position_ids", "position_embeddings", "cache_position", "use_cache", *_BORDERS))
+_POISONED = 2  # index of the NaN sequence of the probe
+_BOUNDARY_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")  # names in transformers
+_HARMLESS = frozenset(("position_ids", "position_embeddings", "cache_position", "use_cache", *_BOUNDARY_ARGUMENTS))
 
 
 class UnpackableError(ValueError):
@@ -33,7 +35,7 @@ class UnpackableError(ValueError):
 
 
 def pack(sequences: Sequence[torch.Tensor], device: torch.device) -> dict[str, Any]:
-    """Arguments of a packed model's forward call for sequences of int64 (T_i,), all on the CPU."""
+    """Return the forward arguments of a packed model for int64 sequences (T_i,) on the CPU."""
     lengths = [len(sequence) for sequence in sequences]
     ends = torch.tensor([0, *np.cumsum(lengths).tolist()], dtype=torch.int32).to(device, non_blocking=True)
     positions = torch.cat([torch.arange(length) for length in lengths])
@@ -51,7 +53,7 @@ def pack(sequences: Sequence[torch.Tensor], device: torch.device) -> dict[str, A
 def packed_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
     """Group indices, longest first, so that the lengths of a group sum to at most the budget.
 
-    A sequence longer than the budget stands alone; length 0 is left out.
+    A sequence longer than the budget forms its own group. Length 0 is omitted.
     """
     batch: list[int] = []
     total = 0
@@ -68,9 +70,9 @@ def packed_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
 
 
 def enable_packing(model: Any, vocab_size: int, tolerance: float) -> str:
-    """Swap the model's attention for packed sequences if that is exact; else leave it, and return why not.
+    """Replace the model's attention for packing if that is exact; else keep it and return the reason.
 
-    tolerance: of the largest logit, for the difference between a sequence in a pack and alone.
+    tolerance: allowed difference between packed and alone, as a share of the largest logit.
     """
     register()
     before = model.config._attn_implementation  # noqa: SLF001 - transformers has no public name for it
@@ -88,7 +90,7 @@ def enable_packing(model: Any, vocab_size: int, tolerance: float) -> str:
 
 
 def _difference(model: Any, packed: dict[str, Any], alone: torch.Tensor, tolerance: float) -> str:
-    """What is wrong with the logits of a pack whose sequences, one by one, give `alone` (T, V); empty if nothing."""
+    """Return the problem of packed logits against `alone` (T, V), the logits of single sequences; empty if none."""
     drift = float((_logits(model, packed) - alone).abs().max() / alone.abs().max())
     if not drift <= tolerance:
         return f"sequences in a pack differ by {drift:.1e} of the largest logit"
@@ -98,18 +100,18 @@ def _difference(model: Any, packed: dict[str, Any], alone: torch.Tensor, toleran
     logits = _logits(model, {**packed, "inputs_embeds": embedded})
     others = torch.cat((logits[:begin], logits[end:]))
     if not (torch.isfinite(others).all() and logits[begin:end].isnan().all()):
-        return "sequences in a pack touch each other"
+        return "packed sequences influence each other"
     return ""
 
 
 def _logits(model: Any, arguments: dict[str, Any]) -> torch.Tensor:
-    """Logits (T, V) by the head path."""
+    """Return logits (T, V) by the head path."""
     logits: torch.Tensor = model.get_output_embeddings()(model.base_model(**arguments).last_hidden_state)[0].float()
     return logits
 
 
 def register() -> None:
-    """Tell transformers of the attention and its mask; safe to call again."""
+    """Register the attention and its mask with transformers. Idempotent."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
 
@@ -118,11 +120,11 @@ def register() -> None:
 
 
 def packed_mask(*, local_size: int | None = None, use_vmap: bool = False, **_: Any) -> None:
-    """Stand in for the mask of a plainly causal layer: none is needed."""
+    """Replace the mask of a plainly causal layer by none. Raises UnpackableError for other layers."""
     if local_size is not None:
-        raise UnpackableError(f"a layer looks back {local_size} tokens only")
+        raise UnpackableError(f"a layer attends to the last {local_size} tokens only")
     if use_vmap:
-        raise UnpackableError("a layer has a mask of its own")
+        raise UnpackableError("a layer has its own mask")
 
 
 def packed_attention(
@@ -138,14 +140,14 @@ def packed_attention(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention within each sequence of a packed row: query (1, heads, T, D) -> (1, T, heads, D)."""
+    """Compute causal attention within each sequence of a packed row: query (1, heads, T, D) -> (1, T, heads, D)."""
     given = {name for name, value in kwargs.items() if value is not None and value is not False}
     unknown = sorted(given - _HARMLESS)
     if attention_mask is not None or sliding_window is not None or unknown or is_causal is False:
         raise UnpackableError(f"attention with {', '.join(unknown) or 'a mask or window'}")
     ends, longest = kwargs.get("cu_seq_lens_q"), kwargs.get("max_length_q")
     if ends is None or longest is None or len(query) != 1:
-        raise UnpackableError("the borders of the sequences did not reach the attention")
+        raise UnpackableError("the sequence boundaries did not reach the attention")
     if query.is_cuda:
         return _by_kernel(query, key, value, ends, longest, scaling), None
     return _by_sequence(module, query, key, value, ends.tolist(), scaling), None

@@ -1,14 +1,13 @@
-"""Environment variables of an engine process.
+"""Prepare an engine process: environment variables, library logging, and vector math.
 
-vLLM reads its variables when it is imported or when an engine is built, and its worker processes inherit them, so
-they must be in place first: `apply_environment` for this process, `engine_environment` as a Ray runtime_env. What the
-user has set wins.
+vLLM reads its variables at import or when an engine is built, and its worker processes inherit them. So they must be
+set before: `apply_environment` sets them in this process, `engine_environment` returns them for a Ray runtime_env.
+Variables set by the user take precedence.
 
-Call the CPU's vector mathematics once before threads do.
-
-torch's CPU build takes cos, exp, log and their like from MKL, which chooses each function's kernel at its first call.
-Where that call comes from several threads at once, one of them may compute its part at low precision (errors of 1e-4;
-pytorch issue 188792). A rotary embedding's table is made once, so such an engine scores wrongly for its whole life.
+torch's CPU build takes cos, exp, log and similar functions from MKL, which selects the kernel of each at its first
+call. If several threads make that call at once, one of them can compute its part at low precision (errors of 1e-4,
+pytorch issue 188792). The table of a rotary embedding is computed once, so such an engine would score incorrectly for
+its whole lifetime. `warm_up_vector_math` makes the first calls in one thread.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ PLUGIN_NAME = "qtune_service"
 
 
 def engine_environment() -> dict[str, str]:
-    """Variables for a process that holds an engine."""
+    """Return the variables of an engine process."""
     return {
-        # In-process engine core: half the start-up, nearly twice the speed of a tiny model, and batches that depend
-        # on the samples alone, which makes a resumed run equal to an undisturbed one. Tensor parallel workers are
-        # processes either way.
+        # In-process engine core: half the start-up time, nearly twice the speed of a tiny model, and batches that
+        # depend only on the samples, so that a resumed run equals an uninterrupted one. Tensor parallel workers
+        # are processes in any case.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
@@ -40,17 +39,17 @@ def engine_environment() -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "GLOO_LOG_LEVEL": "ERROR",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
-        # Ray has chosen the cores; outside of it, binding refuses tensor parallelism on one NUMA node.
+        # Ray selects the cores. Without Ray, binding rejects tensor parallelism on one NUMA node.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     }
 
 
 def allocator_environment() -> dict[str, str]:
-    """Variables that a process which runs a model on a CPU must start with: its memory allocator reads them once.
+    """Return variables that the memory allocator of a CPU scoring process reads at start.
 
-    glibc gives large blocks back to the system at each free, and every new one costs page faults; here it keeps them,
-    in huge pages. On two cores, 0.5B parameters in bfloat16: 85.1% of the matrix-multiplication peak without, 86.8%
-    with the blocks kept, 90.2% with huge pages too.
+    By default glibc returns large blocks to the system at each free, and every new block costs page faults. Here it
+    keeps them in huge pages. With 0.5B parameters in bfloat16 on two cores: 85.1% of the matrix-multiplication peak by
+    default, 86.8% with kept blocks, 90.2% with huge pages too.
     """
     return {
         "MALLOC_MMAP_MAX_": "0",
@@ -62,19 +61,19 @@ def allocator_environment() -> dict[str, str]:
 
 
 def apply_environment() -> None:
-    """Set what is not set yet in this process. Call before vllm is imported."""
+    """Set missing variables in this process. Call it before importing vllm."""
     for name, value in engine_environment().items():
         os.environ.setdefault(name, value)
-    # vLLM sets its log level up with the engine; what it says while it is imported would go to stderr.
+    # vLLM sets its log level with the engine. Messages during its import would go to stderr.
     logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep progress bars and deprecation warnings of libraries from the user while an engine is loaded."""
+    """Suppress progress bars and deprecation warnings of libraries while an engine loads."""
     from transformers.utils import logging as transformers_logging
 
-    transformers_logging.set_verbosity_error()  # reads its variable at import, which may be long past
+    transformers_logging.set_verbosity_error()  # its variable is read at import only
     transformers_logging.disable_progress_bar()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -82,7 +81,7 @@ def quiet_libraries() -> Iterator[None]:
 
 
 def plugin_is_allowed() -> bool:
-    """Whether VLLM_PLUGINS lets vLLM load this package's plugin."""
+    """Return whether VLLM_PLUGINS allows this package's plugin."""
     allowed = os.environ.get("VLLM_PLUGINS")
     return allowed is None or PLUGIN_NAME in allowed.split(",")
 
@@ -116,7 +115,7 @@ FUNCTIONS = (
 
 @functools.cache
 def warm_up_vector_math() -> None:
-    """Have MKL choose its kernels, in this thread alone. Once a process, before a model is built in it."""
+    """Let MKL select its kernels in this thread. Call it once a process, before building a model."""
     for dtype in (torch.float32, torch.float64):
         one = torch.full((1,), 0.5, dtype=dtype)
         for name in FUNCTIONS:

@@ -1,18 +1,17 @@
-"""The reference engine: plain torch and transformers. The oracle of the tests, and the engine without vLLM.
+"""Reference engine on plain torch and transformers: the oracle of the tests, and the engine without vLLM.
 
-Batches hold sequences end to end in one row, without padding, where that is exact for the model (packing.py). Else
-they hold sequences of like length, padded on the right. A causal model's output at a token does not depend on what
-follows it, so no attention mask is needed either way and the fast causal kernel runs.
+A batch is one row of packed sequences if packing is exact for the model (packing.py), else sequences of similar length
+padded on the right. A causal model's output at a token does not depend on later tokens, so no attention mask is needed
+and the fast causal kernel runs.
 
-Logits are computed for rows that predict scored tokens, in blocks, or not at all: on a GPU a kernel goes from hidden
-states to scores where it is faster (head.py). That needs the model's path from hidden state to logits, which is more
-than a matrix for some (Gemma 2 caps its logits, Cohere and Granite scale them). So the path is checked when the model
-is loaded, and there are two:
+Logits are computed in blocks and only for rows that predict scored tokens. On a GPU a kernel may replace them
+(logits.py). That requires the model's path from hidden state to logits, which for some models is more than a matrix
+(Gemma 2 caps its logits, Cohere and Granite scale them). So the path is checked when the model is loaded:
 
-- `head`: the output embedding applied to the last hidden state, for models where that gives the very bits of the
-  model's own logits on a probe sequence.
-- `forward`: for all others, the model's own forward pass, one sequence at a time, in chunks with a cache of keys and
-  values: slower, and right by construction.
+- `head`: the output embedding applied to the last hidden state, if that equals the model's own logits bit for bit on a
+  probe sequence.
+- `forward`: otherwise the model's own forward pass, one sequence at a time, in chunks with a KV cache. It is slower and
+  correct by construction.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ from qtune_service.scoring.statistics import nll_and_entropy, statistics_for
 
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 16384
 PROBE_TOKENS = 16
-CAUSAL_TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 3e-2}  # of the largest logit
+CAUSAL_TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 3e-2}  # share of the largest logit
 _LENGTH_SENSITIVE_ROPE = frozenset({"dynamic", "longrope", "su"})  # angles depend on the longest sequence of a batch
 _LOGIT_TRANSFORMS = (
     "final_logit_softcapping",
@@ -60,7 +59,7 @@ _LOGIT_TRANSFORMS = (
 
 
 class ReferenceScorer:
-    """A `Scorer` on plain transformers."""
+    """`Scorer` on plain transformers."""
 
     def __init__(self, model: ModelSpec, engine: EngineSpec, reason: str = "") -> None:
         if engine.tensor_parallel_size > 1:
@@ -102,12 +101,12 @@ class ReferenceScorer:
 
     @property
     def info(self) -> EngineInfo:
-        """What the scorer runs on."""
+        """Return the engine information."""
         return self._info
 
     @property
     def path(self) -> str:
-        """`head` or `forward`; see the module."""
+        """Return `head` or `forward`; see the module."""
         return self._path
 
     def _packing_problem(self, checkpoint: Checkpoint) -> str:
@@ -125,7 +124,7 @@ class ReferenceScorer:
         return choose_head(blockwise, matrix if try_kernel or isinstance(matrix, str) else KERNEL_IS_OFF)
 
     def score(self, samples: Sequence[Sample], watch: Watch = never) -> list[TokenScores]:
-        """Score samples, in the order given; see `Scorer`."""
+        """Score samples in the given order; see `Scorer`."""
         if self._model is None:
             _closed()
         check_samples(samples, self._info)
@@ -138,9 +137,9 @@ class ReferenceScorer:
         return list(found.values())
 
     def _score_prompts(self, prompts: Sequence[Prompt], watch: Watch) -> dict[int, Scores]:
-        """Score prompts in batches: index -> (n, 2). Some are missing where `watch` stopped it.
+        """Score prompts in batches: index -> (n, 2). Some are missing if `watch` stopped the call.
 
-        A GPU is waited for once, at the end.
+        A GPU is synchronized once, at the end.
         """
         run = self._score_batch if self._path == "head" else self._score_by_forward
         tokens, parts = 0, []
@@ -199,7 +198,7 @@ class ReferenceScorer:
     def close(self) -> None:
         """Free the model. Idempotent."""
         self._model = None
-        self._head = Choice(_closed, self._head.description)  # which held the weight of the model's head
+        self._head = Choice(_closed, self._head.description)  # it held the head's weight
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -209,20 +208,20 @@ def _closed(*_: torch.Tensor) -> torch.Tensor:
 
 
 def _length(prompt: Prompt) -> int:
-    """Tokens that must be read: up to the one that predicts the last scored token; 0 where nothing is scored."""
+    """Return the number of tokens to read, up to the one that predicts the last scored token; 0 without one."""
     return int(prompt.positions[-1]) if len(prompt.positions) else 0
 
 
 def pad(sequences: Sequence[torch.Tensor], device: torch.device) -> dict[str, Any]:
-    """Arguments of a model's forward call for sequences of int64 (T_i,), padded on the right."""
+    """Return the forward arguments for int64 sequences (T_i,), padded on the right."""
     ids = torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True)  # (B, T)
     return {"input_ids": ids.to(device), "use_cache": False}
 
 
 def token_budget_batches(lengths: Sequence[int], budget: int, max_size: int) -> Iterator[list[int]]:
-    """Group indices by like length, longest first, so that size x longest stays within the budget.
+    """Group indices by similar length, longest first, so that size x longest stays within the budget.
 
-    A sequence longer than the budget stands alone; length 0 is left out.
+    A sequence longer than the budget forms its own group. Length 0 is omitted.
     """
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
@@ -273,7 +272,7 @@ def choose_path(model: Any, checkpoint: Checkpoint) -> str:
     logits = model(input_ids=ids, use_cache=False).logits  # (1, T, V)
     changed = ids.clone()
     changed[0, -1] = (ids[0, -1] + 1) % checkpoint.vocab_size
-    # Equal but for rounding: how a mixture of experts groups its tokens may depend on all of them.
+    # Equal up to rounding: the grouping of tokens in a mixture of experts may depend on all tokens.
     drift = (logits - model(input_ids=changed, use_cache=False).logits)[:, :-1].abs().max()
     if drift > CAUSAL_TOLERANCE[checkpoint.dtype] * logits.abs().max():
         detail = "This one is not causal: its prediction for a token depends on later tokens."
@@ -285,7 +284,7 @@ def choose_path(model: Any, checkpoint: Checkpoint) -> str:
 
 
 def _head_is_all(model: Any, ids: torch.Tensor, logits: torch.Tensor) -> bool:
-    """Whether output embedding x last hidden state equals the logits (1, T, V) of `ids` (1, T)."""
+    """Return whether output embedding x last hidden state equals the logits (1, T, V) of `ids` (1, T)."""
     head, base = model.get_output_embeddings(), model.base_model
     if head is None or base is model or "use_cache" not in inspect.signature(base.forward).parameters:
         return False
@@ -296,13 +295,13 @@ def _head_is_all(model: Any, ids: torch.Tensor, logits: torch.Tensor) -> bool:
 
 
 def plain_matrix(head: torch.nn.Module) -> Matrix | str:
-    """The output embedding as a matrix, or why it is more than one. Only for models of the `head` path."""
-    if type(head) is not torch.nn.Linear:  # adapters, quantised and wrapped heads have classes of their own
+    """Return the output embedding as a matrix, or the reason why it is not one. For the `head` path only."""
+    if type(head) is not torch.nn.Linear:  # adapters, quantized and wrapped heads have other classes
         return f"the head is a {type(head).__name__}"
     weight = head.weight
     if type(weight.data) is not torch.Tensor or torch.nn.utils.parametrize.is_parametrized(head):
         return f"the head's weight is a {type(weight.data).__name__} or computed from others"
-    if head._forward_hooks or head._forward_pre_hooks:  # noqa: SLF001 - torch has no other way to ask
+    if head._forward_hooks or head._forward_pre_hooks:  # noqa: SLF001 - torch has no public name
         return "the head has hooks"
     return Matrix(weight.data, None if head.bias is None else head.bias.data)
 

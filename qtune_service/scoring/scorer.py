@@ -1,16 +1,12 @@
-"""The contract between the pipeline and an engine.
+"""Interface of an engine (`Scorer`), deduplication of samples, and isolation of failing samples.
 
-Samples as an engine needs them: checked, each distinct sequence once, and put back in the given order.
+NLL and entropy of a token depend only on the tokens before it. So a sequence that occurs several times, with equal or
+different loss masks, or as a prefix of a longer one (as the turns of a conversation), is run once for the union of the
+masks. Scores are returned in the given order.
 
-A sequence that occurs several times, with equal or different loss masks, or as the beginning of a longer one, as the
-turns of a conversation do, is run once for the union of the masks: NLL and entropy of a token depend on the tokens
-before it and on nothing else.
-
-Find the samples that an engine cannot score, and score all the others.
-
-A group that fails is halved until the failing samples stand alone: about 2 k log2(n) extra calls for k poison samples
-among n. An engine that is dead fails for every sample, which is no sample's fault, so before a sample is blamed the
-engine must score a trivial one.
+A failing group of samples is halved until the failing samples are isolated: about 2 k log2(n) extra calls for k failing
+samples among n. A dead engine fails for every sample, so the engine must score a trivial sample before a sample is
+rejected.
 """
 
 from __future__ import annotations
@@ -28,7 +24,7 @@ from qtune_service.samples import Sample, TokenScores
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What a scorer runs on; written to the manifest and shown by `qtune doctor`."""
+    """Description of a scorer, for the manifest and `qtune doctor`."""
 
     name: str
     version: str
@@ -38,24 +34,24 @@ class EngineInfo:
     max_model_len: int
     vocab_size: int
     reason: str = ""
-    """Why this engine: what `auto` found, or that it was asked for."""
+    """The reason for this engine: the finding of `auto`, or an explicit request."""
     head: str = ""
-    """How hidden states become scores, and why so: by a kernel, by blocks of logits, over shards; see head.py."""
+    """Method from hidden states to scores, and its reason: kernel, blocks of logits, or shards; see logits.py."""
     batches: str = ""
-    """`packed`, or `padded` and why; of the reference engine."""
+    """Reference engine: `packed`, or `padded` with the reason."""
 
 
 Watch: TypeAlias = Callable[[int], bool]
-"""Called now and then with the tokens scored so far in a call; true asks to stop."""
+"""Called repeatedly with the number of tokens scored so far in a call. True requests a stop."""
 
 
 def never(_tokens: int) -> bool:
-    """The `Watch` that never asks to stop."""
+    """Never request a stop (a `Watch`)."""
     return False
 
 
-class InterruptedScoring(Exception):  # noqa: N818 - no error: a watch asked for it
-    """Scoring was stopped by its watch. `scores`: index of a sample in the call -> its scores, for those at hand."""
+class InterruptedScoring(Exception):  # noqa: N818 - requested by a watch, not an error
+    """The watch stopped scoring. `scores`: sample index in the call -> scores, for finished samples."""
 
     def __init__(self, scores: Mapping[int, TokenScores]) -> None:
         super().__init__(scores)
@@ -63,20 +59,19 @@ class InterruptedScoring(Exception):  # noqa: N818 - no error: a watch asked for
 
 
 class Scorer(Protocol):
-    """One loaded model. Not thread-safe; one a process."""
+    """A loaded model. Not thread-safe, one per process."""
 
     @property
     def info(self) -> EngineInfo:
-        """What the scorer runs on."""
+        """Return the engine information."""
         ...
 
     def score(self, samples: Sequence[Sample], watch: Watch = never) -> list[TokenScores]:
-        """Score samples of at most `info.max_model_len` tokens, in the order given.
+        """Score samples of at most `info.max_model_len` tokens, in the given order.
 
-        The result does not depend on the order or the grouping of samples beyond rounding. A sample without
-        scored tokens yields empty arrays. Raises whatever the model raises; never returns a made-up value,
-        though a score may be non-finite where the model's logits are. Raises InterruptedScoring where `watch` asks
-        to stop.
+        The result depends on order and grouping of samples only by rounding. A sample without scored tokens yields
+        empty arrays. Raises the errors of the model. A score is never invented, but is non-finite where the model's
+        logits are. Raises InterruptedScoring if `watch` requests a stop.
         """
         ...
 
@@ -87,19 +82,19 @@ class Scorer(Protocol):
 
 Scores = NDArray[np.float32]  # (n, 2): NLL and entropy of n scored tokens, nats
 UNSCORED = -1.0
-"""In place of an NLL that was not computed: a computed one is never negative."""
+"""Value of an NLL that was not computed. A computed NLL is never negative."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A token sequence that begins no other one, with all positions that some sample scores."""
+    """A token sequence that is no prefix of another one, with all scored positions of its samples."""
 
     input_ids: NDArray[np.int32]  # (T,)
     positions: NDArray[np.int64]  # (n,) ascending, all >= 1
 
 
 def check_samples(samples: Sequence[Sample], info: EngineInfo) -> None:
-    """Raise DataError for the first sample that the engine must not see."""
+    """Raise DataError for the first invalid sample."""
     for i, sample in enumerate(samples):
         if problem := _problem(sample, info):
             where = f"sample {i} of {len(samples)}: " if len(samples) > 1 else ""
@@ -121,21 +116,21 @@ def _problem(sample: Sample, info: EngineInfo) -> str:
 
 
 def scored_positions(sample: Sample) -> NDArray[np.int64]:
-    """Positions that have a prediction and are trained on: (n,)."""
+    """Return the trained positions that have a prediction: (n,)."""
     positions: NDArray[np.int64] = np.flatnonzero(sample.loss_mask).astype(np.int64)
     return positions[positions > 0]
 
 
 def distinct_prompts(samples: Sequence[Sample]) -> tuple[list[Prompt], list[int]]:
-    """Return the sequences to run in lexicographic order, and for each sample the index of the one that begins with it.
+    """Return the prompts to run in lexicographic order, and for each sample the index of the prompt that contains it.
 
-    The order puts shared prefixes next to each other and does not depend on the order of the samples.
+    The order makes shared prefixes adjacent and does not depend on the order of the samples.
     """
-    keys = [sample.input_ids.astype(">i4").tobytes() for sample in samples]  # bytes compare as the tokens do
+    keys = [sample.input_ids.astype(">i4").tobytes() for sample in samples]  # bytes sort as the tokens do
     members: dict[bytes, list[int]] = {}
     longest = b""
     for key, i in sorted(zip(keys, range(len(keys)), strict=True), reverse=True):
-        if not members or not longest.startswith(key):  # what continues a sequence comes right after it
+        if not members or not longest.startswith(key):  # a continuation directly follows its prefix
             longest = key
         members.setdefault(longest, []).append(i)
     index = [0] * len(samples)
@@ -148,20 +143,20 @@ def distinct_prompts(samples: Sequence[Sample]) -> tuple[list[Prompt], list[int]
 
 
 def _merge(samples: Sequence[Sample]) -> Prompt:
-    """The longest comes first."""
+    """Merge samples of one sequence, of which the first is the longest."""
     positions = [scored_positions(sample) for sample in samples]
     merged = positions[0] if len(positions) == 1 else np.unique(np.concatenate(positions))
     return Prompt(input_ids=samples[0].input_ids, positions=merged)
 
 
 def scores_of(sample: Sample, prompt: Prompt, scores: Scores) -> TokenScores:
-    """Pick a sample's own tokens out of its prompt's scores (n, 2)."""
+    """Select a sample's scores from those of its prompt (n, 2)."""
     own = scores[np.searchsorted(prompt.positions, scored_positions(sample))]
     return TokenScores(nll=np.ascontiguousarray(own[:, 0]), entropy=np.ascontiguousarray(own[:, 1]))
 
 
 def spans_of(positions: NDArray[np.int64]) -> list[int]:
-    """Runs of consecutive positions as [start, end, start, end, ...], ends exclusive."""
+    """Return runs of consecutive positions as [start, end, start, end, ...], ends exclusive."""
     if len(positions) == 0:
         return []
     breaks = np.flatnonzero(np.diff(positions) != 1)
@@ -172,38 +167,38 @@ def spans_of(positions: NDArray[np.int64]) -> list[int]:
 
 
 def score_isolating(scorer: Scorer, samples: Sequence[Sample], watch: Watch = never) -> list[TokenScores | str]:
-    """Score samples in the order given; a sample that cannot be scored yields the reason as a string.
+    """Score samples in the given order. A sample that cannot be scored yields the reason as a string.
 
-    Raises EngineError where the engine, and not a sample, is at fault; InterruptedScoring where `watch` asks to stop.
+    Raises EngineError for a failure of the engine itself, and InterruptedScoring if `watch` requests a stop.
     """
     if not samples:
         return []
     try:
         return list(scorer.score(samples, watch))
     except (EngineError, InterruptedScoring):
-        raise  # the engine itself says that it cannot go on
-    except Exception as error:  # noqa: BLE001 - an engine raises whatever its model raises
+        raise  # the engine itself has failed
+    except Exception as error:  # noqa: BLE001 - a model may raise any error
         if len(samples) == 1:
             _check_alive(scorer, error)
             return [_reason(error)]
     middle = len(samples) // 2
-    # Parts of a call run to their end: their indices are not the call's, so what they had at a stop could not be kept.
+    # Halves run to their end: their indices differ from those of the call, so partial results could not be kept.
     return score_isolating(scorer, samples[:middle]) + score_isolating(scorer, samples[middle:])
 
 
 def _check_alive(scorer: Scorer, failure: Exception) -> None:
-    """Score a two-token sample, which no working engine refuses."""
+    """Score a two-token sample. Raises EngineError if even that fails."""
     probe = Sample(input_ids=np.zeros(2, np.int32), loss_mask=np.array([0, 1], np.int8))
     try:
         scorer.score([probe])
     except Exception as error:
         raise EngineError(
             f"The scoring engine is dead: it fails even for a trivial sample: {_reason(error)}",
-            f"It was first seen to fail with: {_reason(failure)}",
+            f"The first failure was: {_reason(failure)}",
         ) from error
 
 
 def _reason(error: Exception) -> str:
-    """First line of an error's message, with its type where the error is not one of ours."""
+    """Return the first line of an error's message, with the type of foreign errors."""
     text = str(error).strip().partition("\n")[0]
     return text if isinstance(error, QTuneError) else f"{type(error).__name__}: {text}".rstrip(": ")

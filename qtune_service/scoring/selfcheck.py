@@ -1,6 +1,7 @@
-"""Is the score right on this machine? `python -m qtune_service.scoring.selfcheck ENGINE`.
+"""Check that scores are correct on this machine: `python -m qtune_service.scoring.selfcheck ENGINE`.
 
-Scores a few sequences of a tiny random Llama with the engine and compares with a float64 softmax over full logits.
+It scores a few sequences of a tiny random Llama with the engine and compares them with a float64 softmax over the full
+logits.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ VOCAB_SIZE, LENGTHS = 320, (24, 65, 2, 40)
 
 
 def write_tiny_model(folder: str) -> None:
-    """Save a random two-layer Llama with heads of 32 (vLLM's CPU attention takes no smaller ones)."""
+    """Save a random two-layer Llama with head size 32, the minimum of vLLM's CPU attention."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -40,7 +41,7 @@ def write_tiny_model(folder: str) -> None:
 
 
 def tiny_samples() -> list[Sample]:
-    """Random sequences with one or two scored spans."""
+    """Return random sequences with one or two scored spans."""
     rng = np.random.default_rng(0)
     samples = []
     for length in LENGTHS:
@@ -52,7 +53,7 @@ def tiny_samples() -> list[Sample]:
 
 
 def exact_scores(folder: str, sample: Sample) -> NDArray[np.float64]:
-    """NLL and entropy (n, 2) of one sample in nats, from a float64 softmax over the full logits."""
+    """Return NLL and entropy (n, 2) of a sample in nats, from a float64 softmax over the full logits."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -67,7 +68,7 @@ def exact_scores(folder: str, sample: Sample) -> NDArray[np.float64]:
 
 
 def largest_difference(folder: str, samples: Sequence[Sample], scores: Sequence[TokenScores]) -> float:
-    """Largest |difference| of any NLL or entropy to the exact one, in nats."""
+    """Return the largest |difference| of any NLL or entropy from the exact value, in nats."""
     differences = [
         np.abs(np.stack((s.nll, s.entropy), -1) - exact_scores(folder, sample)).max(initial=0.0)
         for sample, s in zip(samples, scores, strict=True)

@@ -1,4 +1,4 @@
-"""NLL and exact entropy of logits rows, in float32, without probabilities.
+"""Compute NLL and exact entropy of logits rows in float32, without probabilities.
 
 For a row x of logits with maximum m, and d = x - m:
 
@@ -6,21 +6,21 @@ For a row x of logits with maximum m, and d = x - m:
     NLL = log z - d[label]        entropy = log z - s / z
 
 Both are differences of small numbers (d <= 0, log z <= log V), so nothing overflows and float32 is enough: against a
-float64 softmax the error stays under 2e-5 for V = 152k. A masked-out token (logit -inf) has probability 0 and adds
-nothing to the entropy. A row whose logits are NaN or +inf yields NaN: a score is never made up.
+float64 softmax the error stays below 2e-5 for V = 152k. A masked-out token (logit -inf) has probability 0 and adds
+nothing to the entropy. A row with NaN or +inf logits yields NaN: a score is never invented.
 
-All that a row needs are four numbers, its partials (m, z, s, x[label]). Those of two parts of a vocabulary make those
-of the whole (`merge`): with M the larger maximum and D = m - M,
+Each row is described by four numbers, its partials (m, z, s, x[label]). The partials of two parts of a vocabulary are
+merged (`merge`): with M the larger maximum and D = m - M,
 
     z -> exp(D) z        s -> exp(D) (s + D z)
 
-and then they add. So a vocabulary may be cut: into blocks by a kernel (kernel.py), into shards by tensor parallelism.
-This is the online softmax of Milakov and Gimelshein (arXiv:1805.02867), carried on to the entropy.
+and then they are added. So a vocabulary can be split into blocks by a kernel (kernel.py) or into shards by tensor
+parallelism. This is the online softmax of Milakov and Gimelshein (arXiv:1805.02867), extended to the entropy.
 
-Rows are handled in blocks. On a CPU a block's temporaries then stay in the cache; on a GPU they stay a small part of
-the logits themselves. One fused kernel (torch.compile) reads the row twice in place of eight times. That pays on a
-GPU, where eager statistics cost several times the head of a small model; on a CPU it won 3-8% end to end for half a
-minute of compilation, so there it is off unless asked for.
+Rows are processed in blocks. On a CPU the temporaries of a block stay in the cache. On a GPU they stay small compared
+with the logits. A fused kernel (torch.compile) reads a row twice instead of eight times. It is used on a GPU, where
+eager statistics cost several times the head of a small model. On a CPU it gains 3-8% end to end for half a minute of
+compilation, so there it is off by default.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ import torch
 CPU_BLOCK_ELEMENTS = 1 << 18  # 1 MiB of float32: temporaries stay in L2; with 4 MiB it takes 4.6 times as long
 GPU_BLOCK_ELEMENTS = 1 << 24  # 64 MiB of float32: enough rows to fill a GPU
 FLOOR = -1e4
-"""Least d that is looked at: exp(-1e4) is 0 in float32, and 0 * -inf stays out of the entropy."""
+"""Lower limit of d: exp(-1e4) is 0 in float32, and the limit keeps 0 * -inf out of the entropy."""
 
 Statistics = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Logits (n, V) of any float type and labels (n,) int64 to partials (n, 4) float32."""
 
 
 def row_partials(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Partials of logits rows: (n, V) of any float type, labels (n,) int64 -> (n, 4) float32."""
+    """Compute the partials of logits rows: (n, V) of any float type, labels (n,) int64 -> (n, 4) float32."""
     x = logits.float()
     m = x.amax(-1, keepdim=True)
     d = (x - _shift(m)).clamp(min=FLOOR)  # (n, V), at most 0; clamp keeps NaN
@@ -51,9 +51,9 @@ def row_partials(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def merge(parts: torch.Tensor) -> torch.Tensor:
-    """Partials of k parts of a vocabulary, (k, n, 4), to those of all of it, (n, 4).
+    """Merge the partials of k parts of a vocabulary: (k, n, 4) -> (n, 4).
 
-    A part that does not hold a row's label has -inf in its place; an empty part has (-inf, 0, 0, -inf).
+    A part without a row's label has -inf as its value. An empty part has (-inf, 0, 0, -inf).
     """
     m, z, s, label = parts.unbind(-1)  # (k, n) each
     top = m.amax(0)
@@ -63,19 +63,19 @@ def merge(parts: torch.Tensor) -> torch.Tensor:
 
 
 def nll_and_entropy(partials: torch.Tensor) -> torch.Tensor:
-    """Scores of rows in nats: (n, 4) -> (n, 2) float32."""
+    """Compute the scores of rows in nats: (n, 4) -> (n, 2) float32."""
     m, z, s, label = partials.unbind(-1)
     log_z = z.log()
     return torch.stack((log_z - (label - m), log_z - s / z), -1)
 
 
 def _shift(m: torch.Tensor) -> torch.Tensor:
-    """Maximum to subtract: 0 for a part without any finite logit, whose differences would be NaN."""
+    """Return the maximum to subtract: 0 for a part without a finite logit, whose differences would be NaN."""
     return m.masked_fill(m == -math.inf, 0.0)
 
 
 def eager_partials(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """`row_partials` in blocks of rows that bound the float32 temporaries: (n, 4) float32."""
+    """Compute `row_partials` in blocks of rows that bound the float32 temporaries: (n, 4) float32."""
     elements = CPU_BLOCK_ELEMENTS if logits.device.type == "cpu" else GPU_BLOCK_ELEMENTS
     rows = max(1, elements // logits.shape[-1])
     out = torch.empty(logits.shape[0], 4, dtype=torch.float32, device=logits.device)
@@ -85,7 +85,7 @@ def eager_partials(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def _block_in_place(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """`row_partials` with two temporaries in place of five."""
+    """Compute `row_partials` with two temporaries instead of five."""
     x = logits.float()
     m = x.amax(-1, keepdim=True)
     label = x.gather(-1, labels[:, None])
@@ -95,7 +95,7 @@ def _block_in_place(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 class CompiledPartials:
-    """`row_partials` as one fused kernel; says so and goes on eagerly where the compiler fails."""
+    """`row_partials` as one fused kernel. If the compiler fails, it warns and runs eagerly."""
 
     def __init__(self) -> None:
         self._fused: Statistics | None = torch.compile(row_partials, dynamic=True)
@@ -107,7 +107,7 @@ class CompiledPartials:
                 return self._fused(logits, labels)
             except torch.OutOfMemoryError:
                 raise
-            except (RuntimeError, OSError, ImportError) as error:  # what Dynamo, Inductor and a missing compiler raise
+            except (RuntimeError, OSError, ImportError) as error:  # errors of Dynamo, Inductor and a missing compiler
                 self._fused = None
                 reason = str(error).strip().partition("\n")[0]
                 warnings.warn(f"torch.compile failed, token statistics run eagerly: {reason}", stacklevel=2)
@@ -115,7 +115,7 @@ class CompiledPartials:
 
 
 def statistics_for(device: torch.device, mode: str = "auto") -> Statistics:
-    """Pick `eager` or `compiled`; `auto` compiles on a GPU that has Triton and nowhere else."""
+    """Return `eager` or `compiled` statistics. `auto` compiles only on a GPU with Triton."""
     if mode not in ("auto", "eager", "compiled"):
         raise ValueError(f"statistics mode must be auto, eager or compiled, got {mode!r}")
     fused_pays = device.type == "cuda" and importlib.util.find_spec("triton") is not None

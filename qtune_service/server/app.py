@@ -1,4 +1,4 @@
-"""The application: routes, pages, errors, and the round that starts and follows jobs, in a thread of its own."""
+"""Build the FastAPI application: routes, pages, errors, and the thread that starts and monitors jobs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qtune_service import __version__
 from qtune_service.errors import QTuneError, SettingsError
 from qtune_service.server import errors, openapi
 from qtune_service.server.auth import OwnOrigin, Sessions
-from qtune_service.server.dependencies import Reader, Server, SignInNeededError, TheServer, owner_policy
+from qtune_service.server.dependencies import Reader, Server, SignInNeededError, TheServer, policy_of
 from qtune_service.server.events import Changes
 from qtune_service.server.jobs.access import TokenStore
 from qtune_service.server.jobs.database import open_database, prepare
@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings, launchers: Mapping[str, Launcher] | None = None) -> FastAPI:
-    """A server; by default with the launchers that there are. Raises SettingsError and DatabaseError."""
+    """Build the application, by default with all configured launchers. Raises SettingsError and DatabaseError."""
     app = FastAPI(
         title="Q-Tuning service",
         version=__version__,
@@ -58,7 +58,7 @@ def create_app(settings: Settings, launchers: Mapping[str, Launcher] | None = No
     errors.install(app)
     openapi.install(app)
     app.add_exception_handler(SignInNeededError, _sign_in)
-    for layer, given in (  # the last is the outermost
+    for layer, given in (  # the last one is the outermost
         (BodyLimit, {}),
         (OwnOrigin, {"settings": settings}),
         (Observed, {"note": server.metrics.note_request}),
@@ -82,20 +82,20 @@ def create_app(settings: Settings, launchers: Mapping[str, Launcher] | None = No
 
 
 def _sign_in(_request: Request, error: Exception) -> Response:
-    """Go to the sign-in page, and from there to where one was going."""
+    """Redirect to the sign-in page, which returns to the requested page."""
     back = error.back if isinstance(error, SignInNeededError) else "/"
     return RedirectResponse(f"/sign-in?next={quote(back, safe='/')}", status_code=303)
 
 
 def make_server(settings: Settings, launchers: Mapping[str, Launcher] | None = None) -> Server:
-    """Its parts."""
+    """Build the parts of a server. Raises SettingsError and DatabaseError."""
     database = open_database(settings.database)
     prepare(database, may_upgrade=settings.migrate_at_start)
     tokens = TokenStore(database)
     if settings.needs_tokens and not any(token.is_valid for token in tokens.all()):
         raise SettingsError(
-            f"{settings.host} can be reached by others, and there is no API token",
-            "Make one: qtune token create --name NAME --scope admin. Or, at your own risk: --insecure.",
+            f"other machines can reach {settings.host}, and there is no API token",
+            "Create one: qtune token create --name NAME --scope admin. Or, at your own risk, pass --insecure.",
         )
     launchers = launchers or make_launchers(settings)
     store = JobStore(database)
@@ -105,13 +105,13 @@ def make_server(settings: Settings, launchers: Mapping[str, Launcher] | None = N
         settings=settings,
         database=database,
         jobs=JobService(
-            store, launchers, settings.max_running_jobs, settings.datasets, owner_policy(settings), metrics.note_scored
+            store, launchers, settings.max_running_jobs, settings.datasets, policy_of(settings), metrics.note_scored
         ),
         changes=Changes(store),
         metrics=metrics,
         tokens=tokens,
         sessions=Sessions(tokens, settings.session_hours * 3600),
-        policy=owner_policy(settings),
+        policy=policy_of(settings),
         datasets=make_datasets(settings, database, questions),
         uploads=UploadSlots(),
         bodies=CapacityLimiter(1),
@@ -122,7 +122,7 @@ def make_server(settings: Settings, launchers: Mapping[str, Launcher] | None = N
 
 
 def make_datasets(settings: Settings, database: Engine, questions: Questions) -> Datasets:
-    """Uploaded datasets; what is stored elsewhere arrives on this machine first."""
+    """Build the dataset store. Uploads to an object store are received on this machine first."""
     arrivals = settings.data_root / "arrivals" if "://" in settings.datasets else Path(settings.datasets)
     store = DatasetStore(database)
     return Datasets(store, settings.datasets, arrivals, settings.max_upload_bytes, questions.parquet_rows)
@@ -130,7 +130,7 @@ def make_datasets(settings: Settings, database: Engine, questions: Questions) ->
 
 @contextlib.asynccontextmanager
 async def _life(app: FastAPI) -> AsyncIterator[None]:
-    """Go round while the server runs. Drivers go on when it ends."""
+    """Run the job thread while the server runs. Drivers outlive the server."""
     server: Server = app.state.server
     server.datasets.sweep()
     ended = threading.Event()
@@ -144,41 +144,41 @@ async def _life(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _go_round(jobs: JobService, ended: threading.Event) -> None:
-    """Round by round, whatever happens in one; a database that is away is told of once, and when it is back."""
+    """Run the job service periodically. Errors do not end the loop; a database outage is logged once."""
     problem = ""
     while not ended.wait(ROUND_EVERY_S):
         try:
             jobs.tick()
         except QTuneError as error:
             if error.code != problem:
-                _log.error("jobs are not followed now: %s", error)
+                _log.error("jobs are not monitored: %s", error)
             problem = error.code
-        except Exception:  # noqa: BLE001 - the next round comes
-            _log.exception("a round failed")
+        except Exception:  # noqa: BLE001 - the next round follows
+            _log.exception("a round of the job service failed")
         else:
             if problem:
-                _log.warning("jobs are followed again")
+                _log.warning("jobs are monitored again")
             problem = ""
 
 
 def _operations() -> APIRouter:
-    """Probes."""
+    """Return the router of probes and metrics."""
     router = APIRouter(tags=["operations"])
 
     @router.get("/healthz")
     async def healthz() -> dict[str, str]:
-        """Whether the process answers. It needs no worker thread, so it answers while all of them are busy."""
+        """Report that the process is alive. It uses no worker thread, so it responds while all are busy."""
         return {"status": "ok", "version": __version__}
 
     @router.get("/readyz", responses={503: {"model": Problem}})
     async def readyz(server: TheServer) -> dict[str, str]:
-        """Whether the database answers, too, within some seconds."""
+        """Report that the database responds within a time limit."""
         await server.readiness.check()
         return {"status": "ok"}
 
     @router.get("/metrics", response_class=PlainTextResponse, responses=errors.failures(401, 403))
     def metrics(server: TheServer, _who: Reader) -> Response:
-        """Figures for Prometheus, which sends a token of scope read as bearer."""
+        """Return metrics for Prometheus. It sends a token with scope `read` as bearer."""
         return Response(server.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     return router

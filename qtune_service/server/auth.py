@@ -1,14 +1,12 @@
-"""Whose page sent a request: other sites may not use the rights that a browser has here.
+"""Authenticate browsers: origin checks, session cookies, and CSRF tokens.
 
-A server without tokens trusts whoever reaches it, and any page that is open in a browser of its machine does. So
-requests that change something must come from the server's own pages, or from no page at all, and a server on a
-loopback address answers to its own names only: a foreign name that is made to lead there (DNS rebinding) would make
-the foreign page "the same origin". A bearer token is proof of its own, for no other page can send it.
+A server without tokens trusts every client that reaches it, and that includes pages of other sites in a local browser.
+So requests that change data must come from the server's own pages or from a client without a page. A server on a
+loopback address accepts its own host names only, because DNS rebinding would make a foreign page "the same origin". A
+bearer token needs no origin check, since no other page can send it.
 
-Sign browsers in: a cookie with a random secret for an API token, which is typed once and kept nowhere.
-
-What the cookie holds is known to the browser alone; the database has its digest (server/jobs/access.py). The CSRF token
-is an HMAC under the same secret, so it needs no storage, and nobody who reads the database can compute it.
+Signing in exchanges an API token for a cookie with a random secret. The database stores only the digest of the secret
+(server/jobs/access.py). The CSRF token is an HMAC under the same secret, so it needs no storage.
 """
 
 from __future__ import annotations
@@ -27,11 +25,13 @@ from qtune_service.server.settings import Settings
 
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
+COOKIE = "qtune_session"
+CSRF_HEADER = "X-CSRF-Token"
 DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
 
 class OwnOrigin:
-    """Refuses what other sites' pages send."""
+    """ASGI middleware that rejects requests from pages of other sites."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
@@ -39,35 +39,35 @@ class OwnOrigin:
         self._names = LOOPBACK_NAMES | {settings.host} if is_open_here else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer 403."""
+        """Pass a request on, or respond with 403."""
         if scope["type"] != "http" or (refusal := self._refusal(scope)) is None:
             await self._app(scope, receive, send)
             return
-        hint = "Open the server's own address. Behind a proxy: QTUNE_REQUIRE_TOKENS=true, and pass Host on."
+        hint = "Open the server's own address. Behind a proxy, set QTUNE_REQUIRE_TOKENS=true and forward Host."
         await answer(403, "foreign_origin", refusal, hint)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> str | None:
         headers = Headers(scope=scope)
         if self._names is not None and _host(headers.get("host", ""))[0] not in self._names:
-            return f"this server has not the name {headers.get('host', '')[:100]!r}"
+            return f"Host header {headers.get('host', '')[:100]!r} is not allowed"
         if scope["method"] in SAFE or headers.get("authorization", "").lower().startswith("bearer "):
             return None
-        return None if _is_own(headers, scope["scheme"]) else "the request comes from a page of another site"
+        return None if _is_own(headers, scope["scheme"]) else "the request was sent by a page of another site"
 
 
 def _is_own(headers: Headers, scheme: str) -> bool:
-    """By what browsers say and pages cannot change: Sec-Fetch-Site, and Origin where that is missing (plain HTTP)."""
+    """Check Sec-Fetch-Site, or Origin where it is missing (plain HTTP). Pages cannot forge these headers."""
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
     if site is not None:
         return site in ("same-origin", "none")
     if origin is None:
-        return True  # no browser
+        return True  # not a browser
     sent_by, separator, netloc = origin.partition("://")
     return bool(separator) and _host(netloc, sent_by) == _host(headers.get("host", ""), scheme)
 
 
 def _host(netloc: str, scheme: str = "http") -> tuple[str | None, int | None]:
-    """Name and port."""
+    """Return host name and port."""
     try:
         parts = urlsplit(f"//{netloc}")
         return parts.hostname, parts.port or DEFAULT_PORTS.get(scheme)
@@ -75,36 +75,32 @@ def _host(netloc: str, scheme: str = "http") -> tuple[str | None, int | None]:
         return None, None
 
 
-COOKIE = "qtune_session"
-CSRF_HEADER = "X-CSRF-Token"
-
-
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A browser that is signed in. Requests that change something repeat `csrf_token`, which no other site can read."""
+    """Session of a signed-in browser. Requests that change data must send `csrf_token`."""
 
     token: Token
     csrf_token: str
 
     def has(self, csrf_token: str) -> bool:
-        """Return whether a request brings the right CSRF token."""
+        """Return whether the CSRF token of a request is correct."""
         return hmac.compare_digest(self.csrf_token.encode(), csrf_token.encode())
 
 
 @dataclass(frozen=True, slots=True)
 class Sessions:
-    """Makes cookies, checks them and ends them."""
+    """Create, check and end sessions."""
 
     tokens: TokenStore
     max_age_s: int
 
     @property
     def store(self) -> SessionStore:
-        """Sessions in the database that the tokens are in."""
+        """Return the session store in the database of the tokens."""
         return SessionStore(self.tokens.engine)
 
     def sign_in(self, text: str) -> tuple[Session, str] | None:
-        """Return a new session of an API token, and its cookie; None where the token is not valid."""
+        """Create a session for an API token. Return it and its cookie, or None if the token is invalid."""
         token = self.tokens.check(text)
         if token is None:
             return None
@@ -112,12 +108,12 @@ class Sessions:
         return _session(token, cookie), cookie
 
     def find(self, cookie: str) -> Session | None:
-        """Return the session of a cookie; None where it is forged, ended or too old, or its token is not valid."""
+        """Return the session of a cookie; None if it is forged, ended or expired, or its token is invalid."""
         token = self.store.find(cookie)
         return None if token is None else _session(token, cookie)
 
     def sign_out(self, cookie: str) -> None:
-        """End the session of a cookie on all servers; do nothing where there is none."""
+        """End the session of a cookie on all servers, if there is one."""
         self.store.end(cookie)
 
 

@@ -1,7 +1,4 @@
-"""What routes need, by FastAPI's dependencies: the server's parts, and who asks.
-
-What jobs may touch, from the settings: for the server, and for commands that work on its database.
-"""
+"""FastAPI dependencies of the routes: the parts of the server, and the authenticated caller."""
 
 from __future__ import annotations
 
@@ -27,8 +24,8 @@ from qtune_service.server.questions.client import Questions
 from qtune_service.server.settings import Settings
 
 
-def owner_policy(settings: Settings) -> Policy:
-    """The owner's word."""
+def policy_of(settings: Settings) -> Policy:
+    """Build the policy of allowed inputs, outputs and models from the settings."""
     own = (settings.outputs, f"{settings.data_root}/outputs")
     return Policy(
         inputs=settings.allowed_inputs,
@@ -50,31 +47,31 @@ class Server:
     policy: Policy
     datasets: Datasets
     uploads: UploadSlots
-    """Uploads that are received at a time; others wait, and so do their senders."""
+    """Concurrent uploads, in total and by owner. Further uploads wait."""
     bodies: CapacityLimiter
-    """Large JSON bodies that are parsed and validated at a time."""
+    """Large JSON bodies that are parsed concurrently."""
     readiness: Readiness
     previews: CapacityLimiter
-    """Previews that are made at a time."""
+    """Concurrent previews."""
     questions: Questions
-    """Questions to outputs, answered by child processes."""
+    """Queries on outputs, run by child processes."""
     metrics: Metrics
     changes: Changes
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, and what they may do."""
+    """Authenticated caller and its scope."""
 
     name: str
     scope: Scope
     is_signed_in: bool = False
     csrf_token: str | None = None
-    """Of a browser's session."""
+    """CSRF token of a browser session."""
 
 
 class SignInNeededError(Exception):
-    """A page is for people who are signed in; `back` is where they were going."""
+    """A page requires a signed-in browser. `back` is the requested path."""
 
     def __init__(self, back: str) -> None:
         super().__init__(back)
@@ -82,7 +79,7 @@ class SignInNeededError(Exception):
 
 
 async def server_of(request: Request) -> Server:
-    """Return the server that got the request."""
+    """Return the server that received the request."""
     server: Server = request.app.state.server
     return server
 
@@ -92,7 +89,7 @@ _bearer = HTTPBearer(auto_error=False, description="An API token: `qtune token c
 _cookie = APIKeyCookie(
     name=COOKIE,
     auto_error=False,
-    description=f"By `POST /api/v1/session`. What changes something needs the header {CSRF_HEADER} too.",
+    description=f"Set by `POST /api/v1/session`. Requests that change data also need the header {CSRF_HEADER}.",
 )
 
 
@@ -102,11 +99,11 @@ async def maybe_caller(
     bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
     cookie: Annotated[str | None, Depends(_cookie)],
 ) -> Caller | None:
-    """Return the caller by a bearer token, else by a cookie; None without either where the server requires a token.
+    """Return the caller by bearer token, else by cookie; None without either if the server requires a token.
 
-    On a server that only this machine reaches, or that is insecure, all may do all. A request is looked up once, also
-    where JsonRoute has done so before. Raises NotSignedInError for a wrong bearer token, and NotAllowedError for a
-    cookie without the session's CSRF token where it is needed.
+    A server that is local or insecure grants every caller all rights. The lookup runs once a request, also after
+    JsonRoute. Raises NotSignedInError for an invalid bearer token, and NotAllowedError for a cookie without the CSRF
+    token where one is required.
     """
     if not hasattr(request.state, "found_caller"):
         request.state.found_caller = await _find(request, server, bearer, cookie)
@@ -120,10 +117,10 @@ async def _find(
     if bearer is not None:
         if (token := await run_in_threadpool(server.tokens.check, bearer.credentials)) is not None:
             return Caller(token.name, token.scope, is_signed_in=True)
-        raise NotSignedInError("the token is not valid", "It may have expired or been revoked; ask the server's owner.")
+        raise NotSignedInError("the token is not valid", "It may have expired or been revoked. Ask the administrator.")
     if cookie is not None and (session := await run_in_threadpool(server.sessions.find, cookie)) is not None:
         if request.method not in SAFE and not session.has(request.headers.get(CSRF_HEADER, "")):
-            raise NotAllowedError(f"the header {CSRF_HEADER} is missing or wrong", "GET /api/v1/session has its value.")
+            raise NotAllowedError(f"the header {CSRF_HEADER} is missing or wrong", "GET /api/v1/session has it.")
         return Caller(session.token.name, session.token.scope, is_signed_in=True, csrf_token=session.csrf_token)
     return None if server.settings.needs_tokens else Caller("local", Scope.admin)
 
@@ -134,48 +131,48 @@ SomeCaller = Annotated[Caller | None, Depends(maybe_caller)]
 async def caller(request: Request, who: SomeCaller) -> Caller:
     """Return the caller. Raises NotSignedInError."""
     if who is None:
-        raise NotSignedInError("this server wants a token", "Send `Authorization: Bearer TOKEN`, or sign in.")
+        raise NotSignedInError("this server requires a token", "Send `Authorization: Bearer TOKEN`, or sign in.")
     request.state.caller = who.name  # for the log
     return who
 
 
 async def allow(request: Request, server: Server, scope: Scope) -> Caller:
-    """Return the caller of a request whose body is not read yet. Raises NotSignedInError and NotAllowedError."""
+    """Authorize a request before its body is read. Raises NotSignedInError and NotAllowedError."""
     found = await maybe_caller(request, server, await _bearer(request), await _cookie(request))
     return _require(await caller(request, found), scope)
 
 
 def _require(caller: Caller, scope: Scope) -> Caller:
     if not caller.scope.includes(scope):
-        raise NotAllowedError(f"this needs a token of scope {scope}", f"Yours is of scope {caller.scope}.")
+        raise NotAllowedError(f"a token of scope {scope} is required", f"Your token has scope {caller.scope}.")
     return caller
 
 
 async def reader(who: Annotated[Caller, Depends(caller)]) -> Caller:
-    """Return a caller with any token."""
+    """Require any token."""
     return _require(who, Scope.read)
 
 
 async def submitter(who: Annotated[Caller, Depends(caller)]) -> Caller:
-    """Return a caller who may run jobs."""
+    """Require a token that may run jobs."""
     return _require(who, Scope.submit)
 
 
 SCOPES: Mapping[Any, Scope] = {reader: Scope.read, submitter: Scope.submit}
-"""The scope that each of these dependencies requires."""
+"""Scope required by each dependency."""
 
 
 async def page_reader(request: Request, who: SomeCaller) -> Caller:
-    """Return a caller with any token, for pages. Raises SignInNeededError, which sends a browser to /sign-in."""
+    """Require any token, for pages. Raises SignInNeededError, which redirects to /sign-in."""
     if who is None:
         raise SignInNeededError(local_path(f"{request.url.path}?{request.url.query}".rstrip("?")))
     return _require(who, Scope.read)
 
 
 def local_path(text: str) -> str:
-    """Return a path of this server to go to, or `/` for a text that could name another host to a browser.
+    """Return a redirect target on this server, or `/` for a text that a browser could read as another host.
 
-    `/.//evil.example` becomes `//evil.example` when its dots are resolved; no path of this server has two slashes.
+    `/.//evil.example` becomes `//evil.example` once dots are resolved. No path of this server has two slashes.
     """
     path = text.partition("?")[0].partition("#")[0]
     is_local = path.startswith("/") and "//" not in path and text.isprintable() and "\\" not in text

@@ -1,7 +1,7 @@
-"""Errors as RFC 9457 problem+json: a stable code, what was wrong, what to do, and for 422 which field.
+"""Convert errors to RFC 9457 problem+json: a stable code, a message, a hint, and for 422 the wrong fields.
 
-Each of the package's errors has its status here, so routes just raise. What is not expected becomes a 500 that says
-nothing of the server's inside (observing.py); the log has it.
+Each error class of the package maps to an HTTP status, so routes raise without handling. Unexpected errors become a 500
+without details (middleware.py), and the log has the traceback.
 """
 
 from __future__ import annotations
@@ -60,18 +60,18 @@ STATUSES: dict[type[QTuneError], int] = {
     DatabaseError: 503,
 }
 CODES = {413: "too_large", 422: "invalid_request"}
-"""Where the name of the status differs between versions of Python."""
+"""Codes of statuses whose name differs between Python versions."""
 DESCRIPTIONS = {
-    400: "The body cannot be read.",
-    401: "There is no valid token.",
-    403: "The token's scope is too small, or the server's owner does not allow this.",
-    404: "There is no such thing.",
-    408: "The body arrives too slowly.",
-    409: "It is not in a state in which that is possible.",
+    400: "The body could not be read.",
+    401: "The token is missing or invalid.",
+    403: "The scope of the token does not suffice, or the administrator does not allow this.",
+    404: "The resource does not exist.",
+    408: "The body arrived too slowly.",
+    409: "The state of the resource does not allow this.",
     413: "The body is too large.",
-    416: "The file has no such range.",
-    422: "Fields are wrong.",
-    503: "The database or the storage does not answer.",
+    416: "The range is outside of the file.",
+    422: "Fields are invalid.",
+    503: "The database or storage does not respond.",
 }
 """What a failure means, for the contract."""
 MAX_LISTED, MAX_FIELD_CHARS, MAX_MESSAGE_CHARS = 20, 200, 500
@@ -83,14 +83,14 @@ class BodyTooLargeError(HTTPException):
     """A request body that is larger than the server takes. FastAPI lets its own kind of error out of a body alone."""
 
     code = CODES[413]
-    hint = "Large data goes to POST /api/v1/datasets, or is named by its path."
+    hint = "Upload large data with POST /api/v1/datasets, or give its path."
 
     def __init__(self, max_bytes: int) -> None:
         super().__init__(413, f"the body has more than {max_bytes:,} bytes")
 
 
 class InvalidBodyError(RequestValidationError):
-    """A body that its model refuses: the errors that are listed, and the number of all."""
+    """A body that its model rejects, with the listed errors and the number of all errors."""
 
     def __init__(self, errors: list[dict[str, Any]], total: int) -> None:
         super().__init__(errors)
@@ -100,7 +100,7 @@ class InvalidBodyError(RequestValidationError):
 def answer(
     status: int, code: str, detail: str, hint: str = "", errors: list[FieldProblem] | None = None
 ) -> JSONResponse:
-    """A problem as a response."""
+    """Return a problem response."""
     title = HTTPStatus(status).phrase
     body = Problem(title=title, status=status, code=code, detail=detail, hint=hint, errors=errors or [])
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
@@ -108,12 +108,12 @@ def answer(
 
 
 def failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Problems that a route may answer with, for its description."""
+    """Describe the problem responses of a route for OpenAPI."""
     return {status: {"model": Problem, "description": DESCRIPTIONS[status]} for status in statuses}
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error as a problem."""
+    """Install handlers that convert every error to a problem."""
 
     @app.exception_handler(QTuneError)
     def _known(_request: Request, error: QTuneError) -> JSONResponse:
@@ -130,7 +130,7 @@ def install(app: FastAPI) -> None:
             FieldProblem(field=_field(e["loc"]), message=_cut(e["msg"], MAX_MESSAGE_CHARS)) for e in found[:MAX_LISTED]
         ]
         listed = "" if total <= len(fields) else f"; the first {len(fields)} are listed"
-        return answer(422, "invalid_request", f"{total} field(s) are wrong{listed}", errors=fields)
+        return answer(422, "invalid_request", f"{total} field(s) are invalid{listed}", errors=fields)
 
     @app.exception_handler(HTTPException)
     def _http(_request: Request, error: HTTPException) -> JSONResponse:
@@ -141,12 +141,12 @@ def install(app: FastAPI) -> None:
 
 
 def _field(place: Any) -> str:
-    """`spec.prune.sample_keep_ratio` of ("body", "spec", "prune", "sample_keep_ratio")."""
+    """Return `prune.sample_keep_ratio` for ("body", "prune", "sample_keep_ratio")."""
     text = ".".join(_cut(str(part), MAX_FIELD_CHARS) for part in place[1:] or place)
     return _cut(text, MAX_FIELD_CHARS)
 
 
 def _cut(text: str, chars: int) -> str:
-    """Return a text that is not too long; what a client made up may be no text at all."""
+    """Truncate a text, and escape surrogates that a client may have sent."""
     short = text if len(text) <= chars else f"{text[: chars - 1]}…"
     return short.encode(errors="backslashreplace").decode()

@@ -1,7 +1,7 @@
-"""Changes of jobs for those who follow them: one look at the database for all streams, however many there are.
+"""Server-sent job events. One poller queries the versions of all followed jobs every 0.5 s.
 
-While anybody follows a job, its version is asked for twice a second, with those of all other followed jobs; where it is
-another one, the job is read and rendered once and handed to all who follow it.
+A changed job is read and rendered once and broadcast to all of its subscribers, so the load of the database does not
+depend on the number of streams.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from qtune_service.job_states import JobItem
 from qtune_service.server.jobs.store import JobStore
 from qtune_service.wire import JobListItem
 
-EVERY_S = 0.5
+POLL_EVERY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,37 +30,37 @@ class Change:
 
     @classmethod
     def of(cls, job: JobItem) -> Change:
-        """Return a job rendered as a list shows it."""
+        """Render a job as a list item."""
         return cls(job.version, JobListItem.of(job).model_dump_json(), job.status.is_final)
 
 
 @dataclass(slots=True)
 class _Followed:
-    """A job that some follow."""
+    """A followed job and its subscribers."""
 
     latest: Change | None = None
     is_gone: bool = False
-    followers: int = 0
+    subscribers: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def tell(self) -> None:
-        """Wake all who wait, and let the next ones wait for the next change."""
+    def notify(self) -> None:
+        """Wake all subscribers, and reset the event for the next change."""
         before, self.changed = self.changed, asyncio.Event()
         before.set()
 
 
 class Changes:
-    """All followed jobs of a server. It lives in the server's event loop."""
+    """All followed jobs of a server. Used on the event loop only."""
 
     def __init__(self, store: JobStore) -> None:
         self._store = store
         self._followed: dict[str, _Followed] = {}
-        self._watch: asyncio.Task[None] | None = None
+        self._poller: asyncio.Task[None] | None = None
 
     async def follow(self, job_id: str, after: int = 0) -> AsyncIterator[Change]:
-        """Changes of a job to versions above `after`, until it ends or is deleted. Raises NotFoundError."""
+        """Yield changes above version `after` until the job ends or is deleted. Raises NotFoundError."""
         followed = self._followed.setdefault(job_id, _Followed())
-        followed.followers += 1
+        followed.subscribers += 1
         try:
             if followed.latest is None:
                 followed.latest = Change.of(await run_in_threadpool(self._store.item, job_id))
@@ -74,23 +74,23 @@ class Changes:
                     return
                 await changed.wait()
         finally:
-            followed.followers -= 1
-            if not followed.followers:
+            followed.subscribers -= 1
+            if not followed.subscribers:
                 self._followed.pop(job_id, None)
 
     def _start(self) -> None:
-        if self._watch is None or self._watch.done():
-            self._watch = asyncio.create_task(self._look_again())
+        if self._poller is None or self._poller.done():
+            self._poller = asyncio.create_task(self._poll_forever())
 
-    async def _look_again(self) -> None:
+    async def _poll_forever(self) -> None:
         while self._followed:
-            await asyncio.sleep(EVERY_S)
+            await asyncio.sleep(POLL_EVERY_S)
             try:
-                await self._look()
-            except DatabaseError:  # it comes back; /readyz tells
+                await self._poll()
+            except DatabaseError:  # retry at the next poll; /readyz reports the outage
                 continue
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         versions = await run_in_threadpool(self._store.versions, list(self._followed))
         changed = {
             job_id: followed
@@ -103,4 +103,4 @@ class Changes:
                 followed.is_gone = True
             else:
                 followed.latest = Change.of(item)
-            followed.tell()
+            followed.notify()

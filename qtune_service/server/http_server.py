@@ -1,12 +1,8 @@
-"""Limits for connections, which uvicorn does not have: idle ones, endless heads, and too many of them.
+"""Run the application in uvicorn, with connection limits that uvicorn lacks: idle time, header size, and number.
 
-uvicorn waits for ever for the rest of a request's head, or for a client that does not read its answer; httptools takes
-heads of any size (h11 does not). Requests in progress (streams, uploads, downloads) have no limit here; routes have
-their own.
-
-The HTTP server that runs the application: uvicorn with the limits of connections.py.
-
-`qtune serve`, tests and benchmarks share its configuration.
+uvicorn waits without limit for the rest of a request header, or for a client that does not read its response, and
+httptools accepts headers of any size. Requests in progress (streams, uploads, downloads) have no limit here. Their
+routes have limits. `qtune serve`, tests and benchmarks share this configuration.
 """
 
 from __future__ import annotations
@@ -27,19 +23,27 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from qtune_service.server.settings import Settings
 
 IDLE_S = 15.0
-"""How long a connection may be without a request in progress: before its first one, within a head, after an answer."""
+"""Idle limit of a connection without a request in progress: before a request, within a header, after a response."""
 STALLED_S = 60.0
-"""The same where an answer is not sent off yet, and its client reads nothing of it."""
+"""Idle limit while a response is buffered and the client does not read it."""
 HEAD_BYTES = 64 << 10
-"""Size of a request's head; also of trailers, and of all else that is neither head nor body."""
+"""Limit of a request header, of trailers, and of all bytes outside of a body."""
+
+MAX_CONNECTIONS = 4096
+DESCRIPTORS_LEFT = 4
+"""Inverse share of file descriptors reserved for files, the database and child processes."""
+SWEEP_TICKS = 10
+"""Ticks between sweeps of the connections; uvicorn ticks ten times a second."""
+STARTUP_FAILURE = 3
+_log = logging.getLogger(__name__)
 
 Connection: TypeAlias = Any
-"""A protocol of uvicorn: H11Protocol or HttpToolsProtocol, which have no common base."""
+"""uvicorn's H11Protocol or HttpToolsProtocol, which have no common base class."""
 
 
 @dataclass(slots=True)
 class _Seen:
-    """A connection as it was when it last changed."""
+    """State of a connection at its last change."""
 
     cycle: object
     buffered_bytes: int
@@ -48,13 +52,13 @@ class _Seen:
 
 @dataclass(slots=True)
 class Connections:
-    """Watches the connections of a server. It lives in the server's event loop."""
+    """Enforce the limits of a server's connections. Used on the event loop only."""
 
     max_number: int
     _seen: dict[Connection, _Seen] = field(default_factory=dict)
 
     def take(self, newcomer: Connection) -> None:
-        """Note a new connection. Where there are too many, close the one that has been idle for longest, or it."""
+        """Register a new connection. Over the limit, close the longest idle connection, else the new one."""
         self._seen[newcomer] = _Seen(None, 0, time.monotonic())
         if len(newcomer.connections) <= self.max_number:
             return
@@ -65,7 +69,7 @@ class Connections:
         victim.transport.abort()
 
     def close_overdue(self, connections: set[Connection], now_s: float) -> None:
-        """Close connections on which nothing has happened for too long. Called every second."""
+        """Close connections that are idle for too long. Called every second."""
         seen = self._seen
         self._seen = {}
         for one in list(connections):
@@ -86,7 +90,7 @@ class Connections:
 
 
 def _is_idle(connection: Connection) -> bool:
-    """Return whether no request is in progress. A connection has a cycle once the first head was read."""
+    """Return whether no request is in progress. A connection has a cycle after its first header."""
     return connection.cycle is None or connection.cycle.response_complete
 
 
@@ -99,7 +103,7 @@ def protocols(connections: Connections) -> dict[str, type[asyncio.Protocol]]:
 
 def _h11(connections: Connections) -> type[asyncio.Protocol]:
     class LimitedH11(H11Protocol):
-        """h11 limits heads itself: `h11_max_incomplete_event_size`."""
+        """h11 with registered connections. It limits headers by `h11_max_incomplete_event_size`."""
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -112,7 +116,7 @@ def _httptools(connections: Connections) -> type[asyncio.Protocol]:
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
     class LimitedHttpTools(HttpToolsProtocol):
-        """Counts what was received since the parser last completed a head, or a part of a body."""
+        """httptools that counts the bytes since the last complete header or body part."""
 
         unparsed_bytes = 0
 
@@ -124,7 +128,7 @@ def _httptools(connections: Connections) -> type[asyncio.Protocol]:
             self.unparsed_bytes += len(data)
             super().data_received(data)
             if self.unparsed_bytes > HEAD_BYTES and not self.transport.is_closing():
-                self.send_400_response("The head of the request is too large.")
+                self.send_400_response("The request header is too large.")
 
         def on_headers_complete(self) -> None:
             self.unparsed_bytes = 0
@@ -141,24 +145,15 @@ def _httptools(connections: Connections) -> type[asyncio.Protocol]:
     return LimitedHttpTools
 
 
-MAX_CONNECTIONS = 4096
-DESCRIPTORS_LEFT = 4
-"""One in so many descriptors is kept for files, the database and children."""
-SWEEP_TICKS = 10
-"""Connections are looked at every so many ticks of uvicorn, of which there are ten a second."""
-STARTUP_FAILURE = 3
-_log = logging.getLogger(__name__)
-
-
 class HttpServer(uvicorn.Server):
-    """uvicorn's server, which closes overdue connections."""
+    """uvicorn server that closes idle connections."""
 
     def __init__(self, config: uvicorn.Config, connections: Connections) -> None:
         super().__init__(config)
         self._connections = connections
 
     async def on_tick(self, counter: int) -> bool:
-        """Look at the connections once a second."""
+        """Sweep the connections once a second."""
         if counter % SWEEP_TICKS == 0:
             self._connections.close_overdue(self.server_state.connections, time.monotonic())
         return await super().on_tick(counter)
@@ -167,9 +162,9 @@ class HttpServer(uvicorn.Server):
 def make_http_server(
     app: FastAPI, settings: Settings, *, protocol: str | None = None, max_connections: int | None = None, **more: Any
 ) -> HttpServer:
-    """Return a server that `run()` starts. By default it has the preferred protocol, and all descriptors but some.
+    """Configure a server that `run()` starts. By default it uses the preferred protocol and most file descriptors.
 
-    `more` goes to uvicorn.Config.
+    `more` is passed to uvicorn.Config.
     """
     connections = Connections(max_connections or _max_connections())
     known = protocols(connections)
@@ -189,7 +184,7 @@ def make_http_server(
 
 
 def serve(app: FastAPI, settings: Settings) -> None:
-    """Serve until a signal comes. Raises SystemExit where the address cannot be used."""
+    """Serve until a signal arrives. Raises SystemExit if the address cannot be used."""
     raise_descriptor_limit()
     server = make_http_server(app, settings)
     with contextlib.suppress(KeyboardInterrupt):
@@ -199,13 +194,13 @@ def serve(app: FastAPI, settings: Settings) -> None:
 
 
 def raise_descriptor_limit() -> None:
-    """Allow this process as many descriptors as it may have."""
+    """Raise the soft limit of file descriptors to the hard limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         except (OSError, ValueError) as error:
-            _log.warning("the limit of descriptors stays at %d: %s", soft, error)
+            _log.warning("the file descriptor limit stays at %d: %s", soft, error)
 
 
 def _max_connections() -> int:

@@ -1,12 +1,10 @@
-"""Figures for Prometheus. What concerns all servers is read from the database when it is asked for, in three short
-queries over indexes; what a server has done itself it counts: requests, and the progress that it was the first to see.
+"""Prometheus metrics and the readiness probe.
 
-So of gauges of jobs, which every server tells alike, one takes the maximum, and of counters the sum.
+Job gauges come from the shared database, by three indexed queries a scrape. Every server reports the same values, so
+aggregate them with `max`. Request and token counters are per server, so aggregate them with `sum`.
 
-Whether the database answers, for probes: one question at a time, in a thread of its own, with a time limit.
-
-So a probe neither waits for the worker threads that requests use nor adds to the load of a database that is slow:
-probes that arrive meanwhile wait for the same answer.
+The readiness probe runs one query at a time in its own thread, with a time limit. A probe does not wait for the worker
+threads of requests, and concurrent probes share one query, so probes add no load to a slow database.
 """
 
 from __future__ import annotations
@@ -29,27 +27,28 @@ from qtune_service.server.jobs.store import JobStore
 from qtune_service.server.middleware import Answered
 
 LIMIT_S = 4.0
-"""Less than the 5 s after which probes of Kubernetes and of the image give up."""
+"""Shorter than the 5 s timeout of the probes of Kubernetes and of the image."""
 
 
 @dataclass(slots=True)
 class Readiness:
-    """Asks a database. It lives in the server's event loop."""
+    """Readiness of the database. Used on the event loop only."""
 
     engine: Engine
     _limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
     _asking: asyncio.Task[None] | None = None
 
     async def check(self) -> None:
-        """Raise DatabaseError where the database does not answer within LIMIT_S."""
+        """Raise DatabaseError if the database does not respond within LIMIT_S."""
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._ask())
-            self._asking.add_done_callback(_look_at_error)
+            self._asking.add_done_callback(_retrieve_error)
         try:
             await asyncio.wait_for(asyncio.shield(self._asking), LIMIT_S)
         except TimeoutError:
             raise DatabaseError(
-                f"the database has not answered within {LIMIT_S:.0f} s", "Is it there, and is its disk full?"
+                f"the database did not respond within {LIMIT_S:.0f} s",
+                "Check that it runs and that its disk is not full.",
             ) from None
 
     async def _ask(self) -> None:
@@ -60,8 +59,8 @@ class Readiness:
             connection.execute(text("SELECT 1"))
 
 
-def _look_at_error(task: asyncio.Task[None]) -> None:
-    """Mark an error as seen: whoever waited for it may have given up."""
+def _retrieve_error(task: asyncio.Task[None]) -> None:
+    """Retrieve the error of a task whose waiters may have timed out, so that asyncio does not log it."""
     if not task.cancelled():
         task.exception()
 
@@ -71,57 +70,57 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 class Metrics:
-    """A server's figures."""
+    """Metrics of one server."""
 
     def __init__(self, store: JobStore) -> None:
         self._registry = CollectorRegistry()
         labels = ("method", "route", "status")
         self._requests = Histogram(
-            "qtune_request_seconds", "Time until an answer began.", labels, buckets=SECONDS, registry=self._registry
+            "qtune_request_seconds", "Time to response start.", labels, buckets=SECONDS, registry=self._registry
         )
         self._samples = Counter("qtune_samples_scored", "Samples scored.", registry=self._registry)
         self._tokens = Counter("qtune_tokens_scored", "Tokens scored.", registry=self._registry)
-        Info("qtune_build", "This server's version.", registry=self._registry).info({"version": __version__})
+        Info("qtune_build", "Version of this server.", registry=self._registry).info({"version": __version__})
         ProcessCollector(registry=self._registry)
         self._registry.register(_Jobs(store))
 
     def note_request(self, answered: Answered) -> None:
-        """Count a request. Whatever a client makes up is one label."""
+        """Count a request. Unknown methods share one label."""
         method = answered.method if answered.method in METHODS else "other"
         self._requests.labels(method, answered.route, str(answered.status)).observe(answered.seconds)
 
     def note_scored(self, samples: int, tokens: int) -> None:
-        """Count the progress of jobs."""
+        """Count scored samples and tokens."""
         self._samples.inc(samples)
         self._tokens.inc(tokens)
 
     def text(self) -> bytes:
-        """All of them, in Prometheus' format."""
+        """Return all metrics in the Prometheus text format."""
         return generate_latest(self._registry)
 
 
 class _Jobs(Collector):
-    """Jobs as the database has them; without it only that it is away."""
+    """Collector of job gauges from the database, or of its outage alone."""
 
     def __init__(self, store: JobStore) -> None:
         self._store = store
 
     def describe(self) -> list[GaugeMetricFamily]:
-        """Nothing, so that registering asks no database."""
+        """Return nothing, so that registration does not query the database."""
         return []
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Ask it."""
+        """Query the database."""
         try:
             found = self._store.figures()
         except DatabaseError:
-            yield GaugeMetricFamily("qtune_database_up", "Whether the database answers.", 0)
+            yield GaugeMetricFamily("qtune_database_up", "1 if the database responds.", 0)
             return
-        yield GaugeMetricFamily("qtune_database_up", "Whether the database answers.", 1)
+        yield GaugeMetricFamily("qtune_database_up", "1 if the database responds.", 1)
         jobs = GaugeMetricFamily("qtune_jobs", "Jobs by status.", labels=["status"])
         for status, number in found.jobs.items():
             jobs.add_metric([status], number)
         yield jobs
         age_s = 0.0 if found.oldest_queued_us is None else time.time() - found.oldest_queued_us / 1e6
-        yield GaugeMetricFamily("qtune_queue_oldest_seconds", "How long the first job waits; 0: none does.", age_s)
-        yield GaugeMetricFamily("qtune_tokens_per_second", "Of all running jobs, as last told.", found.tokens_per_s)
+        yield GaugeMetricFamily("qtune_queue_oldest_seconds", "Age of the oldest queued job, or 0.", age_s)
+        yield GaugeMetricFamily("qtune_tokens_per_second", "Last reported sum over running jobs.", found.tokens_per_s)

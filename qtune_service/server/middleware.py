@@ -1,14 +1,12 @@
-"""Every request under an id: in the answer (X-Request-ID), in all that is logged of it, and one line when it ends.
+"""ASGI middleware: request ids and access log, body size limits, and security headers.
 
-The line has the path without its query, and the caller's name, never a token, cookie or body. What nobody caught
-becomes a problem here, inside the other middleware, so that it has the headers of every answer.
+It is pure ASGI, so that streamed responses stay streams. Every request has an id, in the response (X-Request-ID) and in
+all of its log lines. The access log has the path without its query and the caller's name, never a token, cookie or
+body. Uncaught errors become a problem here, inside the other middleware, so that the response has all headers.
 
-A limit for request bodies, which are read into memory: JSON of this service is small. Uploads have their own.
-
-Headers that every answer has: what browsers may do with it. Pure ASGI, so that streams stay streams.
-
-What a route sets itself stays; the report brings its own policy. Answers of the API are not stored by browsers or
-proxies, since the next to ask may be somebody else; files say themselves how they are cached.
+JSON bodies are read into memory, so their size is limited. Uploads have their own limits. Headers that a route sets are
+kept: the report has its own policy, and files their own caching. Responses of the API are not cached, since the next
+client may be another user.
 """
 
 from __future__ import annotations
@@ -32,26 +30,26 @@ from qtune_service.server.jobs.ids import new_id
 
 MAX_BYTES = 1 << 20
 SESSION, SESSION_BYTES = "/api/v1/session", 4 << 10
-"""Open to everybody, and takes a token alone."""
+"""The sign-in route is open to all clients, and its body holds one token."""
 UPLOADS = ("POST", "/api/v1/datasets")
-"""Streamed to disk, never held."""
+"""Uploads are streamed to disk."""
 
 
 class BodyLimit:
-    """Refuses larger ones, whether they say how large they are or not."""
+    """Reject larger bodies, with and without Content-Length."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or answer 413."""
+        """Pass the request on, or respond with 413."""
         path = scope["path"].rstrip("/") if scope["type"] == "http" else ""
         if scope["type"] != "http" or (scope["method"], path) == UPLOADS:
             await self._app(scope, receive, send)
             return
         max_bytes = SESSION_BYTES if path == SESSION else MAX_BYTES
-        told = Headers(scope=scope).get("content-length", "")
-        if told.isdecimal() and int(told[:20]) > max_bytes:
+        declared = Headers(scope=scope).get("content-length", "")
+        if declared.isdecimal() and int(declared[:20]) > max_bytes:
             refusal = BodyTooLargeError(max_bytes)
             await answer(413, refusal.code, refusal.detail, refusal.hint)(scope, receive, send)
             return
@@ -77,7 +75,7 @@ PAGE_POLICY = (
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 DATA_POLICY = "default-src 'none'; frame-ancestors 'none'"
-"""For what is no page: should a browser take it for one, it can do nothing."""
+"""Policy of responses other than pages: a browser that shows one as a page runs nothing."""
 ALWAYS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
@@ -86,13 +84,13 @@ ALWAYS = {
 
 
 class SecurityHeaders:
-    """Adds them."""
+    """Add security headers."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on; add to the head of its answer."""
+        """Pass the request on, and add headers to its response."""
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -124,7 +122,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A request that was answered. `seconds`: until the answer began, for some go on for hours."""
+    """A finished request. `seconds`: until the response started, since streams last for hours."""
 
     method: str
     route: str
@@ -134,18 +132,18 @@ class Answered:
 
 
 class Observed:
-    """Numbers requests, writes them down, and tells `note` of each."""
+    """Assign request ids, write the access log, and call `note` for each request."""
 
     def __init__(self, app: ASGIApp, note: Callable[[Answered], None]) -> None:
         self._app, self._note = app, note
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on."""
+        """Pass the request on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        asked = Headers(scope=scope).get(HEADER, "")
-        request_id = asked if _OWN_ID.fullmatch(asked) else new_id()
+        given = Headers(scope=scope).get(HEADER, "")
+        request_id = given if _OWN_ID.fullmatch(given) else new_id()
         _request_id.set(request_id)
         scope.setdefault("state", {})
         started, status, first = time.perf_counter(), 0, 0.0
@@ -161,10 +159,10 @@ class Observed:
             await self._app(scope, receive, noted)
         except Exception:
             _log.exception("%s %s", scope["method"], _path(scope))
-            if status:  # too late to say it: the connection breaks
+            if status:  # the response has started: break the connection
                 raise
-            hint = f"Its log says what, under {request_id}."
-            await answer(500, "internal", "something went wrong in the server", hint)(scope, receive, noted)
+            hint = f"The server's log has the details under {request_id}."
+            await answer(500, "internal", "the server failed unexpectedly", hint)(scope, receive, noted)
         finally:
             self._note(Answered(scope["method"], _route(scope), status, first))
             _write_line(scope, status, time.perf_counter() - started)
@@ -175,19 +173,19 @@ def _route(scope: Scope) -> str:
 
 
 def _path(scope: Scope) -> str:
-    """As it was sent, so that no line break gets into the log; without the query."""
+    """Return the path as it was sent, without the query. It contains no line break."""
     raw: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
     return raw.partition(b"?")[0].decode("ascii", "backslashreplace")[:500]
 
 
 def _write_line(scope: Scope, status: int, seconds: float) -> None:
-    who = quote(str(scope["state"].get("caller", "-")))
-    asked = f"{scope['method']} {_path(scope)}"
-    _access.info("%s %s %s %d %.0f ms", _client(scope), who, asked, status, seconds * 1e3)
+    caller = quote(str(scope["state"].get("caller", "-")))
+    request = f"{scope['method']} {_path(scope)}"
+    _access.info("%s %s %s %d %.0f ms", _client(scope), caller, request, status, seconds * 1e3)
 
 
 def _client(scope: Scope) -> str:
-    """Return the client's IP address, or `-`: behind a proxy it is what a header says, which may be anything."""
+    """Return the client's IP address, or `-`: behind a proxy it comes from a header, which may hold any text."""
     text, _ = scope.get("client") or ("", 0)
     try:
         return str(ip_address(str(text).partition("%")[0]))
@@ -196,30 +194,30 @@ def _client(scope: Scope) -> str:
 
 
 class OneLine(logging.Formatter):
-    """Formats a record so that nothing in it looks like another record, or controls a terminal.
+    """Format records so that no content can forge a record or control a terminal.
 
-    A message is one line; lines of a traceback are indented.
+    A message is one line. Lines of a traceback are indented.
     """
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        """Return the record's line without control characters."""
+        """Format the record without control characters."""
         return _visible(super().formatMessage(record))
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
-        """Return a traceback, indented."""
+        """Format a traceback, indented."""
         lines = super().formatException(ei).split("\n")
         return "\n".join(f"    {_visible(line)}" for line in lines)
 
 
 def _visible(text: str) -> str:
-    """Return a text with control characters and line separators as escapes."""
+    """Escape control characters and line separators."""
     if text.isprintable():
         return text
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def write_logs() -> None:
-    """Send the service's log to standard error, each line with its time and request."""
+    """Send the service's log to standard error, each line with time and request id."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(OneLine("%(asctime)s %(levelname)s [%(request_id)s] %(message)s"))
     handler.addFilter(_with_id)

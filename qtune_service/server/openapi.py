@@ -1,7 +1,7 @@
-"""The contract: OpenAPI as clients are generated from it.
+"""Build the OpenAPI document from which clients are generated.
 
-FastAPI describes what routes take and give. What is alike for all of them is added here, so that no route can forget
-it: the problems that any request may meet, and that problems are application/problem+json.
+FastAPI describes the parameters and responses of routes. This module adds the responses that all routes share, as
+application/problem+json, so that no route can omit them.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from qtune_service.wire import Problem
 
 TAGS = [
     {"name": "jobs", "description": "Submit, follow, cancel, resume, delete, prune again."},
-    {"name": "outputs", "description": "What a finished job gave: numbers, samples with their tokens, files."},
-    {"name": "session", "description": "Sign in with a browser: a cookie for an API token."},
-    {"name": "server", "description": "What this server offers."},
-    {"name": "operations", "description": "Probes and figures."},
+    {"name": "outputs", "description": "Results of a finished job: numbers, samples with their tokens, files."},
+    {"name": "session", "description": "Sign in a browser: exchange an API token for a cookie."},
+    {"name": "server", "description": "Limits and features of this server."},
+    {"name": "operations", "description": "Probes and metrics."},
 ]
 DESCRIPTION = f"""Errors are `{MEDIA_TYPE}` (RFC 9457) with a stable `code`, a `hint`, and for 422 the wrong fields.
 
-Every answer has an `X-Request-ID`, under which the server's log knows it; a request may bring its own."""
+Every response has an `X-Request-ID`, which the server's log repeats. A request may set its own."""
 
 
 def operation_id(route: APIRoute) -> str:
-    """The name of the route's function: stable, and unique."""
+    """Return the name of the route's function, which is stable and unique."""
     return route.name
 
 
 def install(app: FastAPI) -> None:
-    """Describe an application so."""
+    """Install this description in an application."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             app.openapi_schema = describe(app)
         return app.openapi_schema
 
-    app.openapi = openapi  # type: ignore[method-assign] # as FastAPI says to do it
+    app.openapi = openapi  # type: ignore[method-assign] # as FastAPI documents
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
-    """Its OpenAPI document."""
+    """Return the OpenAPI document of an application."""
     found = get_openapi(
         title=app.title,
         version=app.version,
@@ -66,13 +66,13 @@ def describe(app: FastAPI) -> dict[str, Any]:
 
 
 def operations(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """All operations of a document."""
+    """Yield all operations of a document."""
     for path in document["paths"].values():
         yield from path.values()
 
 
 def _responses(operation: dict[str, Any]) -> dict[str, Any]:
-    """An operation's own, and those that it shares with others of its kind."""
+    """Return the responses of an operation: its own, and those shared by its kind."""
     shared = {503}
     if operation.get("security"):
         shared |= {401, 403}
@@ -80,7 +80,7 @@ def _responses(operation: dict[str, Any]) -> dict[str, Any]:
         shared |= {422}
     if "requestBody" in operation:
         shared |= {400, 408, 413}
-    told = {str(status): {"description": told["description"]} for status, told in failures(*shared).items()}
-    found = {**told, **operation["responses"]}
+    common = {str(status): {"description": one["description"]} for status, one in failures(*shared).items()}
+    found = {**common, **operation["responses"]}
     problem = {"content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
-    return {status: {**told, **problem} if status >= "400" else told for status, told in found.items()}
+    return {status: {**one, **problem} if status >= "400" else one for status, one in found.items()}

@@ -1,8 +1,8 @@
-"""Permissions of the server's files: no other user of the machine reads its database, logs, specs and uploads.
+"""Keep the server's database, logs, specs and uploads private to its user.
 
-`keep_private` is called by every command that opens the database or writes below the data root, before it does so. New
-files are made under a umask of 077, and what is there from before is tightened. Drivers get the umask back that the
-command was started with: who may read the outputs is the administrator's choice.
+Every command that opens the database or writes below the data root first calls `keep_private`. It sets a umask of 077
+for new files and tightens the modes of existing ones. Drivers run under the umask that the command was started with, so
+that the administrator decides on access to outputs.
 """
 
 from __future__ import annotations
@@ -21,32 +21,33 @@ from qtune_service.errors import SettingsError
 UMASK = 0o077
 UNCHANGED = -1
 FOLDERS = ("jobs", "arrivals", "datasets")
-"""Folders in the data root that the server writes to; drivers write the others."""
+"""Folders in the data root that the server writes. Drivers write the others."""
 _log = logging.getLogger(__name__)
 _outer_umask = UNCHANGED
 
 
 def driver_umask() -> int:
-    """Return the umask that the command was started with, or -1 where it was not changed."""
+    """Return the umask that the command was started with, or UNCHANGED."""
     return _outer_umask
 
 
 def keep_private(data_root: Path, database_url: str, *, may_be_shared: bool = False) -> None:
-    """Make the files of a server private to its user, those that exist and those that this process makes.
+    """Make the existing and future files of a server private to its user.
 
-    What cannot be changed is logged as a warning. Raises SettingsError where every user may write, unless
-    may_be_shared.
+    Log a warning where a mode cannot be changed. Raise SettingsError where every user may write and may_be_shared is
+    False.
     """
-    global _outer_umask  # noqa: PLW0603 - as the umask itself, it is the process's
+    global _outer_umask  # noqa: PLW0603 - a property of the process, as the umask is
     before = os.umask(UMASK)
     if _outer_umask == UNCHANGED:
         _outer_umask = before
     try:
         data_root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SettingsError(f"{data_root} cannot be made: {error.strerror}", "See QTUNE_DATA_ROOT.") from error
+        hint = "Set QTUNE_DATA_ROOT to a folder that the server can write."
+        raise SettingsError(f"{data_root} cannot be created: {error.strerror}", hint) from error
     for path in _private_paths(data_root, database_url):
-        exposed = _tightened(path)
+        exposed = _tighten(path)
         if exposed & stat.S_IWOTH and not may_be_shared:
             raise SettingsError(
                 f"every user of this machine may write to {path}, and its permissions cannot be changed",
@@ -54,11 +55,11 @@ def keep_private(data_root: Path, database_url: str, *, may_be_shared: bool = Fa
                 "other user reaches: QTUNE_SHARED_DATA_ROOT=true.",
             )
         if exposed:
-            _log.warning("other users may access %s (mode %o), and this cannot be changed", path, exposed)
+            _log.warning("other users may access %s (mode %o), and its permissions cannot be changed", path, exposed)
 
 
 def _private_paths(data_root: Path, database_url: str) -> Iterator[Path]:
-    """Return what exists of the folders and files that the server keeps to itself."""
+    """Return the existing folders and files of the server."""
     found = [data_root, *(data_root / name for name in FOLDERS), *_database_files(database_url)]
     if (logs := data_root / "jobs").is_dir():
         found += (path for path in logs.iterdir() if not path.is_symlink())
@@ -75,8 +76,8 @@ def _database_files(url: str) -> list[Path]:
     return [Path(f"{parsed.database}{ending}") for ending in ("", "-wal", "-shm", "-journal")]
 
 
-def _tightened(path: Path) -> int:
-    """Take the rights of group and others away; return those that are left."""
+def _tighten(path: Path) -> int:
+    """Remove the rights of group and others, and return those that are left."""
     try:
         mode = path.stat().st_mode
         if mode & UMASK and not _is_shared_on_purpose(path, mode):
@@ -92,5 +93,5 @@ def _tightened(path: Path) -> int:
 
 
 def _is_shared_on_purpose(path: Path, mode: int) -> bool:
-    """Return whether a folder is one like `/` or /tmp, which root must not take away from everybody."""
+    """Return whether a folder is `/`, or sticky as /tmp is, so that its mode must stay for other users."""
     return path == Path(path.anchor) or bool(mode & stat.S_ISVTX and path.is_dir() and any(path.iterdir()))

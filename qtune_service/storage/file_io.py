@@ -1,10 +1,10 @@
-"""All byte I/O: look, read and write, on any filesystem that `filesystems.resolve` knows.
+"""Read, write and list files on any filesystem that `filesystems.resolve` supports.
 
-Writes are atomic and idempotent. Locally a hidden temporary file in the same folder is synced and renamed; an
-object store shows an object only once its upload is complete; HDFS writes aside and moves. The price: a file is in
-memory once before it is written, which bounded shards afford. What is not bounded goes through `write_chunks`.
+Writes are atomic and idempotent. On a local disk, a hidden temporary file in the same folder is synced and renamed. An
+object store shows an object only after its upload is complete. HDFS writes a temporary file and moves it. A file is
+held in memory before it is written, which is affordable for bounded shards. Unbounded content uses `write_chunks`.
 
-Reads go by ranges, so that a retry repeats one block and not a file.
+Reads use byte ranges, so that a retry repeats one block and not the whole file.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ BLOCK_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A file as it is now. `version` changes when its content does: an etag, else the time of change in ns."""
+    """Metadata of a file. `version` changes with the content: an ETag, else the modification time in ns."""
 
     uri: str
     size_bytes: int
@@ -50,18 +50,18 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class WrittenFile:
-    """A file just written."""
+    """Metadata of a written file."""
 
     uri: str
     size_bytes: int
     sha256: str
 
 
-# --- looking
+# --- metadata and listing
 
 
 def stat(uri: str) -> Entry | None:
-    """Size and version of a file; None where there is no file."""
+    """Return the metadata of a file, or None if it does not exist."""
     at = resolve(uri)
     if at.is_local:
         return retrying(uri, "read", lambda: _stat_local(uri, Path(at.path)))
@@ -89,7 +89,7 @@ def _stat_remote(at: Location) -> Entry | None:
 
 
 def _etag(at: Location) -> str:
-    """S3's own version of an object; its time of change has seconds only."""
+    """Return the ETag of an S3 object. Its modification time has a resolution of seconds only."""
     if not isinstance(at.filesystem, pafs.S3FileSystem):
         return ""
     with at.filesystem.open_input_file(at.path) as file:
@@ -99,18 +99,18 @@ def _etag(at: Location) -> str:
 
 
 def exists(uri: str) -> bool:
-    """Whether there is a file or folder."""
+    """Return whether a file or folder exists."""
     return is_folder(uri) or stat(uri) is not None
 
 
 def is_folder(uri: str) -> bool:
-    """Whether there is a folder; on an object store, any object below."""
+    """Return whether a folder exists; on an object store, whether any object has the prefix."""
     at = resolve(uri)
     return retrying(uri, "read", lambda: at.filesystem.get_file_info(at.path).type == pafs.FileType.Directory)
 
 
 def list_files(folder: str, *, recursive: bool = True) -> list[str]:
-    """URIs of the files of a folder, sorted; empty where there is no folder."""
+    """Return the sorted URIs of the files in a folder; empty if the folder does not exist."""
     at = resolve(folder)
     selector = pafs.FileSelector(at.path, recursive=recursive, allow_not_found=True)
     infos = retrying(folder, "list", lambda: at.filesystem.get_file_info(selector))
@@ -118,24 +118,24 @@ def list_files(folder: str, *, recursive: bool = True) -> list[str]:
 
 
 def list_folders(folder: str) -> list[str]:
-    """URIs of the folders of a folder, sorted; on an object store, prefixes that end at a `/`."""
+    """Return the sorted URIs of the subfolders; on an object store, of the prefixes that end with `/`."""
     at = resolve(folder)
     infos = retrying(folder, "list", lambda: at.filesystem.get_file_info(pafs.FileSelector(at.path)))
     return sorted(uri_of(at, info.path) for info in infos if info.type == pafs.FileType.Directory)
 
 
 def relative(uri: str, folder: str) -> str:
-    """Path of a listed file below the folder that was listed."""
+    """Return the path of a file relative to a folder that contains it."""
     return str(PurePosixPath(resolve(uri).path).relative_to(resolve(folder).path))
 
 
 def is_glob(uri: str) -> bool:
-    """Whether the path has glob signs. A `?` in a URI starts its options."""
+    """Return whether the path has glob characters. A `?` in a URI starts its options."""
     return any(sign in display(uri) for sign in ("*?[" if "://" not in uri else "*["))
 
 
 def glob(pattern: str) -> list[str]:
-    """URIs of the files that match, sorted. `*` stops at a slash, `**` does not."""
+    """Return the sorted URIs of the matching files. `*` does not match a slash, `**` does."""
     at = resolve(pattern)
     segments = at.path.split("/")
     fixed = next(i for i, segment in enumerate(segments) if any(sign in segment for sign in "*?["))
@@ -156,19 +156,19 @@ def _glob_regex(pattern: str) -> str:
 
 
 def read_range(uri: str, start: int, stop: int) -> bytes:
-    """Bytes [start, stop), fewer where the file ends before."""
+    """Return bytes [start, stop), fewer at the end of the file."""
     return b"".join(iter_blocks(uri, start, stop))
 
 
 def read_bytes(uri: str) -> bytes:
-    """The whole file."""
+    """Return the content of a file."""
     return read_range(uri, 0, 1 << 62)
 
 
 def iter_blocks(uri: str, start: int = 0, stop: int = 1 << 62, block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
-    """Stream bytes [start, stop) block by block; a block that fails is read again, not the file."""
+    """Yield bytes [start, stop) in blocks. A failed block is retried alone."""
     at = resolve(uri)
-    file: Any = retrying(uri, "read", lambda: at.filesystem.open_input_file(at.path))  # its stubs lack read_at's offset
+    file: Any = retrying(uri, "read", lambda: at.filesystem.open_input_file(at.path))  # stubs lack read_at's offset
     with file:
         while start < stop:
             block: bytes = retrying(uri, "read", functools.partial(file.read_at, min(block_bytes, stop - start), start))
@@ -180,7 +180,7 @@ def iter_blocks(uri: str, start: int = 0, stop: int = 1 << 62, block_bytes: int 
 
 @contextlib.contextmanager
 def open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
-    """A Parquet file, its footer read. Raises StorageError, also where the content is not Parquet."""
+    """Open a Parquet file and read its footer. Raises StorageError, also for other content."""
     at = resolve(uri)
     with explained_parquet(uri, lambda: pq.ParquetFile(at.path, filesystem=at.filesystem)) as file:
         yield file
@@ -188,7 +188,7 @@ def open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
 
 @contextlib.contextmanager
 def explained_parquet(uri: str, open_file: Callable[[], pq.ParquetFile]) -> Iterator[pq.ParquetFile]:
-    """Open and close a Parquet file; failures of it become StorageErrors."""
+    """Open and close a Parquet file. Failures become StorageErrors."""
     try:
         file = retrying(uri, "read", open_file)
     except pa.ArrowException as error:
@@ -204,18 +204,18 @@ def explained_parquet(uri: str, open_file: Callable[[], pq.ParquetFile]) -> Iter
 
 
 def read_json(uri: str) -> Any:
-    """Parse a JSON file."""
+    """Parse a JSON file. Raises StorageError."""
     try:
         return json.loads(read_bytes(uri))
     except ValueError as error:
-        raise StorageError(f"{display(uri)} is not valid JSON: {error}", "The file is damaged; remove it.") from error
+        raise StorageError(f"{display(uri)} is not valid JSON: {error}", "The file is damaged. Remove it.") from error
 
 
 # --- writing
 
 
 def write_bytes(uri: str, data: bytes | memoryview | pa.Buffer) -> WrittenFile:
-    """Write a file at once: it is there complete, or not at all. Folders are made."""
+    """Write a file atomically, and create its folders."""
     at = resolve(uri)
     body = memoryview(data)
     if at.is_local:
@@ -228,9 +228,9 @@ def write_bytes(uri: str, data: bytes | memoryview | pa.Buffer) -> WrittenFile:
 
 
 def write_chunks(uri: str, chunks: Iterable[bytes]) -> WrittenFile:
-    """Write a file piece by piece, never whole in memory: it is there complete, or, where `chunks` raises, not at all.
+    """Write a file atomically from chunks, without holding it in memory. If `chunks` raises, nothing is written.
 
-    For an object store it is first gathered in a temporary file of this machine, so that an upload can be repeated.
+    For an object store, chunks are first collected in a local temporary file, so that the upload can be retried.
     """
     at = resolve(uri)
     if at.is_local:
@@ -251,9 +251,9 @@ def write_chunks(uri: str, chunks: Iterable[bytes]) -> WrittenFile:
 
 
 def move_in(path: Path, uri: str) -> None:
-    """Move a synced file of this machine to a place: by another name where that is on the same disk, else as a copy.
+    """Move a synced local file to a URI: by a rename on the same disk, else by an upload.
 
-    Raises OSError where the place is local, else StorageError.
+    Raises OSError for a local target, else StorageError.
     """
     at = resolve(uri)
     if at.is_local:
@@ -268,7 +268,7 @@ def move_in(path: Path, uri: str) -> None:
 
 
 def _send(at: Location, path: str) -> None:
-    """Stream a file there; a part of it is never left behind as if it were all."""
+    """Upload a file as a stream. A failure leaves no partial object."""
     stream = at.filesystem.open_output_stream(at.path)
     try:
         for block in iter_blocks(path):
@@ -282,13 +282,13 @@ def _send(at: Location, path: str) -> None:
 
 
 def write_json(uri: str, value: Any) -> WrittenFile:
-    """Write JSON at once. Non-finite numbers are a ValueError: they are not JSON."""
+    """Write a JSON file atomically. Raises ValueError for non-finite numbers, which JSON lacks."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1)
     return write_bytes(uri, (text + "\n").encode())
 
 
 def write_table(uri: str, table: pa.Table, *, row_group_size: int | None = None) -> WrittenFile:
-    """Write a Parquet file (zstd) at once."""
+    """Write a Parquet file (zstd) atomically."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", row_group_size=row_group_size)
     return write_bytes(uri, sink.getvalue())
@@ -325,7 +325,7 @@ def _write_chunks(uri: str, path: Path, chunks: Iterable[bytes]) -> WrittenFile:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable."""
+    """Sync a folder, so that a rename in it is durable."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -349,7 +349,7 @@ def _put_and_move(filesystem: pafs.FileSystem, path: str, body: memoryview) -> N
 
 
 def remove_file(uri: str) -> None:
-    """Remove a file, if it is there."""
+    """Remove a file, if it exists."""
     at = resolve(uri)
     if stat(uri) is not None:
         retrying(uri, "remove", lambda: at.filesystem.delete_file(at.path))

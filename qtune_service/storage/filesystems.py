@@ -1,10 +1,10 @@
-"""Paths and URIs to pyarrow filesystems, and what their failures mean.
+"""Resolve paths and URIs to pyarrow filesystems, retry calls, and explain failures.
 
-Local paths, `s3://`, `gs://`, `hdfs://`; any other scheme through the fsspec filesystem of that name. Arrow's S3 client
-does not read AWS_ENDPOINT_URL by itself, so its options are built here.
+Supported are local paths, `s3://`, `gs://`, `hdfs://`, and other schemes through fsspec. Arrow's S3 client does not
+read AWS_ENDPOINT_URL, so its options are built here.
 
-Calls are retried with jitter where the failure is of a kind that passes (timeouts, throttling, 5xx). Whatever remains
-becomes a StorageError that says what to do.
+Calls are retried with jitter after transient failures (timeouts, throttling, 5xx). Other failures become a StorageError
+with a hint.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from qtune_service.errors import StorageError
 
 T = TypeVar("T")
 ATTEMPTS = 7
-"""With pauses of 0.2 to 5 s that is an outage of ten seconds survived."""
+"""Attempts of a call. With pauses of 0.2 to 5 s they bridge an outage of ten seconds."""
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]+)://")
 _S3_OPTIONS = {"endpoint_override", "region", "scheme", "anonymous"}
-_PASSING = re.compile(
+_TRANSIENT = re.compile(
     r"NETWORK_CONNECTION|SLOW_DOWN|THROTTL|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|REQUEST_TIMEOUT|REQUEST_TIME_TOO"
     r"|HTTP status 5\d\d|HTTP 5\d\d|curlCode|timed? ?out|temporarily|Connection reset",
     re.IGNORECASE,
@@ -39,7 +39,7 @@ _PASSING = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where a path or URI leads. `writes` is how a file becomes visible at once there."""
+    """A resolved path or URI. `writes`: how a file becomes visible atomically."""
 
     uri: str
     filesystem: pafs.FileSystem
@@ -48,7 +48,7 @@ class Location:
 
     @property
     def is_local(self) -> bool:
-        """Whether `path` is a path of this machine."""
+        """Return whether the path is on a local disk."""
         return self.writes == "rename"
 
 
@@ -78,12 +78,12 @@ _SUPPORTED = "Supported: local paths, file://, s3://, gs://, hdfs://, and scheme
 
 
 def display(uri: str) -> str:
-    """The URI as its user would recognise it: without options."""
+    """Return the URI without its options, for messages."""
     return uri.split("?", 1)[0] if _SCHEME.match(uri) else uri
 
 
 def join(uri: str, *parts: str) -> str:
-    """Append path segments, in front of a URI's options."""
+    """Append path segments before the options of a URI."""
     base, mark, options = uri.partition("?") if _SCHEME.match(uri) else (uri, "", "")
     return "/".join([base.rstrip("/") or "/", *parts]).replace("//", "/", 1 if base == "/" else 0) + mark + options
 
@@ -100,7 +100,7 @@ def _resolve_s3(uri: str) -> Location:
 
 
 def s3_client(uri: str) -> S3Client:
-    """What an S3 URI and the environment say of the client to use. Raises StorageError."""
+    """Return the S3 client of a URI and the environment. Raises StorageError."""
     parts = urlsplit(uri, allow_fragments=False)
     options = dict(parse_qsl(parts.query))
     unknown = sorted(set(options) - _S3_OPTIONS)
@@ -125,7 +125,7 @@ def s3_client(uri: str) -> S3Client:
 
 @dataclass(frozen=True, slots=True)
 class S3Client:
-    """What distinguishes one S3 client from another. A new `identity` in the environment makes a new client."""
+    """Cache key of an S3 client. New credentials in the environment change `identity`."""
 
     bucket: str
     endpoint: str
@@ -167,7 +167,7 @@ def _resolve_fsspec(uri: str, scheme: str) -> Location:
 
 
 def uri_of(base: Location, path: str) -> str:
-    """Turn a path that `base`'s filesystem listed back into a URI. Local files become plain paths."""
+    """Convert a path listed by the filesystem of `base` to a URI. Local files become plain paths."""
     match = _SCHEME.match(base.uri)
     if match is None or base.is_local:
         return path
@@ -180,10 +180,10 @@ def uri_of(base: Location, path: str) -> str:
 
 
 def retrying(uri: str, action: str, call: Callable[[], T]) -> T:
-    """Run `call`, again where the failure may pass; what fails for good is raised as a StorageError."""
+    """Run `call`, and retry transient failures. Permanent failures raise StorageError."""
     try:
         for attempt in stamina.retry_context(
-            on=_may_pass, attempts=ATTEMPTS, timeout=120, wait_initial=0.2, wait_max=5, wait_jitter=0.5
+            on=_is_transient, attempts=ATTEMPTS, timeout=120, wait_initial=0.2, wait_max=5, wait_jitter=0.5
         ):
             with attempt:
                 return call()
@@ -194,9 +194,9 @@ def retrying(uri: str, action: str, call: Callable[[], T]) -> T:
     raise AssertionError("unreachable: the last attempt raises")
 
 
-def _may_pass(error: Exception) -> bool:
+def _is_transient(error: Exception) -> bool:
     is_remote = isinstance(error, OSError) and not isinstance(error, StorageError) and error.errno is None
-    return isinstance(error, (TimeoutError, ConnectionError)) or (is_remote and bool(_PASSING.search(str(error))))
+    return isinstance(error, (TimeoutError, ConnectionError)) or (is_remote and bool(_TRANSIENT.search(str(error))))
 
 
 _BY_ERRNO = {
@@ -206,8 +206,8 @@ _BY_ERRNO = {
     errno.EACCES: ("permission denied", "Give this user access to it, or choose another path."),
     errno.EPERM: ("permission denied", "Give this user access to it, or choose another path."),
     errno.EROFS: ("the filesystem is read-only", "Choose another path."),
-    errno.ENOSPC: ("the disk is full", "Free some space and run the same command again: it continues."),
-    errno.EDQUOT: ("the disk quota is used up", "Free some space and run the same command again: it continues."),
+    errno.ENOSPC: ("the disk is full", "Free disk space and run the same command again. It resumes."),
+    errno.EDQUOT: ("the disk quota is exceeded", "Free disk space and run the same command again. It resumes."),
     errno.EFBIG: ("the file size limit is reached", "Raise the limit (ulimit -f) and run the same command again."),
 }
 _BY_TEXT = (
@@ -231,19 +231,19 @@ _BY_TEXT = (
 
 
 def explain(error: OSError, uri: str, action: str) -> StorageError:
-    """Say what failed, where, and what to do."""
-    kinds = {FileNotFoundError: errno.ENOENT, PermissionError: errno.EACCES}  # fsspec raises them without a number
+    """Return a StorageError with the action, the URI, the cause, and a hint."""
+    kinds = {FileNotFoundError: errno.ENOENT, PermissionError: errno.EACCES}  # fsspec raises them without errno
     what, hint = _BY_ERRNO.get(error.errno or kinds.get(type(error), 0), ("", ""))
     if not what:
         text = str(error)
-        for pattern, told, advice in _BY_TEXT:
+        for pattern, cause, advice in _BY_TEXT:
             if re.search(pattern, text, re.IGNORECASE):
-                what, hint = f"{told} ({first_line(error)})", advice
+                what, hint = f"{cause} ({first_line(error)})", advice
                 break
     what = what or first_line(error)
     return StorageError(f"cannot {action} {display(uri)}: {what}", hint or "Check the path and the storage behind it.")
 
 
 def first_line(error: BaseException) -> str:
-    """An error in one line."""
+    """Return the first line of an error."""
     return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,11 +1,11 @@
-"""One driver an output, where there is no file lock: on an object store.
+"""Lease of an output on an object store, which has no file locks: one driver at a time.
 
-The owner keeps a small object there and rewrites it every few seconds. Who finds one watches it: if it changes, its
-owner is alive and the newcomer is refused; if it stands still for long enough, its owner is gone and the lease is
-taken over. Only the watcher's own clock is used. Two that start in the same moment both write; after a pause the last
-writer finds its own name there, and the other one is refused. An owner that was cut off for so long that another
-took over finds a foreign name at its next beat and ends. In between both may write for seconds, which does no harm,
-since every file is written whole and has the same content.
+The owner rewrites a small object every few seconds (its heartbeat). A second driver watches the object. If it changes,
+its owner is alive and the second driver fails. If it stays unchanged for DEAD_S, its owner is gone and the lease is
+taken over. Only the clock of the watcher is used. Of two drivers that start at the same time, the last writer finds its
+own name after a pause, and the other one fails. An owner that was disconnected for longer finds a foreign name at its
+next heartbeat and ends. Until then both may write for seconds, which is harmless, because every write is atomic and has
+the same content.
 """
 
 from __future__ import annotations
@@ -23,17 +23,15 @@ from collections.abc import Callable, Iterator
 from qtune_service.errors import OutputConflictError, StorageError
 from qtune_service.storage import file_io
 
-BEAT_S, SETTLE_S = 5.0, 1.0
-DEAD_S = 4 * BEAT_S
-"""A lease that stands still for so long has lost its owner."""
-
-
+HEARTBEAT_S, SETTLE_S = 5.0, 1.0
+DEAD_S = 4 * HEARTBEAT_S
+"""Time without a heartbeat after which the owner counts as gone."""
 MAX_BYTES = 4096
-"""Of the lease object; whoever can write to the output can write another one."""
+"""Size limit of the lease object, which other writers of the output can replace."""
 
 
 def end_process() -> None:
-    """End this process as if it was asked to stop: what it has in hand is saved, and nothing more is written."""
+    """Send SIGTERM to this process: shards in progress are saved, and nothing more is written."""
     os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -41,18 +39,20 @@ def end_process() -> None:
 def leased(
     uri: str, output: str, say: Callable[[str], None] = lambda _: None, on_lost: Callable[[], None] = end_process
 ) -> Iterator[None]:
-    """Hold the lease object at `uri` for the block. Raises OutputConflictError where another driver holds it.
+    """Hold the lease object at `uri` for the block. Raises OutputConflictError if another driver holds it.
 
-    on_lost: called in another thread where the lease was lost meanwhile; the block then ends with that error.
+    on_lost: called in another thread if the lease is lost. The block then ends with that error.
     """
     owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-    _wait_for_the_dead(uri, output, say)
+    _wait_until_free(uri, output, say)
     _write(uri, owner, 0)
     time.sleep(SETTLE_S)
     if _owner(_read(uri)) != owner:
         raise _conflict(output, _owner(_read(uri)))
     done, lost = threading.Event(), threading.Event()
-    thread = threading.Thread(target=_beat, args=(uri, owner, done, lost, on_lost), daemon=True, name="lease")
+    thread = threading.Thread(
+        target=_send_heartbeats, args=(uri, owner, done, lost, on_lost), daemon=True, name="lease"
+    )
     thread.start()
     try:
         yield
@@ -64,12 +64,12 @@ def leased(
         file_io.remove_file(uri)
 
 
-def _wait_for_the_dead(uri: str, output: str, say: Callable[[str], None]) -> None:
-    """Return once nobody holds the lease. Raises OutputConflictError if its owner shows that it is alive."""
+def _wait_until_free(uri: str, output: str, say: Callable[[str], None]) -> None:
+    """Return once the lease is free. Raises OutputConflictError if its owner is alive."""
     found = _read(uri)
-    if not found or _is_dead_here(_owner(found)):
+    if not found or _is_ended_local_process(_owner(found)):
         return
-    say(f"{_owner(found)} held {output} last; waiting up to {DEAD_S:.0f} s to see whether it is still at work")
+    say(f"{_owner(found)} held {output} last; waiting up to {DEAD_S:.0f} s to see whether it is still running")
     deadline_s = time.monotonic() + DEAD_S
     while time.monotonic() < deadline_s:
         time.sleep(1)
@@ -80,8 +80,8 @@ def _wait_for_the_dead(uri: str, output: str, say: Callable[[str], None]) -> Non
             raise _conflict(output, _owner(now))
 
 
-def _is_dead_here(owner: str) -> bool:
-    """Whether the owner was a process of this machine that has ended."""
+def _is_ended_local_process(owner: str) -> bool:
+    """Return whether the owner was a process of this machine that has ended."""
     host, _, rest = owner.partition(":")
     pid = rest.partition(":")[0]
     if host != socket.gethostname() or not (pid.isdecimal() and len(pid) <= 10):
@@ -95,12 +95,14 @@ def _is_dead_here(owner: str) -> bool:
     return False
 
 
-def _beat(uri: str, owner: str, done: threading.Event, lost: threading.Event, on_lost: Callable[[], None]) -> None:
-    """Renew the lease until it is done or lost."""
+def _send_heartbeats(
+    uri: str, owner: str, done: threading.Event, lost: threading.Event, on_lost: Callable[[], None]
+) -> None:
+    """Send heartbeats until the block ends or the lease is lost."""
     count = 0
-    while not done.wait(BEAT_S):
+    while not done.wait(HEARTBEAT_S):
         count += 1
-        with contextlib.suppress(StorageError):  # a short outage; the next beat shows whether the lease still holds
+        with contextlib.suppress(StorageError):  # an outage: the next heartbeat checks the lease
             if _owner(_read(uri)) not in (owner, ""):
                 lost.set()
                 on_lost()
@@ -113,18 +115,18 @@ def _write(uri: str, owner: str, count: int) -> None:
 
 
 def _read(uri: str) -> str:
-    """The lease as it stands; empty where there is none."""
+    """Return the content of the lease; empty if there is none."""
     try:
         body = file_io.read_range(uri, 0, MAX_BYTES) if file_io.stat(uri) is not None else b""
         return body.decode(errors="replace")
     except StorageError as error:
-        if isinstance(error.__cause__, FileNotFoundError):  # removed in between
+        if isinstance(error.__cause__, FileNotFoundError):  # removed meanwhile
             return ""
         raise
 
 
 def _owner(lease: str) -> str:
-    """Who holds it: HOST:PID:TOKEN."""
+    """Return the owner as HOST:PID:TOKEN."""
     try:
         return str(json.loads(lease)["owner"]) if lease else ""
     except (ValueError, LookupError, TypeError, RecursionError):

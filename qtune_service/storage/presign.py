@@ -1,7 +1,7 @@
-"""URLs of S3 objects that let anybody read them for some minutes (Signature Version 4, in the query).
+"""Create presigned URLs of S3 objects (Signature Version 4 in the query), valid for some minutes.
 
-Forty lines of HMAC: pyarrow's client cannot do it, and botocore, which can, has 30 MB. Only credentials of the
-environment (AWS_ACCESS_KEY_ID, ...) are used, not profiles and roles, which need botocore; who has none gets None.
+pyarrow cannot presign, and botocore is a dependency of 30 MB for forty lines of HMAC. Only credentials of the
+environment (AWS_ACCESS_KEY_ID, ...) are used. Profiles and roles need botocore. Without credentials there is no URL.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ ALGORITHM = "AWS4-HMAC-SHA256"
 
 
 def presigned(uri: str, *, seconds: int, answered: Mapping[str, str] | None = None, at: str = "") -> str | None:
-    """A URL to read an object by; None for other places, and where there are no credentials to sign with.
+    """Return a URL to read an S3 object; None for other storage, and without credentials.
 
-    answered: headers that the answer shall have, as `response-content-type`. at: `20270131T120000Z`; by default now.
+    answered: response headers, as `response-content-type`. at: signing time, as `20270131T120000Z`; by default now.
     """
     key_id, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
     if not uri.startswith("s3://") or not key_id or not secret or (client := s3_client(uri)).anonymous:
@@ -50,14 +50,14 @@ def presigned(uri: str, *, seconds: int, answered: Mapping[str, str] | None = No
 
 
 def _region(uri: str, client: S3Client) -> str:
-    """As the environment says it; else as the bucket has it, which the reading client has found out."""
+    """Return the region of the environment, else that of the bucket, which the S3 client has found."""
     filesystem = resolve(uri).filesystem
     assert isinstance(filesystem, pafs.S3FileSystem)
     return client.region or filesystem.region
 
 
 def _address(client: S3Client, region: str, path: str) -> tuple[str, str]:
-    """Host and path. Buckets are hosts at AWS, but for names with dots, which its certificates do not have."""
+    """Return host and path. At AWS a bucket is a host, except for names with dots, which its certificates exclude."""
     host = client.endpoint or f"s3.{region}.amazonaws.com"
     if client.endpoint or "." in client.bucket:
         return host, f"/{client.bucket}{path}"

@@ -1,35 +1,34 @@
-"""Where the assistant's turns begin and end in the one text, where the template has no markers.
+"""Find the characters of a rendered conversation that are trained, and turn them into token masks.
 
-Nothing is believed that other renderings of the same conversation do not prove.
-By skeleton, two renderings a conversation: the whole is rendered again with other words in all turns but the
-assistant's. Putting the true words back must give the text itself, so the place of each is proven. Behind the words
-before turn i must come what a prompt with such a turn ends in (learned once by rendering one): turn i starts there.
-It ends behind the first end-of-turn token that is not among its own words, before the words that follow.
-Short and plain conversations spare one of the two renderings: a conversation of the same roles, with other words in
-all turns, is rendered once for all of them (its shape). Where the true words, put into the shape, give the text, and
-the end-of-turn token stands between all turns and nowhere in the words, the text can be cut in that one way only.
-Where that does not apply (system prompt or tools moved to the last user turn, an assistant's turn before, no
-end-of-turn token, call ids behind a result), turn by turn, at two or three renderings each:
+Every assistant turn is trained with its end-of-turn token, and nothing else. A template with `{% generation %}` markers
+gives the spans itself. They are used once each is verified to contain its turn's text, because transformers counts
+incorrectly inside macros. Without markers, turns are located by other renderings of the same conversation, and every
+boundary is proven. Each span must contain its turn's text and start after the previous span. Otherwise the record is
+rejected: a mask is never guessed.
+
+Skeleton method, two renderings a conversation: the conversation is rendered again with probe text in all turns except
+the assistant's. Replacing the probes by the real content must reproduce the text, which proves the span of each. The
+text after turn i - 1 must start with the end of a prompt that ends in such a turn (learned once by a rendering). Turn
+i starts after it, and ends after the first end-of-turn token that is not part of its own content, before the next
+turn's text.
+Short plain conversations need one rendering: a conversation of the same roles with probe text in all turns is
+rendered once for all of them (its shape). If the real content in the shape reproduce the text, and the end-of-turn
+token is between all turns and in none of the contents, the text can be split in one way only.
+If the method does not apply (system prompt or tools moved to the last user turn, a preceding assistant turn, no end-
+of-turn token, call ids after a result), each turn takes two or three renderings:
   start  1. render(messages[:i]) with the generation prompt, if it is a prefix of the text.
-         2. Turn i - 1 gets other words, and the whole conversation and messages[:i] are both rendered. What follows
-            those words at the end of the prompt must follow them in the conversation too, and from there on it must be
-            the text to its last character: turn i starts there.
-         3. The same with other words in turn i, up to the generation prompt before them. The first turn needs it.
+         2. Turn i - 1 gets probe text, and the whole conversation and messages[:i] are rendered. The text after the
+            probe at the end of the prompt must also follow the probe in the conversation, and the rest must equal the
+            end of the text. Turn i starts after it.
+         3. Turn i gets probe text. The first turn needs this rule: it starts after the generation prompt before them.
   end    1. render(messages[:i + 1]), if it is a prefix of the text.
-         2. The whole conversation with other words in turn i + 1. Up to the end-of-turn token of turn i it must be a
-            prefix of the text, and those words must come later.
-The trade-off: the second way costs turns x length; over-long texts are refused before it is tried.
+         2. Turn i + 1 gets probe text. Up to the end-of-turn token of turn i the rendering must be a prefix of the
+            text, and the probe must come later.
+This costs turns x length, so over-long texts are rejected before.
 
-Which characters of one rendering are trained: every assistant turn with its end-of-turn token, nothing else.
-
-A template with `{% generation %}` markers says so itself; the marked spans are used as they are, once each is seen
-to hold its turn's words (transformers counts wrongly inside macros). Without markers borders.py finds the turns and
-proves them. Each span must hold its turn's words, and start after the one before ended. Otherwise the record is
-refused: a mask is never guessed.
-
-Borders: white space and anything else of the template after the end-of-turn token is cut. A token counts as
-trained if it begins inside a span and ends inside it; one that begins earlier carries a piece of the prompt. Only
-the special token that closes a turn may reach beyond its span, over white space that it swallows (`rstrip`).
+White space and other template text after the end-of-turn token is cut off. A token is trained if it starts and ends
+inside a span. A token that starts earlier contains a part of the prompt. Only the special token that closes a turn may
+end outside of its span, over white space that it absorbs (`rstrip`).
 """
 
 from __future__ import annotations
@@ -46,31 +45,31 @@ from numpy.typing import NDArray
 from qtune_service.ingest.records import Conversation, Message, RecordError
 from qtune_service.tokenize.chat_template import PROBE, ChatTemplate, Span, split_reasoning
 from qtune_service.tokenize.encoded_batch import offsets_of
-from qtune_service.tokenize.token_offsets import PlacedTokens
+from qtune_service.tokenize.token_offsets import LocatedTokens
 
 MAX_SHAPES = 256
-"""Shapes that are kept; a dataset of ever other shapes has long conversations, where one rendering matters less."""
+"""Cached shapes. Datasets with more shapes have long conversations, where one rendering matters less."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """A conversation and the one text of it."""
+    """A conversation and its rendered text."""
 
     template: ChatTemplate
     conversation: Conversation
     text: str
-    marked: tuple[Span, ...] | None  # by the template's generation markers
+    marked: tuple[Span, ...] | None  # spans of the generation markers
 
 
 def locate_turns(rendering: Rendering, turns: Sequence[int]) -> list[Span]:
-    """Character spans of the assistant turns named by index. Raises RecordError where one cannot be proven."""
+    """Return the character spans of assistant turns by index. Raises RecordError if one cannot be proven."""
     words = _prompt_words(rendering)
     spans = (_by_skeleton(rendering, i, words) for i in turns)
     return [span or _by_rules(rendering, i) for i, span in zip(turns, spans, strict=True)]
 
 
 def not_verified(what: str) -> RecordError:
-    """The refusal to guess a mask."""
+    """Return the error for a mask that cannot be proven."""
     return RecordError(
         "mask_not_verified",
         f"cannot prove {what} in the chat template's text; put {{% generation %}} markers in the template",
@@ -78,7 +77,7 @@ def not_verified(what: str) -> RecordError:
 
 
 def _prompt_words(rendering: Rendering) -> dict[int, Span]:
-    """Where the words of each turn that is not the assistant's stand; empty where that is not proven."""
+    """Return the spans of the text of other turns than the assistant's; empty if they cannot be proven."""
     if PROBE in rendering.text:
         return {}
     return _words_by_shape(rendering) or _words_by_rendering(rendering)
@@ -86,15 +85,15 @@ def _prompt_words(rendering: Rendering) -> dict[int, Span]:
 
 def _words_by_rendering(rendering: Rendering) -> dict[int, Span]:
     messages, text = rendering.conversation.messages, rendering.text
-    asked = [i for i, m in enumerate(messages) if m["role"] != "assistant"]
+    probed = [i for i, m in enumerate(messages) if m["role"] != "assistant"]
     probes = [{**m, "content": f"{PROBE}{i}x"} if m["role"] != "assistant" else m for i, m in enumerate(messages)]
     try:
         pieces = re.split(rf"{PROBE}(\d+)x", rendering.template.render(probes, rendering.conversation.tools))
     except RecordError:
         return {}
-    if pieces[1::2] != [str(i) for i in asked]:
+    if pieces[1::2] != [str(i) for i in probed]:
         return {}
-    return dict(zip(asked, _fit(pieces[::2], [messages[i]["content"] for i in asked], text), strict=False))
+    return dict(zip(probed, _fit(pieces[::2], [messages[i]["content"] for i in probed], text), strict=False))
 
 
 def _words_by_shape(rendering: Rendering) -> dict[int, Span]:
@@ -109,12 +108,12 @@ def _words_by_shape(rendering: Rendering) -> dict[int, Span]:
     mark = template.end_of_turn
     if not between or rendering.text.count(mark) != sum(piece.count(mark) for piece in between):
         return {}
-    places = _fit(between, [message["content"] for message in messages], rendering.text)
-    return {i: place for i, place in enumerate(places) if roles[i] != "assistant"}
+    spans = _fit(between, [message["content"] for message in messages], rendering.text)
+    return {i: span for i, span in enumerate(spans) if roles[i] != "assistant"}
 
 
 def _render_shape(template: ChatTemplate, roles: Sequence[str]) -> list[str]:
-    """What the template writes before, between and behind turns of these roles; empty where words could be confused."""
+    """Return the template text around turns of these roles; empty if turns are not clearly separated."""
     probes = [{"role": role, "content": f"{PROBE}{i}x"} for i, role in enumerate(roles)]
     try:
         pieces = re.split(rf"{PROBE}(\d+)x", template.render(probes))
@@ -127,21 +126,22 @@ def _render_shape(template: ChatTemplate, roles: Sequence[str]) -> list[str]:
 
 
 def _fit(between: Sequence[str], contents: Sequence[str], text: str) -> list[Span]:
-    """Places of the contents if they, put between the pieces, give the text; else none."""
-    for words in (contents, [content.strip() for content in contents]):  # templates trim, or do not
+    """Return the spans of the contents if pieces and contents form the text, else nothing."""
+    for words in (contents, [content.strip() for content in contents]):  # some templates trim
         parts = [part for pair in zip(between, [*words, ""], strict=True) for part in pair]
         if "".join(parts) == text:
-            return _places(between, words)
+            return _content_spans(between, words)
     return []
 
 
-def _places(between: Sequence[str], words: Sequence[str]) -> list[Span]:
-    places, position = [], 0
+def _content_spans(between: Sequence[str], words: Sequence[str]) -> list[Span]:
+    spans: list[Span] = []
+    position = 0
     for before, word in zip(between, words, strict=False):
         start = position + len(before)
         position = start + len(word)
-        places.append((start, position))
-    return places
+        spans.append((start, position))
+    return spans
 
 
 def _by_skeleton(rendering: Rendering, i: int, words: dict[int, Span]) -> Span | None:
@@ -159,7 +159,7 @@ def _by_skeleton(rendering: Rendering, i: int, words: dict[int, Span]) -> Span |
 
 
 def _prompt_tails(rendering: Rendering, i: int) -> tuple[str, ...]:
-    """What follows the last words of a prompt that ends in a turn like i - 1; kept for the template's lifetime."""
+    """Return the ends of prompts after a turn like i - 1, cached with the template."""
     messages, tools = rendering.conversation.messages, rendering.conversation.tools
     kept = rendering.template.tails
     key = (messages[i - 1]["role"], messages[0]["role"], bool(tools))
@@ -178,7 +178,7 @@ def _tails_behind_probe(rendering: Rendering, i: int) -> tuple[str, ...]:
 
 
 def _own_end(rendering: Rendering, i: int, text: str, start: int, stop: int) -> int | None:
-    """End in `text[start:stop]` of the first end-of-turn token that is not one of turn i's own words."""
+    """Return the end of the first end-of-turn token in `text[start:stop]` outside of turn i's own content."""
     message, mark = rendering.conversation.messages[i], rendering.template.end_of_turn
     thought, content = split_reasoning(message)
     if not mark or mark in thought:
@@ -207,7 +207,7 @@ def _by_rules(rendering: Rendering, i: int) -> Span:
 def _start_by_prefix(rendering: Rendering, i: int) -> int | None:
     conversation = rendering.conversation
     if i == 0:
-        return None  # templates read the first message
+        return None  # templates require a first message
     try:
         prompts = rendering.template.prompts(conversation.messages[:i], conversation.tools)
     except RecordError:
@@ -227,7 +227,7 @@ def _end_by_prefix(rendering: Rendering, i: int) -> int | None:
 
 
 def _start_after(rendering: Rendering, i: int) -> int | None:
-    """Rule 2: behind the turn before, whose words are replaced."""
+    """Return the start by rule 2: after the previous turn with probe text."""
     messages, text = rendering.conversation.messages, rendering.text
     found = _render_with(rendering, i - 1, {**messages[i - 1], "content": PROBE}) if i else None
     if found is None:
@@ -242,11 +242,11 @@ def _start_after(rendering: Rendering, i: int) -> int | None:
 
 
 def _start_before(rendering: Rendering, i: int) -> int | None:
-    """Rule 3: behind the generation prompt before the turn's own words, which are replaced."""
+    """Return the start by rule 3: after the generation prompt before probe text."""
     turn = rendering.conversation.messages[i]
     probe: Message = {"role": "assistant", "content": PROBE}
     if turn.get("tool_calls"):
-        probe["tool_calls"] = turn["tool_calls"]  # a result that follows must have its call
+        probe["tool_calls"] = turn["tool_calls"]  # a following result requires its call
     found = _render_with(rendering, i, probe) if rendering.template.header else None
     if found is None:
         return None
@@ -269,7 +269,7 @@ def _end_by_probe(rendering: Rendering, i: int, start: int) -> int | None:
 
 
 def _render_with(rendering: Rendering, i: int, probe: Message) -> tuple[str, int] | None:
-    """The conversation with turn i replaced, and where the probe's words stand in it."""
+    """Render the conversation with turn i replaced; return the text and the position of the probe."""
     messages, tools = rendering.conversation.messages, rendering.conversation.tools
     if PROBE in rendering.text:
         return None
@@ -281,7 +281,7 @@ def _render_with(rendering: Rendering, i: int, probe: Message) -> tuple[str, int
 
 
 def trained_spans(rendering: Rendering) -> list[Span]:
-    """Character spans of the text that are trained; in order, without overlap."""
+    """Return the trained character spans, in order and without overlap. Raises RecordError."""
     turns = [i for i, flag in enumerate(rendering.conversation.trained) if flag]
     parts = (
         _assign(rendering, turns)
@@ -290,14 +290,14 @@ def trained_spans(rendering: Rendering) -> list[Span]:
     )
     for i, spans in zip(turns, parts, strict=True):
         _check_words(rendering, i, spans)
-    flat = [_cut(rendering, span) for spans in parts for span in _joined(spans)]
+    flat = [_cut(rendering, span) for spans in parts for span in _merge_adjacent(spans)]
     if any(left[1] > right[0] for left, right in pairwise(flat)):
         raise not_verified("that assistant turns do not overlap")
     return flat
 
 
-def _joined(spans: Sequence[Span]) -> list[Span]:
-    """Spans that touch as one: a token may lie across the point where they meet."""
+def _merge_adjacent(spans: Sequence[Span]) -> list[Span]:
+    """Merge adjacent spans, because a token may cross their boundary."""
     out: list[Span] = []
     for start, end in spans:
         if out and out[-1][1] == start:
@@ -307,15 +307,15 @@ def _joined(spans: Sequence[Span]) -> list[Span]:
 
 
 def token_masks(
-    renderings: Sequence[Rendering], spans: Sequence[Sequence[Span]], tokens: PlacedTokens
+    renderings: Sequence[Rendering], spans: Sequence[Sequence[Span]], tokens: LocatedTokens
 ) -> NDArray[np.int8]:
-    """1 for tokens (L,) that lie in a span of their text; the first one of each text is 0."""
+    """Return the mask (L,): 1 for tokens inside a span of their text, 0 for the first token of each text."""
     mask = np.zeros(len(tokens.ids), dtype=np.int8)
-    # All texts one behind the other, with a gap between, so that one search finds every token's span.
+    # Concatenate all texts with gaps, so that one search finds the span of every token.
     bases = offsets_of(np.fromiter((len(r.text) + 1 for r in renderings), np.int64, len(renderings)))
     edges = np.array(
         [
-            (base + start, base + stop, base + stop + _num_swallowed(rendering, (start, stop)))
+            (base + start, base + stop, base + stop + _num_absorbed(rendering, (start, stop)))
             for base, rendering, own in zip(bases.tolist(), renderings, spans, strict=False)
             for start, stop in own
         ],
@@ -333,14 +333,14 @@ def token_masks(
 
 
 def _assign(rendering: Rendering, turns: Sequence[int]) -> list[list[Span]]:
-    """Marked spans of each trained turn: one to one where the numbers agree, else by each turn's borders."""
+    """Return the marked spans of each trained turn: one each if the counts agree, else those inside the turn."""
     marked = [span for span in rendering.marked or () if span[1] > span[0]]
     assistants = [i for i, m in enumerate(rendering.conversation.messages) if m["role"] == "assistant"]
     if len(marked) == len(assistants):
         by_turn = dict(zip(assistants, marked, strict=True))
         return [[by_turn[i]] for i in turns]
-    borders = locate_turns(rendering, turns)
-    return [[span for span in marked if start <= span[0] and span[1] <= end] for start, end in borders]
+    located = locate_turns(rendering, turns)
+    return [[span for span in marked if start <= span[0] and span[1] <= end] for start, end in located]
 
 
 def _check_words(rendering: Rendering, i: int, spans: Sequence[Span]) -> None:
@@ -349,11 +349,11 @@ def _check_words(rendering: Rendering, i: int, spans: Sequence[Span]) -> None:
     _, content = split_reasoning(message)
     names = [call["function"]["name"] for call in message.get("tool_calls", ())]
     if content not in words or not all(name in words for name in names):
-        raise not_verified(f"that turn {i}'s words lie in its span")
+        raise not_verified(f"that the words of turn {i} are in its span")
 
 
 def _cut(rendering: Rendering, span: Span) -> Span:
-    """The span up to its end-of-turn token. What follows that must be template, not words of the turn."""
+    """Cut a span after its end-of-turn token, if only template text follows."""
     template, (start, end) = rendering.template, span
     words = rendering.text[start:end]
     mark = template.end_of_turn
@@ -364,8 +364,8 @@ def _cut(rendering: Rendering, span: Span) -> Span:
     return (start, start + closed) if closed is not None else span
 
 
-def _num_swallowed(rendering: Rendering, span: Span) -> int:
-    """White space after a span that its closing special token may swallow."""
+def _num_absorbed(rendering: Rendering, span: Span) -> int:
+    """Return the number of white space characters after a span that its closing special token may absorb."""
     text, (start, stop) = rendering.text, span
     if rendering.template.closing_end(text[start:stop]) != stop - start:
         return 0

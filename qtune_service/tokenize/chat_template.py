@@ -1,27 +1,25 @@
-r"""One chat template: what it renders, and the facts about it that the mask needs.
+r"""Render a chat template, learn its properties, and fall back for features that it lacks.
 
-Rendering is done by transformers' own function, so the text is what a trainer would see; only `strftime_now` is
-pinned (to `RENDER_DATE`), because a template that prints today's date would give another text on a resumed job.
+transformers' own function renders, so the text is the one that a trainer sees. Only `strftime_now` is pinned (to
+`RENDER_DATE`), because a template that prints the current date would render differently in a resumed job.
 
-The facts are learned by rendering small conversations with marker words, never by reading the template:
-  header       what stands between a prompt and the assistant's words. It is what add_generation_prompt adds; a
-               template that ignores that flag is asked by rendering an answer. Empty where an answer follows the
-               prompt directly, as after Mistral's `[/INST]`; white space there belongs to the answer.
-  end_of_turn  the first special token after an answer, or the literal text there where no special token is.
-  knows_*      whether system turns, tool results, calls, descriptions of tools and reasoning reach the text.
+Properties are learned by rendering small conversations with probe text, never by parsing the template:
+  header       the text between a prompt and the assistant's text, as added by add_generation_prompt. If a template
+               ignores that flag, the header is taken from a rendered answer. It is empty where an answer directly
+               follows the prompt, as after Mistral's `[/INST]`. White space there belongs to the answer.
+  end_of_turn  the first special token after an answer, or the literal text there if there is none.
+  knows_*      whether system turns, tool results, calls, tool descriptions and reasoning are rendered.
 
-Conversation -> the messages that one template can show, with nothing of the context lost.
-
-Templates differ in what they know, and one that knows no `tools` or no system role leaves it out without a word.
-What a template cannot show is written where it can be shown, in this order and in this form:
+Template fallbacks keep the whole context. A template without tools or system role omits them silently. So content that
+a template cannot render moves to a place where it can, in this order and form:
   developer turn   becomes a system turn
   reasoning        `<think>\nREASONING\n</think>\n\nCONTENT`, the form in which reasoning models write it
   tools            JSON, one a line, after the system prompt
   tool_calls       JSON text `{"name": ..., "arguments": {...}}` after the content; several calls as a list
   tool results     user turns; several in a row are joined by newlines
   system turn      before the first user turn, two newlines between
-Afterwards `check_context` looks for every turn in the rendered text, and refuses the record if one is missing.
-A template may drop the reasoning of answers before the last user turn, as reasoning models do; not after it.
+Then `check_context` searches the rendered text for every turn, and rejects the record if one is missing. A template may
+drop the reasoning of answers before the last user turn, as reasoning models do, but not after it.
 """
 
 from __future__ import annotations
@@ -41,21 +39,21 @@ PLAIN_TEMPLATE = """\
 {{ bos_token or '' }}{% for message in messages %}{% if message.role == 'assistant' %}\
 {% generation %}{{ message.content }}{{ eos_token or '\n' }}{% endgeneration %}\
 {% else %}{{ message.content }}{{ '\n' }}{% endif %}{% endfor %}"""
-"""For tokenizers without a template: bos, each other turn and a newline, each answer and eos."""
+"""Template for tokenizers without one: bos, other turns with a newline, answers with eos."""
 
-RENDER_DATE = datetime(2024, 7, 26)  # noqa: DTZ001 - a label in a text, the one that Llama's templates fall back to
+RENDER_DATE = datetime(2024, 7, 26)  # noqa: DTZ001 - text only; the fallback date of Llama's templates
 MAX_RENDERED_CHARS = 16 << 20
-"""Of one conversation: four times the text of a context of a million tokens."""
+"""Length limit of a rendered conversation: four times the text of a context of a million tokens."""
 MAX_ERROR_CHARS = 500
-"""Of what a template says when it refuses: `raise_exception` takes any text."""
-PROBE = "Qx7probe9Xq"  # a word: it survives trimming and JSON escapes
+"""Length limit of a template's error message: `raise_exception` accepts any text."""
+PROBE = "Qx7probe9Xq"  # it survives trimming and JSON escapes
 _ANSWER = "Zk4answer2Kz"
 _MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _THINK_OPENED = re.compile(r"(<think>\s*(</think>\s*)?|</think>\s*)$")
 
 
 class ChatTemplate:
-    """A template with the variables of its tokenizer."""
+    """A chat template with the variables of its tokenizer."""
 
     def __init__(self, source: str, variables: Mapping[str, Any], special_tokens: Collection[str]) -> None:
         self.source = source
@@ -68,26 +66,26 @@ class ChatTemplate:
         self.knows_tools = re.search(r"\btools\b", source) is not None
         self.knows_reasoning = "reasoning_content" in source
         self.knows_developer = "developer" in source
-        self.wants_call_ids = "tool_call_id" in source
+        self.requires_call_ids = "tool_call_id" in source
         self.knows_system = self._shows(_system_probe())
         self.knows_tool_role = self._shows(_tool_probe(with_call=self.knows_calls))
         self.header, self._header_is_learned = self._learn_header()
         self.end_of_turn = self._learn_end_of_turn()
-        self.tails: dict[tuple[str, str, bool], tuple[str, ...]] = {}  # what prompts end in, as borders.py learns it
-        self.shapes: dict[tuple[str, ...], list[str]] = {}  # by roles, what is written between words; see borders.py
+        self.tails: dict[tuple[str, str, bool], tuple[str, ...]] = {}  # ends of prompts, learned by assistant_mask.py
+        self.shapes: dict[tuple[str, ...], list[str]] = {}  # template text by roles; see assistant_mask.py
 
     def render(self, messages: Sequence[Message], tools: Any = None, *, add_generation_prompt: bool = False) -> str:
-        """Text of a conversation. Raises RecordError where the template refuses it."""
+        """Render a conversation. Raises RecordError if the template fails."""
         return self._render(messages, tools, add_generation_prompt=add_generation_prompt)[0]
 
     def render_marked(self, messages: Sequence[Message], tools: Any = None) -> tuple[str, list[Span] | None]:
-        """Text, and the spans that the template marks as generated; None where it has no markers."""
+        """Render a conversation with the spans of generation markers; None without markers."""
         return self._render(messages, tools, with_spans=self.has_markers)
 
     def prompts(self, messages: Sequence[Message], tools: Any = None) -> tuple[str, ...]:
-        """What an assistant would continue from, and the same without an opened or empty thought.
+        """Return the generation prompt, and its form without an opened or empty thought.
 
-        Reasoning models open one in the generation prompt and drop it from earlier turns.
+        Reasoning models open a thought in the generation prompt and drop it from earlier turns.
         """
         text = self.render(messages, tools, add_generation_prompt=not self._header_is_learned)
         text += self.header if self._header_is_learned else ""
@@ -96,23 +94,23 @@ class ChatTemplate:
         return tuple(text[: len(text) - len(self.header)] + header for header in self.headers())
 
     def headers(self) -> tuple[str, ...]:
-        """`header`, and the same without an opened or empty thought."""
+        """Return the header, and its form without an opened or empty thought."""
         bare = _THINK_OPENED.sub("", self.header)
         return (self.header,) if bare == self.header else (self.header, bare)
 
     def special_at(self, text: str, start: int = 0) -> str | None:
-        """The special token that begins at `start`, if any."""
+        """Return the special token at `start`, if any."""
         found = self._special.match(text, start) if self._special else None
         return found[0] if found else None
 
     def closing_end(self, text: str) -> int | None:
-        """End of the special token after which `text` holds white space only, if there is one."""
+        """Return the end of a special token that only white space follows, or None."""
         end = len(text.rstrip())
         closing = self._closing.search(text, max(0, end - 256), end) if self._closing else None
         return closing.end() if closing else None
 
     def is_template_only(self, text: str) -> bool:
-        """Whether `text` is nothing but special tokens and white space."""
+        """Return whether `text` contains only special tokens and white space."""
         return not (self._special.sub("", text) if self._special else text).strip()
 
     def _render(
@@ -136,8 +134,8 @@ class ChatTemplate:
             )
         except MemoryError as error:
             raise RecordError("template_error", "the chat template needs more memory than there is") from error
-        except Exception as error:  # a template is a program of the user's: it may raise anything
-            raise RecordError("template_error", f"the chat template refuses it: {_beginning(error)}") from error
+        except Exception as error:  # a template is a user program that may raise any error
+            raise RecordError("template_error", f"the chat template refuses it: {_truncated_message(error)}") from error
         if len(texts[0]) > MAX_RENDERED_CHARS:
             what = f"the chat template makes {len(texts[0]):,} characters of it, more than {MAX_RENDERED_CHARS:,}"
             raise RecordError("template_error", what)
@@ -151,11 +149,11 @@ class ChatTemplate:
         except RecordError as error:
             cause = error.__cause__
             if isinstance(cause, TemplateSyntaxError):
-                raise ModelError(  # the parser's own message quotes the template, which may be a file
+                raise ModelError(  # the parser's message quotes the template, which may be a private file
                     f"the chat template is not valid Jinja, line {cause.lineno}",
                     "Give a working one with --chat-template.",
                 ) from None
-            if isinstance(cause, MemoryError) or cause is None:  # too much of one short turn is too much of any
+            if isinstance(cause, MemoryError) or cause is None:  # the limits fail on one short turn
                 raise ModelError(error.detail, "Give a working one with --chat-template.") from error
 
     def _try(self, messages: Sequence[Message], **options: bool) -> str | None:
@@ -165,17 +163,17 @@ class ChatTemplate:
             return None
 
     def _shows(self, messages: Sequence[Message]) -> bool:
-        """Whether the turn that says PROBE is written, and not as if the assistant had said it."""
+        """Return whether the turn with PROBE is rendered, and differently from an assistant turn."""
         text = self._try(messages)
         as_answer = [{"role": "assistant", "content": PROBE} if m["content"] == PROBE else m for m in messages]
         return text is not None and PROBE in text and text != self._try(as_answer)
 
     def _learn_header(self) -> tuple[str, bool]:
-        """The header, and whether only answers show it."""
-        asked = [{"role": "user", "content": PROBE}]
-        bare = self._try(asked)
-        prompt = self._try(asked, add_generation_prompt=True)
-        answered = self._try([*asked, {"role": "assistant", "content": _ANSWER}])
+        """Return the header, and whether only a rendered answer shows it."""
+        prompted = [{"role": "user", "content": PROBE}]
+        bare = self._try(prompted)
+        prompt = self._try(prompted, add_generation_prompt=True)
+        answered = self._try([*prompted, {"role": "assistant", "content": _ANSWER}])
         if bare is None or prompt is None:
             return "", False
         header = prompt[self._common_prefix(prompt, bare) :]
@@ -185,7 +183,7 @@ class ChatTemplate:
         return (written, True) if written.strip() else ("", False)
 
     def _common_prefix(self, text: str, other: str) -> int:
-        """Length of the common prefix, not cut inside a special token of `text`."""
+        """Return the length of the common prefix, without splitting a special token of `text`."""
         length = next((i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), None)
         if length is None:
             return min(len(text), len(other))
@@ -200,8 +198,8 @@ class ChatTemplate:
         return self.special_at(tail) or tail.rstrip()
 
 
-def _beginning(error: object) -> str:
-    """What an error says, or the beginning of it."""
+def _truncated_message(error: object) -> str:
+    """Return the message of an error, truncated."""
     text = str(error)
     return text if len(text) <= MAX_ERROR_CHARS else f"{text[:MAX_ERROR_CHARS]} [...]"
 
@@ -227,8 +225,8 @@ def _tool_probe(*, with_call: bool) -> list[Message]:
     ]
 
 
-def fold(conversation: Conversation, template: ChatTemplate) -> Conversation:
-    """The conversation for `template`; unchanged where the template knows everything in it."""
+def apply_fallbacks(conversation: Conversation, template: ChatTemplate) -> Conversation:
+    """Apply the template fallbacks to a conversation. It stays unchanged if the template renders everything."""
     if conversation.tools is None and all(_is_plain(m, template) for m in conversation.messages):
         return conversation
     messages, trained, tools = list(conversation.messages), list(conversation.trained), conversation.tools
@@ -240,7 +238,7 @@ def fold(conversation: Conversation, template: ChatTemplate) -> Conversation:
         messages, trained, tools = *_with_tools_in_system(messages, trained, tools), None
     if not template.knows_calls:
         messages = [_with_calls_as_text(m) for m in messages]
-    elif template.wants_call_ids:
+    elif template.requires_call_ids:
         messages = _with_call_ids(messages)
     if not template.knows_tool_role:
         messages, trained = _with_results_as_user(messages, trained)
@@ -256,8 +254,8 @@ def _is_plain(message: Message, template: ChatTemplate) -> bool:
     return is_known and len(message) == 2
 
 
-def describe_folding(template: ChatTemplate) -> list[str]:
-    """What this template cannot show, for the manifest."""
+def describe_fallbacks(template: ChatTemplate) -> list[str]:
+    """Return the fallbacks of this template, for the manifest."""
     notes = {
         "tools in the system prompt": template.knows_tools,
         "tool calls as JSON text": template.knows_calls,
@@ -269,14 +267,14 @@ def describe_folding(template: ChatTemplate) -> list[str]:
 
 
 def check_context(conversation: Conversation, text: str) -> None:
-    """Raise RecordError if something of the conversation did not reach `text`."""
+    """Raise RecordError if a part of the conversation is missing in `text`."""
     messages, position = conversation.messages, 0
     last_user = max((i for i, m in enumerate(messages) if m["role"] == "user"), default=-1)
     for number, message in enumerate(messages):
         thought, content = split_reasoning(message)
         if number > last_user and thought and _find(thought, text, 0) is None:
             raise RecordError("context_dropped", f"the chat template drops the reasoning of turn {number}")
-        # Some templates write the system prompt in the last user turn, so its place says nothing.
+        # Some templates put the system prompt into the last user turn, so its position is not checked.
         start = 0 if message["role"] == "system" else position
         end = _find(content, text, start)
         if end is None:
@@ -292,7 +290,7 @@ def check_context(conversation: Conversation, text: str) -> None:
 
 
 def split_reasoning(message: Message) -> tuple[str, str]:
-    """Reasoning and content of a turn, without the white space around them."""
+    """Return reasoning and content of a turn, stripped."""
     content = message["content"]
     thought = message.get("reasoning_content") or ""
     if message["role"] == "assistant" and "</think>" in content:
@@ -310,7 +308,7 @@ def _check_call(function: dict[str, Any], text: str, number: int) -> None:
 
 
 def _find(needle: str, text: str, start: int) -> int | None:
-    """End of the first occurrence of `needle`, as it is or as JSON escapes it."""
+    """Return the end of the first occurrence of `needle`, plain or JSON-escaped."""
     for form in _forms(needle):
         found = text.find(form, start)
         if found >= 0:
@@ -351,7 +349,7 @@ def _with_calls_as_text(message: Message) -> Message:
 
 
 def _with_call_ids(messages: Sequence[Message]) -> list[Message]:
-    """Number the calls that have no id, and give each result the id of the call it answers, in order."""
+    """Assign ids to calls without one, and to results the ids of their calls in order."""
     out: list[Message] = []
     pending: list[str] = []
     count = 0
@@ -360,7 +358,7 @@ def _with_call_ids(messages: Sequence[Message]) -> list[Message]:
             calls = []
             for call in message["tool_calls"]:
                 count += 1
-                calls.append({"id": f"call{count:05d}", **call})  # nine characters: Mistral's templates insist
+                calls.append({"id": f"call{count:05d}", **call})  # nine characters, as Mistral's templates require
             pending = [call["id"] for call in calls]
             out.append({**message, "tool_calls": calls})
         elif message["role"] == "tool" and "tool_call_id" not in message and pending:

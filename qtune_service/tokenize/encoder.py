@@ -1,13 +1,13 @@
-"""Conversation -> input_ids and loss_mask, from one rendering and one tokenisation of the whole.
+"""Encode conversations as input_ids and loss_mask, by one rendering and one tokenization of the whole text.
 
-The tokenizer's template (or the one given, or the plain one) renders the conversation once; that text is tokenised
-once, with character offsets and without added special tokens, because templates write their own; spans.py says
-which characters are trained; tokens follow. Rendering turn by turn and joining tokens is how masks get misaligned.
+The tokenizer's template (or the given one, or the plain one) renders the conversation once. The text is tokenized once,
+with character offsets and without added special tokens, because templates write their own. assistant_mask.py returns
+the trained characters, which determine the trained tokens. Rendering turn by turn and concatenating tokens would
+misalign masks.
 
-Texts go to the tokenizer by the thousand, in one call that releases the GIL and takes half the time of single ones;
-more at once would only cost memory. It is the Rust tokenizer itself: the same ids as transformers' call, without its
-lists; a tokenizer without a Rust side gives no offsets and is refused at start. From there on a shard is columns
-(batches.py).
+Texts are tokenized in groups of GROUP, in one call that releases the GIL and takes half the time of single calls. The
+Rust tokenizer is called directly: it gives the same ids as transformers, without building lists. A tokenizer without a
+Rust implementation gives no offsets and is rejected at start. After that, a shard is columns (encoded_batch.py).
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from qtune_service.tokenize.chat_template import (
     PLAIN_TEMPLATE,
     ChatTemplate,
     Span,
+    apply_fallbacks,
     check_context,
-    describe_folding,
-    fold,
+    describe_fallbacks,
 )
-from qtune_service.tokenize.encoded_batch import Encoded, EncodedBatch, Tokens, bounded, joined, offsets_of
+from qtune_service.tokenize.encoded_batch import Encoded, EncodedBatch, Tokens, concatenated, limit_length, offsets_of
 from qtune_service.tokenize.named_sources import model_folder, read_chat_template
-from qtune_service.tokenize.token_offsets import Placer
+from qtune_service.tokenize.token_offsets import TokenLocator
 
 __all__ = ["Encoded", "Encoder", "load_tokenizer"]
 
 GROUP = 1024
-"""Records that are tokenised at once."""
+"""Records tokenized per call."""
 
 
 class Encoder:
-    """One tokenizer with its template. Built once a process; not thread-safe."""
+    """A tokenizer with its template. Built once a process, not thread-safe."""
 
     def __init__(
         self, model: ModelSpec, input_spec: InputSpec, *, max_model_len: int, vocab_size: int | None = None
@@ -57,13 +57,13 @@ class Encoder:
         self._tokenizer = load_tokenizer(model)
         self._vocab_size = vocab_size
         self._backend = _plain_backend(self._tokenizer)
-        self._placer = Placer(self._backend)
+        self._locator = TokenLocator(self._backend)
         self._templates: dict[str, ChatTemplate] = {}
         self._origin = self._choose_template()
         self._template(None)
 
     def encode(self, record: Mapping[str, Any], format: FormatName) -> Encoded:  # noqa: A002
-        """Encode one record. Raises RecordError where it cannot be scored."""
+        """Encode one record. Raises RecordError if it cannot be scored."""
         outcome = self.encode_batch([record], format)[0]
         if isinstance(outcome, RecordError):
             raise outcome
@@ -74,7 +74,7 @@ class Encoder:
         records: Sequence[Mapping[str, Any]],
         format: FormatName,  # noqa: A002 - the name that users know
     ) -> list[Encoded | RecordError]:
-        """Encode records; the outcome of each stands at its place."""
+        """Encode records; return one outcome for each."""
         return self.encode_columns(records, format).outcomes()
 
     def encode_columns(
@@ -89,37 +89,37 @@ class Encoder:
         for first in firsts:
             with _collector_paused():
                 batches.append((first, encode(records[first : first + GROUP], format)))
-        return joined(batches)
+        return concatenated(batches)
 
     @property
     def template_description(self) -> str:
-        """Which template renders, how its mask is found, and what it cannot show; for the manifest."""
+        """Describe the template, its mask method and its fallbacks, for the manifest."""
         template = self._template(None)
         how = "generation markers" if template.has_markers else "mask verified by rendering"
-        return "; ".join([self._origin, how, *describe_folding(template)])
+        return "; ".join([self._origin, how, *describe_fallbacks(template)])
 
     @property
     def uses_plain_template(self) -> bool:
-        """Whether nobody gave a template, neither the job nor the tokenizer."""
+        """Return whether neither the job nor the tokenizer has a template."""
         return bool(self._tokenizer.chat_template == PLAIN_TEMPLATE)
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the tokenizer and its template: equal fingerprints give equal tokens."""
+        """Return the SHA-256 of tokenizer and template. Equal fingerprints give equal tokens."""
         templates = json.dumps(self._tokenizer.chat_template, sort_keys=True)
         parts = (self._tokenizer.backend_tokenizer.to_str(), json.dumps(self._tokenizer.special_tokens_map), templates)
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def save_tokenizer(self, folder: Path) -> None:
-        """Write the tokenizer, with the template that was used, to a local folder."""
+        """Write the tokenizer with the used template to a local folder."""
         self._tokenizer.save_pretrained(str(folder))
 
     def decode(self, input_ids: Sequence[int]) -> str:
-        """Text of tokens, special ones included."""
+        """Decode tokens, including special tokens."""
         return str(self._backend.decode([int(i) for i in input_ids], skip_special_tokens=False))
 
     def _choose_template(self) -> str:
-        """Fix the tokenizer's template, and say where it comes from."""
+        """Set the tokenizer's template, and return its origin."""
         if self._spec.chat_template is not None:
             self._tokenizer.chat_template = read_chat_template(self._spec.chat_template)
             return "template given by the job"
@@ -140,16 +140,16 @@ class Encoder:
         prepared = {i: _caught(self._prepare, record, format) for i, record in enumerate(records)}
         problems = {i: item for i, item in prepared.items() if isinstance(item, RecordError)}
         renderings = [item for item in prepared.values() if isinstance(item, Rendering)]
-        placed = self._placer.place([item.text for item in renderings])
+        located = self._locator.locate([item.text for item in renderings])
         spans: list[list[Span]] = []
         rows = [i for i in prepared if i not in problems]
-        for i, item, num_tokens in zip(rows, renderings, np.diff(placed.offsets).tolist(), strict=True):
+        for i, item, num_tokens in zip(rows, renderings, np.diff(located.offsets).tolist(), strict=True):
             outcome = _caught(self._locate, item, num_tokens)
             if isinstance(outcome, RecordError):
                 problems[i] = outcome
             spans.append([] if isinstance(outcome, RecordError) else outcome)
-        mask = token_masks(renderings, spans, placed)
-        return self._bounded(Tokens(np.array(rows, np.int64), placed.ids, mask, placed.offsets), problems)
+        mask = token_masks(renderings, spans, located)
+        return self._limited(Tokens(np.array(rows, np.int64), located.ids, mask, located.offsets), problems)
 
     def _encode_tokenized(self, records: Sequence[Mapping[str, Any]], format: FormatName) -> EncodedBatch:  # noqa: A002
         problems, items = {}, {}
@@ -167,7 +167,7 @@ class Encoder:
             np.concatenate([np.empty(0, np.int8), *(item.loss_mask for item in samples)]),
             offsets_of(np.fromiter((len(item.input_ids) for item in samples), np.int64, len(samples))),
         )
-        return self._bounded(tokens, problems)
+        return self._limited(tokens, problems)
 
     def _prepare(self, record: Mapping[str, Any], format: FormatName) -> Rendering | Tokenized:  # noqa: A002
         names = self._spec.prompt_column, self._spec.completion_column
@@ -176,32 +176,32 @@ class Encoder:
 
     def _render(self, conversation: Conversation) -> Rendering:
         template = self._template(conversation.tools)
-        folded = fold(conversation, template)
-        text, marked = template.render_marked(folded.messages, folded.tools)
+        adapted = apply_fallbacks(conversation, template)
+        text, marked = template.render_marked(adapted.messages, adapted.tools)
         try:
             text.encode()
         except UnicodeEncodeError as error:
             detail = f"half of a surrogate pair at character {error.start} of the rendered text"
             raise RecordError("not_unicode", detail) from error
-        check_context(folded, text)
-        return Rendering(template, folded, text, None if marked is None else tuple(marked))
+        check_context(adapted, text)
+        return Rendering(template, adapted, text, None if marked is None else tuple(marked))
 
     def _locate(self, item: Rendering, num_tokens: int) -> list[Span]:
-        self._check_length(num_tokens)  # before the spans, which may cost turns x length
+        self._check_length(num_tokens)  # before locating spans, which can cost turns x length
         return trained_spans(item)
 
     def _check_length(self, num_tokens: int) -> None:
         if num_tokens > self._max_len and self._spec.overlong == "reject":
             raise RecordError("too_long", f"{num_tokens} tokens; the limit is {self._max_len}")
 
-    def _bounded(self, tokens: Tokens, problems: dict[int, RecordError]) -> EncodedBatch:
+    def _limited(self, tokens: Tokens, problems: dict[int, RecordError]) -> EncodedBatch:
         known = tokens.without(problems)
-        return bounded(known, problems, max_len=self._max_len, vocab_size=self._vocab_size)
+        return limit_length(known, problems, max_len=self._max_len, vocab_size=self._vocab_size)
 
 
 @contextlib.contextmanager
 def _collector_paused() -> Iterator[None]:
-    """No search for reference cycles meanwhile: it looks again and again at records that are all in use."""
+    """Disable garbage collection, which would scan records in use again and again."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -212,7 +212,7 @@ def _collector_paused() -> Iterator[None]:
 
 
 def load_tokenizer(model: ModelSpec) -> Any:
-    """The tokenizer of a model. Raises ModelError where it is missing or gives no offsets."""
+    """Load the tokenizer of a model. Raises ModelError if it is missing or gives no offsets."""
     from transformers import AutoTokenizer
 
     name = model.tokenizer or model.name
@@ -235,9 +235,9 @@ def load_tokenizer(model: ModelSpec) -> Any:
 
 
 def _plain_backend(tokenizer: Any) -> Any:
-    """A copy of the Rust tokenizer that cuts, pads and post-processes nothing.
+    """Return a copy of the Rust tokenizer without truncation, padding and post-processing.
 
-    Post-processors add special tokens, which nobody asks for here, and some trim white space off the offsets.
+    Post-processors add special tokens, and some trim white space from the offsets.
     """
     backend = copy.deepcopy(tokenizer.backend_tokenizer)
     backend.no_truncation()
@@ -247,7 +247,7 @@ def _plain_backend(tokenizer: Any) -> Any:
 
 
 def _caught(step: Any, *arguments: Any) -> Any:
-    """The step's result, or the RecordError it raised, without the frames that it would keep alive."""
+    """Return the result of a step, or its RecordError without the frames that it would keep alive."""
     try:
         return step(*arguments)
     except RecordError as error:

@@ -1,12 +1,12 @@
-"""Where the tokens of a text lie, in characters.
+"""Compute the character offsets of tokens.
 
-The tokenizer can say so itself, at the price of a fifth of its time and of many small lists. A byte-level tokenizer
-need not be asked: each token stands for certain bytes, so where the tokens of a text, put together, are its very bytes,
-their lengths tell their places. That is checked for every text, byte by byte. Texts among which it does not hold (a
-normalizer changed characters, a special token swallowed the space beside it) are tokenised again with offsets, and so
-is everything where the tokenizer is of another kind.
+The tokenizer can return offsets, at a fifth of its time and many small lists. For a byte-level tokenizer this is not
+needed: each token represents certain bytes, so if the concatenated bytes of the tokens equal the text, their lengths
+give the offsets. Every text is compared byte by byte. Groups of texts with a difference (a normalizer changed
+characters, a special token absorbed adjacent white space) are tokenized again with offsets, and so are all texts of
+other tokenizers.
 
-As in the tokenizer's own answer, a token that holds a part of a character lies where the whole character does.
+As in the tokenizer's own offsets, a token with a part of a character has the offsets of the whole character.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from qtune_service.tokenize.encoded_batch import offsets_of
 
 PROBE = "a b  \n\u00e9\u6f22"
 MAX_MISSES = 4
-"""After so many more groups of texts without a proof than with one, none is looked for any more."""
+"""Excess of groups with a difference after which offsets always come from the tokenizer."""
 
 
 @dataclass(frozen=True, slots=True)
-class PlacedTokens:
-    """Tokens of S texts. Those of text s are [offsets[s], offsets[s + 1])."""
+class LocatedTokens:
+    """Tokens of S texts with character offsets. Text s has tokens [offsets[s], offsets[s + 1])."""
 
     ids: NDArray[np.int32]  # (L,)
     offsets: NDArray[np.int64]  # (S + 1,)
-    begins: NDArray[np.int64]  # (L,) characters of its own text
+    begins: NDArray[np.int64]  # (L,) characters in its own text
     ends: NDArray[np.int64]  # (L,)
 
 
-class Placer:
-    """A Rust tokenizer that says where its tokens lie. Special tokens are those that the texts hold, and no others."""
+class TokenLocator:
+    """Tokenize with character offsets by a Rust tokenizer, without adding special tokens."""
 
     def __init__(self, backend: Any) -> None:
         self._backend = backend
@@ -46,28 +46,28 @@ class Placer:
         if self._by_bytes([PROBE], self._table) is None:
             self._table = None
 
-    def place(self, texts: Sequence[str]) -> PlacedTokens:
-        """Tokenise texts."""
+    def locate(self, texts: Sequence[str]) -> LocatedTokens:
+        """Tokenize texts."""
         if self._table is None or not texts:
             return self._by_offsets(texts)
-        placed = self._by_bytes(texts, self._table)
-        self._misses += 1 if placed is None else -1
+        located = self._by_bytes(texts, self._table)
+        self._misses += 1 if located is None else -1
         if self._misses > MAX_MISSES:
             self._table = None
-        return placed or self._by_offsets(texts)
+        return located or self._by_offsets(texts)
 
-    def _by_offsets(self, texts: Sequence[str]) -> PlacedTokens:
+    def _by_offsets(self, texts: Sequence[str]) -> LocatedTokens:
         encodings = self._backend.encode_batch(texts, add_special_tokens=False)
         pairs = chain.from_iterable(chain.from_iterable(encoding.offsets for encoding in encodings))
         flat = np.fromiter(pairs, np.int64)  # (2 L,)
-        return PlacedTokens(*_ids_of(encodings), begins=flat[::2], ends=flat[1::2])
+        return LocatedTokens(*_ids_of(encodings), begins=flat[::2], ends=flat[1::2])
 
-    def _by_bytes(self, texts: Sequence[str], table: _ByteTable) -> PlacedTokens | None:
-        """None where the tokens of some text are not its bytes."""
+    def _by_bytes(self, texts: Sequence[str], table: _ByteTable) -> LocatedTokens | None:
+        """Return None if the bytes of the tokens differ from a text."""
         ids, offsets = _ids_of(self._backend.encode_batch_fast(texts, add_special_tokens=False))
         encoded = [text.encode() for text in texts]
         data = np.frombuffer(b"".join(encoded), np.uint8)  # (B,)
-        ends = table.ends(ids)  # (L,) bytes of all texts, one behind the other
+        ends = table.ends(ids)  # (L,) bytes of all texts, concatenated
         starts_of_texts = offsets_of(np.fromiter(map(len, encoded), np.int64, len(texts)))
         edges = np.concatenate(([0], ends))  # (L + 1,)
         if not np.array_equal(edges[offsets], starts_of_texts) or not table.spells(ids, edges, data):
@@ -77,7 +77,7 @@ class Placer:
             begins, ends = chars[begins], chars[ends - 1] + 1
             starts_of_texts = offsets_of(np.fromiter(map(len, texts), np.int64, len(texts)))
         shift = np.repeat(starts_of_texts[:-1], np.diff(offsets))
-        return PlacedTokens(ids, offsets, begins=begins - shift, ends=ends - shift)
+        return LocatedTokens(ids, offsets, begins=begins - shift, ends=ends - shift)
 
 
 def _ids_of(encodings: Sequence[Any]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -87,7 +87,7 @@ def _ids_of(encodings: Sequence[Any]) -> tuple[NDArray[np.int32], NDArray[np.int
 
 
 def _char_of_byte(data: NDArray[np.uint8]) -> NDArray[np.int64] | None:
-    """Which character each byte of UTF-8 text belongs to (B,); None where all are ASCII, and so their own index."""
+    """Return the character index of each byte of UTF-8 text (B,); None for ASCII, where both are equal."""
     if not (data & 0x80).any():
         return None
     return np.cumsum((data & 0xC0) != 0x80, dtype=np.int64) - 1
@@ -95,7 +95,7 @@ def _char_of_byte(data: NDArray[np.uint8]) -> NDArray[np.int64] | None:
 
 @dataclass(frozen=True, slots=True)
 class _ByteTable:
-    """The bytes that each token of a byte-level vocabulary stands for."""
+    """Bytes of each token of a byte-level vocabulary."""
 
     data: NDArray[np.uint8]
     starts: NDArray[np.int64]  # (V,) in data
@@ -103,7 +103,7 @@ class _ByteTable:
 
     @classmethod
     def of(cls, backend: Any) -> Self:
-        """Read the vocabulary. What is not of the byte-level alphabet gets bytes that no text will match."""
+        """Build the table. Tokens outside of the byte-level alphabet get bytes that match no text."""
         vocab: dict[str, int] = backend.get_vocab(with_added_tokens=False)
         added = {index: token.content.encode() for index, token in backend.get_added_tokens_decoder().items()}
         own = {index: token for token, index in vocab.items() if index not in added}
@@ -115,20 +115,20 @@ class _ByteTable:
         return table
 
     def ends(self, ids: NDArray[np.int32]) -> NDArray[np.int64]:
-        """Where each token ends in the bytes of all (L,)."""
+        """Return the end of each token in the concatenated bytes (L,)."""
         return np.cumsum(self.sizes[ids])
 
     def spells(self, ids: NDArray[np.int32], edges: NDArray[np.int64], data: NDArray[np.uint8]) -> bool:
-        """Whether the tokens, put together, are `data`. edges: (L + 1,)."""
+        """Return whether the concatenated bytes of the tokens equal `data`. edges: (L + 1,)."""
         sizes = self.sizes[ids]
         if len(data) != edges[-1] or not sizes.all():
             return False
-        places = np.repeat(self.starts[ids] - edges[:-1], sizes) + np.arange(len(data))
-        return np.array_equal(self.data[places], data)
+        positions = np.repeat(self.starts[ids] - edges[:-1], sizes) + np.arange(len(data))
+        return np.array_equal(self.data[positions], data)
 
 
 def _byte_level_alphabet() -> dict[int, int]:
-    """The characters that byte-level vocabularies write for bytes -> the bytes (GPT-2's table)."""
+    """Return GPT-2's table from the characters of byte-level vocabularies to bytes."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(plain)]
     return {byte: byte for byte in plain} | {256 + i: byte for i, byte in enumerate(others)}

@@ -1,4 +1,4 @@
-"""Q-Tuning inside a training loop: prune every batch with the model as it is.
+"""Q-Tuning inside a training loop: prune every batch with the current model.
 
 pruner = QTuningPruner(sample_keep_ratio=0.5, token_keep_ratio=0.7)
 step = pruner.prune(model, batch)

@@ -28,7 +28,7 @@ class QTuningArguments:
     """How tokens of Q2 samples are chosen; see selection/token_masks.py."""
     warmup_steps: int = 0
     """First steps that keep random samples, whole, and score none. A model that cannot do the task yet needs them: what
-    it would choose teaches it less than random samples do (docs/quality.md, Recipe)."""
+    it would choose teaches it less than random samples do (docs/reference/quality.md, Recipe)."""
     seed: int = 0
     """Of the draws of warm-up, and of the token strategy `random`."""
 

@@ -1,13 +1,11 @@
-"""Batches as trainers hold them, read as rows end to end and written back with fewer rows and new masks.
+"""Read the batches of trainers as concatenated rows, and write them back with fewer rows and new masks.
 
 Three layouts:
-
-- padded: `input_ids` (B, T) with `attention_mask` (B, T), padded on either side; written back padded on the right.
-- packed: rows end to end in one line of `input_ids` (1, L), told apart by `position_ids` that begin again at 0, or by
-  `cu_seqlens` / `cu_seq_lens_q`; written back packed, with the same keys, `seq_idx` (each token's row) among them.
-- ragged: `input_ids` as a list of lists or of 1-D tensors; written back as the same.
-
-What is trained on comes from `labels` (-100 is not; unshifted, as transformers has them) or from `loss_mask`.
+- padded: `input_ids` (B, T) with `attention_mask` (B, T), padded on either side. Written back padded on the right.
+- packed: concatenated rows in one line of `input_ids` (1, L), separated by `position_ids` that restart at 0, or by
+  `cu_seqlens` / `cu_seq_lens_q`. Written back packed with the same keys, including `seq_idx` (the row of each token).
+- ragged: `input_ids` as a list of lists or of 1-D tensors. Written back in the same form.
+Trained tokens come from `labels` (-100 is not trained, unshifted as in transformers) or from `loss_mask`.
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ Batch = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """S rows end to end."""
+    """S concatenated rows."""
 
     input_ids: NDArray[np.int64]  # (L,)
     loss_mask: NDArray[np.int8]  # (L,) 0 at each row's first position
@@ -42,13 +40,13 @@ class Rows:
 
     @classmethod
     def of(cls, input_ids: NDArray[np.int64], loss_mask: NDArray[Any], lengths: NDArray[np.int64]) -> Rows:
-        """Rows of some lengths (S,)."""
+        """Build rows from their lengths (S,)."""
         offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
         return cls(input_ids, trainable(loss_mask.astype(np.int8), offsets), offsets)
 
     @classmethod
-    def joined(cls, parts: Sequence[Rows]) -> Rows:
-        """Rows of several batches."""
+    def concatenate(cls, parts: Sequence[Rows]) -> Rows:
+        """Concatenate the rows of several batches."""
         lengths = np.concatenate([part.lengths for part in parts])
         ids, masks = (np.concatenate([getattr(part, name) for part in parts]) for name in ("input_ids", "loss_mask"))
         return cls.of(ids, masks, lengths)
@@ -58,28 +56,28 @@ class Rows:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """(S,) tokens of each row."""
+        """Return the number of tokens of each row, (S,)."""
         return np.diff(self.offsets)
 
     @property
     def num_trained(self) -> NDArray[np.int64]:
-        """(S,) tokens of each row that are trained on."""
+        """Return the number of trained tokens of each row, (S,)."""
         before = np.concatenate(([0], np.cumsum(self.loss_mask, dtype=np.int64)))
         return np.diff(before[self.offsets])
 
     def take(self, index: NDArray[np.integer[Any]]) -> Rows:
-        """Some rows, in the order given."""
+        """Return a selection of rows in the given order."""
         index = np.asarray(index, np.int64)
-        places = run_places(self.offsets[index], self.lengths[index])
+        places = run_indices(self.offsets[index], self.lengths[index])
         return Rows.of(self.input_ids[places], self.loss_mask[places], self.lengths[index])
 
     def with_mask(self, loss_mask: NDArray[np.int8]) -> Rows:
-        """The same rows with another mask (L,)."""
+        """Return the rows with another mask (L,)."""
         return Rows(self.input_ids, loss_mask, self.offsets)
 
 
-def run_places(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Places of runs one after the other: starts (S,) and lengths (S,) -> (sum of lengths,)."""
+def run_indices(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the indices of consecutive runs: starts (S,) and lengths (S,) -> (sum of lengths,)."""
     before = np.cumsum(lengths) - lengths
     places: NDArray[np.int64] = np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
     return places
@@ -87,22 +85,22 @@ def run_places(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a batch holds rows: which keys, on which device, and how to write rows again."""
+    """Layout of a batch: its keys, its device, and the function that writes rows."""
 
     write: Callable[[Rows], dict[str, Any]]
     device: torch.device
 
 
 def read_batch(batch: Batch) -> tuple[Rows, Layout]:
-    """Rows of a batch and how to write some like them. Raises DataError that names the key that is wrong."""
+    """Return the rows and the layout of a batch. Raises DataError with the invalid key."""
     if "input_ids" not in batch:
         raise DataError(
             "the batch has no `input_ids`", f"Pass input_ids and labels (or loss_mask); it has {sorted(batch)}."
         )
     if unknown := sorted(key for key in batch if key not in KNOWN and batch[key] is not None):
         raise DataError(
-            f"the batch has {', '.join(unknown)}, of which pruning does not know what belongs to which row",
-            "Leave them out of the batch, or prune by `prune_scores` and choose their rows yourself.",
+            f"the batch has {', '.join(unknown)}, which pruning cannot assign to rows",
+            "Remove them from the batch, or use `prune_scores` and select their rows yourself.",
         )
     ids = batch["input_ids"]
     if not isinstance(ids, torch.Tensor):
@@ -134,14 +132,14 @@ def _read_padded(batch: Batch) -> tuple[Rows, Layout]:
 
 
 def _check_positions(position_ids: Any, real: NDArray[np.bool_]) -> None:
-    """Raise DataError where a line of several holds more than one row: their borders would be lost."""
+    """Raise DataError if a line of several holds more than one row, because the boundary would be lost."""
     if position_ids is None:
         return
     found = np.broadcast_to(_array(position_ids), real.shape)
     both = real[:, 1:] & real[:, :-1]
     if (np.diff(found, axis=1) != 1)[both].any():
         raise DataError(
-            "position_ids of a padded batch begin again within a line",
+            "position_ids of a padded batch restart within a line",
             "Pack into one line, input_ids of shape (1, tokens): with TRL by padding_free=True or packing with `bfd`.",
         )
 
@@ -181,7 +179,7 @@ def _packed_lengths(batch: Batch, length: int) -> NDArray[np.int64]:
     found = next((batch[key] for key in CUMULATIVE if batch.get(key) is not None), None)
     if found is not None:
         bounds = _array(found).reshape(-1).astype(np.int64)
-        if len(bounds) and bounds[-1] < length:  # the rest is padding
+        if len(bounds) and bounds[-1] < length:  # padding follows
             bounds = np.append(bounds, length)
         if bounds[0] != 0 or bounds[-1] != length or (np.diff(bounds) < 0).any():
             raise DataError(
@@ -191,12 +189,12 @@ def _packed_lengths(batch: Batch, length: int) -> NDArray[np.int64]:
         return np.diff(bounds)
     starts = np.flatnonzero(_array(batch["position_ids"]).reshape(-1) == 0)
     if not len(starts) or starts[0] != 0:
-        raise DataError("position_ids of a packed batch do not begin at 0", "Each row's begin again at 0.")
+        raise DataError("position_ids of a packed batch do not start at 0", "They must restart at 0 for each row.")
     return np.diff(np.append(starts, length))
 
 
 def _packed(rows: Rows, keys: frozenset[str], device: torch.device) -> dict[str, Any]:
-    places = run_places(np.zeros(len(rows), np.int64), rows.lengths)
+    places = run_indices(np.zeros(len(rows), np.int64), rows.lengths)
     made = {
         "input_ids": rows.input_ids[None],
         "attention_mask": np.ones((1, len(rows.input_ids)), np.int64),
@@ -221,7 +219,7 @@ def _read_ragged(batch: Batch) -> tuple[Rows, Layout]:
     lengths = np.array([len(row) for row in ids], np.int64)
     name = "labels" if batch.get("labels") is not None else "loss_mask"
     if batch.get(name) is None:
-        raise DataError("the batch has neither `labels` nor `loss_mask`", "One must say what is trained on.")
+        raise DataError("the batch has neither `labels` nor `loss_mask`", "Pass one of them.")
     masks = [_array(row) for row in batch[name]]
     if [len(row) for row in masks] != lengths.tolist():
         raise DataError(f"rows of {name} and of input_ids differ in length", "Pass one entry a token.")
@@ -242,7 +240,7 @@ def _ragged(rows: Rows, keys: frozenset[str], device: torch.device | None) -> di
         "labels": labels,
         "loss_mask": rows.loss_mask.astype(np.int64),
         "attention_mask": np.ones(len(labels), np.int64),
-        "position_ids": run_places(np.zeros(len(rows), np.int64), rows.lengths),
+        "position_ids": run_indices(np.zeros(len(rows), np.int64), rows.lengths),
     }
     found: dict[str, Any] = {}
     for key in (keys & made.keys()) | {"labels"}:
@@ -251,7 +249,7 @@ def _ragged(rows: Rows, keys: frozenset[str], device: torch.device | None) -> di
     return found
 
 
-# --- what they share
+# --- shared by the layouts
 
 
 def _tensors(
@@ -261,7 +259,7 @@ def _tensors(
     keys: frozenset[str],
     device: torch.device,
 ) -> dict[str, Any]:
-    """The keys that the batch had, as tensors; labels always."""
+    """Return the keys of the batch as tensors, and always labels."""
     labels = np.where(mask != 0, ids, IGNORED)
     every = {**made, "labels": labels, "loss_mask": mask.astype(np.int64)}
     wanted = (keys & every.keys()) | {"input_ids", "labels"}
@@ -269,11 +267,11 @@ def _tensors(
 
 
 def _loss_mask(batch: Batch, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Where a batch of tensors is trained on; where both are given, labels and loss_mask must both say so."""
+    """Return the trained positions of a tensor batch. With both labels and loss_mask, both must train a token."""
     found = np.ones(shape, np.bool_)
     labels, mask = batch.get("labels"), batch.get("loss_mask")
     if labels is None and mask is None:
-        raise DataError("the batch has neither `labels` nor `loss_mask`", "One must say what is trained on.")
+        raise DataError("the batch has neither `labels` nor `loss_mask`", "Pass one of them.")
     for name, value, ignored in (("labels", labels, IGNORED), ("loss_mask", mask, 0)):
         if value is not None:
             array = _array(value)
@@ -286,11 +284,11 @@ def _loss_mask(batch: Batch, shape: tuple[int, ...]) -> NDArray[np.bool_]:
 
 
 def _check_labels(ids: NDArray[np.int64], labels: NDArray[np.int64]) -> None:
-    """Raise DataError for labels that are not the tokens at their own places."""
+    """Raise DataError for labels that differ from the tokens at the same positions."""
     if ((labels != IGNORED) & (labels != ids)).any():
         raise DataError(
-            "labels are not the input_ids at the same places",
-            "Pass them unshifted, as transformers has them: labels[t] is input_ids[t], or -100. Models shift them.",
+            "labels differ from input_ids at the same positions",
+            "Pass unshifted labels, as in transformers: labels[t] is input_ids[t] or -100. Models shift them.",
         )
 
 

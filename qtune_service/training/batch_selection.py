@@ -1,7 +1,8 @@
-"""What becomes of the samples of a global batch, from a few numbers each; every rank finds the same.
+"""Select the samples of a global batch from a few numbers each. Every rank computes the same result.
 
-By the method: thresholds and quadrants of all samples that could be scored (selection/thresholds.py). In warm-up: a
-draw of samples with a trained token, whole. It depends on the seed, the step and their number, so nothing is scored.
+The method computes thresholds and quadrants over all samples with finite scores (selection/thresholds.py). Warm-up
+draws whole samples with a trained token at random. The draw depends on the seed, the step and their number, so nothing
+is scored.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from qtune_service.training.metrics import Drift, StepRecord, log
 
 NAMES = ("Q1", "Q2", "Q3", "Q4")
 NOWHERE = Thresholds(*[float("nan")] * 5)
-"""Where nothing was scored."""
+"""Thresholds of a step without scores."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Verdict:
-    """On the N samples of a global batch."""
+class BatchSelection:
+    """Quadrants and decisions for the N samples of a global batch."""
 
     quadrants: NDArray[np.int8]  # (N,) 1..4; 0 where a sample was not scored
     is_kept: NDArray[np.bool_]  # (N,)
@@ -34,14 +35,14 @@ class Verdict:
 
 
 class Population:
-    """Decides step by step, and remembers where samples lay. rule: a user's quadrants in place of the method's."""
+    """Select samples step by step, and track the quadrant of each. rule: a user's quadrants instead of the method's."""
 
     def __init__(self, arguments: QTuningArguments, rule: QuadrantRule | None) -> None:
         self._arguments, self._rule = arguments, rule
         self.drift = Drift()
 
-    def draw(self, step: int, sizes: NDArray[np.int64]) -> Verdict:
-        """At random, of samples with some trained tokens (N,)."""
+    def draw(self, step: int, sizes: NDArray[np.int64]) -> BatchSelection:
+        """Draw at random among samples with trained tokens. sizes: trained tokens (N,)."""
         usable = np.flatnonzero(sizes)
         if not len(usable):
             return self._nothing(step, len(sizes), is_warmup=True)
@@ -62,12 +63,15 @@ class Population:
             tokens_after=int(sizes[is_kept].sum()),
             is_warmup=True,
         )
-        return Verdict(np.zeros(len(sizes), np.int8), is_kept, record)
+        return BatchSelection(np.zeros(len(sizes), np.int8), is_kept, record)
 
     def choose(
         self, step: int, means: NDArray[np.float64], sizes: NDArray[np.int64], keys: NDArray[np.float64]
-    ) -> Verdict:
-        """By the method: mean NLL and entropy (N, 2) in nats, trained tokens (N,), a number for each content (N,)."""
+    ) -> BatchSelection:
+        """Select by the method.
+
+        means: NLL and entropy (N, 2) in nats. sizes: trained tokens (N,). keys: content keys (N,).
+        """
         usable = np.isfinite(means).all(1)
         if not usable.any():
             self._check_scores(step, sizes)
@@ -95,7 +99,7 @@ class Population:
             tokens_after=int(left[found.is_kept].sum()),
             drift=self.drift.moves(keys[usable], found.labels),
         )
-        return Verdict(quadrants, is_kept, record)
+        return BatchSelection(quadrants, is_kept, record)
 
     def _tokens_left(self, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
         a = self._arguments
@@ -108,17 +112,17 @@ class Population:
 
     @staticmethod
     def _check_scores(step: int, sizes: NDArray[np.int64]) -> None:
-        """Raise DataError where there was something to score."""
+        """Raise DataError if there are trained tokens but no finite scores."""
         if sizes.any():
             raise DataError(
                 f"none of the {len(sizes)} samples of step {step} has finite scores",
-                "The model has most likely diverged: look at its loss and its gradients before this step.",
+                "The model has most likely diverged. Check its loss and gradients before this step.",
             )
 
     @staticmethod
-    def _nothing(step: int, num_samples: int, *, is_warmup: bool) -> Verdict:
-        """On samples without any trained token."""
-        log.warning("[Q-Tuning] step %d has no trained token; there is nothing to train on", step)
+    def _nothing(step: int, num_samples: int, *, is_warmup: bool) -> BatchSelection:
+        """Return the result for a batch without trained tokens."""
+        log.warning("[Q-Tuning] step %d has no trained token", step)
         counts = dict.fromkeys(NAMES, 0)
         record = StepRecord(step, 0, num_samples, 0, 0, counts, NOWHERE, 0, 0, is_warmup=is_warmup)
-        return Verdict(np.zeros(num_samples, np.int8), np.zeros(num_samples, np.bool_), record)
+        return BatchSelection(np.zeros(num_samples, np.int8), np.zeros(num_samples, np.bool_), record)

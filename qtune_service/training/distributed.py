@@ -1,14 +1,12 @@
-"""What ranks tell each other: two numbers a sample for the thresholds, and rows, so that all have as many to train on.
+"""Exchange between ranks: statistics for the thresholds, balanced rows, and long work on the first rank.
 
-One process without torch.distributed is a group of one. Everything that is decided is decided by each rank from the
-same numbers, so all decide the same.
+One process without torch.distributed is a group of one. Each rank makes every decision from the same numbers, so all
+ranks decide the same.
 
-Work of one rank that takes long, such as a whole job, while the others wait.
-
-A barrier would time out, and a rank that waits for a file never hears that the work has failed. So the work is done in
-a thread, and the first rank tells the others every few seconds that it is not done yet. No collective takes longer than
-that; how the work ends is known to all; and where a rank dies, the others' next one fails. It goes by gloo: to wait by
-NCCL would keep the very GPUs busy that the work may need.
+Long work on the first rank, such as a whole job, runs in a thread, while the first rank reports to the others every few
+seconds that it is running. A barrier would time out, and a rank that waits for a file would not learn of a failure. No
+collective takes longer than the heartbeat, all ranks learn the outcome, and if a rank dies, the next collective of the
+others fails. It uses gloo, because waiting with NCCL would occupy the GPUs that the work may need.
 """
 
 from __future__ import annotations
@@ -35,14 +33,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """The ranks that share a global batch: those of a process group, or this process alone."""
+    """Ranks that share a global batch: a process group, or this process alone."""
 
     group: Any = None  # dist.ProcessGroup
     device: str | torch.device = "cpu"
 
     @classmethod
     def of(cls, group: Any, device: torch.device) -> Ranks:
-        """The ranks of a group (by default all), with a device that its backend can send from."""
+        """Return the ranks of a group (by default all). device: one that its backend can send from."""
         if not (dist.is_available() and dist.is_initialized()):
             return cls()
         is_gpu_only = dist.get_backend(group) == "nccl"
@@ -50,12 +48,12 @@ class Ranks:
 
     @property
     def size(self) -> int:
-        """How many."""
+        """Return the number of ranks."""
         return dist.get_world_size(self.group) if self._is_many else 1
 
     @property
     def rank(self) -> int:
-        """Which one this is."""
+        """Return the index of this rank."""
         return dist.get_rank(self.group) if self._is_many else 0
 
     @property
@@ -63,7 +61,7 @@ class Ranks:
         return bool(dist.is_available() and dist.is_initialized())
 
     def gather(self, values: NDArray[Any]) -> list[NDArray[Any]]:
-        """The arrays (n_r, ...) of all ranks, in their order; n_r may differ."""
+        """Return the arrays (n_r, ...) of all ranks in rank order. n_r may differ."""
         if self.size == 1:
             return [values]
         mine = torch.as_tensor(values, device=self.device)
@@ -78,20 +76,20 @@ class Ranks:
         return [part[:size].cpu().numpy() for part, size in zip(parts, sizes, strict=True)]
 
     def pool(self, values: NDArray[Any]) -> tuple[NDArray[Any], slice]:
-        """The arrays of all ranks end to end, and where this rank's own lie."""
+        """Return the concatenated arrays of all ranks, and the slice of this rank."""
         every = self.gather(values)
         start = sum(len(part) for part in every[: self.rank])
         return np.concatenate(every), slice(start, start + len(values))
 
     def from_first(self, value: T) -> T:
-        """The first rank's value, on all."""
+        """Broadcast the first rank's value."""
         held = [value]
         if self.size > 1:
             dist.broadcast_object_list(held, group=self.group, group_src=0, device=torch.device(self.device))
         return held[0]
 
     def all_objects(self, value: T) -> list[T]:
-        """The values of all ranks, in their order."""
+        """Return the values of all ranks in rank order."""
         held = [value] * self.size
         if self.size > 1:
             dist.all_gather_object(held, value, group=self.group)
@@ -99,36 +97,36 @@ class Ranks:
 
 
 def balanced(rows: Rows, ranks: Ranks) -> Rows:
-    """Rows of all ranks, dealt out: each rank gets as many, give or take one, with about as many tokens."""
+    """Rebalance the rows of all ranks: equal numbers of rows up to one, and similar numbers of tokens."""
     if ranks.size == 1:
         return rows
     lengths = ranks.gather(rows.lengths)
     tokens = ranks.gather(np.stack((rows.input_ids, rows.loss_mask.astype(np.int64)), 1))
     flat = np.concatenate(tokens)
     every = Rows.of(flat[:, 0], flat[:, 1], np.concatenate(lengths))
-    return every.take(deal(every.lengths, ranks.size)[ranks.rank])
+    return every.take(partition_balanced(every.lengths, ranks.size)[ranks.rank])
 
 
-def deal(lengths: NDArray[np.int64], hands: int) -> list[NDArray[np.int64]]:
-    """Places of rows (S,) in each of some hands: the longest first, to the hand with the fewest rows, then tokens.
+def partition_balanced(lengths: NDArray[np.int64], num_parts: int) -> list[NDArray[np.int64]]:
+    """Partition rows (S,) into balanced parts: longest first, to the part with the fewest rows, then tokens.
 
-    Numbers of rows differ by one at most. Each hand is in order.
+    Numbers of rows differ by at most one. Each part is in ascending order.
     """
-    queue = [(0, 0, hand) for hand in range(hands)]
-    dealt: list[list[int]] = [[] for _ in range(hands)]
-    for place in np.argsort(-lengths, kind="stable").tolist():
-        count, tokens, hand = heapq.heappop(queue)
-        dealt[hand].append(place)
-        heapq.heappush(queue, (count + 1, tokens + int(lengths[place]), hand))
-    return [np.sort(np.array(hand, np.int64)) for hand in dealt]
+    queue = [(0, 0, part) for part in range(num_parts)]
+    parts: list[list[int]] = [[] for _ in range(num_parts)]
+    for row in np.argsort(-lengths, kind="stable").tolist():
+        count, tokens, part = heapq.heappop(queue)
+        parts[part].append(row)
+        heapq.heappush(queue, (count + 1, tokens + int(lengths[row]), part))
+    return [np.sort(np.array(part, np.int64)) for part in parts]
 
 
-BEAT_S = 2.0
+HEARTBEAT_S = 2.0
 
 
 @contextlib.contextmanager
 def all_ranks() -> Iterator[Ranks]:
-    """All ranks of the run, which enter together. Raises SpecError where they do not know each other yet."""
+    """Return all ranks of the run, which call this together. Raises SpecError before torch.distributed is set up."""
     if dist.is_available() and dist.is_initialized():
         group = dist.new_group(backend="gloo")
         try:
@@ -137,40 +135,40 @@ def all_ranks() -> Iterator[Ranks]:
             dist.destroy_process_group(group)
     elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise SpecError(
-            "this is one of several processes, which do not know each other yet",
-            "Make TrainingArguments (or accelerate's PartialState) first: that connects them.",
+            "this is one of several processes, and torch.distributed is not initialized",
+            "Create TrainingArguments (or accelerate's PartialState) first, which initializes it.",
         )
     else:
         yield Ranks()
 
 
-def by_first(work: Callable[[], None], ranks: Ranks, *, beat_s: float = BEAT_S) -> None:
-    """Do some work on the first rank, while the others wait. Where it fails, all raise what it says."""
+def run_on_first_rank(work: Callable[[], None], ranks: Ranks, *, heartbeat_s: float = HEARTBEAT_S) -> None:
+    """Run work on the first rank while the others wait. A failure is raised on all ranks."""
     if ranks.size == 1:
         work()
         return
     done = _started(work) if ranks.rank == 0 else None
     is_done, error = False, None
     while not is_done:
-        is_done, error = ranks.from_first((False, None) if done is None else _state(done, beat_s))
+        is_done, error = ranks.from_first((False, None) if done is None else _state(done, heartbeat_s))
     if done is not None:
         done.result()
     elif error is not None:
         raise error
 
 
-def on_all(do: Callable[[], T], ranks: Ranks) -> T:
-    """What each rank makes for itself. Where one fails, all raise what it says."""
+def run_on_all_ranks(do: Callable[[], T], ranks: Ranks) -> T:
+    """Run a function on each rank and return its own result. A failure is raised on all ranks."""
     made: Future[T] = Future()
     _run(do, made)
-    errors = ranks.all_objects(_to_tell(made))
+    errors = ranks.all_objects(_sendable_error(made))
     if made.exception() is None and (others := [error for error in errors if error is not None]):
         raise others[0]
     return made.result()
 
 
 def _started(work: Callable[[], None]) -> Future[None]:
-    """In a thread that ends with its process, whether it is done or not."""
+    """Start work in a daemon thread."""
     done: Future[None] = Future()
     threading.Thread(target=_run, args=(work, done), daemon=True).start()
     return done
@@ -179,18 +177,18 @@ def _started(work: Callable[[], None]) -> Future[None]:
 def _run(work: Callable[[], T], done: Future[T]) -> None:
     try:
         done.set_result(work())
-    except BaseException as error:  # noqa: BLE001 - it is raised where the result is asked for
+    except BaseException as error:  # noqa: BLE001 - raised when the result is requested
         done.set_exception(error)
 
 
-def _state(done: Future[None], beat_s: float) -> tuple[bool, QTuneError | None]:
-    """Whether work is done by the next beat, and its error."""
-    wait([done], timeout=beat_s)
-    return (True, _to_tell(done)) if done.done() else (False, None)
+def _state(done: Future[None], heartbeat_s: float) -> tuple[bool, QTuneError | None]:
+    """Return whether the work ends before the next heartbeat, and its error."""
+    wait([done], timeout=heartbeat_s)
+    return (True, _sendable_error(done)) if done.done() else (False, None)
 
 
-def _to_tell(done: Future[Any]) -> QTuneError | None:
-    """An error as one that can be sent."""
+def _sendable_error(done: Future[Any]) -> QTuneError | None:
+    """Convert an error to one that can be sent to other ranks."""
     error = done.exception()
     if error is None or isinstance(error, QTuneError):
         return error

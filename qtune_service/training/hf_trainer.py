@@ -1,17 +1,17 @@
-"""Q-Tuning in transformers.Trainer and its heirs, TRL's SFTTrainer among them, by one line.
+"""Enable Q-Tuning in transformers.Trainer and its subclasses, such as TRL's SFTTrainer, by one line.
 
     trainer = SFTTrainer(...)
     enable_q_tuning(trainer, QTuningArguments(sample_keep_ratio=0.5))
     trainer.train()
 
-The Trainer collects all micro-batches of an optimizer step before it runs the first one, counts the tokens in their
-loss over all ranks, and divides each micro-batch's loss by that number. Just there the step is pruned: as many micro-
-batches go on, with the rows that were kept, and the number of tokens that are left. So accumulation, mixed precision
-(scoring goes through the same wrapped forward), packing, gradient checkpointing and several ranks are the Trainer's
-business as ever, and evaluation, which does not go this way, sees every row. What a step keeps depends on its batches,
-the weights and its number only; that is what a resumed run restores. The drift of samples is saved beside it.
+The Trainer collects all micro-batches of an optimizer step before it runs the first one, counts their trained tokens
+over all ranks, and divides each micro-batch's loss by that number. The step is pruned at this point: the number of
+micro-batches stays the same, with the kept rows and the remaining number of tokens. So accumulation, mixed precision
+(scoring uses the same wrapped forward), packing, gradient checkpointing and several ranks work as before. Evaluation is
+not affected. A step's selection depends only on its batches, the weights and the step number, which a resumed run
+restores. The drift of samples is saved in the checkpoint.
 
-The trainer's class is changed to an heir of its own, so whatever an own subclass does stays in place.
+The trainer's class is replaced by a subclass, so methods of the user's own subclass stay in place.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from qtune_service.training.metrics import StepRecord, log
 from qtune_service.training.pruner import QTuningPruner
 
 STATE = "q_tuning.pt"
-"""In a checkpoint: what the pruner remembers."""
+"""File of the pruner's state in a checkpoint."""
 
 
 class QTuningMixin:
-    """What a Trainer does otherwise. `enable_q_tuning` puts it before the trainer's own class."""
+    """Overrides of a Trainer. `enable_q_tuning` puts this class before the trainer's own class."""
 
     q_tuning: QTuningPruner
     q_tuning_record: StepRecord | None
-    """Of the latest step."""
+    """Record of the latest step."""
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
-        """The micro-batches of a step with the rows that were kept, and the tokens in its loss over all ranks."""
+        """Return the micro-batches of a step with the kept rows, and its trained tokens over all ranks."""
         batches, number = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
         if not batches:
             return batches, number
@@ -51,7 +51,7 @@ class QTuningMixin:
         return step.batches, torch.tensor(max(step.num_tokens, 1), device=device)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *arguments: Any, **named: Any) -> Any:
-        """As ever; a checkpoint's drift is restored with it."""
+        """Train as before. The drift of a checkpoint is restored."""
         folder = resume_from_checkpoint
         if folder is True:
             folder = get_last_checkpoint(self.args.output_dir)  # type: ignore[attr-defined]
@@ -63,33 +63,33 @@ class QTuningMixin:
         if path.exists():
             self.q_tuning.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         else:
-            log.warning("[Q-Tuning] %s does not exist: the drift of samples begins anew", path)
+            log.warning("[Q-Tuning] %s does not exist: the drift of samples starts from scratch", path)
 
     def log(self, logs: dict[str, float], *arguments: Any, **named: Any) -> None:
-        """Beside the loss, the latest step's record: q_tuning/kept_share and more."""
+        """Add the latest step's record to the logs: q_tuning/kept_share and more."""
         if "loss" in logs and self.q_tuning_record is not None:
             logs = logs | {f"q_tuning/{name}": value for name, value in self.q_tuning_record.scalars().items()}
         super().log(logs, *arguments, **named)  # type: ignore[misc]
 
 
 class SavedState(TrainerCallback):  # type: ignore[misc]
-    """Puts the pruner's state into each checkpoint."""
+    """Save the pruner's state in each checkpoint."""
 
     def __init__(self, pruner: QTuningPruner) -> None:
         self._pruner = pruner
 
     def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
-        """All ranks know the same, so the first one writes."""
+        """Write the state on the first rank. All ranks have the same state."""
         folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        if state.is_world_process_zero and folder.is_dir():  # the trials of a search, never resumed, lie elsewhere
+        if state.is_world_process_zero and folder.is_dir():  # trials of a search are elsewhere and never resumed
             torch.save(self._pruner.state_dict(), folder / STATE)
 
 
 def enable_q_tuning(trainer: Any, arguments: QTuningArguments | None = None, **options: Any) -> QTuningPruner:
-    """Prune every training step of a trainer from now on. Returns what prunes.
+    """Prune every training step of a trainer. Return the pruner.
 
-    options: others of QTuningPruner, such as `rule` and `records`. Raises SpecError where the trainer's loss would not
-    be that of the kept tokens.
+    options: further options of QTuningPruner, such as `rule` and `records`. Raises SpecError if the trainer's loss
+    would not be the loss of the kept tokens.
     """
     _check(trainer)
     pruner = QTuningPruner(**asdict(arguments or QTuningArguments()), **options)
@@ -101,35 +101,35 @@ def enable_q_tuning(trainer: Any, arguments: QTuningArguments | None = None, **o
 
 
 def _check(trainer: Any) -> None:
-    """Raise SpecError for what would train on something else than what was kept."""
+    """Raise SpecError for trainers that would not train on the kept tokens only."""
     args = trainer.args
     uses_number = trainer.model_accepts_loss_kwargs or trainer.compute_loss_func is not None
     parallel = [getattr(trainer, f"get_{kind}_size")() for kind in ("tp", "cp", "sp")]
     refused = {
-        "Q-Tuning is enabled on this trainer already": (isinstance(trainer, QTuningMixin), "Enable it once."),
+        "Q-Tuning is already enabled on this trainer": (isinstance(trainer, QTuningMixin), "Enable it once."),
         "this model's loss does not use num_items_in_batch": (
             not uses_number or getattr(trainer, "loss_is_scaled_for_ga", None) is False,
-            "It would be each micro-batch's own mean. Pass a compute_loss_func that divides by num_items_in_batch.",
+            "Its loss is the mean of each micro-batch. Pass a compute_loss_func that divides by num_items_in_batch.",
         ),
         "average_tokens_across_devices is off": (
             args.world_size > 1 and not args.average_tokens_across_devices,
-            "Ranks keep different numbers of tokens: leave it on, as it is by default.",
+            "Ranks keep different numbers of tokens. Enable it, as by default.",
         ),
         "the model runs under DataParallel": (
             args.n_gpu > 1,
-            "Start one process a GPU: torchrun or accelerate launch; or set CUDA_VISIBLE_DEVICES to one.",
+            "Start one process per GPU with torchrun or accelerate launch, or set CUDA_VISIBLE_DEVICES to one GPU.",
         ),
         "the trainer splits rows or layers over ranks (tensor, context or sequence parallel)": (
             max(parallel) > 1,
-            "Use DDP or FSDP2, or a loop of your own: vocab_parallel_scores and QTuningPruner.prune_scores.",
+            "Use DDP or FSDP2, or your own loop with vocab_parallel_scores and QTuningPruner.prune_scores.",
         ),
-        "the trainer uses DeepSpeed, with which pruning was not tried": (
+        "the trainer uses DeepSpeed, which was not tested with pruning": (
             bool(trainer.is_deepspeed_enabled),
             "Use FSDP2 (accelerate, fsdp_version 2).",
         ),
-        "the model is an encoder with a decoder": (
+        "the model is an encoder-decoder": (
             bool(getattr(trainer.model.config, "is_encoder_decoder", False)),
-            "Scores are those of a causal model's next token.",
+            "Scores require the next-token predictions of a causal model.",
         ),
     }
     for message, (is_so, hint) in refused.items():

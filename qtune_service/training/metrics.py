@@ -1,6 +1,6 @@
-"""What each pruned step leaves behind: lines in the log, a line of JSON, scalars for TensorBoard.
+"""Record each pruned step: log lines, JSON lines, and scalars for TensorBoard.
 
-Only the first rank logs and writes; all ranks know the same record.
+Only the first rank logs and writes. All ranks have the same record.
 """
 
 from __future__ import annotations
@@ -22,38 +22,38 @@ log = logging.getLogger("qtune_service.training")
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """What pruning made of a global batch."""
+    """Result of pruning a global batch."""
 
     step: int
     num_samples: int
-    """Samples of all ranks that could be chosen: those that were scored, or, in warm-up, have a trained token."""
+    """Candidate samples of all ranks: scored ones, or, in warm-up, those with a trained token."""
     num_rejected: int
-    """Samples without a trained token, or with a score that is not finite: not trained on."""
+    """Samples without a trained token or with a non-finite score, which are not trained on."""
     target: int
     kept: int
     counts: Mapping[str, int]
     """Samples by quadrant, Q1 to Q4; all 0 in warm-up."""
     thresholds: Thresholds
-    """In warm-up there are none: all are NaN."""
+    """Thresholds; all NaN in warm-up."""
     tokens_before: int
     """Trained tokens of the population."""
     tokens_after: int
-    """Of these, the ones left in the loss."""
+    """Trained tokens that remain in the loss."""
     is_warmup: bool = False
-    """Whether random samples were kept in place of the method's, and nothing was scored."""
+    """True if random samples were kept and nothing was scored."""
     seconds: float = 0.0
-    """Time of this rank for scoring, choosing and rebuilding."""
+    """Time of this rank for scoring, selection and rebuilding."""
     drift: Mapping[str, int] = field(default_factory=dict)
-    """Samples that were seen before, by their quadrants then and now, as `Q1>Q4`."""
+    """Counts of samples seen before, by old and new quadrant, as `Q1>Q4`."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data. Thresholds that are not finite (no sample lies beyond, or there are none) are null."""
+        """Return plain data. Non-finite thresholds (no sample beyond, or none at all) are null."""
         edges = {name: value if np.isfinite(value) else None for name, value in asdict(self.thresholds).items()}
         fields: dict[str, Any] = {**asdict(self), "thresholds": edges}
         return fields
 
     def scalars(self) -> dict[str, float]:
-        """Finite numbers by name, to plot over steps."""
+        """Return the finite numbers by name, for plotting."""
         moved = {pair: count for pair, count in self.drift.items() if pair[:2] != pair[3:]}
         found: dict[str, float] = {
             "kept_share": self.kept / max(self.num_samples, 1),
@@ -74,7 +74,7 @@ RecordSink = Callable[[StepRecord], None]
 
 
 def log_step(record: StepRecord, warmup_steps: int) -> None:
-    """The two lines that users of Q-Tuning know; in warm-up one that says so."""
+    """Log quadrants and kept samples; in warm-up, one line."""
     if record.is_warmup:
         at = (record.step + 1, warmup_steps, record.kept, record.num_samples)
         log.info("[Q-Tuning] Warm-up step %d of %d: kept %d/%d samples at random", *at)
@@ -85,47 +85,47 @@ def log_step(record: StepRecord, warmup_steps: int) -> None:
 
 
 class JsonlRecords:
-    """Appends each record to a file, one JSON object a line."""
+    """Append each record to a file as a JSON line."""
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, record: StepRecord) -> None:
-        """Append."""
+        """Append a record."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record.to_json(), allow_nan=False) + "\n")
 
 
 class TensorBoardRecords:
-    """Writes each record as scalars below `q_tuning/`. writer: a torch.utils.tensorboard.SummaryWriter."""
+    """Write each record as scalars `q_tuning/...`. writer: a torch.utils.tensorboard.SummaryWriter."""
 
     def __init__(self, writer: Any) -> None:
         self._writer = writer
 
     def __call__(self, record: StepRecord) -> None:
-        """Write."""
+        """Write a record."""
         for name, value in record.scalars().items():
             self._writer.add_scalar(f"q_tuning/{name}", value, record.step)
 
 
 class Drift:
-    """Remembers each sample's last quadrant by a number that stands for it."""
+    """Track the last quadrant of each sample by its content key."""
 
     def __init__(self) -> None:
         self._last: dict[float, int] = {}
 
     def state(self) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
-        """What is remembered: numbers (S,) and quadrants (S,), 9 bytes a sample."""
+        """Return content keys (S,) and quadrants (S,): 9 bytes per sample."""
         keys, labels = self._last.keys(), self._last.values()
         return np.fromiter(keys, np.float64, len(keys)), np.fromiter(labels, np.int8, len(labels))
 
     def restore(self, keys: NDArray[np.float64], labels: NDArray[np.int8]) -> None:
-        """Remember these in place of what was."""
+        """Replace the tracked state."""
         self._last = dict(zip(keys.tolist(), labels.tolist(), strict=True))
 
     def moves(self, keys: NDArray[np.float64], labels: NDArray[np.int8]) -> dict[str, int]:
-        """Counts by quadrant then and now of samples (S,) that were seen before; the others are remembered."""
+        """Count the seen samples (S,) by old and new quadrant, and track the new ones."""
         counts: dict[str, int] = {}
         for key, label in zip(keys.tolist(), labels.tolist(), strict=True):
             if (before := self._last.get(key)) is not None:

@@ -1,8 +1,8 @@
-"""The error-uncertainty plane of a training step as a PNG, drawn by the report's own chart.
+"""Draw the error-uncertainty plane of a training step as a PNG, with the report's chart.
 
     plot_eu_plane(step.choice, "step-100.png")
 
-A Choice holds the rows of its rank, and the thresholds of the global batch: on several ranks each may draw its part.
+A Choice holds the rows of its rank and the thresholds of the global batch, so each rank can draw its part.
 """
 
 from __future__ import annotations
@@ -27,37 +27,37 @@ FATES: dict[QuadrantName, str] = {"Q1": "dropped", "Q2": "kept", "Q3": "dropped"
 
 
 class Chosen(Protocol):
-    """What is drawn: a Choice, or scores of one's own (ScoredPlane)."""
+    """Data of a plane: a Choice, or user scores (ScoredPlane)."""
 
     @property
     def mean_nll(self) -> NDArray[np.float64]:
-        """(S,) nats."""
+        """Return mean NLL, (S,) nats."""
         ...
 
     @property
     def mean_entropy(self) -> NDArray[np.float64]:
-        """(S,) nats."""
+        """Return mean entropy, (S,) nats."""
         ...
 
     @property
     def quadrants(self) -> NDArray[np.int8]:
-        """(S,) 1..4; 0 is not drawn."""
+        """Return quadrants, (S,) 1..4; 0 is not drawn."""
         ...
 
     @property
     def is_kept(self) -> NDArray[np.bool_]:
-        """(S,)."""
+        """Return the kept flags, (S,)."""
         ...
 
     @property
     def thresholds(self) -> Thresholds:
-        """Of the population."""
+        """Return the thresholds of the population."""
         ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoredPlane:
-    """Samples by their scores, with quadrants and thresholds that were found for them."""
+    """Samples with scores, quadrants and thresholds."""
 
     mean_nll: NDArray[np.float64]  # (S,) nats
     mean_entropy: NDArray[np.float64]  # (S,) nats
@@ -67,7 +67,7 @@ class ScoredPlane:
 
 
 def plot_eu_plane(chosen: Chosen, path: str | Path, *, palette: Palette = LIGHT, scale: float = 2.0) -> Path:
-    """Draw samples and thresholds to a PNG file, and return its path. Raises DataError where no sample has scores."""
+    """Draw samples and thresholds to a PNG file and return its path. Raises DataError without scored samples."""
     import vl_convert
 
     shown = np.flatnonzero(np.asarray(chosen.quadrants) > 0)
@@ -79,7 +79,7 @@ def plot_eu_plane(chosen: Chosen, path: str | Path, *, palette: Palette = LIGHT,
     sample = even_sample(ranked, labels=labels, kept=is_kept, num_tokens=np.zeros(len(nll), np.int32))
     points = sample.points()
     rows = sample_rows(points, [str(place) for place in shown[points.index]])
-    is_by_quadrant = np.array_equal(is_kept, kept_labels(labels))  # else a quadrant tells no fate
+    is_by_quadrant = np.array_equal(is_kept, kept_labels(labels))  # otherwise quadrants do not determine the selection
     fates = FATES if is_by_quadrant else {}
     spec = plane_of(sample, chosen.thresholds, rows, fates, palette=palette)
     path = Path(path)

@@ -1,12 +1,13 @@
-"""Q-Tuning of every step: score the global batch with the model as it is now, keep what teaches, mask what does not.
+"""Q-Tuning of every step: score the global batch with the current model, select samples, and mask tokens.
 
-    rows of this rank -> token scores (scores.py) -> means -> all ranks' means (collective.py)
-      -> thresholds and quadrants of the global batch (population.py) -> token masks of Q2 (selection/token_masks.py)
-      -> kept rows, dealt out over ranks and micro-batches (collective.py) -> batches in the layout that came in
+    rows of this rank -> token scores (token_scores.py) -> means -> means of all ranks (distributed.py)
+      -> thresholds and quadrants of the global batch (batch_selection.py) -> token masks of Q2
+      (selection/token_masks.py) -> kept rows, balanced over ranks and micro-batches (distributed.py) -> batches in the
+      original layout
 
-The population is the global batch: all micro-batches of a step on all ranks. The rules are those of jobs, by the same
-code. Ranks exchange four numbers a sample (mean NLL, mean entropy, trained tokens, and one that stands for the sample),
-and, to have as many rows each, the kept rows themselves. Steps of warm-up keep random rows, whole, and score nothing.
+The population is the global batch: all micro-batches of a step on all ranks. The rules and their code are those of
+jobs. Ranks exchange four numbers per sample (mean NLL, mean entropy, trained tokens, and a content key) and, for equal
+numbers of rows, the kept rows themselves. Warm-up steps keep random whole rows and score nothing.
 
 Source: Wang et al., Winning the Pruning Gamble, arXiv:2509.23873.
 """
@@ -30,19 +31,19 @@ from qtune_service.selection.token_masks import prune_token_masks
 from qtune_service.training.arguments import QTuningArguments
 from qtune_service.training.batch_layout import Batch, Layout, Rows, read_batch
 from qtune_service.training.batch_selection import Population
-from qtune_service.training.distributed import Ranks, balanced, deal
+from qtune_service.training.distributed import Ranks, balanced, partition_balanced
 from qtune_service.training.metrics import RecordSink, StepRecord, log, log_step
 from qtune_service.training.step import Choice, PrunedStep
 from qtune_service.training.token_scores import BATCH_TOKENS, LOGITS_BYTES, Forward, TokenScorer, call_for_logits
 
 
 class QTuningPruner:
-    """Prunes batches with the model that is being trained.
+    """Prune batches with the model that is being trained.
 
-    group: the data-parallel ranks (by default all). rule: a user's quadrants in place of the method's. balance: deal
-    kept rows out over the ranks; without it each trains on what it has kept of its own. records: what else is told
-    each record, on the first rank. is_quiet: not even there, as where several groups prune the same rows. Others are
-    those of QTuningArguments and of TokenScorer.
+    group: the data-parallel ranks (by default all). rule: a user's quadrants in place of the method's. balance:
+    rebalance kept rows over the ranks; without it each rank trains on its own kept rows. records: further sinks of each
+    record, on the first rank. is_quiet: log nothing, as where several groups prune the same rows. The other arguments
+    are those of QTuningArguments and of TokenScorer.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class QTuningPruner:
             seed=seed,
         )
         self.step = 0
-        """The next step's number. Set it when training resumes, or load the pruner's state."""
+        """Number of the next step. Set it when training resumes, or load the pruner's state."""
         self._group, self._balance, self._is_quiet = group, balance, is_quiet
         self._records = tuple(records)
         self._scorer = TokenScorer(forward, batch_tokens=batch_tokens, logits_bytes=logits_bytes)
@@ -84,61 +85,61 @@ class QTuningPruner:
         self._population = Population(self.arguments, rule)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run goes on from: the next step's number, and each seen sample's last quadrant."""
+        """Return the state for a resumed run: the next step and the last quadrant of each seen sample."""
         keys, quadrants = self._population.drift.state()
         return {"step": self.step, "keys": torch.from_numpy(keys), "quadrants": torch.from_numpy(quadrants)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore the state."""
         self.step = state["step"]
         self._population.drift.restore(state["keys"].numpy(), state["quadrants"].numpy())
 
     # --- batches
 
     def prune(self, model: Any, batch: Batch) -> PrunedStep:
-        """Prune a batch: padded, packed or ragged, see rows.py. All ranks of the group call it together.
+        """Prune a padded, packed or ragged batch (batch_layout.py). All ranks of the group call it together.
 
-        Raises DataError for a batch that cannot be read, and where no score at all is finite.
+        Raises DataError for an invalid batch, and if no score is finite.
         """
         return self.prune_step(model, [batch])
 
     def prune_step(self, model: Any, batches: Sequence[Batch]) -> PrunedStep:
-        """Prune all micro-batches of a step as one population. As many come back, each with its share of the rows."""
+        """Prune all micro-batches of a step as one population. Return the same number, each with its share of rows."""
         began = time.perf_counter()
         read = [read_batch(batch) for batch in batches]
-        rows, layouts = Rows.joined([part for part, _ in read]), [layout for _, layout in read]
+        rows, layouts = Rows.concatenate([part for part, _ in read]), [layout for _, layout in read]
         device = layouts[0].device
         ranks = Ranks.of(self._group, device)
         scores = None if self.is_warming_up else self._scorer.score(model, rows, device)
         choice = self._choose(rows, scores, ranks, began)
         if scores is not None and scores.size and ranks.rank == 0:
             self._warn_once(rows, scores[:, 0])
-        return self._dealt(choice, layouts, ranks)
+        return self._rebuild(choice, layouts, ranks)
 
     def _warn_once(self, rows: Rows, nll: NDArray[np.float32]) -> None:
-        """At the first scored step: whether the model knows no more of trained tokens than how frequent they are."""
+        """Warn at the first scored step if the model predicts no better than token frequencies."""
         if not self._is_first_score:
             return
         self._is_first_score = False
         found, by_frequency = float(nll.mean()), _entropy_of(rows.input_ids[rows.loss_mask != 0])
         if found > by_frequency:
-            message = "[Q-Tuning] the model's mean NLL is %.2f nats, that of the tokens' mere frequencies %.2f: %s"
-            hint = "rows of its choice may teach it less than random ones. Set warmup_steps (docs/quality.md, Recipe)."
+            message = "[Q-Tuning] the model's mean NLL is %.2f nats, the entropy of the token frequencies is %.2f: %s"
+            hint = "Its choice can teach less than random rows. Set warmup_steps (docs/reference/quality.md, Recipe)."
             log.warning(message, found, by_frequency, hint)
 
     @property
     def is_warming_up(self) -> bool:
-        """Whether the next step keeps random rows, and scores none."""
+        """Return whether the next step is a warm-up step."""
         return self.step < self.arguments.warmup_steps
 
-    def _dealt(self, choice: Choice, layouts: list[Layout], ranks: Ranks) -> PrunedStep:
+    def _rebuild(self, choice: Choice, layouts: list[Layout], ranks: Ranks) -> PrunedStep:
         mine = choice.rows.take(choice.kept)
         if self._balance:
             mine = balanced(mine, ranks)
-        hands = deal(mine.lengths, len(layouts))
+        parts = partition_balanced(mine.lengths, len(layouts))
         filler = _filler(choice.rows)
         batches = [
-            layout.write(mine.take(hand) if len(hand) else filler) for layout, hand in zip(layouts, hands, strict=True)
+            layout.write(mine.take(part) if len(part) else filler) for layout, part in zip(layouts, parts, strict=True)
         ]
         return PrunedStep(batches, choice, choice.record.tokens_after, ranks.size)
 
@@ -152,11 +153,10 @@ class QTuningPruner:
         *,
         device: torch.device | None = None,
     ) -> Choice:
-        """Choose by scores that are there already, in nats; in warm-up at random all the same.
+        """Select by existing scores in nats; in warm-up at random. All ranks of the group call it together.
 
-        All ranks of the group call it together.
-        loss_masks: one (T_i,) a sample; position 0 is never trained on. nll and entropy: of each sample either the
-        values of its trained tokens, in order, or one a position (T_i,). device: one that the group can send from.
+        loss_masks: (T_i,) per sample; position 0 is never trained. nll and entropy: per sample either the values of its
+        trained tokens in order, or one per position (T_i,). device: one that the group can send from.
         """
         began = time.perf_counter()
         masks = [np.asarray(mask) for mask in loss_masks]
@@ -167,10 +167,10 @@ class QTuningPruner:
         ranks = Ranks.of(self._group, device or torch.device("cpu"))
         return self._choose(rows, np.stack(columns, 1), ranks, began)
 
-    # --- the choice
+    # --- selection
 
     def _choose(self, rows: Rows, scores: NDArray[np.floating[Any]] | None, ranks: Ranks, began: float) -> Choice:
-        """By scores (M, 2) of all trained tokens, which nobody looks at in warm-up."""
+        """Select by scores (M, 2) of all trained tokens, which warm-up ignores."""
         bounds = np.concatenate(([0], np.cumsum(rows.num_trained)))
         if scores is None or self.is_warming_up:
             means, nll = np.full((len(rows), 2), np.nan), np.zeros(bounds[-1])
@@ -183,11 +183,11 @@ class QTuningPruner:
         quadrants, is_kept = verdict.quadrants[here], verdict.is_kept[here]
         masks = self._masks(rows, nll, np.arange(here.start, here.stop), quadrants, is_kept)
         record = replace(verdict.record, seconds=time.perf_counter() - began)
-        self._tell(record, ranks)
+        self._report(record, ranks)
         self.step += 1
         return Choice(rows.with_mask(masks), is_kept, quadrants, means[:, 0], means[:, 1], record)
 
-    def _tell(self, record: StepRecord, ranks: Ranks) -> None:
+    def _report(self, record: StepRecord, ranks: Ranks) -> None:
         if ranks.rank == 0 and not self._is_quiet:
             log_step(record, self.arguments.warmup_steps)
             for tell in self._records:
@@ -197,11 +197,11 @@ class QTuningPruner:
         self,
         rows: Rows,
         nll: NDArray[np.floating[Any]],
-        places: NDArray[np.int64],
+        indices: NDArray[np.int64],
         quadrants: NDArray[np.int8],
         is_kept: NDArray[np.bool_],
     ) -> NDArray[np.int8]:
-        """Final masks (L,) of this rank's rows, whose places in the global batch are (S,)."""
+        """Return the final masks (L,) of this rank's rows. indices: (S,) in the global batch."""
         a, prunable = self.arguments, (quadrants == 2) & is_kept
         masks = prune_token_masks(
             rows.loss_mask,
@@ -213,13 +213,13 @@ class QTuningPruner:
             min_tokens_to_prune=a.min_tokens_to_prune,
             token_strategy=a.token_strategy,
             seed=a.seed + self.step,
-            row_index=places,
+            row_index=indices,
         )
         return masks * np.repeat(is_kept, rows.lengths).astype(np.int8)
 
 
 def _keys(rows: Rows) -> NDArray[np.float64]:
-    """A number for the content of each row, (S,), that every rank finds: 52 bits, which float64 holds exactly."""
+    """Return the content key of each row, (S,): a 52-bit hash, which float64 holds exactly."""
     parts = np.split(rows.input_ids, rows.offsets[1:-1]) if len(rows) else []
     digests = [hashlib.blake2b(part.tobytes(), digest_size=8).digest() for part in parts]
     numbers: NDArray[np.uint64] = np.frombuffer(b"".join(digests), "<u8") >> np.uint64(12)
@@ -227,20 +227,20 @@ def _keys(rows: Rows) -> NDArray[np.float64]:
 
 
 def _entropy_of(tokens: NDArray[np.int64]) -> float:
-    """Of tokens (n,) drawn by their frequencies, in nats, n >= 1, with Miller and Madow's correction for few."""
+    """Return the entropy in nats of the frequencies of tokens (n,), n >= 1, with the Miller-Madow correction."""
     counts = np.unique(tokens, return_counts=True)[1]
     shares = counts / len(tokens)
     return float(-(shares * np.log(shares)).sum() + (len(counts) - 1) / (2 * len(tokens)))
 
 
 def _filler(rows: Rows) -> Rows:
-    """A row without a trained token, for a batch that gets no other: its loss is 0, and so are its gradients."""
+    """Return a row without trained tokens for an otherwise empty batch. Its loss and gradients are 0."""
     ids = rows.input_ids[:2] if len(rows.input_ids) >= 2 else np.zeros(2, np.int64)
     return Rows.of(ids, np.zeros(2, np.int8), np.array([2], np.int64))
 
 
 def _trained_values(values: Sequence[ArrayLike], rows: Rows, name: str) -> NDArray[np.float64]:
-    """Values of trained tokens, (M,)."""
+    """Return the values of trained tokens, (M,)."""
     arrays = [np.asarray(value, np.float64) for value in values]
     sizes = np.array([len(array) for array in arrays], np.int64)
     flat = np.concatenate([np.empty(0), *arrays])

@@ -1,7 +1,7 @@
-"""What a pruned step is: which rows were kept, with their masks, and the batches to train on.
+"""Types of a pruned step: the selection of rows with their masks, and the batches to train on.
 
-The loss of a pruned batch: a sum over the tokens that are left, divided by their number over all ranks and micro-
-batches. So a rank with few rows, or none, weighs as much as its tokens do, and gradients are those of one process.
+The loss of a pruned batch is the sum over its remaining tokens, divided by their number over all ranks and micro-
+batches. So a rank with few or no rows has the weight of its tokens, and gradients equal those of one process.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from qtune_service.training.metrics import StepRecord
 
 
 def next_token_loss(logits: torch.Tensor, labels: torch.Tensor, num_tokens: int, *, num_ranks: int = 1) -> torch.Tensor:
-    """Sum of the tokens' NLL over `num_tokens`, in nats: logits (B, T, V), unshifted labels (B, T) -> ().
+    """Return the summed NLL of the tokens over `num_tokens`, in nats: logits (B, T, V), unshifted labels (B, T) -> ().
 
-    num_tokens: those in the loss of the whole step. num_ranks: those over which gradients are averaged (DDP, FSDP);
-    the loss is that much larger, so that their mean is the gradient of the whole step.
+    num_tokens: trained tokens of the whole step. num_ranks: ranks over which gradients are averaged (DDP, FSDP). The
+    loss is scaled by it, so that the mean is the gradient of the whole step.
     """
     shifted = labels[:, 1:].to(logits.device)
     flat = logits[:, :-1].flatten(0, 1).float()
@@ -33,10 +33,10 @@ def next_token_loss(logits: torch.Tensor, labels: torch.Tensor, num_tokens: int,
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Choice:
-    """What became of the S rows of this rank, and of the global batch."""
+    """Selection of the S rows of this rank, and the record of the global batch."""
 
     rows: Rows
-    """As they came in, with the masks that are left: all 0 where a row was dropped."""
+    """Input rows with the final masks; all 0 for a dropped row."""
     is_kept: NDArray[np.bool_]  # (S,)
     quadrants: NDArray[np.int8]  # (S,) 1..4; 0 where a row was not scored, as in warm-up
     mean_nll: NDArray[np.float64]  # (S,) nats; NaN where a row was not scored
@@ -45,43 +45,43 @@ class Choice:
 
     @property
     def kept(self) -> NDArray[np.int64]:
-        """Places of the rows that are kept."""
+        """Return the indices of the kept rows."""
         return np.flatnonzero(self.is_kept)
 
     @property
     def thresholds(self) -> Thresholds:
-        """Of the global batch."""
+        """Return the thresholds of the global batch."""
         return self.record.thresholds
 
     @property
     def loss_masks(self) -> list[NDArray[np.int8]]:
-        """The final mask of each row, (T_i,)."""
+        """Return the final mask of each row, (T_i,)."""
         return np.split(self.rows.loss_mask, self.rows.offsets[1:-1])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PrunedStep:
-    """What to train on in a step."""
+    """Batches to train on in a step."""
 
     batches: list[dict[str, Any]]
-    """As many as came in, with the kept rows of all of them, which may come from other ranks."""
+    """The same number as given, with all kept rows, which may come from other ranks."""
     choice: Choice
     num_tokens: int
-    """Tokens in the loss of the whole step, over all ranks and batches."""
+    """Trained tokens of the whole step, over all ranks and batches."""
     num_ranks: int
 
     @property
     def record(self) -> StepRecord:
-        """Thresholds, counts and times of the global batch."""
+        """Return thresholds, counts and times of the global batch."""
         return self.choice.record
 
     @property
     def batch(self) -> dict[str, Any]:
-        """The only batch."""
+        """Return the only batch."""
         (only,) = self.batches
         return only
 
     def loss(self, logits: torch.Tensor, batch: Batch | None = None) -> torch.Tensor:
-        """The part of the step's loss that lies in a batch, by default the only one: logits (B, T, V) -> ()."""
+        """Return the loss of a batch, by default the only one, as a part of the step's loss: logits (B, T, V) -> ()."""
         labels = (self.batch if batch is None else batch)["labels"]
         return next_token_loss(logits, labels, self.num_tokens, num_ranks=self.num_ranks)

@@ -1,20 +1,18 @@
-"""Token scores of rows under the model that is being trained: a forward pass without gradients, and no large logits.
+"""Compute the token scores of rows under the model in training: a forward pass without gradients and large logits.
 
-Rows are scored in groups of like length, each cut behind its last trained token, so little is padded; no attention
-mask is passed, since a causal model's output at a token does not depend on what follows it. Logits exist for trained
-tokens only, in blocks of rows, and go through the statistics that jobs use (scoring/statistics.py). For that the head
-of the model is watched from inside the model's own forward pass: what it is given are the hidden states, and its
-answer is replaced by an empty one. So wrappers that gather sharded weights (FSDP) or cast (autocast) do their work as
-ever. Whether the logits are nothing but the head's answer is tried once, on a few tokens; a model that changes
-them behind its head (a soft cap, a scale), or has no head, is scored from its own logits instead, a few rows at a time.
+Rows are scored in groups of similar length, each cut after its last trained token, so that there is little padding. No
+attention mask is passed, since a causal model's output at a token does not depend on later tokens. Logits exist for
+trained tokens only, in blocks of rows, and use the statistics of jobs (scoring/statistics.py). For this, the head of
+the model is observed inside the model's own forward pass: its input is the hidden states, and its output is replaced by
+an empty one. So wrappers that gather sharded weights (FSDP) or cast (autocast) work as usual. A test on a few tokens
+shows whether the logits are exactly the head's output. A model that changes them after its head (a soft cap, a scale),
+or has no head, is scored from its own logits, a few rows at a time.
 
-The model is in evaluation mode meanwhile (no dropout); training modes of all its modules and the state of the random
-numbers are restored, also after an error.
+The model is in evaluation mode during scoring (no dropout). The training modes of all modules and the random state are
+restored, also after an error.
 
-NLL and entropy where each rank holds a part of the vocabulary (tensor parallelism), without gathering logits.
-
-Four numbers a token say all that a part of the vocabulary adds (scoring/statistics.py), so ranks exchange 16 bytes a
-token in place of its logits.
+With tensor parallelism each rank holds a part of the vocabulary. Four numbers per token describe a part
+(scoring/statistics.py), so ranks exchange 16 bytes per token instead of its logits.
 """
 
 from __future__ import annotations
@@ -33,15 +31,15 @@ from torch import nn
 
 from qtune_service.errors import DataError
 from qtune_service.scoring.statistics import Statistics, eager_partials, merge, nll_and_entropy
-from qtune_service.training.batch_layout import Rows, run_places
+from qtune_service.training.batch_layout import Rows, run_indices
 
 
 def vocab_parallel_scores(
     logits: torch.Tensor, labels: torch.Tensor, first: int, group: dist.ProcessGroup | None = None
 ) -> torch.Tensor:
-    """Scores (n, 2) in nats of logits (n, V / ranks), of which this rank holds the columns from `first` on.
+    """Return the scores (n, 2) in nats of logits (n, V / ranks), which are the columns from `first` on.
 
-    labels (n,) are tokens of the whole vocabulary. Every rank of the group gets all scores.
+    labels (n,) are tokens of the whole vocabulary. Every rank of the group receives all scores.
     """
     return nll_and_entropy(_merged(own_partials(logits, labels, first), group))
 
@@ -49,7 +47,7 @@ def vocab_parallel_scores(
 def own_partials(
     logits: torch.Tensor, labels: torch.Tensor, first: int, statistics: Statistics = eager_partials
 ) -> torch.Tensor:
-    """Partials (n, 4) of a rank's own columns. A label of another rank has logit -inf here."""
+    """Return the partials (n, 4) of a rank's columns. A label of another rank has logit -inf."""
     own = labels - first
     is_here = (own >= 0) & (own < logits.shape[-1])
     partials = statistics(logits, own.clamp(0, logits.shape[-1] - 1))
@@ -58,7 +56,7 @@ def own_partials(
 
 
 def partials_of_logits(logits: torch.Tensor, labels: torch.Tensor, statistics: Statistics) -> torch.Tensor:
-    """Partials (n, 4) of logits (n, V), also where they are a DTensor that ranks hold by columns."""
+    """Return the partials (n, 4) of logits (n, V), which may be a DTensor sharded by columns."""
     from torch.distributed.tensor import DTensor, Shard
 
     if not isinstance(logits, DTensor):
@@ -83,18 +81,18 @@ BATCH_TOKENS = 16384
 PROBE_TOKENS = 8
 
 Forward = Callable[[Any, torch.Tensor], torch.Tensor]
-"""A model and ids (B, T) to logits (B, T, V)."""
+"""Function from a model and ids (B, T) to logits (B, T, V)."""
 
 
 def call_for_logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    """Logits of a transformers model, or of a module that returns them: (B, T) -> (B, T, V)."""
+    """Return the logits of a transformers model or of a module that returns them: (B, T) -> (B, T, V)."""
     output = model(input_ids=ids, use_cache=False) if _unwrapped_config(model) is not None else model(ids)
     logits: torch.Tensor = output if isinstance(output, torch.Tensor) else output.logits
     return logits
 
 
 class TokenScorer:
-    """Scores rows with a model as it is at each call."""
+    """Score rows with the model's current weights."""
 
     def __init__(
         self,
@@ -109,7 +107,7 @@ class TokenScorer:
         self._heads: WeakKeyDictionary[nn.Module, nn.Module | None] = WeakKeyDictionary()
 
     def score(self, model: Any, rows: Rows, device: torch.device) -> NDArray[np.float32]:
-        """NLL and entropy of all trained tokens of the rows, in order: (M, 2) float32, nats.
+        """Return NLL and entropy of all trained tokens of the rows in order: (M, 2) float32, nats.
 
         With a sharded model (FSDP) every rank must call it, with any number of rows.
         """
@@ -128,7 +126,7 @@ class TokenScorer:
     def _groups(
         self, model: Any, lengths: NDArray[np.int64], *, is_by_head: bool, device: torch.device
     ) -> list[NDArray[np.int64]]:
-        """Rows of like length, longest first. Ranks of a sharded model get as many groups as the one with most."""
+        """Group rows by similar length, longest first. Ranks of a sharded model get the same number of groups."""
         budget = self._batch_tokens
         if not is_by_head:
             vocab = getattr(_unwrapped_config(model), "vocab_size", None) or 1 << 16
@@ -155,7 +153,7 @@ class TokenScorer:
         group: NDArray[np.int64],
         device: torch.device,
     ) -> torch.Tensor:
-        """(n of the group's rows, 2) on the device."""
+        """Return the scores (n of the group's rows, 2) on the device."""
         ids, places, labels = _group_tensors(rows, lengths, group)
         ids_t, places_t, labels_t = (torch.from_numpy(array).to(device) for array in (ids, places, labels))
         if head is None:
@@ -166,14 +164,14 @@ class TokenScorer:
         def see(project: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor) -> None:
             found.append(self._blocks(project, _checked(hidden, ids_t)[places_t], labels_t))
 
-        with watched(head, see):
+        with observed(head, see):
             self._forward(model, ids_t)
         return nll_and_entropy(found[0])
 
     def _blocks(
         self, project: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, labels: torch.Tensor
     ) -> torch.Tensor:
-        """Partials (n, 4) of inputs (n, H) projected to logits, a block at a time."""
+        """Return the partials (n, 4) of inputs (n, H) projected to logits, one block at a time."""
         parts, at, size = [torch.empty(0, 4, device=inputs.device)], 0, 1
         while at < len(inputs):
             logits = project(inputs[at : at + size])
@@ -185,7 +183,7 @@ class TokenScorer:
     # --- the head
 
     def _head_of(self, model: Any, device: torch.device) -> nn.Module | None:
-        """The module whose answer is the model's logits, or None. Tried once a model."""
+        """Return the module whose output is the model's logits, or None. Tested once per model."""
         if model not in self._heads:
             self._heads[model] = self._try_head(model, device)
         return self._heads[model]
@@ -205,10 +203,10 @@ class TokenScorer:
 
 
 @contextlib.contextmanager
-def watched(
+def observed(
     head: nn.Module, see: Callable[[Callable[[torch.Tensor], torch.Tensor], torch.Tensor], None]
 ) -> Iterator[None]:
-    """Give `see` the head's projection and its input as rows (n, H), once, in place of what the head would do."""
+    """Call `see` with the head's projection and its input rows (n, H), once, instead of running the head."""
     project = head.forward
 
     def look(hidden: torch.Tensor) -> torch.Tensor:
@@ -228,7 +226,7 @@ def watched(
 
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Evaluation mode; afterwards each module's own mode and the random numbers are as before."""
+    """Set evaluation mode; afterwards restore each module's mode and the random state."""
     training = [module for module in model.modules() if module.training]
     devices = [device] if device.type not in ("cpu", "meta") else []
     with torch.random.fork_rng(devices=devices, device_type=device.type if devices else "cuda"):
@@ -241,7 +239,7 @@ def evaluation_mode(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether ranks hold parts of the weights and so must call the model together (FSDP)."""
+    """Return whether ranks hold shards of the weights and must call the model together (FSDP)."""
     from torch.distributed.tensor import DTensor
 
     kinds = {type(module).__name__ for module in model.modules()}
@@ -254,13 +252,12 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def _callable_module(model: Any) -> nn.Module:
-    """The module to call: without DDP, which has nothing to do here, and without torch.compile, which would compile
-    the watched head."""
+    """Return the module to call, without DDP and without torch.compile, which would compile the observed head."""
     while True:
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
         elif hasattr(model, "_orig_mod"):
-            model = model._orig_mod  # noqa: SLF001 - the only way that torch.compile leaves
+            model = model._orig_mod  # noqa: SLF001 - torch.compile has no public name
         else:
             found: nn.Module = model
             return found
@@ -273,7 +270,7 @@ def _output_embedding(model: Any) -> nn.Module | None:
 
 
 def _vocabulary(head: nn.Module) -> int:
-    """How many tokens a head knows; 1, of which every model has the token, where it does not say."""
+    """Return the vocabulary size of a head; 1 if unknown, which every model has."""
     weight = getattr(head, "weight", None)
     return 1 if weight is None or weight.ndim < 2 else int(weight.shape[0])
 
@@ -285,11 +282,11 @@ def _unwrapped_config(model: Any) -> Any:
 
 
 def _checked(rows: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Hidden states or logits (n, .), of which there must be one for each token (B, T)."""
+    """Return hidden states or logits (n, .) after checking that there is one row for each token (B, T)."""
     if len(rows) != ids.numel():
         raise DataError(
-            f"the model answers {ids.numel()} tokens with {len(rows)} positions",
-            "Models that put tokens of their own before a row (prompt tuning) cannot be pruned in training.",
+            f"the model returns {len(rows)} positions for {ids.numel()} tokens",
+            "Models that prepend tokens to a row (prompt tuning) are not supported.",
         )
     return rows
 
@@ -298,24 +295,24 @@ def _checked(rows: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 
 
 def _scored_lengths(rows: Rows) -> NDArray[np.int64]:
-    """(S,) tokens of each row to read: up to the one that predicts the last trained token; 0 where none is."""
+    """Return the tokens of each row to read, (S,), up to the one that predicts the last trained token; else 0."""
     positions = np.flatnonzero(rows.loss_mask)
     lengths = np.zeros(len(rows), np.int64)
     row_of = np.searchsorted(rows.offsets, positions, side="right") - 1
-    lengths[row_of] = positions - rows.offsets[row_of]  # ascending, so the last one stays
+    lengths[row_of] = positions - rows.offsets[row_of]  # ascending: the last one remains
     return lengths
 
 
 def _group_tensors(
     rows: Rows, lengths: NDArray[np.int64], group: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Ids (B, T) padded on the right, flat places that predict trained tokens (n,), and these tokens (n,)."""
-    if not len(group):  # another rank has rows
+    """Return ids (B, T) padded on the right, flat positions that predict trained tokens (n,), and these tokens (n,)."""
+    if not len(group):  # only other ranks have rows
         return np.zeros((1, 1), np.int64), np.empty(0, np.int64), np.empty(0, np.int64)
     read = lengths[group]
     width = int(read.max())
     ids = np.zeros((len(group), width), np.int64)
-    ids[np.arange(width) < read[:, None]] = rows.input_ids[run_places(rows.offsets[group], read)]
+    ids[np.arange(width) < read[:, None]] = rows.input_ids[run_indices(rows.offsets[group], read)]
     chosen = rows.take(group)
     trained = np.flatnonzero(chosen.loss_mask)
     row_of = np.searchsorted(chosen.offsets, trained, side="right") - 1
@@ -324,7 +321,7 @@ def _group_tensors(
 
 
 def _in_order(rows: Rows, parts: list[tuple[NDArray[np.int64], torch.Tensor]]) -> NDArray[np.float32]:
-    """Scores of groups, put where their rows stand. The device is waited for once."""
+    """Return the scores of all groups in row order. The device is synchronized once."""
     sizes = rows.num_trained
     starts = np.cumsum(sizes) - sizes
     scores = np.empty((int(sizes.sum()), 2), np.float32)
@@ -332,5 +329,5 @@ def _in_order(rows: Rows, parts: list[tuple[NDArray[np.int64], torch.Tensor]]) -
     if filled:
         flat = torch.cat([part for _, part in filled]).cpu().numpy()
         order = np.concatenate([group for group, _ in filled])
-        scores[run_places(starts[order], sizes[order])] = flat
+        scores[run_indices(starts[order], sizes[order])] = flat
     return scores

@@ -17,14 +17,14 @@ from tests.postgres import running_server
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
-    """A PostgreSQL server for the whole run."""
+    """Yield a PostgreSQL server for the whole run."""
     with running_server() as url:
         yield url
 
 
 @pytest.fixture
 def postgres_database(postgres_url: str) -> str:
-    """The same, emptied."""
+    """Return the URL of the server's database, emptied."""
     engine = open_database(postgres_url)
     with engine.begin() as connection:
         connection.execute(text("DROP SCHEMA public CASCADE"))
@@ -35,7 +35,7 @@ def postgres_database(postgres_url: str) -> str:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database of each kind."""
+    """Return the URL of an empty database of each kind."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/qtune.db"
     url: str = request.getfixturevalue("postgres_database")
@@ -44,7 +44,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def database(database_url: str) -> Iterator[Engine]:
-    """The same, with this version's schema."""
+    """Yield the database with this version's schema."""
     engine = open_database(database_url)
     upgrade(engine)
     yield engine
@@ -53,7 +53,7 @@ def database(database_url: str) -> Iterator[Engine]:
 
 @pytest.fixture
 def store(database: Engine) -> JobStore:
-    """A store without jobs."""
+    """Return a store without jobs."""
     return JobStore(database)
 
 
@@ -67,13 +67,13 @@ def no_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def server_url(tmp_path: Path) -> Iterator[str]:
-    """A server without models."""
+    """Yield the address of a server without models."""
     with serving(settings(tmp_path), scripted(tmp_path)) as made:
         yield str(made.base_url)
 
 
 @pytest.fixture
 def typed_client(server_url: str, no_config: None) -> Iterator[Client]:
-    """The package's client of it."""
+    """Yield the package's client of the server."""
     with Client(server_url) as made:
         yield made

@@ -41,7 +41,7 @@ def stopped(_signal: int, _frame: object) -> None:
 
 
 def note(what: str) -> None:
-    """When it began and ended."""
+    """Note when the driver begins and ends."""
     (out / "span").open("a").write(f"{what} {time.time()}\n")
 
 

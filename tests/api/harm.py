@@ -26,7 +26,7 @@ class Wire:
 def wire(
     upstream: int, harm: Harm = lambda _n, _at, block: block, there: Callable[[bytes], bytes] = lambda block: block
 ) -> Iterator[Wire]:
-    """A TCP proxy on a port of its own. harm: on the way back; there: what is done to bytes on the way there."""
+    """Run a TCP proxy on a port of its own. harm: on the way back; there: changes of bytes on the way there."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         made = Wire(listener.getsockname()[1])
 

@@ -28,7 +28,7 @@ class Kube:
     asked: list[str] = field(default_factory=list)
 
     def says(self, name: str, **status: Any) -> None:
-        """What KubeRay writes about a RayJob."""
+        """Set the status that KubeRay writes about a RayJob."""
         self.objects[f"rayjobs/{name}"]["status"] = status
 
 
@@ -52,7 +52,7 @@ class _Handler(Meeting):
     kube: Kube
 
     def meet(self) -> None:
-        """As the mode says."""
+        """Answer as the mode says."""
         kube = self.kube
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         kube.asked.append(f"{self.command} {self.path.removeprefix(ROOT)}")

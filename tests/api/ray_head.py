@@ -44,7 +44,7 @@ class _Handler(Meeting):
     head: Head
 
     def meet(self) -> None:
-        """As the mode says."""
+        """Answer as the mode says."""
         head = self.head
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         head.asked.append(f"{self.command} {self.path}")

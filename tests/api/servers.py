@@ -19,6 +19,7 @@ from qtune_service.server.http_server import make_http_server
 from qtune_service.server.launchers.base import Launcher
 from qtune_service.server.launchers.local import LocalLauncher
 from qtune_service.server.settings import Settings
+from tests.waiting import free_port
 
 REPO = Path(__file__).parents[2]
 DRIVER = str(Path(__file__).parent / "driver.py")
@@ -45,7 +46,7 @@ def serving(settings: Settings, launchers: Mapping[str, Launcher] | None = None,
 
 @contextmanager
 def process(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """The same with scripted drivers in a process of its own, which can be killed."""
+    """Run a server with scripted drivers in a process of its own, which can be killed."""
     code = "import sys; from tests.api import servers; servers.run(sys.argv[1], int(sys.argv[2]))"
     server = subprocess.Popen([sys.executable, "-c", code, str(folder), str(port)], cwd=REPO)
     try:
@@ -64,14 +65,6 @@ def run(folder: str, port: int) -> None:
     make_http_server(create_app(chosen, scripted(Path(folder))), chosen).run()
 
 
-def free_port() -> int:
-    """One that nobody listens on now."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
-
-
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
@@ -83,7 +76,7 @@ def scripted(folder: Path) -> Mapping[str, Launcher]:
 
 
 def settings(folder: Path, **changes: Any) -> Settings:
-    """A server's, in a folder; the input folder and the scripted models are allowed."""
+    """Return the settings of a server in a folder. The input folder and the scripted models are allowed."""
     (folder / "inputs").mkdir(exist_ok=True)
     acts = ("succeed", "slow 0.3", "slow 2", "fail", "vanish", "sleep", "stubborn")
     base = {"data_root": folder, "allowed_inputs": (str(folder / "inputs"),), "allowed_models": acts}

@@ -33,7 +33,7 @@ def test_a_token_lets_in_until_it_is_revoked(database: Engine) -> None:
     store.revoke("ci")
     assert store.check(text) is None
     store.create("ci", Scope.read)
-    with pytest.raises(SpecError, match="there is a token named 'ci'"):
+    with pytest.raises(SpecError, match="there is already a token named 'ci'"):
         store.create("ci", Scope.read)
     with pytest.raises(NotFoundError, match="no token named 'x'"):
         store.revoke("x")
@@ -52,7 +52,7 @@ def test_expired_and_wrong_tokens_do_not(database: Engine) -> None:
 
 def test_a_server_that_others_reach_needs_a_token(tmp_path: Path) -> None:
     """Or the owner's word that it is meant to be open."""
-    with pytest.raises(SettingsError, match="can be reached by others"):
+    with pytest.raises(SettingsError, match="other machines can reach"):
         create_app(settings(tmp_path, host="0.0.0.0"))
     create_app(settings(tmp_path, host="0.0.0.0", insecure=True))
     for host in ("127.0.0.1", "::1", "localhost"):

@@ -58,16 +58,16 @@ def test_what_is_no_servers_url(url: str) -> None:
 
 def test_a_token_does_not_go_over_plain_http_to_others() -> None:
     """Unless that is said; this machine is no other, and a name that only looks like it is one."""
-    with pytest.raises(SettingsError, match="could be read") as caught:
+    with pytest.raises(SettingsError, match="could read") as caught:
         find_address("http://gpu-box:8420", "qtune_a_b")
     assert "qtune_a_b" not in str(caught.value)
-    with pytest.raises(SettingsError, match="could be read"):
+    with pytest.raises(SettingsError, match="could read"):
         find_address("http://localhost.example.org", "qtune_a_b")
     assert find_address("http://gpu-box:8420", "qtune_a_b", plain_http=True).token == "qtune_a_b"
     for url in ("http://localhost:1", "http://127.0.0.1:1", "http://[::1]:1", "https://gpu-box"):
         assert find_address(url, "qtune_a_b").token == "qtune_a_b"
     for token in ("", "two words", "line\r\nX-Evil: 1", "schlüssel"):
-        with pytest.raises(SettingsError, match="the token is none"):
+        with pytest.raises(SettingsError, match="the token is invalid"):
             find_address("http://localhost", token)
 
 

@@ -27,16 +27,17 @@ from qtune_service.server.jobs.datasets import DatasetStore, NewDataset
 from qtune_service.server.jobs.ids import new_id
 from qtune_service.server.jobs.store import JobStore, NewJob
 from qtune_service.server.routes import datasets as dataset_routes
-from tests.api.servers import free_port, scripted, serving, settings
+from tests.api.servers import scripted, serving, settings
 from tests.api.stored import database_of, store_job
 from tests.jobs import QTUNE, environment
+from tests.waiting import free_port, wait_until, wait_until_ready
 
 LINE = b'{"text": "a"}\n'
 
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[httpx.Client]:
-    """A server without tokens."""
+    """Yield a client of a server without tokens."""
     with serving(settings(tmp_path), scripted(tmp_path)) as made:
         yield made
 
@@ -103,7 +104,7 @@ def uploading(client: httpx.Client, token: str = "") -> Iterator[socket.socket]:
 def test_a_slow_upload_is_given_up(client: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """408 for a byte now and then, which never is silent for a minute; nothing stays."""
     monkeypatch.setattr(dataset_routes, "WINDOW_S", 1.0)
-    monkeypatch.setattr(dataset_routes, "LINGER_S", 0.2)
+    monkeypatch.setattr(dataset_routes, "DRAIN_S", 0.2)
     with uploading(client) as connection:
         connection.settimeout(0.1)
         answer, began = b"", time.monotonic()
@@ -141,10 +142,7 @@ def test_one_owner_cannot_hold_all_slots(tmp_path: Path) -> None:
         silent = [stack.enter_context(uploading(client, ann)) for _ in range(12)]
         for one in silent:
             one.sendall(b"%x\r\n%s\r\n" % (len(LINE), LINE))
-        deadline = time.monotonic() + 20
-        while len(list((tmp_path / "datasets").glob(".*.upload"))) < 4:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until(lambda: len(list((tmp_path / "datasets").glob(".*.upload"))) >= 4)
         headers = {"Authorization": f"Bearer {bob}"}
         made = client.post("/api/v1/datasets?name=a.jsonl", content=LINE * 30, headers=headers, timeout=10)
         assert made.status_code == 201
@@ -245,15 +243,7 @@ def test_a_header_cannot_forge_a_line_of_the_log(tmp_path: Path) -> None:
     ]
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
-            deadline = time.monotonic() + 60
-            while True:
-                assert server.poll() is None
-                assert time.monotonic() < deadline
-                try:
-                    if client.get("/healthz").is_success:
-                        break
-                except httpx.TransportError:
-                    time.sleep(0.05)
+            wait_until_ready(client, path="/healthz", process=server)
             for number, claim in enumerate(claims):
                 headers = f"Host: 127.0.0.1\r\nConnection: close\r\nX-Forwarded-For: {claim}"
                 with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:

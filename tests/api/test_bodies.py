@@ -62,7 +62,7 @@ SHAPES: dict[str, tuple[bytes, int]] = {
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A server without tokens."""
+    """Yield a client of a server without tokens."""
     folder = tmp_path_factory.mktemp("server")
     with serving(settings(folder), scripted(folder)) as made:
         yield made

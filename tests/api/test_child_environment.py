@@ -16,9 +16,9 @@ from qtune_service.server.jobs.previews import PreviewLimits, run_preview
 from qtune_service.server.launchers.configured import make_launchers
 from qtune_service.server.launchers.local import LocalLauncher
 from tests.api.servers import serving, settings
-from tests.api.test_jobs_api import submit, until
 from tests.api.test_outputs_api import finished_job
 from tests.finished_outputs import FinishedOutputs
+from tests.scripted_jobs import submit_job, wait_for_job
 
 SECRETS = {
     "QTUNE_DATABASE_URL": "",
@@ -40,20 +40,20 @@ PRINT = "import json, os, sys; sys.stdout.write(json.dumps(dict(os.environ)))"
 
 @pytest.fixture(autouse=True)
 def _variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the server."""
+    """Set variables of the server."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     for name, value in {**SECRETS, **GIVEN}.items():
         monkeypatch.setenv(name, value)
 
 
 def names(found: dict[str, str]) -> set[str]:
-    """Which of ours there are."""
+    """Return our variables that are among these."""
     return {name for name in {**SECRETS, **GIVEN} if name in found}
 
 
 @pytest.fixture
 def driver(tmp_path: Path) -> str:
-    """In place of Python: says what its environment is."""
+    """Return a program that prints its environment, in place of Python."""
     script = tmp_path / "driver"
     script.write_text(f"#!{sys.executable}\n{PRINT}\n")
     script.chmod(0o755)
@@ -69,8 +69,8 @@ def test_of_a_driver(tmp_path: Path, driver: str, more: str, monkeypatch: pytest
     assert isinstance(launcher, LocalLauncher)
     launcher._python = driver
     with serving(made, {"local": launcher}) as client:
-        job = submit(client, tmp_path)["id"]
-        until(client, job, "failed")
+        job = submit_job(client, tmp_path)["id"]
+        wait_for_job(client, job, "failed")
         found = json.loads((tmp_path / "jobs" / f"{job}.log").read_text())
     added = {"MY_SECRET", "RAY_AUTH_TOKEN"} if more else set()
     assert names(found) == set(GIVEN) | added

@@ -28,18 +28,19 @@ from qtune_service.errors import (
 from qtune_service.job_states import JobStatus
 from qtune_service.wire import JobView
 from tests.api.harm import Answer, stand_in, wire
-from tests.api.servers import free_port, process
+from tests.api.servers import process
+from tests.waiting import free_port, wait_until
 
 pytestmark = pytest.mark.usefixtures("no_config")
 
 
 def job(folder: Path, act: str = "succeed", **more: Any) -> dict[str, Any]:
-    """A job that does as told."""
+    """Return a spec of a job whose driver does `act`."""
     return {"input": {"paths": [f"{folder}/inputs/a.jsonl"]}, "model": {"name": act}, **more}
 
 
 def port_of(url: str) -> int:
-    """Where it listens."""
+    """Return the port of a URL."""
     port = httpx.URL(url).port
     assert port is not None
     return port
@@ -133,8 +134,7 @@ def test_watching_goes_on_over_a_killed_server(tmp_path: Path) -> None:
                 target=lambda: seen.extend(client.watch(made.id, lost=losses.set)), name="follower"
             )
             follower.start()
-            while client.get(made.id).status is not JobStatus.running:
-                time.sleep(0.05)
+            wait_until(lambda: client.get(made.id).status is JobStatus.running)
             server.kill()
             assert losses.wait(10)
         with process(tmp_path, port):
@@ -231,8 +231,7 @@ def test_a_followed_log_goes_on_over_cuts(server_url: str, tmp_path: Path) -> No
     """Each line once, until the job ends, though the connection breaks off in the middle of the log."""
     with Client(server_url) as client:
         made = client.submit(job(tmp_path, "sleep"))
-        while not list(client.logs(made.id)):
-            time.sleep(0.05)
+        wait_until(lambda: list(client.logs(made.id)))
         (log,) = (tmp_path / "jobs").glob("*.log")
         lines = [f"line {i}" for i in range(3000)]
 

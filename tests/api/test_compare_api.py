@@ -18,13 +18,13 @@ from tests.finished_outputs import NUM_SAMPLES, FinishedOutputs, prune
 
 @pytest.fixture
 def store(tmp_path: Path) -> JobStore:
-    """Of the server."""
+    """Return the store of the server."""
     return open_store(tmp_path)
 
 
 @pytest.fixture
 def client(tmp_path: Path, store: JobStore) -> TestClient:
-    """A server's. It starts no job."""
+    """Return a client of a server that starts no job."""
     return TestClient(create_app(settings(tmp_path), scripted(tmp_path)), base_url="http://127.0.0.1")
 
 
@@ -65,7 +65,7 @@ def test_without_samples_to_compare_settings_are(client: TestClient, store: JobS
     """A job that waits, and one that only scored: settings, and why there is no more."""
     done, waits = add_finished(store, "done", outputs.pruned), _queued(store)
     scored = add_finished(store, "scored", outputs.scored)
-    for other, why in ((waits, "it has no result"), (scored, "holds scores only")):
+    for other, why in ((waits, "has no result"), (scored, "holds scores only")):
         found = client.get("/api/v1/compare", params={"a": done.id, "b": other.id}).raise_for_status().json()
         assert found["samples"] is None
         assert why in found["why_no_samples"]

@@ -18,8 +18,9 @@ from qtune_service.server import http_server
 from qtune_service.server.jobs.access import Scope, TokenStore
 from qtune_service.server.jobs.database import open_database, upgrade
 from qtune_service.server.routes import json_body
-from tests.api.servers import free_port, scripted, serving, settings
+from tests.api.servers import scripted, serving, settings
 from tests.jobs import QTUNE, environment
+from tests.waiting import free_port, wait_until_ready
 
 IDLE_S = 1.5
 JSON_HEAD = b"POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
@@ -27,13 +28,13 @@ JSON_HEAD = b"POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/j
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data root of all servers of this module."""
+    """Return the data root of all servers of this module."""
     return tmp_path_factory.mktemp("server")
 
 
 @pytest.fixture(scope="module", params=["httptools", "h11"])
 def client(folder: Path, request: pytest.FixtureRequest) -> Iterator[httpx.Client]:
-    """A server with short limits and twenty connections."""
+    """Yield a client of a server with short limits and twenty connections."""
     if request.param == "httptools":
         pytest.importorskip("httptools")
     with pytest.MonkeyPatch.context() as patch:
@@ -209,15 +210,7 @@ def test_a_server_with_few_descriptors_goes_on_answering(tmp_path: Path) -> None
     server = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, preexec_fn=few)  # noqa: PLW1509
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client, ExitStack() as stack:
-            deadline = time.monotonic() + 60
-            while True:
-                assert server.poll() is None
-                assert time.monotonic() < deadline
-                try:
-                    if client.get("/readyz").is_success:
-                        break
-                except httpx.TransportError:
-                    time.sleep(0.05)
+            wait_until_ready(client, path="/readyz", process=server)
             limits = Path(f"/proc/{server.pid}/limits").read_text()
             assert next(line.split()[3:5] for line in limits.splitlines() if "open files" in line) == ["160", "160"]
             for _ in range(400):

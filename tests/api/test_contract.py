@@ -55,7 +55,7 @@ EXPECTED = {
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory, outputs: FinishedOutputs) -> Iterator[Any]:
-    """A server with a finished job, of which reading requests ask, and one that failed, for those that change."""
+    """Run a server with two jobs: a finished one for requests that read, and a failed one for requests that change."""
     folder = tmp_path_factory.mktemp("server")
     with serving(settings(folder), scripted(folder)) as client:
         done = finished_job(folder, outputs.pruned)

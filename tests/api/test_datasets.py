@@ -34,7 +34,7 @@ LINES = b'{"prompt": "a", "completion": "b"}\n' * 10
 
 @pytest.fixture
 def datasets(database: Engine, tmp_path: Path) -> Datasets:
-    """None yet."""
+    """Return a folder of datasets without any."""
     return Datasets(DatasetStore(database), str(tmp_path / "data"), tmp_path / "data", 1 << 20, rows_of_parquet)
 
 
@@ -44,7 +44,7 @@ def add(datasets: Datasets, name: str = "a.jsonl", owner: str = "ann") -> Datase
 
 
 def job_of(*paths: str, **more: Any) -> NewJob:
-    """A job that reads these."""
+    """Return a job that reads these datasets."""
     spec = {"input": {"paths": list(paths)}, "model": {"name": "m"}, "output": {"path": "out"}, **more}
     return NewJob("a job", spec, f"out/{new_id()}", "ann", "local")
 

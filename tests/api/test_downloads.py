@@ -45,7 +45,7 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, outputs: FinishedOutputs) -> Iterator[Served]:
-    """For all tests here; none changes it."""
+    """Run a server for all tests of this module. None of them changes its output."""
     folder = tmp_path_factory.mktemp("server")
     root = folder / "output"
     shutil.copytree(outputs.pruned.root, root)
@@ -178,7 +178,7 @@ def test_a_full_disk_is_said_and_what_came_is_kept(served: Served, tmp_path: Pat
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))  # noqa: E731
     done = subprocess.run(arguments, capture_output=True, text=True, check=True, preexec_fn=limit, timeout=60)
     assert "cannot write" in done.stdout
-    assert "goes on where it was" in done.stdout
+    assert "repeat the command. It resumes" in done.stdout
     (part,) = tmp_path.rglob("*.part")
     assert 0 < part.stat().st_size <= 1 << 20
     with wire(served.port) as way, served.client(way.port) as client:
@@ -217,7 +217,7 @@ def test_files_come_in_parallel(tmp_path: Path) -> None:
 
 
 def listing(bodies: dict[str, bytes]) -> bytes:
-    """What a server says of its files."""
+    """Return the list of files that a server gives."""
     files = [
         {"path": path, "size_bytes": len(body), "sha256": hashlib.sha256(body).hexdigest(), "rows": 0}
         for path, body in bodies.items()

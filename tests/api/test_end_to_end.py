@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
-import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +15,7 @@ import httpx
 import pyarrow.parquet as pq
 
 from tests.jobs import DEMO_DATA, DEMO_MODEL, QTUNE, environment
+from tests.waiting import free_port, wait_for_answer, wait_until_ready
 
 
 @contextmanager
@@ -32,34 +31,17 @@ def server(root: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
         process.wait(30)
 
 
-def answers(client: httpx.Client, path: str = "/readyz") -> Any:
-    """What the server answers, once it does."""
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            return client.get(path).raise_for_status().json()
-        except httpx.TransportError:
-            assert time.monotonic() < deadline, "the server does not answer"
-            time.sleep(0.1)
-
-
-def until(client: httpx.Client, path: str, **wanted: str) -> Any:
-    """The job, once it is as wanted."""
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline:
-        job = answers(client, path)
-        if all(job[name] == value for name, value in wanted.items()):
-            return job
-        assert job["status"] in ("queued", "running"), job
-        time.sleep(0.1)
-    raise AssertionError(job)
+def is_at(job: Any, **wanted: str) -> bool:
+    """Return whether a job's fields have some values. Fail where it has ended with others."""
+    if all(job[name] == value for name, value in wanted.items()):
+        return True
+    assert job["status"] in ("queued", "running"), job
+    return False
 
 
 def test_a_killed_server_loses_nothing(tmp_path: Path) -> None:
-    """kill -9 in the middle of a job: the driver goes on, the next server knows how it ended and serves the product."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """Kill -9 in the middle of a job: the driver goes on, the next server knows how it ended and serves the product."""
+    port = free_port()
     body = {
         "name": "demo",
         "input": {"paths": [str(DEMO_DATA)], "limit": 200, "shard_bytes": 4096},
@@ -68,16 +50,16 @@ def test_a_killed_server_loses_nothing(tmp_path: Path) -> None:
     }
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
         with server(tmp_path, port) as process:
-            answers(client)
+            wait_until_ready(client)
             made = client.post("/api/v1/jobs", json=body)
             assert made.status_code == 201, made.text
             path = made.headers["location"]
-            until(client, path, stage="score")
+            wait_for_answer(client, path, lambda job: is_at(job, stage="score"))
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
         with server(tmp_path, port):
-            answers(client)
-            job = until(client, path, status="succeeded")
+            wait_until_ready(client)
+            job = wait_for_answer(client, path, lambda job: is_at(job, status="succeeded"))
             assert (job["attempts"], job["error"]) == (1, None)
             assert job["counts"]["read"] == 200
             files = client.get(f"{path}/files").json()

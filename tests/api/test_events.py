@@ -11,7 +11,7 @@ import pytest
 
 from qtune_service.errors import NotFoundError
 from qtune_service.job_states import JobStatus, Progress
-from qtune_service.server.events import EVERY_S, Change, Changes
+from qtune_service.server.events import POLL_EVERY_S, Change, Changes
 from qtune_service.server.jobs.store import JobStore, NewJob
 
 T = TypeVar("T")
@@ -34,7 +34,9 @@ def submitted(store: JobStore) -> str:
 
 
 def in_own_loop(story: Coroutine[Any, Any, T]) -> T:
-    """What it returns. In a thread, for the browser's tests leave a running loop in the main one."""
+    """Run a coroutine in a thread and return its result. The browser's tests leave a running loop in the main
+    thread.
+    """
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(asyncio.run, story).result()
 
@@ -52,11 +54,11 @@ def test_all_followers_see_every_look_and_the_end(store: JobStore) -> None:
     async def story() -> list[list[Change]]:
         changes = Changes(counting)
         tasks = [asyncio.create_task(everything(changes, job_id)) for _ in range(100)]
-        await asyncio.sleep(3 * EVERY_S)
+        await asyncio.sleep(3 * POLL_EVERY_S)
         store.move(job_id, JobStatus.running)
-        await asyncio.sleep(3 * EVERY_S)
+        await asyncio.sleep(3 * POLL_EVERY_S)
         store.note(job_id, progress=Progress(1, 2, 3))
-        await asyncio.sleep(3 * EVERY_S)
+        await asyncio.sleep(3 * POLL_EVERY_S)
         store.move(job_id, JobStatus.succeeded)
         return await asyncio.wait_for(asyncio.gather(*tasks), 20)
 
@@ -82,7 +84,7 @@ def test_a_deleted_job_ends_its_streams(store: JobStore) -> None:
     async def story() -> list[Change]:
         changes = Changes(store)
         task = asyncio.create_task(everything(changes, job_id))
-        await asyncio.sleep(EVERY_S)
+        await asyncio.sleep(POLL_EVERY_S)
         store.move(job_id, JobStatus.cancelled)
         store.delete(job_id)
         return await asyncio.wait_for(task, 20)

@@ -32,7 +32,7 @@ SAFE = {"GET", "HEAD"}
 
 
 def requests(app: object, *, changing: bool) -> Iterator[tuple[str, str]]:
-    """Method and path of all routes that are not for everybody."""
+    """Yield method and path of all routes that require a token."""
     for route in getattr(app, "routes"):  # noqa: B009 - of FastAPI's any kind
         if isinstance(route, APIRoute) and route.name not in OPEN and not route.path.startswith(OPEN_PATHS):
             for method in sorted(route.methods):
@@ -103,7 +103,7 @@ def test_a_database_that_is_away_keeps_its_password() -> None:
 
 @pytest.fixture
 def tampered(tmp_path: Path, outputs: FinishedOutputs) -> Iterator[tuple[httpx.Client, Path]]:
-    """A finished job's address, and its output, which somebody else can change."""
+    """Yield a client of a finished job, and the job's output, which the test changes."""
     out = tmp_path / "outputs" / "1"
     shutil.copytree(outputs.pruned.root, out)
     (tmp_path / "secret.txt").write_text("hunter2")

@@ -70,25 +70,25 @@ class Attack:
 
 
 def file(path: str, status: int = 404, code: str = "not_found") -> Attack:
-    """A file of an output."""
+    """Return an attack by the path of a file of an output."""
     return Attack(f"file {path[:40]}", f"/api/v1/jobs/JOB/files/{path}", status, code)
 
 
 def ranged(header: str, value: str, status: int, code: str) -> Attack:
-    """A part of a file."""
+    """Return an attack by a Range header."""
     path = "/api/v1/jobs/JOB/files/manifest.json"
     return Attack(f"{header}: {value[:30]}", path, status, code, headers={header: value})
 
 
 def job(status: int, code: str, **changes: Any) -> Attack:
-    """A job that would be right without the changes."""
+    """Return an attack by a job that would be right without the changes."""
     body = {"input": {"paths": [INPUT]}, "model": {"name": "succeed"}, **changes}
     text = json.dumps(body).encode()
     return Attack(f"job {str(changes)[:70]}", "/api/v1/jobs", status, code, "POST", JSON, text)
 
 
 def paths(*texts: str) -> dict[str, Any]:
-    """An input."""
+    """Return the input part of a job."""
     return {"paths": texts}
 
 
@@ -104,7 +104,7 @@ def query(path: str, status: int = 422, code: str = "invalid_request") -> Attack
 
 
 def where(condition: str) -> Attack:
-    """A condition on samples."""
+    """Return an attack by a condition on samples."""
     return query(f"/JOB/samples?where={quote(condition)}", code="query")
 
 

@@ -25,10 +25,11 @@ from qtune_service.server.jobs.rebuild import Fate, Rebuilder, Rebuilt
 from qtune_service.server.jobs.store import JobStore
 from qtune_service.storage import file_io
 from tests.api.servers import process, serving, settings
-from tests.api.test_jobs_api import body, until
 from tests.finished_outputs import FinishedOutputs
 from tests.jobs import REPO
-from tests.s3 import S3Endpoint, free_port, serve_s3
+from tests.s3 import S3Endpoint
+from tests.scripted_jobs import job_request, wait_for_job
+from tests.waiting import free_port
 
 SPEC: dict[str, Any] = {"input": {"paths": ["/in/a.jsonl"]}, "model": {"name": "m"}, "output": {"path": "/elsewhere"}}
 AN_HOUR_AGO_S = time.time() - 3600
@@ -46,7 +47,7 @@ def rebuilder(engine: Engine, outputs: FinishedOutputs, *places: object, **chang
 
 
 def unfinished(folder: Path, spec: dict[str, Any] = SPEC, **progress: Any) -> Path:
-    """What a job leaves that did not end."""
+    """Write the files of a job that did not end."""
     (folder / "_qtune").mkdir(parents=True)
     (folder / "_qtune" / "job.json").write_text(json.dumps({"spec": spec, "fingerprint": "f"}))
     said = {"stage": "prune", "updated_at_s": AN_HOUR_AGO_S, **progress}
@@ -55,12 +56,12 @@ def unfinished(folder: Path, spec: dict[str, Any] = SPEC, **progress: Any) -> Pa
 
 
 def by_output(found: Iterator[Rebuilt]) -> dict[str, Rebuilt]:
-    """What became of each, by the last part of its place."""
+    """Return the result for each output, by the last part of its path."""
     return {one.output.rpartition("/")[2]: one for one in found}
 
 
 def copy_of(outputs: FinishedOutputs, folder: Path) -> Path:
-    """The pruned output under another name."""
+    """Copy the pruned output to another name."""
     return Path(shutil.copytree(outputs.pruned.root, folder))
 
 
@@ -130,8 +131,8 @@ def test_what_cannot_be_used_is_told_and_harms_nothing(
     (tmp_path / "no-output").mkdir()
     found = by_output(rebuilder(database, outputs, tmp_path).run(str(tmp_path)))
     reasons = {
-        "at-work": "may be at work", "forbidden": "not allowed here", "of-the-future": "colour",
-        "strange": "cannot be used: error", "damaged": "not valid JSON", "a-list": "", "false-figures": "counts",
+        "at-work": "may still run", "forbidden": "not allowed here", "of-the-future": "colour",
+        "strange": "are damaged: error", "damaged": "not valid JSON", "a-list": "", "false-figures": "counts",
         "never-began": "nothing is lost",
     }  # fmt: skip
     assert found.pop("good").fate is Fate.imported
@@ -148,7 +149,7 @@ def test_code_that_an_output_names_is_not_taken_in(database: Engine, outputs: Fi
     policy = Policy(inputs=("/in",), outputs=(str(tmp_path),), models=("m",))
     (found,) = rebuilder(database, outputs, policy=policy).run(str(tmp_path))
     assert found.fate is Fate.refused
-    assert "runs no code" in found.why
+    assert "does not allow code" in found.why
 
 
 def test_uploaded_data_are_named_as_before(database: Engine, outputs: FinishedOutputs, tmp_path: Path) -> None:
@@ -181,13 +182,6 @@ def test_no_such_place(database: Engine, outputs: FinishedOutputs, tmp_path: Pat
         list(rebuilder(database, outputs).run(str(tmp_path / "outptus")))
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3Endpoint]:
-    """An object store."""
-    with serve_s3() as endpoint:
-        yield endpoint
-
-
 def test_outputs_on_an_object_store(database: Engine, outputs: FinishedOutputs, s3: S3Endpoint) -> None:
     """Found below a prefix, and imported as from a disk."""
     name = new_id()
@@ -215,8 +209,8 @@ def test_a_server_whose_database_is_lost(tmp_path: Path, monkeypatch: pytest.Mon
         import httpx
 
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-            made = client.post("/api/v1/jobs", json=body(tmp_path, "succeed")).json()
-            done = until(client, made["id"], "succeeded")
+            made = client.post("/api/v1/jobs", json=job_request(tmp_path, "succeed")).json()
+            done = wait_for_job(client, made["id"], "succeeded")
     for path in tmp_path.glob("qtune.db*"):
         path.unlink()
     first = command(monkeypatch, tmp_path)

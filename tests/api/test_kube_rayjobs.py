@@ -21,7 +21,7 @@ from tests.api import kube_server, ray_head
 from tests.api.kube_server import Kube, kubernetes
 from tests.api.ray_head import Head
 from tests.api.test_ray_jobs import job
-from tests.s3 import free_port
+from tests.waiting import free_port
 
 CLUSTER = {"rayVersion": "2.60.0", "suspend": True, "headGroupSpec": {"rayStartParams": {"num-cpus": "0"}}}
 NAME = "qtune-01abc-1"
@@ -29,7 +29,7 @@ NAME = "qtune-01abc-1"
 
 @pytest.fixture
 def kube(tmp_path: Path) -> Iterator[Kube]:
-    """An API with a RayCluster to go by."""
+    """Yield a Kubernetes API that has a RayCluster."""
     with kubernetes(tmp_path / "account") as made:
         made.objects["rayclusters/qtune"] = {"kind": "RayCluster", "metadata": {"name": "qtune"}, "spec": CLUSTER}
         yield made
@@ -37,19 +37,19 @@ def kube(tmp_path: Path) -> Iterator[Kube]:
 
 @pytest.fixture
 def head() -> Iterator[Head]:
-    """The head of a job's cluster."""
+    """Yield the head of a job's cluster."""
     with ray_head.ray_head() as made:
         yield made
 
 
 def launcher(kube: Kube, folder: Path, **more: Any) -> KubeRayLauncher:
-    """With the right tokens."""
+    """Return a launcher with the right tokens."""
     api = KubeApi(kube.address, Account(kube.account))
     return KubeRayLauncher(api, folder / "jobs", cluster="qtune", token=lambda: ray_head.TOKEN, **more)
 
 
 def running(kube: Kube, head: Head, status: str = "RUNNING") -> None:
-    """What KubeRay and Ray say of a driver at work. KubeRay tells no scheme."""
+    """Set the status that KubeRay and Ray report of a running driver. KubeRay reports no scheme."""
     kube.says(NAME, jobDeploymentStatus="Running", jobStatus=status, dashboardURL=head.address.removeprefix("http://"))
     head.jobs[NAME] = {"status": status}
 
@@ -136,11 +136,11 @@ def test_stopping_lets_a_driver_save(kube: Kube, head: Head, tmp_path: Path) -> 
     one = launcher(kube, tmp_path)
     reference = one.start(job())
     running(kube, head)
-    one.stop(reference, at_once=False)
+    one.stop(reference, force=False)
     assert head.stops == [NAME]
     assert f"rayjobs/{NAME}" in kube.objects
     kube.says(NAME, jobDeploymentStatus="Complete", jobStatus="STOPPED")
-    one.stop(reference, at_once=True)
+    one.stop(reference, force=True)
     assert len(head.stops) == 1
     assert f"rayjobs/{NAME}" in kube.objects
 
@@ -152,10 +152,10 @@ def test_a_driver_that_does_not_stop_loses_its_cluster(kube: Kube, head: Head, t
     reference = one.start(job())
     running(kube, head)
     head.mode = mode
-    one.stop(reference, at_once=True)
+    one.stop(reference, force=True)
     assert f"rayjobs/{NAME}" not in kube.objects
     assert head.asked == []
-    one.stop(reference, at_once=True)
+    one.stop(reference, force=True)
     assert one.state(reference) is DriverState.elsewhere
 
 
@@ -169,9 +169,9 @@ def test_what_has_no_driver_is_deleted(kube: Kube, head: Head, tmp_path: Path, c
         head.jobs.clear()
     elif case == "head away":
         kube.says(NAME, jobDeploymentStatus="Running", jobStatus="RUNNING", dashboardURL=f"127.0.0.1:{free_port()}")
-    one.stop(reference, at_once=False)
+    one.stop(reference, force=False)
     assert f"rayjobs/{NAME}" not in kube.objects
-    one.stop(reference, at_once=True)
+    one.stop(reference, force=True)
 
 
 def test_logs_outlive_the_cluster(kube: Kube, head: Head, tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_forgetting(kube: Kube, tmp_path: Path) -> None:
     ("mode", "message", "hint"),
     [
         ("forbids", "403 .* cannot create resource", "Role"),
-        ("no KubeRay", "404 .*page not found", "KubeRay installed"),
+        ("no KubeRay", "404 .*page not found", "KubeRay is installed"),
     ],
 )
 def test_refusals_are_told(kube: Kube, tmp_path: Path, mode: Any, message: str, hint: str) -> None:
@@ -258,9 +258,9 @@ def test_the_account_is_read_each_time(kube: Kube, tmp_path: Path) -> None:
 def test_settings(kube: Kube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a pod the address comes from its environment; what is missing is told when the server starts."""
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    with pytest.raises(SettingsError, match="needs QTUNE_KUBE_CLUSTER"):
+    with pytest.raises(SettingsError, match="requires QTUNE_KUBE_CLUSTER"):
         load_settings(launcher="kuberay")
-    with pytest.raises(SettingsError, match="QTUNE_KUBE_ADDRESS is needed"):
+    with pytest.raises(SettingsError, match="QTUNE_KUBE_ADDRESS is required"):
         load_settings(kube_cluster="qtune", kube_account=kube.account)
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "fd00::1")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "6443")

@@ -11,15 +11,17 @@ import httpx
 import pytest
 
 from tests.api.servers import scripted, serving, settings
-from tests.api.test_jobs_api import PROBLEM, body, stream, until
+from tests.api.test_jobs_api import PROBLEM, stream
 from tests.postgres import Postgres, stoppable_server
+from tests.scripted_jobs import job_request, wait_for_job
+from tests.waiting import wait_until_ready
 
 ACT = "succeed 4"
 
 
 @pytest.fixture
 def postgres() -> Iterator[Postgres]:
-    """A server of this test's own."""
+    """Yield a PostgreSQL server of this test's own."""
     with stoppable_server() as server:
         yield server
 
@@ -28,8 +30,8 @@ def test_an_outage_is_told_and_survived(postgres: Postgres, tmp_path: Path, capl
     """503 while it is away; the job, its events and its log go on, and it ends as it did."""
     mine = settings(tmp_path, database_url=postgres.url, allowed_models=(ACT,))
     with serving(mine, scripted(tmp_path)) as client:
-        job = client.post("/api/v1/jobs", json=body(tmp_path, ACT)).json()["id"]
-        until(client, job, "running")
+        job = client.post("/api/v1/jobs", json=job_request(tmp_path, ACT)).json()["id"]
+        wait_for_job(client, job, "running")
         seen: list[str] = []
         followers = [
             threading.Thread(target=lambda: seen.extend(event["status"] for event in stream(client, job))),
@@ -54,13 +56,13 @@ def test_an_outage_is_told_and_survived(postgres: Postgres, tmp_path: Path, capl
 
 
 def outage(client: httpx.Client, job: str, folder: Path) -> None:
-    """What is answered for some seconds, longer than the driver takes."""
+    """Check the answers for some seconds, longer than the driver takes."""
     ended = time.monotonic() + 6
     while time.monotonic() < ended:
         assert client.get("/healthz").status_code == 200
         assert "qtune_database_up 0.0" in client.get("/metrics").text
         answers = [client.get(path) for path in ("/readyz", "/api/v1/jobs", f"/api/v1/jobs/{job}")]
-        answers.append(client.post("/api/v1/jobs", json=body(folder, ACT)))
+        answers.append(client.post("/api/v1/jobs", json=job_request(folder, ACT)))
         for answer in answers:
             assert (answer.status_code, answer.json()["code"]) == (503, "database")
             assert answer.headers["content-type"] == PROBLEM
@@ -68,9 +70,6 @@ def outage(client: httpx.Client, job: str, folder: Path) -> None:
 
 
 def until_it_answers(client: httpx.Client, job: str) -> dict[str, object]:
-    """The job once it has ended, after the outage."""
-    deadline = time.monotonic() + 20
-    while client.get("/readyz").status_code != 200:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    return until(client, job, "succeeded", "failed", "cancelled")
+    """Return the job once it has ended, after the outage."""
+    wait_until_ready(client, seconds=20)
+    return wait_for_job(client, job, "succeeded", "failed", "cancelled")

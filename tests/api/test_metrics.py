@@ -16,14 +16,15 @@ from qtune_service.server.jobs.service import JobService
 from qtune_service.server.jobs.store import JobStore, NewJob
 from qtune_service.server.metrics import Metrics
 from tests.api.servers import scripted, serving, settings
-from tests.api.test_jobs_api import submit, until
 from tests.api.test_sessions import token_store
+from tests.scripted_jobs import submit_job, wait_for_job
+from tests.waiting import wait_until
 
 Figures = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 def parsed(text: str) -> Figures:
-    """Samples by name and labels."""
+    """Parse metrics into samples by name and labels."""
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text)
@@ -37,7 +38,7 @@ def figure(found: Figures, name: str, **labels: str) -> float:
 
 
 def scraped(client: httpx.Client) -> Figures:
-    """What a server tells."""
+    """Return the metrics of a server."""
     answer = client.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=")
     return parsed(answer.text)
@@ -46,14 +47,12 @@ def scraped(client: httpx.Client) -> Figures:
 def test_jobs_their_progress_and_requests(tmp_path: Path) -> None:
     """By status; what was scored; and latency by the route's template, so that ids make no new series."""
     with serving(settings(tmp_path), scripted(tmp_path)) as client:
-        done = submit(client, tmp_path)["id"]
-        until(client, done, "succeeded")
-        running, queued = (submit(client, tmp_path, "sleep")["id"] for _ in range(2))
-        until(client, running, "running")
-        deadline = time.monotonic() + 10
-        while figure(found := scraped(client), "qtune_tokens_per_second") == 0:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        done = submit_job(client, tmp_path)["id"]
+        wait_for_job(client, done, "succeeded")
+        running, queued = (submit_job(client, tmp_path, "sleep")["id"] for _ in range(2))
+        wait_for_job(client, running, "running")
+        wait_until(lambda: figure(scraped(client), "qtune_tokens_per_second") > 0, 10)
+        found = scraped(client)
         for status, number in (("succeeded", 1), ("running", 1), ("queued", 1), ("failed", 0), ("cancelled", 0)):
             assert figure(found, "qtune_jobs", status=status) == number
         assert figure(found, "qtune_tokens_per_second") == 12.3
@@ -71,7 +70,7 @@ def test_jobs_their_progress_and_requests(tmp_path: Path) -> None:
         assert figure(found, "qtune_request_seconds_count", **labels) == 1
         for job in (running, queued):
             client.post(f"/api/v1/jobs/{job}/cancel")
-        until(client, running, "cancelled")
+        wait_for_job(client, running, "cancelled")
 
 
 def test_a_read_token_may_scrape(tmp_path: Path) -> None:

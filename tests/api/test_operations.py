@@ -29,7 +29,7 @@ def test_a_server_says_what_it_offers(tmp_path: Path) -> None:
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[TestClient]:
-    """A server with a page and a route that fails."""
+    """Yield a client of a server with a page and a route that fails."""
     app = create_app(settings(tmp_path), scripted(tmp_path))
 
     @app.get("/page")

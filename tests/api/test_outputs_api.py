@@ -21,7 +21,7 @@ from tests.finished_outputs import NUM_SAMPLES, FinishedOutputs
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory, outputs: FinishedOutputs) -> Iterator[httpx.Client]:
-    """A server that knows one finished job; the client's address is the job's."""
+    """Yield a client of a server that has one finished job. The base URL of the client is the job's."""
     folder = tmp_path_factory.mktemp("server")
     with serving(settings(folder), scripted(folder)) as made:
         job = finished_job(folder, outputs.pruned)
@@ -30,7 +30,7 @@ def client(tmp_path_factory: pytest.TempPathFactory, outputs: FinishedOutputs) -
 
 
 def finished_job(folder: Path, finished: FinishedOutput) -> str:
-    """A job in the server's database that has an output."""
+    """Store a job that has an output in the server's database, and return its id."""
     spec = finished.spec.model_dump(mode="json")
     return store_job(database_of(folder), finished.root, JobStatus.succeeded, spec)
 

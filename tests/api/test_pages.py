@@ -21,7 +21,7 @@ PAGES = ("/", "/new", "/compare", "/sign-in")
 
 @pytest.fixture
 def client(tmp_path: Path) -> TestClient:
-    """Of a server without tokens."""
+    """Return a client of a server without tokens."""
     return TestClient(create_app(settings(tmp_path), scripted(tmp_path)), base_url="http://127.0.0.1")
 
 

@@ -7,7 +7,6 @@ import stat
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +14,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.api.servers import REPO, free_port
+from tests.api.servers import REPO
 from tests.jobs import QTUNE, environment
+from tests.scripted_jobs import wait_for_job
+from tests.waiting import free_port, wait_until_ready
 
 UMASK = 0o022
 TOKEN = ("token", "create", "--name", "a", "--scope", "admin")
@@ -39,13 +40,7 @@ def served(root: Path, **env: str) -> Iterator[httpx.Client]:
     )  # fmt: skip
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-            while True:
-                assert server.poll() is None, server.stderr and server.stderr.read()
-                try:
-                    if client.get("/readyz").is_success:
-                        break
-                except httpx.TransportError:
-                    time.sleep(0.05)
+            wait_until_ready(client, path="/readyz", process=server)
             yield client
     finally:
         server.terminate()
@@ -83,10 +78,7 @@ def test_a_server_makes_private_files_and_drivers_do_not(tmp_path: Path) -> None
         made = client.post("/api/v1/jobs", json=body)
         assert made.status_code == 201, made.text
         job = made.json()["id"]
-        deadline = time.monotonic() + 60
-        while client.get(f"/api/v1/jobs/{job}").json()["status"] in ("queued", "running"):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_for_job(client, job, "succeeded", "failed", "cancelled", seconds=60)
         names = {path.name for path in root.rglob("*")}
         assert {"qtune.db", "qtune.db-wal", f"{job}.log", f"{job}.json", "a.jsonl"} <= names
         driver_files = {f"jobs/{job}-1.pid": "644"}  # written by the driver, in a folder that is closed

@@ -13,27 +13,27 @@ from qtune_service.job_command import job_command
 from qtune_service.report.plane_file import Plane
 from qtune_service.server.routes.pages import digest
 from tests.api.servers import scripted, serving, settings
-from tests.api.test_jobs_api import until
 from tests.api.test_outputs_api import finished_job
 from tests.finished_outputs import NUM_SAMPLES, FinishedOutputs
+from tests.scripted_jobs import wait_for_job
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The server's."""
+    """Return the folder of the server."""
     return tmp_path_factory.mktemp("server")
 
 
 @pytest.fixture(scope="module")
 def client(folder: Path) -> Iterator[httpx.Client]:
-    """A server."""
+    """Yield a client of the server."""
     with serving(settings(folder), scripted(folder)) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def pruned(client: httpx.Client, folder: Path, outputs: FinishedOutputs) -> str:
-    """The address of a finished job."""
+    """Return the address of a finished job."""
     return f"/api/v1/jobs/{finished_job(folder, outputs.pruned)}"
 
 
@@ -86,7 +86,7 @@ def test_speed_is_there_while_a_job_runs(client: httpx.Client, folder: Path, pru
     """As its driver wrote it; empty where it scored nothing."""
     body = {"input": {"paths": [f"{folder}/inputs/a"]}, "model": {"name": "fail"}}
     job = client.post("/api/v1/jobs", json=body).json()["id"]
-    until(client, job, "failed")
+    wait_for_job(client, job, "failed")
     assert client.get(f"/api/v1/jobs/{job}/history").json()["tokens_per_s"] == [0.0, 45.0]
     assert client.get(f"{pruned}/history").json()["at_s"] == []
 

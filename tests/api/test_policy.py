@@ -24,7 +24,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def policy(root: Path) -> Policy:
-    """What an owner may say."""
+    """Return a policy with everything that an administrator may set."""
     return Policy(
         inputs=(f"{root}/data", "s3://corpus/sft"),
         outputs=(f"{root}/out", "s3://results/"),
@@ -33,7 +33,7 @@ def policy(root: Path) -> Policy:
 
 
 def spec(root: Path, **more: Any) -> Any:
-    """A job that is allowed, with changes: `field__name=value`."""
+    """Return a spec that is allowed, with changes: `field__name=value`."""
     body: dict[str, Any] = {
         "input": {"paths": [f"{root}/data/a.jsonl"]},
         "model": {"name": f"{root}/models/small"},
@@ -118,7 +118,7 @@ def test_code_where_the_owner_allows_it(policy: Policy, root: Path) -> None:
 
 def test_nothing_is_allowed_by_default(root: Path) -> None:
     """An owner who said nothing."""
-    with pytest.raises(NotAllowedError, match="The server's owner allows: nothing"):
+    with pytest.raises(NotAllowedError, match="The administrator allows: nothing"):
         Policy().check(spec(root))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -18,7 +17,7 @@ from qtune_service.storage.presign import presigned
 from tests.api.servers import scripted, serving, settings
 from tests.api.stored import database_of, store_job
 from tests.finished_outputs import FinishedOutputs
-from tests.s3 import S3Endpoint, serve_s3
+from tests.s3 import S3Endpoint
 
 KEYS = {"AWS_ACCESS_KEY_ID": "AKIAEXAMPLE", "AWS_SECRET_ACCESS_KEY": "a/secret+key", "AWS_DEFAULT_REGION": "eu-west-1"}
 
@@ -70,25 +69,18 @@ def test_only_what_can_be_signed(keys: pytest.MonkeyPatch) -> None:
     assert presigned("s3://results/a", seconds=60) is None
 
 
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[S3Endpoint]:
-    """A real S3 endpoint."""
-    with serve_s3() as found:
-        yield found
-
-
 @pytest.fixture
-def stored(endpoint: S3Endpoint, outputs: FinishedOutputs) -> str:
-    """A finished output there."""
+def stored(s3: S3Endpoint, outputs: FinishedOutputs) -> str:
+    """Return the URI of a finished output on S3."""
     root = Path(outputs.pruned.root)
     for path in root.rglob("*"):
         if path.is_file():
-            endpoint.put(f"out/{path.relative_to(root)}", path.read_bytes())
-    return endpoint.uri("out")
+            s3.put(f"out/{path.relative_to(root)}", path.read_bytes())
+    return s3.uri("out")
 
 
 @pytest.mark.parametrize("may_redirect", [True, False])
-def test_files_come_from_the_store(endpoint: S3Endpoint, stored: str, tmp_path: Path, may_redirect: bool) -> None:
+def test_files_come_from_the_store(s3: S3Endpoint, stored: str, tmp_path: Path, may_redirect: bool) -> None:
     """Through a URL of the store where the owner wants that; else through the server. The same bytes, ranges, names."""
     with serving(settings(tmp_path, presigned_downloads=may_redirect), scripted(tmp_path)) as client:
         job = store_job(database_of(tmp_path), stored, JobStatus.succeeded)
@@ -99,7 +91,7 @@ def test_files_come_from_the_store(endpoint: S3Endpoint, stored: str, tmp_path: 
         first = client.get(url)
         assert first.status_code == (307 if may_redirect else 200)
         if may_redirect:
-            assert first.headers["location"].startswith(f"{endpoint.url}/{endpoint.bucket}/out/pruned/")
+            assert first.headers["location"].startswith(f"{s3.url}/{s3.bucket}/out/pruned/")
             assert first.headers["cache-control"] == "no-store"
         got = httpx.get(url, follow_redirects=True)
         assert hashlib.sha256(got.content).hexdigest() == wanted["sha256"]

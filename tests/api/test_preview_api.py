@@ -20,7 +20,7 @@ NO_MODEL = "/nowhere/none"
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A server that allows the demo, and models that there are not."""
+    """Yield a client of a server that allows the demo, and models that do not exist."""
     root = tmp_path_factory.mktemp("server")
     allowed = {"allowed_inputs": (str(DEMO_DATA.parent),), "allowed_models": (DEMO_MODEL, NO_MODEL)}
     with serving(settings(root, **allowed), scripted(root)) as made:
@@ -75,7 +75,7 @@ def test_what_a_job_may_not_do_a_preview_may_not(
 
 
 def child(tmp_path: Path, text: str) -> tuple[str, ...]:
-    """A command that does as told in place of ours."""
+    """Return a command that runs some code in place of ours."""
     script = tmp_path / "child.py"
     script.write_text(text)
     return (sys.executable, str(script))

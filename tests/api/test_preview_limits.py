@@ -23,7 +23,7 @@ LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% end
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A server that allows the demo."""
+    """Yield a client of a server that allows the demo."""
     root = tmp_path_factory.mktemp("server")
     allowed = {"allowed_inputs": (str(DEMO_DATA.parent),), "allowed_models": (DEMO_MODEL,)}
     with serving(settings(root, **allowed), scripted(root)) as made:
@@ -32,7 +32,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
 
 
 def spec(template: str) -> dict[str, Any]:
-    """A job with a template of its own."""
+    """Return a job with a template of its own."""
     return {"input": {"paths": [str(DEMO_DATA)], "chat_template": template}, "model": {"name": DEMO_MODEL}}
 
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import accumulate
@@ -23,7 +23,8 @@ from qtune_service.server.jobs.store import JobStore, NewJob
 from qtune_service.server.launchers.local import LocalLauncher
 from tests.api.servers import DRIVER, scripted, serving, settings
 from tests.jobs import REPO, environment
-from tests.s3 import free_port
+from tests.scripted_jobs import job_request, num_starts
+from tests.waiting import free_port, wait_for_answer, wait_until_ready
 
 KILLS = 5
 ENDS = {
@@ -38,7 +39,7 @@ ENDS = {
 
 @contextmanager
 def server(root: Path, port: int, max_running: int, database_url: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that serves, until it is stopped or killed."""
+    """Run a server in a process that ends with the block."""
     command = [sys.executable, "-m", "tests.api.scripted_server", str(root), str(port), str(max_running)]
     env = environment({"QTUNE_DATABASE_URL": database_url, "PYTHONPATH": str(REPO)})
     process = subprocess.Popen(command, env=env, cwd=REPO)
@@ -51,42 +52,21 @@ def server(root: Path, port: int, max_running: int, database_url: str) -> Iterat
 
 @contextmanager
 def client_of(port: int) -> Iterator[httpx.Client]:
-    """A client, once the server answers."""
-    deadline = time.monotonic() + 60
+    """Yield a client once the server answers."""
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-        while not _is_ready(client):
-            assert time.monotonic() < deadline, "the server does not answer"
-            time.sleep(0.05)
+        wait_until_ready(client)
         yield client
 
 
-def _is_ready(client: httpx.Client) -> bool:
-    try:
-        return client.get("/readyz").is_success
-    except httpx.TransportError:
-        return False
-
-
-def body(root: Path, act: str) -> dict[str, Any]:
-    """A job that does as told."""
-    return {"name": act, "input": {"paths": [f"{root}/inputs/a.jsonl"]}, "model": {"name": act}}
-
-
 def wait_for_all(store_view: httpx.Client, number: int, seconds: float = 90) -> list[dict[str, Any]]:
-    """All jobs, once none is queued or running."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        jobs = store_view.get("/api/v1/jobs", params={"limit": 200}).json()["jobs"]
-        if len(jobs) == number and all(job["status"] not in ("queued", "running") for job in jobs):
-            return list(jobs)
-        time.sleep(0.1)
-    pytest.fail(f"still {[(job['name'], job['status'], job['stage']) for job in jobs]}")
+    """Return all jobs once none is queued or running."""
+    path = "/api/v1/jobs?limit=200"
 
+    def all_ended(page: Any) -> bool:
+        jobs = page["jobs"]
+        return len(jobs) == number and all(job["status"] not in ("queued", "running") for job in jobs)
 
-def starts(job: Mapping[str, Any]) -> int:
-    """How many drivers a job had."""
-    path = Path(job["output"]) / "starts"
-    return len(path.read_text()) if path.exists() else 0
+    return list(wait_for_answer(store_view, path, all_ended, seconds)["jobs"])
 
 
 def most_at_once(jobs: list[dict[str, Any]]) -> int:
@@ -107,17 +87,17 @@ def test_two_servers_run_each_job_once(postgres_database: str, tmp_path: Path) -
         clients = [stack.enter_context(client_of(port)) for port in ports]
         with ThreadPoolExecutor(8) as pool:
             answers = pool.map(
-                lambda i: clients[i % 2].post("/api/v1/jobs", json=body(tmp_path, acts[i])), range(len(acts))
+                lambda i: clients[i % 2].post("/api/v1/jobs", json=job_request(tmp_path, acts[i])), range(len(acts))
             )
             assert {answer.status_code for answer in answers} == {201}
         jobs = wait_for_all(clients[0], len(acts))
-    assert [starts(job) for job in jobs] == [1] * len(acts)
+    assert [num_starts(job["output"]) for job in jobs] == [1] * len(acts)
     assert {job["attempts"] for job in jobs} == {1}
     assert 2 <= most_at_once(jobs) <= 3
 
 
 def test_a_server_killed_at_any_moment(postgres_database: str, tmp_path: Path) -> None:
-    """kill -9 at random moments, with jobs waiting, starting, running and ending: each job is started once and
+    """Kill -9 at random moments, with jobs waiting, starting, running and ending: each job is started once and
     ends as its driver did.
     """
     (tmp_path / "inputs").mkdir()
@@ -128,7 +108,7 @@ def test_a_server_killed_at_any_moment(postgres_database: str, tmp_path: Path) -
         with server(tmp_path, port, 4, postgres_database) as process, client_of(port) as client:
             if kill == 0:
                 for act in acts:
-                    assert client.post("/api/v1/jobs", json=body(tmp_path, act)).status_code == 201
+                    assert client.post("/api/v1/jobs", json=job_request(tmp_path, act)).status_code == 201
             if kill < KILLS:
                 time.sleep(chance.uniform(0.0, 0.8))
                 process.send_signal(signal.SIGKILL)
@@ -137,7 +117,7 @@ def test_a_server_killed_at_any_moment(postgres_database: str, tmp_path: Path) -
             jobs = wait_for_all(client, len(acts))
     assert [job["name"] for job in jobs] == acts[::-1]
     for job in jobs:
-        assert (job["status"], (job["error"] or {}).get("code"), starts(job)) == (*ENDS[job["name"]], 1)
+        assert (job["status"], (job["error"] or {}).get("code"), num_starts(job["output"])) == (*ENDS[job["name"]], 1)
 
 
 def test_a_double_submission_is_one_job(tmp_path: Path) -> None:
@@ -146,7 +126,7 @@ def test_a_double_submission_is_one_job(tmp_path: Path) -> None:
         key = {"Idempotency-Key": "monday"}
 
         def send(act: str) -> httpx.Response:
-            return client.post("/api/v1/jobs", json=body(tmp_path, act), headers=key)
+            return client.post("/api/v1/jobs", json=job_request(tmp_path, act), headers=key)
 
         answers = list(pool.map(send, ["sleep"] * 20))
         assert sorted(answer.status_code for answer in answers) == [200] * 19 + [201]

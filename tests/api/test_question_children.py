@@ -10,7 +10,7 @@ import signal
 import termios
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,13 +21,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from qtune_service.ingest.parquet import MAX_COLUMNS
-from tests.api.servers import free_port, process, scripted, serving, settings
+from tests.api.servers import process, scripted, serving, settings
 from tests.api.test_outputs_api import finished_job
 from tests.finished_outputs import NUM_SAMPLES, FinishedOutputs
+from tests.waiting import free_port, wait_until
 
 
 def joined(separator: str, times: int) -> str:
-    """A list aggregate that repeats a text."""
+    """Return a list aggregate that repeats a text."""
     return "list_aggr([" + ",".join(["''"] * times) + f"],'string_agg',{separator})"
 
 
@@ -54,7 +55,7 @@ class Target:
 
 @pytest.fixture
 def target(tmp_path: Path, outputs: FinishedOutputs) -> Iterator[Target]:
-    """A server with a child that has answered once."""
+    """Yield a server with a worker process that has answered once."""
     with serving(settings(tmp_path), scripted(tmp_path)) as client:
         client.timeout = httpx.Timeout(120)
         made = Target(client, f"/api/v1/jobs/{finished_job(tmp_path, outputs.pruned)}")
@@ -63,21 +64,13 @@ def target(tmp_path: Path, outputs: FinishedOutputs) -> Iterator[Target]:
 
 
 def children(of: psutil.Process | None = None) -> list[psutil.Process]:
-    """The children that answer questions."""
+    """Return the worker processes that answer questions."""
     every = (of or psutil.Process()).children(recursive=True)
     return [
         child
         for child in every
         if "qtune_service.server.questions.worker" in (child.as_dict(["cmdline"])["cmdline"] or ())
     ]
-
-
-def until(is_so: Callable[[], bool], within_s: float = 20) -> None:
-    """Wait for something to happen."""
-    deadline_s = time.monotonic() + within_s
-    while not is_so():
-        assert time.monotonic() < deadline_s, "it did not happen in time"
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +99,7 @@ def test_a_child_that_dies_is_an_answer(target: Target, number: int, message: st
     answers: list[httpx.Response] = []
     asking = threading.Thread(target=lambda: answers.append(target.ask()))
     asking.start()
-    until(lambda: Path(f"/proc/{child.pid}/stat").exists() and _waits(child.pid))
+    wait_until(lambda: Path(f"/proc/{child.pid}/stat").exists() and _waits(child.pid))
     os.kill(child.pid, number)
     child.resume()
     asking.join()
@@ -119,7 +112,7 @@ def test_a_child_that_dies_is_an_answer(target: Target, number: int, message: st
 
 
 def _waits(pid: int) -> bool:
-    """Whether a request is in the pipe of a child that is stopped."""
+    """Return whether a request is in the pipe of a stopped worker process."""
     count = array.array("i", [0])
     with Path(f"/proc/{pid}/fd/3").open("rb", buffering=0) as pipe:
         fcntl.ioctl(pipe, termios.FIONREAD, count)
@@ -131,7 +124,7 @@ def test_a_child_that_died_while_it_waited_is_nobodys_error(target: Target) -> N
     (child,) = children()
     child.kill()
     tasks = Path(f"/proc/{child.pid}/task")  # its main thread is a zombie while others still end
-    until(lambda: child.status() == psutil.STATUS_ZOMBIE and len(list(tasks.iterdir())) == 1)
+    wait_until(lambda: child.status() == psutil.STATUS_ZOMBIE and len(list(tasks.iterdir())) == 1)
     assert target.ask().json()["total"] == NUM_SAMPLES
 
 
@@ -165,7 +158,7 @@ def test_children_end_with_their_server(tmp_path: Path, outputs: FinishedOutputs
         (child,) = children(psutil.Process(server.pid))
         server.kill()
         server.wait()
-        until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+        wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
 
 
 def test_the_server_itself_never_loads_duckdb(tmp_path: Path, outputs: FinishedOutputs) -> None:

@@ -23,7 +23,7 @@ from qtune_service.server.launchers.ray_api import RayApi
 from qtune_service.server.settings import load_settings
 from tests.api.ray_head import TOKEN, Head, ray_head
 from tests.jobs import qtune
-from tests.s3 import free_port
+from tests.waiting import free_port
 
 SPEC: dict[str, Any] = {
     "input": {"paths": ["s3://b/a.jsonl"], "chat_template": "{{ '${HOME}' }} ü"},
@@ -34,19 +34,19 @@ SPEC: dict[str, Any] = {
 
 @pytest.fixture
 def head() -> Iterator[Head]:
-    """A head that answers."""
+    """Yield a head that answers."""
     with ray_head() as made:
         yield made
 
 
 @pytest.fixture
 def launcher(head: Head, tmp_path: Path) -> RayLauncher:
-    """A launcher with the right token."""
+    """Return a launcher with the right token."""
     return RayLauncher(RayApi(head.address, lambda: TOKEN), tmp_path / "jobs")
 
 
 def job(attempts: int = 1, status: JobStatus = JobStatus.running, **spec: Any) -> Job:
-    """A claimed job."""
+    """Return a claimed job."""
     now = datetime.now(UTC)
     job_spec = {**SPEC, **spec}
     return Job("01abc", "gsm8k", status, "s3://b/out", "ann", now, now, 1, spec=job_spec, attempts=attempts)
@@ -129,7 +129,12 @@ def test_a_cluster_that_is_away_holds_nobody_up(
 
 @pytest.mark.parametrize(
     ("token", "message"),
-    [(None, "wants a token"), ("wrong", "refuses the token"), ("two words", "not one word"), ("a\r\nX: y", "one word")],
+    [
+        (None, "requires a token"),
+        ("wrong", "refuses the token"),
+        ("two words", "must be printable ASCII"),
+        ("a\r\nX: y", "must be printable ASCII"),
+    ],
 )
 def test_tokens(head: Head, token: str | None, message: str) -> None:
     """Missing and wrong ones are told, without the token."""
@@ -159,14 +164,14 @@ def test_odd_answers_are_told(head: Head) -> None:
 def test_stopping(launcher: RayLauncher, head: Head) -> None:
     """Asked for once where there is a driver; of one that has not begun it is said; of one that is gone, nothing."""
     reference = launcher.start(job())
-    launcher.stop(reference, at_once=False)
+    launcher.stop(reference, force=False)
     head.is_stoppable = False
     with pytest.raises(LaunchError, match="cannot be stopped yet"):
-        launcher.stop(reference, at_once=False)
+        launcher.stop(reference, force=False)
     head.jobs["qtune-01abc-1"]["status"] = "FAILED"
-    launcher.stop(reference, at_once=True)
+    launcher.stop(reference, force=True)
     head.jobs.clear()
-    launcher.stop(reference, at_once=True)
+    launcher.stop(reference, force=True)
     assert len(head.stops) == 3
 
 
@@ -248,9 +253,9 @@ def test_the_command_takes_a_spec_from_its_environment() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"launcher": "ray"}, "needs QTUNE_RAY_ADDRESS"),
+        ({"launcher": "ray"}, "requires QTUNE_RAY_ADDRESS"),
         ({"ray_address": "head:8265"}, "http://HEAD:8265"),
-        ({"ray_address": "http://me:secret@head:8265"}, "more than an address"),
+        ({"ray_address": "http://me:secret@head:8265"}, "must be an address only"),
         ({"ray_token_path": "/nowhere/token"}, "no file '/nowhere/token'"),
         ({"launcher": "slurm"}, "QTUNE_LAUNCHER"),
         ({"outputs_root": "relative"}, "neither an absolute path nor a URI"),

@@ -19,10 +19,11 @@ from qtune_service.client import Client
 from qtune_service.job_states import JobStatus
 from qtune_service.server.jobs.access import Scope, TokenStore
 from qtune_service.server.jobs.database import open_database, upgrade
-from tests.api.servers import free_port, scripted, serving, settings
+from tests.api.servers import scripted, serving, settings
 from tests.api.test_outputs_api import finished_job
 from tests.finished_outputs import FinishedOutputs
 from tests.jobs import QTUNE, environment
+from tests.waiting import free_port
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +34,7 @@ def _wide(no_config: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
-    """A server without models that the commands ask, too."""
+    """Yield a client of a server without models. The commands have the same server."""
     with serving(settings(tmp_path, max_running_jobs=4), scripted(tmp_path)) as made:
         monkeypatch.setenv("QTUNE_URL", str(made.base_url))
         with Client(str(made.base_url)) as client:
@@ -45,8 +46,8 @@ def qtune(*arguments: object, text: str | None = None) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments], input=text)
 
 
-def submit(tmp_path: Path, act: str, *more: object) -> str:
-    """Submit a job that does as told: its id, which alone is on standard output."""
+def submit_by_command(tmp_path: Path, act: str, *more: object) -> str:
+    """Submit a job by the command line and return its id, the only text on standard output."""
     done = qtune("jobs", "submit", "--data", f"{tmp_path}/inputs/a.jsonl", "--model", act, *more)
     assert done.exit_code == 0, done.output
     (job,) = done.stdout.split()
@@ -98,7 +99,7 @@ def test_submissions_that_cannot_be(client: Client, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("act", "code", "words"), [("succeed", 0, "kept 50% of 8"), ("fail", 1, "could be scored")])
 def test_watching_tells_how_it_ended(client: Client, tmp_path: Path, act: str, code: int, words: str) -> None:
     """By its exit code, in words, and with what to do next."""
-    job = submit(tmp_path, act)
+    job = submit_by_command(tmp_path, act)
     done = qtune("jobs", "watch", job)
     assert done.exit_code == code, done.output
     assert words in done.stdout
@@ -111,19 +112,19 @@ def test_watching_tells_how_it_ended(client: Client, tmp_path: Path, act: str, c
 
 def test_cancelled_jobs_have_a_code_of_their_own(client: Client, tmp_path: Path) -> None:
     """5; they go on with resume."""
-    job = submit(tmp_path, "sleep")
-    wait_for(client, job, JobStatus.running)
+    job = submit_by_command(tmp_path, "sleep")
+    watch_until(client, job, JobStatus.running)
     assert qtune("jobs", "cancel", job).exit_code == 0
     assert qtune("jobs", "watch", job).exit_code == 5
     resumed = qtune("jobs", "resume", job)
     assert (resumed.exit_code, "is queued" in resumed.stderr) == (0, True)
-    wait_for(client, job, JobStatus.running)
+    watch_until(client, job, JobStatus.running)
     qtune("jobs", "cancel", job)
     assert client.wait(job, timeout_s=20).attempts == 2
 
 
-def wait_for(client: Client, job: str, status: JobStatus) -> None:
-    """Until it is so."""
+def watch_until(client: Client, job: str, status: JobStatus) -> None:
+    """Follow a job until it has a status."""
     for found in client.watch(job):
         if found.status is status:
             return
@@ -132,8 +133,8 @@ def wait_for(client: Client, job: str, status: JobStatus) -> None:
 
 def test_ctrl_c_stops_watching_and_not_the_job(client: Client, tmp_path: Path) -> None:
     """Exit code 130, said; and so in a terminal, where a live line shows the stage and the speed."""
-    job = submit(tmp_path, "sleep")
-    wait_for(client, job, JobStatus.running)
+    job = submit_by_command(tmp_path, "sleep")
+    watch_until(client, job, JobStatus.running)
     outer, inner = pty.openpty()
     process = subprocess.Popen(
         [*QTUNE, "jobs", "watch", job], stdout=inner, stderr=subprocess.PIPE, env=environment({"TERM": "xterm"})
@@ -153,9 +154,9 @@ def test_ctrl_c_stops_watching_and_not_the_job(client: Client, tmp_path: Path) -
 def test_lists(client: Client, tmp_path: Path) -> None:
     """Tables for people, lines of JSON for programs; names are shown and not obeyed."""
     assert "no jobs yet" in qtune("jobs", "list").stderr
-    first = submit(tmp_path, "succeed", "--name", "[red]first[/]")
+    first = submit_by_command(tmp_path, "succeed", "--name", "[red]first[/]")
     client.wait(first)
-    second = submit(tmp_path, "fail")
+    second = submit_by_command(tmp_path, "fail")
     client.wait(second)
     table = qtune("jobs", "list").stdout
     assert table.index(second) < table.index(first)
@@ -169,7 +170,7 @@ def test_lists(client: Client, tmp_path: Path) -> None:
 
 def test_showing_a_job(client: Client, tmp_path: Path) -> None:
     """All of it, why it failed, and what can be done; a job that is not there is exit code 2."""
-    job = submit(tmp_path, "fail")
+    job = submit_by_command(tmp_path, "fail")
     client.wait(job)
     shown = qtune("jobs", "show", job)
     assert "none of 8 records could be scored" in shown.stdout
@@ -181,7 +182,7 @@ def test_showing_a_job(client: Client, tmp_path: Path) -> None:
 
 def test_logs(client: Client, tmp_path: Path) -> None:
     """What the driver printed, or its last lines."""
-    job = submit(tmp_path, "vanish")
+    job = submit_by_command(tmp_path, "vanish")
     client.wait(job)
     client.resume(job)
     client.wait(job)
@@ -191,20 +192,20 @@ def test_logs(client: Client, tmp_path: Path) -> None:
 
 def test_deleting_asks_first(client: Client, tmp_path: Path) -> None:
     """Unless told otherwise, or the output is kept."""
-    job = submit(tmp_path, "succeed")
+    job = submit_by_command(tmp_path, "succeed")
     client.wait(job)
     assert qtune("jobs", "delete", job, text="n\n").exit_code == 1
     assert client.get(job).id == job
     assert qtune("jobs", "delete", job, "--keep-output").exit_code == 0
     assert list(client.list()) == []
-    job = submit(tmp_path, "succeed")
+    job = submit_by_command(tmp_path, "succeed")
     client.wait(job)
     assert qtune("jobs", "delete", job, "--yes").exit_code == 0
 
 
 def test_pruning_again_changes_what_is_named(client: Client, tmp_path: Path) -> None:
     """The rest is as it was."""
-    job = submit(tmp_path, "succeed", "--set", "prune.seed=7")
+    job = submit_by_command(tmp_path, "succeed", "--set", "prune.seed=7")
     client.wait(job)
     done = qtune("jobs", "reprune", job, "--sample-keep-ratio", 0.125, "--name", "eighth")
     again = client.get(done.stdout.strip())
@@ -229,7 +230,7 @@ def test_downloading(client: Client, tmp_path: Path, outputs: FinishedOutputs) -
     some = qtune("jobs", "download", job, tmp_path / "some", "--files", "scores/*")
     assert [path.name for path in (tmp_path / "some").iterdir()] == ["scores"]
     assert "load_dataset" not in some.stdout
-    unfinished = submit(tmp_path, "fail")
+    unfinished = submit_by_command(tmp_path, "fail")
     client.wait(unfinished)
     refused = qtune("jobs", "download", unfinished, tmp_path / "none")
     assert (refused.exit_code, "has no result" in refused.stderr) == (2, True)
@@ -312,7 +313,7 @@ def test_submitting_data_of_this_machine(client: Client, tmp_path: Path) -> None
     """What --upload names is sent first, beside what the server has."""
     file = tmp_path / "mine.jsonl"
     file.write_text('{"prompt": "a", "completion": "b"}\n' * 3)
-    job = client.get(submit(tmp_path, "succeed", "--upload", file))
+    job = client.get(submit_by_command(tmp_path, "succeed", "--upload", file))
     (dataset,) = client.datasets()
     assert job.spec["input"]["paths"] == [f"{tmp_path}/inputs/a.jsonl", dataset.uri]
     assert job.name == "mine.jsonl"

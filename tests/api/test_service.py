@@ -8,7 +8,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,8 @@ from qtune_service.server.jobs.store import JobStore, NewJob
 from qtune_service.server.launchers import base
 from qtune_service.server.launchers.base import DriverState, Launcher, Reference
 from qtune_service.server.launchers.local import LocalLauncher
+from tests.scripted_jobs import num_starts
+from tests.waiting import wait_until
 
 DRIVER = str(Path(__file__).parent / "driver.py")
 
@@ -39,42 +40,40 @@ def service(store: JobStore, launcher: LocalLauncher) -> Iterator[JobService]:
     made = JobService(store, {"local": launcher}, max_running=2)
     yield made
     for job in store.running():
-        launcher.stop(job.reference, at_once=True)
+        launcher.stop(job.reference, force=True)
 
 
-def submit(service: JobService, tmp_path: Path, act: str, **more: Any) -> Job:
-    """Queue a job that does as told."""
+def queue_job(service: JobService, tmp_path: Path, act: str, **more: Any) -> Job:
+    """Queue a job whose driver does `act`."""
     name = f"{act} {time.monotonic_ns()}"
     out = str(tmp_path / name.replace(" ", "-"))
     spec = {"input": {"paths": ["a.jsonl"]}, "model": {"name": act}, "output": {"path": out}, **more}
     return service.submit(NewJob(name, spec, out, "ann", "local"))[0]
 
 
-def until(service: JobService, job: Job, reached: Callable[[Job], object], seconds: float = 20) -> Job:
-    """Tick until a job is as wanted."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+def tick_until(service: JobService, job: Job, reached: Callable[[Job], object], seconds: float = 20) -> Job:
+    """Call the service's tick until `reached(job)` is true, and return the job."""
+
+    def look() -> Job | None:
         service.tick()
-        if reached(now := service.store.get(job.id)):
-            return now
-        time.sleep(0.05)
-    pytest.fail(f"still {service.store.get(job.id)}")
+        return now if reached(now := service.store.get(job.id)) else None
+
+    return wait_until(look, seconds, explain=lambda: service.store.get(job.id))
 
 
 def ended(job: Job) -> bool:
-    """Whether nothing more happens to it."""
+    """Return whether a job has ended."""
     return job.status.is_final
 
 
-def starts(job: Job) -> int:
-    """How many drivers a job had."""
-    path = Path(job.output) / "starts"
-    return len(path.read_text()) if path.exists() else 0
+def has_started(job: Job) -> bool:
+    """Return whether a job has had a driver."""
+    return num_starts(job.output) > 0
 
 
 def test_a_job_runs_to_its_end(service: JobService, tmp_path: Path) -> None:
     """Its counts and thresholds are the manifest's; its log is there."""
-    job = until(service, submit(service, tmp_path, "succeed"), ended)
+    job = tick_until(service, queue_job(service, tmp_path, "succeed"), ended)
     assert (job.status, job.stage, job.attempts) == (JobStatus.succeeded, "done", 1)
     assert (job.counts, job.thresholds) == ({"read": 8, "kept": 4}, {"alpha": 0.5})
     assert b"".join(service.launchers["local"].log(job)) == b"attempt 1\n"
@@ -82,7 +81,7 @@ def test_a_job_runs_to_its_end(service: JobService, tmp_path: Path) -> None:
 
 def test_progress_is_the_drivers(service: JobService, tmp_path: Path) -> None:
     """Samples, tokens, speed and what is left."""
-    job = until(service, submit(service, tmp_path, "sleep"), lambda j: j.progress.samples_done)
+    job = tick_until(service, queue_job(service, tmp_path, "sleep"), lambda j: j.progress.samples_done)
     assert (job.status, job.stage) == (JobStatus.running, "score")
     p = job.progress
     assert (p.samples_done, p.samples_total, p.tokens_done, p.tokens_per_s, p.eta_s) == (3, 8, 90, 12.3, 4.6)
@@ -90,7 +89,7 @@ def test_progress_is_the_drivers(service: JobService, tmp_path: Path) -> None:
 
 def test_a_drivers_error_is_the_jobs(service: JobService, tmp_path: Path) -> None:
     """Code, message and hint."""
-    job = until(service, submit(service, tmp_path, "fail"), ended)
+    job = tick_until(service, queue_job(service, tmp_path, "fail"), ended)
     assert job.status is JobStatus.failed
     assert job.error is not None
     assert (job.error.code, job.error.message, job.error.hint) == ("data", "none of 8 records could be scored", "look")
@@ -98,34 +97,34 @@ def test_a_drivers_error_is_the_jobs(service: JobService, tmp_path: Path) -> Non
 
 def test_a_vanished_driver_is_a_failure_that_can_be_resumed(service: JobService, tmp_path: Path) -> None:
     """Without a word, and also where an earlier attempt left one."""
-    job = until(service, submit(service, tmp_path, "vanish"), ended)
+    job = tick_until(service, queue_job(service, tmp_path, "vanish"), ended)
     assert job.error is not None
     assert job.error.code == "driver_vanished"
     service.resume(job.id)
-    again = until(service, job, ended)
-    assert (again.attempts, starts(job)) == (2, 2)
+    again = tick_until(service, job, ended)
+    assert (again.attempts, num_starts(job.output)) == (2, 2)
     assert b"".join(service.launchers["local"].log(job)) == b"attempt 1\nattempt 2\n"
 
 
 def test_an_error_of_an_earlier_attempt_is_not_told_again(service: JobService, tmp_path: Path) -> None:
     """What stands in progress.json may be older than the driver that died."""
-    job = until(service, submit(service, tmp_path, "sleep"), lambda j: j.reference)
+    job = tick_until(service, queue_job(service, tmp_path, "sleep"), lambda j: j.reference)
     path = Path(job.output) / "_qtune" / "progress.json"
-    wait_for(path.exists)
+    wait_until(path.exists)
     old = '{"stage": "plan", "updated_at_s": 1.0, "error": {"code": "data", "message": "old", "hint": ""}}'
     path.write_text(old)
     os.kill(job.reference["pid"], signal.SIGKILL)
-    failed = until(service, job, ended)
+    failed = tick_until(service, job, ended)
     assert failed.error is not None
     assert failed.error.code == "driver_vanished"
 
 
 def test_cancelling_lets_a_driver_save(service: JobService, tmp_path: Path) -> None:
     """It gets SIGTERM, and is cancelled when it is gone."""
-    job = until(service, submit(service, tmp_path, "sleep"), starts)
-    wait_for((Path(job.output) / "_qtune" / "progress.json").exists)
+    job = tick_until(service, queue_job(service, tmp_path, "sleep"), has_started)
+    wait_until((Path(job.output) / "_qtune" / "progress.json").exists)
     service.cancel(job.id)
-    cancelled = until(service, job, ended)
+    cancelled = tick_until(service, job, ended)
     assert cancelled.status is JobStatus.cancelled
     assert (Path(job.output) / "saved").exists()
 
@@ -135,52 +134,52 @@ def test_a_driver_that_does_not_stop_is_ended(
 ) -> None:
     """After the time of grace."""
     monkeypatch.setattr(base, "SERVER_MARGIN_S", -24.5)  # half a second with the default of stop_grace_s, 25
-    job = until(service, submit(service, tmp_path, "stubborn"), starts)
-    wait_for((Path(job.output) / "_qtune" / "progress.json").exists)
+    job = tick_until(service, queue_job(service, tmp_path, "stubborn"), has_started)
+    wait_until((Path(job.output) / "_qtune" / "progress.json").exists)
     service.cancel(job.id)
-    assert until(service, job, ended).status is JobStatus.cancelled
+    assert tick_until(service, job, ended).status is JobStatus.cancelled
 
 
 def test_no_more_than_the_limit_run(service: JobService, tmp_path: Path) -> None:
     """The third waits for the first."""
-    made = [submit(service, tmp_path, "sleep") for _ in range(3)]
+    made = [queue_job(service, tmp_path, "sleep") for _ in range(3)]
     service.tick()
     assert [service.store.get(j.id).status for j in made] == ["running", "running", "queued"]
     service.cancel(made[0].id)
-    until(service, made[2], lambda j: j.status is JobStatus.running)
+    tick_until(service, made[2], lambda j: j.status is JobStatus.running)
 
 
 def test_a_server_that_died_after_starting_a_driver_finds_it(
     service: JobService, store: JobStore, launcher: LocalLauncher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The driver is known by its environment; there is never a second one."""
-    job = submit(service, tmp_path, "sleep")
+    job = queue_job(service, tmp_path, "sleep")
     claimed = store.claim(1)
     assert claimed is not None
     launcher.start(claimed)  # and here the server is killed
     monkeypatch.setattr(service_module, "SILENCE_S", 0.0)
     fresh = JobService(store, {"local": LocalLauncher(tmp_path / "jobs", python=DRIVER)})
-    found = until(fresh, job, lambda j: j.reference)
+    found = tick_until(fresh, job, lambda j: j.reference)
     assert psutil.pid_exists(found.reference["pid"])
-    wait_for(lambda: starts(job) == 1)
+    wait_until(lambda: num_starts(job.output) == 1)
     fresh.cancel(job.id)
-    assert until(fresh, job, ended).status is JobStatus.cancelled
-    assert starts(job) == 1
+    assert tick_until(fresh, job, ended).status is JobStatus.cancelled
+    assert num_starts(job.output) == 1
 
 
 def test_servers_that_start_a_driver_at_once_start_one(store: JobStore, tmp_path: Path) -> None:
     """Eight launchers for the same attempt: all of them have the same driver."""
     launchers = [LocalLauncher(tmp_path / "jobs", python=DRIVER) for _ in range(8)]
     service = JobService(store, {"local": launchers[0]})
-    submit(service, tmp_path, "sleep")
+    queue_job(service, tmp_path, "sleep")
     claimed = store.claim(1)
     assert claimed is not None
     with ThreadPoolExecutor(8) as pool:
         references = list(pool.map(lambda launcher: launcher.start(claimed), launchers))
-    wait_for((Path(claimed.output) / "_qtune" / "progress.json").exists)
+    wait_until((Path(claimed.output) / "_qtune" / "progress.json").exists)
     assert all(reference == references[0] for reference in references)
-    assert starts(claimed) == 1
-    launchers[0].stop(references[0], at_once=True)
+    assert num_starts(claimed.output) == 1
+    launchers[0].stop(references[0], force=True)
 
 
 @pytest.mark.parametrize("act", ["fail", "vanish", "succeed"])
@@ -188,27 +187,27 @@ def test_a_driver_that_ended_before_it_was_written_down(
     service: JobService, store: JobStore, launcher: LocalLauncher, tmp_path: Path, act: str
 ) -> None:
     """The server was killed just after starting it: the next one starts no second driver, and reads how it ended."""
-    job = submit(service, tmp_path, act)
+    job = queue_job(service, tmp_path, act)
     claimed = store.claim(1)
     assert claimed is not None
     reference = launcher.start(claimed)  # and here the server is killed
-    wait_for(lambda: launcher.state(reference) is DriverState.ended)
+    wait_until(lambda: launcher.state(reference) is DriverState.ended)
     fresh = JobService(store, {"local": LocalLauncher(tmp_path / "jobs", python=DRIVER)})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(service_module, "SILENCE_S", 0.0)
-        done = until(fresh, job, ended)
+        done = tick_until(fresh, job, ended)
     want = {"fail": "data", "vanish": "driver_vanished"}
-    assert (done.error.code if done.error else None, starts(job)) == (want.get(act), 1)
+    assert (done.error.code if done.error else None, num_starts(job.output)) == (want.get(act), 1)
     service.delete(job.id)
     assert list((tmp_path / "jobs").iterdir()) == []
 
 
 def test_an_output_of_another_job_is_no_success(service: JobService, tmp_path: Path) -> None:
     """A driver that refuses a finished output of another job has failed, though a manifest is there."""
-    job = submit(service, tmp_path, "fail")
+    job = queue_job(service, tmp_path, "fail")
     (Path(job.output) / "_qtune").mkdir(parents=True)
     (Path(job.output) / "manifest.json").write_text('{"counts": {"read": 1}}')
-    assert until(service, job, ended).status is JobStatus.failed
+    assert tick_until(service, job, ended).status is JobStatus.failed
 
 
 def test_a_job_of_a_launcher_that_is_gone(store: JobStore, launcher: LocalLauncher, tmp_path: Path) -> None:
@@ -217,16 +216,16 @@ def test_a_job_of_a_launcher_that_is_gone(store: JobStore, launcher: LocalLaunch
     out = tmp_path / "out"
     spec = {"input": {"paths": ["a.jsonl"]}, "model": {"name": "sleep"}, "output": {"path": str(out)}}
     job = before.submit(NewJob("x", spec, str(out), "ann", "cluster"))[0]
-    until(before, job, lambda j: j.progress.samples_done)
+    tick_until(before, job, lambda j: j.progress.samples_done)
     after = JobService(store, {"local": launcher})
     after.tick()
     assert store.get(job.id).status is JobStatus.running
     with pytest.raises(NotFoundError, match="no launcher 'cluster'"):
         after.log(store.get(job.id))
-    launcher.stop(store.get(job.id).reference, at_once=True)
+    launcher.stop(store.get(job.id).reference, force=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(service_module, "SILENCE_S", 0.3)
-        assert until(after, job, ended).status is JobStatus.failed
+        assert tick_until(after, job, ended).status is JobStatus.failed
 
 
 @pytest.mark.parametrize("is_cancelled", [False, True])
@@ -234,22 +233,22 @@ def test_a_launcher_that_is_away_is_waited_for(service: JobService, tmp_path: Pa
     """A job waits for it, and is started when it is back; after the time of patience it fails with what was wrong."""
     away = Away(service.launchers["local"])
     waiting = JobService(service.store, {"local": away})
-    job = until(waiting, submit(waiting, tmp_path, "succeed"), lambda j: j.stage == "launch")
+    job = tick_until(waiting, queue_job(waiting, tmp_path, "succeed"), lambda j: j.stage == "launch")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(service_module, "SILENCE_S", 0.0)
         away.is_away = False
-        assert until(waiting, job, ended).status is JobStatus.succeeded
+        assert tick_until(waiting, job, ended).status is JobStatus.succeeded
         away.is_away = True
-        job = until(waiting, submit(waiting, tmp_path, "succeed"), lambda j: j.stage == "launch")
+        job = tick_until(waiting, queue_job(waiting, tmp_path, "succeed"), lambda j: j.stage == "launch")
         if is_cancelled:
             waiting.cancel(job.id)
-        patch.setattr(service_module, "PATIENCE_S", 0.2)
-        done = until(waiting, job, ended)
+        patch.setattr(service_module, "LAUNCH_LIMIT_S", 0.2)
+        done = tick_until(waiting, job, ended)
     if is_cancelled:
         assert (done.status, done.error) == (JobStatus.cancelled, None)
     else:
         assert done.error == JobError("launch_failed", "nobody is there", "wait")
-    assert starts(job) == 0
+    assert num_starts(job.output) == 0
 
 
 class Away:
@@ -262,7 +261,7 @@ class Away:
         self.state, self.stop, self.log, self.forget = inner.state, inner.stop, inner.log, inner.forget
 
     def start(self, job: Job) -> Reference:
-        """As the other one, if it is there."""
+        """Start the job by the other launcher, if it is there."""
         if self.is_away:
             raise LauncherAwayError("nobody is there", "wait")
         return self._inner.start(job)
@@ -270,16 +269,16 @@ class Away:
 
 def test_a_job_that_ended_while_no_server_was_there(service: JobService, store: JobStore, tmp_path: Path) -> None:
     """The next server reads how."""
-    job = submit(service, tmp_path, "succeed")
+    job = queue_job(service, tmp_path, "succeed")
     service.tick()
-    wait_for((tmp_path / job.name.replace(" ", "-") / "manifest.json").exists)
+    wait_until((tmp_path / job.name.replace(" ", "-") / "manifest.json").exists)
     fresh = JobService(store, {"local": LocalLauncher(tmp_path / "jobs", python=DRIVER)})
-    assert until(fresh, job, ended).status is JobStatus.succeeded
+    assert tick_until(fresh, job, ended).status is JobStatus.succeeded
 
 
 def test_another_hosts_driver_is_judged_by_what_it_writes(service: JobService, store: JobStore, tmp_path: Path) -> None:
     """As long as it writes, it is alive, whatever its clock says; after silence it is gone."""
-    job = submit(service, tmp_path, "sleep")
+    job = queue_job(service, tmp_path, "sleep")
     store.claim(1)
     store.note(job.id, reference={"host": "another", "pid": 1, "started_s": 0.0})
     out = Path(job.output) / "_qtune"
@@ -302,25 +301,17 @@ def test_a_number_that_another_process_got_is_not_the_driver(launcher: LocalLaun
     me = psutil.Process()
     reference = {"host": os.uname().nodename, "pid": me.pid, "started_s": me.create_time() - 100}
     assert launcher.state(reference) is DriverState.ended
-    launcher.stop(reference, at_once=True)  # and nothing happens to this test
+    launcher.stop(reference, force=True)  # and nothing happens to this test
 
 
 def test_what_cannot_be_started_fails_with_the_reason(store: JobStore, tmp_path: Path) -> None:
     """An unknown launcher, and a folder that cannot be written."""
     (tmp_path / "file").touch()
     broken = JobService(store, {"local": LocalLauncher(tmp_path / "file" / "jobs", python=DRIVER)})
-    job = until(broken, submit(broken, tmp_path, "succeed"), ended)
+    job = tick_until(broken, queue_job(broken, tmp_path, "succeed"), ended)
     assert job.error is not None
     assert job.error.code == "launch_failed"
     nowhere = JobService(store, {})
-    job = until(nowhere, submit(nowhere, tmp_path, "succeed"), ended)
+    job = tick_until(nowhere, queue_job(nowhere, tmp_path, "succeed"), ended)
     assert job.error is not None
     assert "has no launcher 'local'" in job.error.message
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 20) -> None:
-    """Until something is so."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not by {datetime.now(UTC)}"
-        time.sleep(0.02)

@@ -46,14 +46,14 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 
 def token_store(folder: Path) -> TokenStore:
-    """Of the server with this data root."""
+    """Open the tokens of the server with this data root."""
     database = open_database(f"sqlite:///{folder}/qtune.db")
     upgrade(database)
     return TokenStore(database)
 
 
 def job(folder: Path) -> dict[str, object]:
-    """A job that may run."""
+    """Return a job that is allowed."""
     return {"input": {"paths": [f"{folder}/inputs/a"]}, "model": {"name": "succeed"}}
 
 

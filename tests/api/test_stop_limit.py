@@ -25,7 +25,8 @@ from qtune_service.server.launchers.local import LocalLauncher
 from qtune_service.server.launchers.ray import environment
 from tests.api.servers import DRIVER, scripted, serving, settings
 from tests.api.test_ray_jobs import job as ray_job
-from tests.api.test_service import submit, until
+from tests.api.test_service import queue_job, tick_until
+from tests.waiting import wait_until
 
 OLD_SPECS = [1e9, float("inf"), float("nan"), -5, "never", None, True, 10**400]
 
@@ -65,11 +66,11 @@ class Deaf:
         assert reference["driver"]
         return DriverState.alive
 
-    def stop(self, reference: Reference, *, at_once: bool) -> None:
+    def stop(self, reference: Reference, *, force: bool) -> None:
         """Keep what was requested; fail where the driver is to be asked."""
         assert reference["driver"]
-        self.asked.append(at_once)
-        if not at_once:
+        self.asked.append(force)
+        if not force:
             raise LaunchError("it cannot be asked", "")
 
     def log(self, job: Job, start: int = 0) -> Iterator[bytes]:  # noqa: ARG002 - it printed nothing
@@ -82,7 +83,7 @@ class Deaf:
 
 @pytest.fixture
 def store(tmp_path: Path) -> JobStore:
-    """An empty one."""
+    """Return an empty store."""
     database = open_database(f"sqlite:///{tmp_path}/q.db")
     upgrade(database)
     return JobStore(database)
@@ -94,7 +95,7 @@ def test_force_follows_where_asking_fails(
     """The limit counts from the first try. Force is repeated; the log says it once."""
     deaf = Deaf()
     service = JobService(store, {"local": deaf})
-    made = submit(service, tmp_path, "sleep")
+    made = queue_job(service, tmp_path, "sleep")
     service.tick()
     service.cancel(made.id)
     for _ in range(3):
@@ -105,20 +106,20 @@ def test_force_follows_where_asking_fails(
         service.tick()
         JobService(store, {"local": deaf}).tick()  # a server that was restarted
     assert deaf.asked[3:] == [True, True]
-    assert sum("removed by force" in line for line in caplog.messages) == 1
+    assert sum("is killed" in line for line in caplog.messages) == 1
 
 
 def test_a_driver_is_asked_once(store: JobStore, tmp_path: Path) -> None:
     """A second SIGTERM would end it before it has saved."""
 
     class Polite(Deaf):
-        def stop(self, reference: Reference, *, at_once: bool) -> None:
+        def stop(self, reference: Reference, *, force: bool) -> None:
             assert "stop_asked_s" not in reference
-            self.asked.append(at_once)
+            self.asked.append(force)
 
     place = Polite()
     service = JobService(store, {"local": place})
-    made = submit(service, tmp_path, "sleep")
+    made = queue_job(service, tmp_path, "sleep")
     service.tick()
     service.cancel(made.id)
     for _ in range(3):
@@ -133,11 +134,11 @@ def test_a_spec_of_an_older_version_keeps_no_driver(
     monkeypatch.setattr(base, "MAX_STOP_GRACE_S", 0)
     monkeypatch.setattr(base, "SERVER_MARGIN_S", 0.5)
     service = JobService(store, {"local": LocalLauncher(tmp_path / "jobs", python=DRIVER)})
-    made = submit(service, tmp_path, "stubborn", limits={"stop_grace_s": 1e9})
+    made = queue_job(service, tmp_path, "stubborn", limits={"stop_grace_s": 1e9})
     beat = Path(made.output) / "_qtune" / "progress.json"
-    running = until(service, made, lambda now: now.reference and beat.exists())
+    running = tick_until(service, made, lambda now: now.reference and beat.exists())
     service.cancel(made.id)
-    assert until(service, made, lambda now: now.status.is_final).status == "cancelled"
+    assert tick_until(service, made, lambda now: now.status.is_final).status == "cancelled"
     assert not _lives(running.reference["pid"])
 
 
@@ -149,23 +150,16 @@ def test_cancelling_by_rest_removes_a_stubborn_driver(tmp_path: Path, monkeypatc
         made = client.post("/api/v1/jobs", json={**body, "limits": {"stop_grace_s": 0}})
         assert made.status_code == 201, made.text
         path, beat = made.headers["location"], Path(made.json()["output"]) / "_qtune" / "progress.json"
-        _wait(beat.exists)
+        wait_until(beat.exists)
         (number,) = (tmp_path / "jobs").glob("*.pid")
         pid = int(number.read_text())
         assert client.post(f"{path}/cancel").status_code == 202
-        _wait(lambda: client.get(path).json()["status"] == "cancelled")
+        wait_until(lambda: client.get(path).json()["status"] == "cancelled")
         assert not _lives(pid)
 
 
 def _lives(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-
-
-def _wait(reached: Any, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not reached():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 STUBBORN_FAMILY = """#!{python}
@@ -185,11 +179,11 @@ def test_force_reaches_the_processes_of_a_driver(tmp_path: Path) -> None:
     driver.chmod(0o755)
     place = LocalLauncher(tmp_path / "jobs", python=str(driver))
     reference = place.start(ray_job())
-    _wait(lambda: note.exists() and note.read_text())
+    wait_until(lambda: note.exists() and note.read_text())
     pids = (reference["pid"], int(note.read_text()))
-    place.stop(reference, at_once=False)
+    place.stop(reference, force=False)
     time.sleep(0.3)
     assert all(map(_lives, pids))
-    place.stop(reference, at_once=True)
-    _wait(lambda: not any(map(_lives, pids)))
+    place.stop(reference, force=True)
+    wait_until(lambda: not any(map(_lives, pids)))
     assert place.state(reference) is DriverState.ended

@@ -25,7 +25,7 @@ SPEC: dict[str, Any] = {"input": {"paths": ["a.jsonl"]}, "model": {"name": "m"},
 
 
 def new(name: str = "a job", owner: str = "ann", key: str | None = None, **spec: Any) -> NewJob:
-    """A submission."""
+    """Return a submission."""
     return NewJob(name, {**SPEC, **spec}, f"out/{new_id()}", owner, "local", key)
 
 

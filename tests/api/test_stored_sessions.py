@@ -39,7 +39,7 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    """A server on SQLite with a token of scope admin."""
+    """Yield a server on SQLite with a token of scope admin."""
     database = open_database(f"sqlite:///{tmp_path}/qtune.db")
     upgrade(database)
     _, text = TokenStore(database).create("ann", Scope.admin)
@@ -82,7 +82,7 @@ def test_what_is_no_cookie_is_no_session(site: Site) -> None:
 
 @pytest.fixture
 def token(database: Engine) -> Token:
-    """A token in a database of each kind."""
+    """Return a token in a database of each kind."""
     return TokenStore(database).create("ann", Scope.read)[0]
 
 

@@ -10,7 +10,6 @@ import shlex
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +19,10 @@ import httpx
 import pytest
 
 from tests.api.servers import scripted, serving, settings
-from tests.api.test_jobs_api import body, submit, until
 from tests.jobs import QTUNE, environment
-from tests.s3 import free_port, serve_s3
+from tests.s3 import S3Endpoint
+from tests.scripted_jobs import job_request, submit_job, wait_for_job
+from tests.waiting import free_port, wait_until, wait_until_ready
 
 LINE = b'{"prompt": "What is a dalox?", "completion": "It lives in gardens."}\n'
 LINES = LINE * 200
@@ -31,7 +31,7 @@ LIMIT_BYTES = 1 << 20
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[httpx.Client]:
-    """A server that takes files of up to a MiB."""
+    """Yield a client of a server that takes files of up to a MiB."""
     with serving(settings(tmp_path, max_upload_bytes=LIMIT_BYTES), scripted(tmp_path)) as made:
         yield made
 
@@ -107,7 +107,7 @@ def _announce(client: httpx.Client, length: int) -> bytes:
 
 
 def _begun(client: httpx.Client, headers: str) -> socket.socket:
-    """A request for an upload whose body does not come."""
+    """Begin an upload whose body does not come."""
     connection = socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=10)
     host = f"Host: {client.base_url.host}:{client.base_url.port}"
     connection.sendall(f"POST /api/v1/datasets?name=a.jsonl HTTP/1.1\r\n{host}\r\n{headers}\r\n\r\n".encode())
@@ -125,16 +125,9 @@ def test_a_sender_that_goes_away_leaves_nothing(client: httpx.Client, tmp_path: 
     """The file that was arriving is gone soon after its connection."""
     with _begun(client, "Transfer-Encoding: chunked") as connection:
         connection.sendall(b"%x\r\n%s\r\n" % (len(LINES), LINES))
-        _wait(lambda: len(files_of(tmp_path)) == 1)
-    _wait(lambda: files_of(tmp_path) == [])
+        wait_until(lambda: len(files_of(tmp_path)) == 1, 60)
+    wait_until(lambda: files_of(tmp_path) == [], 60)
     assert upload(client).status_code == 201
-
-
-def _wait(until_true: Any) -> None:
-    deadline = time.monotonic() + 60
-    while not until_true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 # --- jobs
@@ -143,29 +136,29 @@ def _wait(until_true: Any) -> None:
 def test_a_job_reads_a_dataset(client: httpx.Client, tmp_path: Path) -> None:
     """Its spec shows the dataset, its driver gets the folder; no other input is allowed to be there."""
     made = upload(client).json()
-    job = submit(client, tmp_path, input={"paths": [made["uri"]]})
+    job = submit_job(client, tmp_path, input={"paths": [made["uri"]]})
     assert job["spec"]["input"]["paths"] == [made["uri"]]
-    assert until(client, job["id"], "succeeded")["spec"]["input"]["paths"] == [made["uri"]]
+    assert wait_for_job(client, job["id"], "succeeded")["spec"]["input"]["paths"] == [made["uri"]]
     given = httpx.Response(200, content=(tmp_path / "jobs" / f"{job['id']}.json").read_bytes()).json()
     (folder,) = given["input"]["paths"]
     assert [path.name for path in Path(folder).iterdir()] == ["a.jsonl"]
     again = client.post(f"/api/v1/jobs/{job['id']}/reprune", json={})
     assert again.json()["spec"]["input"]["paths"] == [made["uri"]]
-    refused = client.post("/api/v1/jobs", json=body(tmp_path, input={"paths": [folder]}))
+    refused = client.post("/api/v1/jobs", json=job_request(tmp_path, input={"paths": [folder]}))
     assert refused.json()["code"] == "not_allowed"
 
 
 def test_a_dataset_in_use_stays(client: httpx.Client, tmp_path: Path) -> None:
     """409 until its job has ended; then a resume is refused, since there is nothing to read."""
     made = upload(client).json()
-    job = submit(client, tmp_path, "sleep", input={"paths": [made["uri"]]})["id"]
+    job = submit_job(client, tmp_path, "sleep", input={"paths": [made["uri"]]})["id"]
     place = f"/api/v1/datasets/{made['id']}"
     refused = client.delete(place)
     assert (refused.status_code, refused.json()["code"]) == (409, "dataset_in_use")
-    until(client, job, "running")
+    wait_for_job(client, job, "running")
     assert client.delete(place).status_code == 409
     client.post(f"/api/v1/jobs/{job}/cancel")
-    until(client, job, "cancelled")
+    wait_for_job(client, job, "cancelled")
     assert client.delete(place).status_code == 204
     resumed = client.post(f"/api/v1/jobs/{job}/resume")
     assert (resumed.status_code, resumed.json()["code"]) == (422, "unknown_dataset")
@@ -182,7 +175,7 @@ def test_a_dataset_in_use_stays(client: httpx.Client, tmp_path: Path) -> None:
 )
 def test_datasets_that_there_are_not(client: httpx.Client, tmp_path: Path, path: str, status: int, code: str) -> None:
     """The field is named, and no job is made."""
-    refused = client.post("/api/v1/jobs", json=body(tmp_path, input={"paths": [path]}))
+    refused = client.post("/api/v1/jobs", json=job_request(tmp_path, input={"paths": [path]}))
     assert (refused.status_code, refused.json()["code"]) == (status, code)
     assert refused.json()["detail"].startswith("input.paths: ")
     assert client.get("/api/v1/jobs").json()["jobs"] == []
@@ -193,22 +186,15 @@ def test_datasets_that_there_are_not(client: httpx.Client, tmp_path: Path, path:
 
 @contextmanager
 def _started(command: list[str], port: int, **more: Any) -> Iterator[tuple[httpx.Client, int]]:
-    """A server in a process of its own, and its client, once it answers."""
+    """Run a server in a process of its own and yield its client once it answers."""
     process = subprocess.Popen(command, env=environment(), **more)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            _wait(lambda: _answers(client))
+            wait_until_ready(client)
             yield client, process.pid
     finally:
         process.terminate()
         process.wait(30)
-
-
-def _answers(client: httpx.Client) -> bool:
-    try:
-        return client.get("/readyz").is_success
-    except httpx.TransportError:
-        return False
 
 
 def _serve(root: Path, port: int) -> list[str]:
@@ -249,32 +235,31 @@ def test_a_disk_that_runs_full_on_the_way(tmp_path: Path) -> None:
 
 
 def test_a_killed_server_leaves_nothing_for_long(tmp_path: Path) -> None:
-    """kill -9 in the middle of an upload: the next server begins by clearing up."""
+    """Kill -9 in the middle of an upload: the next server begins by clearing up."""
     port = free_port()
     with _started(_serve(tmp_path, port), port) as (client, pid):
         kept = upload(client).json()["id"]
         with _begun(client, "Transfer-Encoding: chunked") as connection:
             connection.sendall(b"%x\r\n%s\r\n" % (len(LINES), LINES))
-            _wait(lambda: len(files_of(tmp_path)) == 2)
+            wait_until(lambda: len(files_of(tmp_path)) == 2, 60)
             os.kill(pid, signal.SIGKILL)
     assert len(files_of(tmp_path)) == 2
     with _started(_serve(tmp_path, port), port):
         assert files_of(tmp_path) == [f"{kept}/a.jsonl"]
 
 
-def test_datasets_in_an_object_store(tmp_path: Path) -> None:
+def test_datasets_in_an_object_store(tmp_path: Path, s3: S3Endpoint) -> None:
     """They arrive here, are sent on when they are whole, and jobs get their URI."""
-    with serve_s3() as s3:
-        chosen = settings(tmp_path, datasets_root=s3.uri("sets"))
-        with serving(chosen, scripted(tmp_path)) as client:
-            assert upload(client, b"no\n" * 900).status_code == 422
-            assert s3.keys("sets") == []
-            made = upload(client).json()
-            assert s3.keys("sets") == [f"sets/{made['id']}/a.jsonl"]
-            assert list((tmp_path / "arrivals").iterdir()) == []
-            job = submit(client, tmp_path, input={"paths": [made["uri"]]})["id"]
-            until(client, job, "succeeded")
-            given = (tmp_path / "jobs" / f"{job}.json").read_text()
-            assert f'"paths": ["{s3.uri("sets")}/{made["id"]}"]' in given
-            assert client.delete(f"/api/v1/datasets/{made['id']}").status_code == 204
-            assert [key for key in s3.keys("sets") if not key.endswith("/")] == []
+    chosen = settings(tmp_path, datasets_root=s3.uri("sets"))
+    with serving(chosen, scripted(tmp_path)) as client:
+        assert upload(client, b"no\n" * 900).status_code == 422
+        assert s3.keys("sets") == []
+        made = upload(client).json()
+        assert s3.keys("sets") == [f"sets/{made['id']}/a.jsonl"]
+        assert list((tmp_path / "arrivals").iterdir()) == []
+        job = submit_job(client, tmp_path, input={"paths": [made["uri"]]})["id"]
+        wait_for_job(client, job, "succeeded")
+        given = (tmp_path / "jobs" / f"{job}.json").read_text()
+        assert f'"paths": ["{s3.uri("sets")}/{made["id"]}"]' in given
+        assert client.delete(f"/api/v1/datasets/{made['id']}").status_code == 204
+        assert [key for key in s3.keys("sets") if not key.endswith("/")] == []

@@ -9,7 +9,7 @@ CHECK = Path(__file__).with_suffix(".js").read_text(encoding="utf-8").partition(
 
 
 def faults(page: Any) -> list[str]:
-    """What is wrong with what is to be seen now, and whether it is wider than the screen."""
+    """Return the accessibility faults of the visible page, and whether it is wider than the screen."""
     found: list[str] = page.evaluate(CHECK)
     width, room = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
     return [*found, *([f"{width} pixels wide on a screen of {room}"] if width > room else [])]

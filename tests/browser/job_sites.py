@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from tests.api.servers import scripted, settings
 from tests.browser.jobs_in_store import add_finished
 from tests.browser.sites import Site, running
 from tests.jobs import DEMO_DATA, DEMO_MODEL
+from tests.scripted_jobs import submit_job, wait_for_job
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,27 +30,20 @@ class JobSite:
     client: httpx.Client
 
     def page(self, job: str) -> str:
-        """The address of a job's page."""
+        """Return the address of a job's page."""
         return f"{self.site.url}/jobs/{job}"
 
     def submit(self, act: str, **more: Any) -> str:
-        """A job of the scripted driver; its id."""
-        body = {"name": act, "input": {"paths": [f"{self.folder}/inputs/a.jsonl"]}, "model": {"name": act}, **more}
-        answer = self.client.post("/api/v1/jobs", json=body)
-        assert answer.status_code == 201, answer.text
-        return str(answer.json()["id"])
+        """Submit a scripted job and return its id."""
+        return str(submit_job(self.client, self.folder, act, **more)["id"])
 
     def job(self, job: str) -> dict[str, Any]:
-        """As the API shows it."""
+        """Return a job as the API shows it."""
         return dict(self.client.get(f"/api/v1/jobs/{job}").json())
 
     def until(self, job: str, *statuses: str, seconds: float = 20) -> dict[str, Any]:
-        """The job, once it has one of these."""
-        deadline = time.monotonic() + seconds
-        while (found := self.job(job))["status"] not in statuses:
-            assert time.monotonic() < deadline, found
-            time.sleep(0.05)
-        return found
+        """Return a job once it has one of some statuses."""
+        return wait_for_job(self.client, job, *statuses, seconds=seconds)
 
     def end(self, job: str) -> None:
         """Stop a job, whatever it does."""
@@ -58,18 +51,18 @@ class JobSite:
         self.until(job, "succeeded", "failed", "cancelled")
 
     def add_finished(self, finished: FinishedOutput, name: str = "done") -> str:
-        """A job that has an output, made elsewhere; its id."""
+        """Add a job that has an output, and return its id."""
         return add_finished(JobStore(open_database(f"sqlite:///{self.folder}/qtune.db")), name, finished).id
 
 
 def client_of(site: Site) -> httpx.Client:
-    """Of its API."""
+    """Return a client of a site's API."""
     return httpx.Client(base_url=site.url, timeout=30)
 
 
 @contextmanager
 def job_site(folder: Path, *, outputs: str = "") -> Iterator[JobSite]:
-    """A service until the block ends. outputs: a folder that jobs may write to, beside the server's own."""
+    """Run a service until the block ends. outputs: a folder that jobs may write to, beside the server's own."""
     allowed = {
         "allowed_models": ("succeed", "fail", "vanish", "sleep", "sleep 6", DEMO_MODEL),
         "allowed_inputs": (f"{folder}/inputs", str(DEMO_DATA.parent), *filter(None, [outputs])),

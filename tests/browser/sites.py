@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from fastapi import FastAPI
 
 from qtune_service.server.http_server import make_http_server
 from qtune_service.server.settings import Settings
+from tests.waiting import free_port
 
 WIDE = {"width": 1280, "height": 900}
 NARROW = {"width": 360, "height": 740}
@@ -35,9 +35,7 @@ class Site:
     def start(self) -> None:
         """Listen; the second time at the same port."""
         if not self.port:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                self.port = free.getsockname()[1]
+            self.port = free_port()
         self.app = self.make()
         self._server = make_http_server(self.app, Settings(port=self.port), timeout_graceful_shutdown=1)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
@@ -54,7 +52,7 @@ class Site:
 
 @contextmanager
 def running(make: Callable[[], FastAPI]) -> Iterator[Site]:
-    """A site until the block ends."""
+    """Run a site until the block ends."""
     site = Site(make)
     site.start()
     try:
@@ -72,7 +70,9 @@ class Seen:
 
 
 def open_page(browser: Any, url: str, **settings: Any) -> tuple[Any, Seen]:
-    """A page in a browser of its own, and what it does. Violations of the security policy are complaints."""
+    """Open a page in a browser of its own; return it and what it does. Violations of the security policy are
+    complaints.
+    """
     page, seen = browser.new_context(**{"viewport": WIDE, **settings}).new_page(), Seen()
     page.on("console", lambda message: seen.complaints.append(message.text))
     page.on("pageerror", lambda error: seen.complaints.append(str(error)))

@@ -23,7 +23,7 @@ SAMPLES = "#sample-list > details"
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, outputs: FinishedOutputs) -> Iterator[JobSite]:
-    """A service whose jobs may read what the outputs are made of."""
+    """Yield a service whose jobs may read the input of the outputs."""
     root = str(Path(outputs.pruned.root).parent)
     with job_site(tmp_path_factory.mktemp("service"), outputs=root) as made:
         yield made
@@ -31,19 +31,19 @@ def place(tmp_path_factory: pytest.TempPathFactory, outputs: FinishedOutputs) ->
 
 @pytest.fixture(scope="module")
 def done(place: JobSite, outputs: FinishedOutputs) -> str:
-    """A finished job of 120 samples, 40% kept."""
+    """Return a finished job of 120 samples, 40% kept."""
     return place.add_finished(outputs.pruned)
 
 
 def opened(browser: Any, place: JobSite, job: str, **settings: Any) -> tuple[Any, Seen]:
-    """A job's page, once it shows the job."""
+    """Open a job's page and wait until it shows the job."""
     page, seen = open_page(browser, place.page(job), **settings)
     page.wait_for_selector("#job:not([hidden])")
     return page, seen
 
 
 def finished_page(browser: Any, place: JobSite, job: str, **settings: Any) -> tuple[Any, Seen]:
-    """The page of a finished job, once all of it is there."""
+    """Open the page of a finished job and wait until all of it is there."""
     page, seen = opened(browser, place, job, **settings)
     page.wait_for_selector("#job[data-pictures=drawn]")
     page.wait_for_selector("#sample-list details")
@@ -52,7 +52,7 @@ def finished_page(browser: Any, place: JobSite, job: str, **settings: Any) -> tu
 
 
 def answering(body: Any) -> Callable[[Any], None]:
-    """In the server's place."""
+    """Return a route handler that answers in the server's place."""
     return lambda route: route.fulfill(json=body)
 
 
@@ -240,7 +240,7 @@ def test_the_lines_for_programs_work(browser: Any, place: JobSite, done: str, tm
 
 
 def run(*command: str, at: Path) -> str:
-    """The last line that a command prints."""
+    """Return the last line that a command prints."""
     done = subprocess.run(command, cwd=at, capture_output=True, text=True, check=True, timeout=120)
     return done.stdout.strip().rpartition("\n")[2]
 
@@ -326,7 +326,7 @@ def test_a_lost_server_is_told_and_found_again(browser: Any, tmp_path: Path) -> 
         place.site.start()
         page.wait_for_selector("#connection", state="hidden")
         page.wait_for_selector("#status[data-status=failed]", timeout=30_000)
-        assert "ended without a word" in page.inner_text("#failure")
+        assert "exited without reporting a result" in page.inner_text("#failure")
         assert [text for text in seen.complaints if not text.startswith("Failed to load resource")] == []
 
 
@@ -370,7 +370,7 @@ def test_an_earlier_versions_output_has_no_pictures(browser: Any, place: JobSite
     (Path(old.root) / "plane.json").unlink()
     page, seen = opened(browser, place, place.add_finished(old))
     page.wait_for_selector("#warnings:not([hidden])")
-    assert "which wrote no plane.json" in page.inner_text("#warnings")
+    assert "and has no plane.json" in page.inner_text("#warnings")
     page.wait_for_selector("#sample-list details")
     assert [text for text in seen.complaints if "404" not in text] == []
 

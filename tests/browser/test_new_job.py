@@ -27,7 +27,7 @@ PATHS, MODEL = '[data-field="input.paths"]', '[data-field="model.name"]'
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    """A server that may read the demo and run scripted jobs."""
+    """Yield a server that may read the demo and run scripted jobs."""
     allowed = {"allowed_inputs": (str(DEMO_DATA.parent),), "allowed_models": ("succeed", DEMO_MODEL)}
     with running(lambda: create_app(settings(tmp_path, **allowed), scripted(tmp_path))) as made:
         yield made

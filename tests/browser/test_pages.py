@@ -28,7 +28,7 @@ REFUSED = "Failed to load resource: net::ERR_CONNECTION_REFUSED"
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    """A server without jobs."""
+    """Yield a server without jobs."""
     with running(_app_of(tmp_path)) as made:
         yield made
         _end_all(made)
@@ -50,7 +50,7 @@ def _end_all(site: Site) -> None:
     """Drivers outlive their server."""
     jobs = site.app.state.server.jobs
     for job in jobs.store.running():
-        jobs.launchers[job.launcher].stop(job.reference, at_once=True)
+        jobs.launchers[job.launcher].stop(job.reference, force=True)
 
 
 def _row(page: Any, name: str) -> Any:

@@ -37,7 +37,7 @@ class Seen:
 
 @pytest.fixture(scope="module")
 def write(tmp_path_factory: pytest.TempPathFactory) -> Callable[[ReportData], Path]:
-    """Gives a report's file."""
+    """Return a function that writes a report and returns its file."""
 
     def written(data: ReportData) -> Path:
         path = tmp_path_factory.mktemp("report") / "report.html"
@@ -49,7 +49,7 @@ def write(tmp_path_factory: pytest.TempPathFactory) -> Callable[[ReportData], Pa
 
 @pytest.fixture(scope="module")
 def report(write: Callable[[ReportData], Path]) -> Path:
-    """A page with overlapping corners, and with hostile, right-to-left and multi-byte text in a sample."""
+    """Return a page with overlapping corners, and with hostile, right-to-left and multi-byte text in a sample."""
     hostile = replace(example(TOKENS, sample_id="<b>'one'"), error_rank=0.6, entropy_rank=0.2)
     data = made_up_report(
         made_up_scores(NUM_POINTS), examples=(hostile, example(("right",), "Q4", "s:2")), output=OUTPUT
@@ -68,7 +68,7 @@ def _open(browser: Any, report: Path, **settings: Any) -> tuple[Any, Seen]:
 
 
 def _long_names() -> ReportData:
-    """A report with names of 300 letters without a break wherever a name can stand."""
+    """Return a report with names of 300 letters without a break wherever a name can be."""
     long = "x" * 300
     groups = {f"{i}{long}": Counts.of({long: 5}, [9] * 7) for i in range(20)}
     return made_up_report(
@@ -86,7 +86,7 @@ def _slide(page: Any, at: int) -> None:
 
 
 def _click(page: Any, selector: str, nth: int = 0) -> None:
-    """In the middle of a mark, where nothing lies above it."""
+    """Click in the middle of a mark, where nothing is above it."""
     mark = page.locator(selector).nth(nth)
     mark.scroll_into_view_if_needed()
     box = mark.bounding_box()
@@ -94,7 +94,7 @@ def _click(page: Any, selector: str, nth: int = 0) -> None:
 
 
 def _fills(page: Any, selector: str) -> dict[str, int]:
-    """Marks by colour."""
+    """Count marks by colour."""
     counts: dict[str, int] = page.evaluate(
         """(selector) => {
           const counts = {};

@@ -36,7 +36,7 @@ FOREIGN = [
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, str]]:
-    """A site that requires tokens, and one."""
+    """Yield a site that requires tokens, and a token."""
     folder: Path = tmp_path_factory.mktemp("server")
     database = open_database(f"sqlite:///{folder}/qtune.db")
     upgrade(database)

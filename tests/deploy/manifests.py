@@ -38,13 +38,13 @@ def _objects(folder: str) -> list[Object]:
 
 
 def rendered(folder: str) -> list[Object]:
-    """The objects of a folder. Skips where there is no kubectl."""
+    """Return the objects of a folder. Skip where there is no kubectl."""
     return copy.deepcopy(_objects(folder))
 
 
 def rendered_from_page(folder: Path) -> list[Object]:
-    """The overlay that docs/kubernetes.md tells readers to make, beside a copy of k8s/."""
-    page = (REPO / "docs" / "kubernetes.md").read_text(encoding="utf-8")
+    """Return the overlay that docs/operations/kubernetes.md tells readers to make, beside a copy of k8s/."""
+    page = (REPO / "docs" / "operations" / "kubernetes.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"^ *```text\n( *# my/kustomization\.yaml\n.*?)^ *```", page, re.DOTALL | re.MULTILINE)
     shutil.copytree(ROOT, folder / "k8s")
     (folder / "my").mkdir()
@@ -53,7 +53,7 @@ def rendered_from_page(folder: Path) -> list[Object]:
 
 
 def of_kind(objects: list[Object], *kinds: str) -> list[Object]:
-    """Those of some kinds."""
+    """Return the objects of some kinds."""
     return [found for found in objects if found["kind"] in kinds]
 
 
@@ -79,25 +79,25 @@ def pods(value: Any) -> Iterator[Object]:
 
 
 def containers(objects: list[Object]) -> list[Object]:
-    """Of all pods."""
+    """Return the containers of all pods."""
     return [container for pod in pods(objects) for container in all_containers(pod)]
 
 
 def all_containers(pod: Object) -> list[Object]:
-    """Those of a pod, with those that run before them or beside them for a while."""
+    """Return all containers of a pod: its own, init and sidecar containers."""
     kinds = ("containers", "initContainers", "ephemeralContainers")
     return [container for kind in kinds for container in pod["spec"].get(kind, ())]
 
 
 def settings_of(objects: list[Object]) -> dict[str, str]:
-    """The ConfigMap with the service's settings."""
+    """Return the ConfigMap with the service's settings."""
     (found,) = [o["data"] for o in of_kind(objects, "ConfigMap") if "QTUNE_HOST" in o["data"]]
     return dict(found)
 
 
 @functools.cache
 def validator_of(folder: Path, kind: str) -> Any:
-    """A validator of one of Ray's kinds, strict: misspelt fields are errors."""
+    """Return a strict validator of one of Ray's kinds: misspelt fields are errors."""
     plural = {"RayCluster": "rayclusters", "RayJob": "rayjobs"}[kind]
     body = yaml.load((folder / f"ray.io_{plural}.yaml").read_text(), Loader=yaml.CSafeLoader)  # seconds without C
     (version,) = [v for v in body["spec"]["versions"] if v["name"] == "v1"]

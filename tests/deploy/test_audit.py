@@ -25,7 +25,7 @@ def audit(folder: Path, says: str, *flags: str) -> subprocess.CompletedProcess[s
 
 
 def answer(*packages: dict[str, Any]) -> str:
-    """As pip-audit's JSON."""
+    """Return an answer in pip-audit's JSON."""
     return json.dumps({"dependencies": packages, "fixes": []})
 
 

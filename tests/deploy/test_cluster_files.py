@@ -18,7 +18,7 @@ FILES = sorted(FOLDER.glob("*.yaml"))
 
 
 def cluster(path: Path) -> dict[str, Any]:
-    """A file as Ray reads it, with its defaults."""
+    """Return a file as Ray reads it, with its defaults."""
     util = pytest.importorskip("ray.autoscaler._private.util", reason="needs Ray, whose schema this is")
     body = yaml.safe_load(path.read_text(encoding="utf-8"))
     made: dict[str, Any] = util.prepare_config(body)

@@ -52,7 +52,7 @@ def rules() -> list[dict[str, Any]]:
 
 
 def metrics(folder: Path) -> str:
-    """What /metrics has when a request was answered."""
+    """Return the metrics of a server that has answered a request."""
     database = open_database(f"sqlite:///{folder}/a.db")
     upgrade(database)
     made = Metrics(JobStore(database))
@@ -72,7 +72,7 @@ def test_every_metric_of_a_rule_is_there(tmp_path: Path) -> None:
 
 
 def names_in(expression: str) -> set[str]:
-    """The metrics that an expression names."""
+    """Return the metrics that an expression names."""
     plain = re.sub(r'"[^"]*"|\[\w+\]', "", expression)
     return set(re.findall(r"\b[A-Za-z_]\w*", plain)) - OF_PROMETHEUS
 

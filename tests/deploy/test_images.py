@@ -181,7 +181,7 @@ def test_commands_of_ray_have_flags_that_there_are() -> None:
 def test_variables_of_compose_are_told_of() -> None:
     """What may be set from outside stands on the page."""
     text = (REPO / "deploy" / "compose.yaml").read_text(encoding="utf-8")
-    page = (REPO / "docs" / "docker.md").read_text(encoding="utf-8")
+    page = (REPO / "docs" / "operations" / "docker.md").read_text(encoding="utf-8")
     assert {name for name in re.findall(r"\$\{(\w+)", text) if name not in page} == set()
 
 

@@ -99,7 +99,7 @@ def test_what_the_launcher_makes_is_valid_and_allowed(crds: Path, tmp_path: Path
         reference = launcher.start(job())
         made = kube.objects["rayjobs/qtune-01abc-1"]
         launcher.state(reference)
-        launcher.stop(reference, at_once=False)
+        launcher.stop(reference, force=False)
         launcher.forget(job())
         asked = {tuple(line.split("/")[0].split()) for line in kube.asked}
     validator_of(crds, "RayJob").validate(made)
@@ -271,7 +271,7 @@ def test_secrets_are_told_of(folder: str) -> None:
     text = json.dumps(objects)
     found = set(re.findall(r'"secretName": "([^"]+)"', text))
     found |= set(re.findall(r'"(?:secretKeyRef|secretRef|credentials)": \{[^}]*"name": "([^"]+)"', text))
-    page = (REPO / "docs" / "kubernetes.md").read_text()
+    page = (REPO / "docs" / "operations" / "kubernetes.md").read_text()
     assert found
     assert {name for name in found if f" {name} " not in page} == set()
 
@@ -317,7 +317,7 @@ def test_ray_clusters(folder: str) -> None:
 
 
 def _sources(objects: list[Object], component: str, port: int) -> set[str]:
-    """Who may reach a port of a pod: labels of components, or namespaces."""
+    """Return the labels of components, or namespaces, that may reach a port of a pod."""
     found: set[str] = set()
     for policy in of_kind(objects, "NetworkPolicy"):
         selector = policy["spec"]["podSelector"]

@@ -65,7 +65,7 @@ def _exposed(pod: Object) -> Iterator[str]:
 
 
 def _is_shared(mount: Object) -> bool:
-    """Whether a mount is one folder of the data root, at the place that it has on the server, with no more rights."""
+    """Return whether a mount is a folder of the data root, at the server's path, with no more rights."""
     folder = mount.get("subPath", "")
     known = folder in SHARED and "subPathExpr" not in mount
     return known and mount["mountPath"] == f"/var/lib/qtune/{folder}" and mount.get("readOnly", False) >= SHARED[folder]

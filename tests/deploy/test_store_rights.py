@@ -13,7 +13,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 from tests.jobs import DEMO_DATA, DEMO_MODEL, REPO, environment, qtune
-from tests.s3 import free_port, wait_until_it_listens
+from tests.s3 import wait_until_it_listens
+from tests.waiting import free_port
 
 SETUP_CALLS = 6
 """Requests before moto begins to enforce rights."""
@@ -24,7 +25,7 @@ BUCKET = "qtune"
 
 @pytest.fixture
 def nodes() -> Iterator[dict[str, str]]:
-    """The environment of a node of compose.yaml."""
+    """Yield the environment of a node of compose.yaml."""
     port = free_port()
     env = environment({"INITIAL_NO_AUTH_ACTION_COUNT": str(SETUP_CALLS)})
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
@@ -55,7 +56,7 @@ def nodes() -> Iterator[dict[str, str]]:
 
 
 def client(service: str, url: str, key: str, secret: str) -> Any:
-    """A client of boto3."""
+    """Return a client of boto3."""
     keys = {"aws_access_key_id": key, "aws_secret_access_key": secret}
     return boto3.client(service, endpoint_url=url, region_name="us-east-1", **keys)
 

@@ -25,7 +25,7 @@ MOST_EXPOSED = 25
 
 
 def unit(path: Path) -> dict[str, list[str]]:
-    """The settings of its service; repeated ones in order."""
+    """Return the settings of a unit's service. Repeated ones are in order."""
     text = path.read_text(encoding="utf-8").replace("\\\n", " ")
     found: dict[str, list[str]] = {}
     for name, value in re.findall(r"^(\w+)=(.*)$", text.partition("[Service]")[2], re.MULTILINE):
@@ -34,13 +34,13 @@ def unit(path: Path) -> dict[str, list[str]]:
 
 
 def variables(path: Path) -> dict[str, str]:
-    """Of an environment file, those that are commented out included."""
+    """Return the variables of an environment file, also those in comments."""
     pairs = re.findall(r"^#?([A-Z_]+)=(.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
     return dict(pairs)
 
 
 def installed(path: Path, folder: Path) -> Path:
-    """A unit whose programs are those of this environment."""
+    """Return a unit with the programs of this environment."""
     text = path.read_text(encoding="utf-8").replace("/opt/qtune/bin/", f"{PROGRAMS}/")
     made = folder / path.name
     made.write_text(text)

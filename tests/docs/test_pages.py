@@ -1,4 +1,4 @@
-"""The documentation does what it says: every command on its pages runs, every link and picture is there."""
+"""Check the documentation: every command on its pages runs, every link and image exists."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from qtune_service.cli import app
 from tests.jobs import REPO, environment
 
 DOCS = REPO / "docs"
-PAGES = sorted(path.name for path in DOCS.glob("*.md"))
+PAGES = sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md") if path.parent.name != "adr")
 OTHERS = [
     "../README.md",
-    "../SECURITY.md",
     "../CONTRIBUTING.md",
-    *sorted(f"adr/{path.name}" for path in (DOCS / "adr").glob("*.md")),
-    *sorted(f"../benchmarks/{path.name}" for path in (REPO / "benchmarks").glob("*.md")),
+    "../SECURITY.md",
+    *(f"../{path.relative_to(REPO)}" for path in sorted(REPO.glob("examples/*/README.md"))),
+    *(f"../{path.relative_to(REPO)}" for path in sorted(REPO.glob("benchmarks/*.md"))),
+    *(str(path.relative_to(DOCS)) for path in sorted((DOCS / "adr").glob("*.md"))),
 ]
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
 SHOWN = re.compile(r"^\$ (qtune [^\n]*)\n([^\n]*)", re.MULTILINE)
@@ -32,7 +33,7 @@ TYPED = re.compile(r"(?:^ *|-- |/bin/|&& |; )qtune ([^\n#|;&]*)", re.MULTILINE)
 
 
 def commands(page: str) -> list[str]:
-    """The blocks of a page that are to be typed."""
+    """Return the shell blocks of a page."""
     return BLOCK.findall((DOCS / page).read_text(encoding="utf-8"))
 
 
@@ -59,29 +60,26 @@ def type_along(page: str, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout in which somebody has followed the tutorial; the other pages go on from there."""
+    """Return a checkout with out/demo, as `make demo` leaves it. The commands of the pages use it."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("examples", "deploy"):
         (folder / name).symlink_to(REPO / name)
-    type_along("tutorial.md", folder)
+    recipe = re.search(r"^demo:.*\n\t(.*)\\\n(.*)\n", (REPO / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert recipe
+    done = type_in("".join(recipe.groups()).replace("$(BIN)/", ""), folder)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return folder
 
 
-def test_the_tutorial_leaves_what_it_promises(checkout: Path) -> None:
-    """A report, a pruned dataset, another ratio, exports."""
-    for path in ("demo/report.html", "demo/pruned", "quarter/manifest.json", "half-tokens/manifest.json", "trl", "hub"):
-        assert (checkout / "out" / path).exists(), path
-
-
-@pytest.mark.parametrize("page", [page for page in PAGES if page != "tutorial.md" and commands(page)])
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "quickstart.md" and commands(page)])
 def test_commands_run(page: str, checkout: Path) -> None:
-    """In the order in which they stand."""
+    """The shell blocks of a page run in order. test_quickstart.py runs those of the quickstart."""
     type_along(page, checkout)
 
 
 def test_shown_commands_answer_as_shown(checkout: Path) -> None:
-    """Those of inspect.md, which stand with their answers: they succeed, or fail where an error is shown."""
-    page = (DOCS / "inspect.md").read_text(encoding="utf-8")
+    """The examples of the inspect guide succeed, or fail where the page shows an error."""
+    page = (DOCS / "guides" / "inspect.md").read_text(encoding="utf-8")
     shown = SHOWN.findall(page)
     assert len(shown) > 10
     for command, answer in shown:
@@ -91,7 +89,7 @@ def test_shown_commands_answer_as_shown(checkout: Path) -> None:
 
 @pytest.mark.parametrize("page", [*PAGES, *OTHERS])
 def test_every_command_is_one_that_there_is(page: str) -> None:
-    """Also in blocks that no test can run: every `qtune` there is a command, with flags that it has."""
+    """Every `qtune` command in any block exists and has the flags that the block uses."""
     for block in FENCED.findall((DOCS / page).read_text(encoding="utf-8")):
         for line in TYPED.findall(block.replace("\\\n", " ")):
             command, words = typer.main.get_command(app), line.split()
@@ -104,7 +102,7 @@ def test_every_command_is_one_that_there_is(page: str) -> None:
 
 @pytest.mark.parametrize("page", [*PAGES, *OTHERS])
 def test_links_and_pictures_are_there(page: str) -> None:
-    """Nobody ends at a missing page, or at its top where a section was meant."""
+    """Every relative link leads to an existing file and section."""
     here = DOCS / page
     found = [(here.parent / target if target else here, anchor) for target, anchor in LINK.findall(here.read_text())]
     assert [str(target) for target, _ in found if not target.exists()] == []
@@ -112,12 +110,21 @@ def test_links_and_pictures_are_there(page: str) -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """Of a page's headings, as GitHub makes them."""
+    """Return the anchors of the headings of a page, as GitHub builds them."""
     text = FENCED.sub("", page.read_text(encoding="utf-8"))
     return {re.sub(r"[^\w\- ]", "", found).strip().lower().replace(" ", "-") for found in HEADING.findall(text)}
 
 
-def test_the_index_names_every_page() -> None:
-    """A page that nobody finds is none."""
-    index = (DOCS / "README.md").read_text(encoding="utf-8")
-    assert [page for page in PAGES if page != "README.md" and f"]({page})" not in index] == []
+def test_the_index_links_every_page() -> None:
+    """The index has a link to every page."""
+    index = (DOCS / "index.md").read_text(encoding="utf-8")
+    assert [page for page in PAGES if page != "index.md" and f"]({page})" not in index] == []
+
+
+def test_pages_wrap_at_100_characters() -> None:
+    """Prose lines have at most 100 characters. Tables, blocks and links may be longer."""
+    for page in PAGES:
+        text = FENCED.sub("", (DOCS / page).read_text(encoding="utf-8"))
+        if "Written by `make docs`" not in text:
+            long = [line for line in text.splitlines() if len(line) > 100 and not line.lstrip().startswith(("|", "!["))]
+            assert [line for line in long if "](" not in line] == [], page

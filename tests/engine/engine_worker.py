@@ -27,7 +27,7 @@ class EngineWorker:
 
     @property
     def info(self) -> EngineInfo:
-        """What the engine runs on; starts it."""
+        """Start the engine and return its information."""
         if self._info is None:
             self._info = self.call(load, self._model, self._engine)
         return self._info
@@ -100,31 +100,31 @@ def registered_architectures() -> tuple[list[str], list[str], list[str]]:
 
 
 def is_warm() -> bool:
-    """Whether the vector mathematics of this process, which holds the engine, was called before its model was built."""
+    """Return whether this process, which holds the engine, called vector math before its model was built."""
     from qtune_service.scoring.process_environment import warm_up_vector_math
 
     return warm_up_vector_math.cache_info().currsize == 1
 
 
 def process_id() -> int:
-    """Of the worker."""
+    """Return the process id of the worker."""
     return os.getpid()
 
 
 def heads() -> list[str]:
-    """How the scoring heads of all ranks reduce their rows, after at least one call."""
+    """Return how the scoring heads of all ranks reduce their rows, after at least one call."""
     descriptions: list[str] = _scorer._llm.collective_rpc("qtune_head")
     return descriptions
 
 
 def watch_heads() -> dict[str, str]:
-    """What watching the loaded model says of its head: as it is, and changed in the ways that models have."""
+    """Return the result of watching the loaded model's head, as it is and changed as models change it."""
     verdicts: dict[str, str] = _scorer._llm.apply_model(_watch_all)[0]
     return verdicts
 
 
 def _watch_all(model: Any) -> dict[str, str]:
-    """In vLLM's process; the model is left as it was found."""
+    """Watch the model in vLLM's process. The model is left as it was."""
     import torch
     from vllm.model_executor.layers.logits_processor import LogitsProcessor
 

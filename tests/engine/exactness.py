@@ -27,7 +27,7 @@ def sample(ids: NDArray[np.int32], *spans: tuple[int, int]) -> Sample:
 
 
 def hard_cases(vocab_size: int) -> dict[str, list[Sample]]:
-    """Groups of samples, by what makes them hard. Token NAN_TOKEN occurs in none."""
+    """Return groups of samples, by the reason why they are hard. Token NAN_TOKEN occurs in none."""
     rng = np.random.default_rng(20)
 
     def tokens(n: int) -> NDArray[np.int32]:
@@ -63,7 +63,7 @@ def hard_cases(vocab_size: int) -> dict[str, list[Sample]]:
 
 
 def all_cases(vocab_size: int) -> list[Sample]:
-    """The samples of all groups, in one list."""
+    """Return the samples of all groups, in one list."""
     return [member for group in hard_cases(vocab_size).values() for member in group]
 
 

@@ -1,27 +1,28 @@
-"""Jobs that nothing disturbed, to compare with; each is run once a session."""
+"""Jobs that nothing disturbed, to compare with. Each runs once for all worker processes."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.jobs import demo_job, qtune
+from tests.once import once_per_run
 
 
-def _run(folder: Path, engine: str) -> Path:
+def _run(folder: Path, *, engine: str) -> None:
     done = qtune(*demo_job(folder / "out", "--engine", engine))
     assert done.returncode == 0, done.stderr
-    return folder / "out"
 
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo job through the reference engine."""
-    return _run(tmp_path_factory.mktemp("undisturbed"), "reference")
+    """Return the output of the demo job by the reference engine."""
+    return once_per_run(tmp_path_factory, "undisturbed", partial(_run, engine="reference")) / "out"
 
 
 @pytest.fixture(scope="session")
 def undisturbed_vllm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo job through vLLM."""
-    return _run(tmp_path_factory.mktemp("undisturbed_vllm"), "vllm")
+    """Return the output of the demo job by vLLM."""
+    return once_per_run(tmp_path_factory, "undisturbed-vllm", partial(_run, engine="vllm")) / "out"

@@ -13,7 +13,7 @@ from tests.compare import differences
 from tests.jobs import DEMO_DATA, DEMO_MODEL, QTUNE, REPO, demo_job, manifest, qtune, start
 from tests.nodes import Nodes, ray_job, ray_nodes, said
 from tests.processes import finished, wait_for
-from tests.s3 import S3Endpoint, serve_s3
+from tests.s3 import S3Endpoint
 
 CPUS = 4
 ACTOR_CPUS = 2.5
@@ -24,22 +24,15 @@ ACROSS_MACHINES = 1e-5
 
 
 @pytest.fixture(scope="module")
-def s3() -> Iterator[S3Endpoint]:
-    """An object store."""
-    with serve_s3() as endpoint:
-        yield endpoint
-
-
-@pytest.fixture(scope="module")
 def cluster(s3: S3Endpoint) -> Iterator[Nodes]:
-    """A head, which others may join; each node works in a folder of its own."""
+    """Yield a head that others may join. Each node works in a folder of its own."""
     with ray_nodes(env={**s3.env, "PYTHONPATH": str(REPO)}) as nodes:
         nodes.start_head(CPUS, GPUS)
         yield nodes
 
 
 def spec(data: str, output: str, **engine: object) -> dict[str, Any]:
-    """The demo job as a job file."""
+    """Return the demo job as a job file."""
     return {
         "input": {"paths": [data], "limit": 600, "shard_bytes": 4096},
         "model": {"name": DEMO_MODEL, "dtype": "float32"},
@@ -55,7 +48,7 @@ def write_spec(path: Path, body: dict[str, Any]) -> Path:
 
 
 def ray_env(cluster: Nodes) -> dict[str, str]:
-    """What a command needs to join the cluster."""
+    """Return the variables that a command needs to join the cluster."""
     return {name: value for name, value in cluster.env.items() if name.startswith(("RAY_", "AWS_"))}
 
 
@@ -117,7 +110,7 @@ def test_nodes_that_come_and_go(num_actors: str, cluster: Nodes, undisturbed: Pa
 
 
 def actors(out: Path) -> set[str]:
-    """The actors that scored what is finished."""
+    """Return the actors that scored the finished shards."""
     return {json.loads((out / "_qtune" / "scored" / name).read_text())["actor"] for name in finished(out)}
 
 

@@ -38,7 +38,7 @@ def die_of_long_sequences(module, arguments, named):
 
 @pytest.fixture
 def fragile_model(tmp_path: Path) -> Path:
-    """The demo model with code of its own, which long samples kill."""
+    """Return the demo model with code of its own that long samples kill."""
     folder = tmp_path / "model"
     shutil.copytree(DEMO_MODEL, folder)
     config = json.loads((folder / "config.json").read_text())
@@ -72,7 +72,7 @@ def test_a_shard_that_kills_its_worker(fragile_model: Path, tmp_path: Path) -> N
 
 
 def assert_lost_only_one_shard(out: Path, *, num_records: int, line: int) -> None:
-    """The records of the failed shard, and no others, are rejected with its error."""
+    """Check that the records of the failed shard, and no others, are rejected with its error."""
     counts, rejected = manifest(out)["counts"], rows(out / "rejected")
     assert counts["read"] == num_records == counts["scored"] + counts["rejected"]
     assert {r["reason"] for r in rejected} == {"shard_failed"}
@@ -83,7 +83,7 @@ def assert_lost_only_one_shard(out: Path, *, num_records: int, line: int) -> Non
 
 
 def without_root(command: Sequence[str]) -> list[str]:
-    """The command with a user's rights to files; root itself may read everything."""
+    """Return the command with a user's rights to files. Root may read everything."""
     if os.geteuid() != 0:
         return [*command]
     if shutil.which("setpriv") is None:

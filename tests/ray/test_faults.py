@@ -31,7 +31,7 @@ def complete(out: Path, *more: object, env: dict[str, str] | None = None) -> str
 
 
 def kill(process: subprocess.Popen[str]) -> None:
-    """kill -9 of the driver alone; its workers must see by themselves that it is gone."""
+    """Kill -9 of the driver alone; its workers must see by themselves that it is gone."""
     workers = [*titled(ACTOR, [process.pid]), *titled(TASK, [process.pid])]
     process.kill()
     process.wait()
@@ -47,7 +47,7 @@ UNDISTURBED = {"reference": "undisturbed", "vllm": "undisturbed_vllm"}
 def test_a_killed_driver_resumes_to_the_same_output(
     engine: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """kill -9 of the driver while scoring, run again: nothing twice, nothing lost, the same output."""
+    """Kill -9 of the driver while scoring, run again: nothing twice, nothing lost, the same output."""
     undisturbed: Path = request.getfixturevalue(UNDISTURBED[engine])
     out = tmp_path / "out"
     process = start(*demo_job(out, "--engine", engine))
@@ -61,7 +61,7 @@ def test_a_killed_driver_resumes_to_the_same_output(
 
 
 def part(out: Path, folder: str, marker: str) -> Path:
-    """A shard's Parquet file, by the name of its marker."""
+    """Return a shard's Parquet file, by the name of its marker."""
     return out / folder / f"part-{marker.removesuffix('.json')}.parquet"
 
 

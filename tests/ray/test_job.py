@@ -23,14 +23,14 @@ ROWS = 240
 
 
 def chat(question: str, answer: str, **columns: Any) -> dict[str, Any]:
-    """A record in messages form."""
+    """Return a record in messages form."""
     turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return {"messages": turns, **columns}
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with several formats, good rows and each kind of bad row."""
+    """Return a folder with several formats, good rows and each kind of bad row."""
     folder = tmp_path_factory.mktemp("corpus")
     demo = [json.loads(line) for line in DEMO_DATA.read_text().splitlines()[:ROWS]]
     write_jsonl(folder / "a_messages.jsonl", demo)
@@ -51,7 +51,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The corpus pruned through vLLM in float32."""
+    """Return the corpus pruned through vLLM in float32."""
     out = tmp_path_factory.mktemp("finished") / "out"
     arguments = ("--model", DEMO_MODEL, "--engine", "vllm", "--dtype", "float32", "--output", out)
     done = qtune("prune", corpus, *arguments, "--category-field", "category", "--shard-bytes", 16384)
@@ -60,7 +60,7 @@ def finished(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_everything_read_is_kept_pruned_or_rejected(finished: Path) -> None:
-    """kept + pruned + rejected = read, in the manifest and in the rows, and each bad row has its place and reason."""
+    """Kept + pruned + rejected = read, in the manifest and in the rows, and each bad row has its place and reason."""
     m = manifest(finished)
     c = m["counts"]
     assert c["read"] == ROWS + 7 + 3 + 2

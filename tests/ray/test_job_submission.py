@@ -1,4 +1,4 @@
-"""The way of docs/deploy.md onto a cluster by hand: head, two workers, `ray job submit --working-dir`, stop, again."""
+"""Jobs through the Ray cluster CLI (docs/operations/deploy.md, Ray clusters): `ray job submit` and `ray job stop`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ import pytest
 from tests.jobs import DEMO_DATA, DEMO_MODEL, REPO, manifest
 from tests.nodes import LONG_S, Node, Nodes, ray_job, ray_nodes, said
 from tests.processes import wait_for
-from tests.s3 import S3Endpoint, serve_s3
+from tests.s3 import S3Endpoint
+from tests.waiting import wait_until
 
 HEAD_CPUS, WORKER_CPUS, ACTOR_CPUS = 2, 3, 2.5
 """An actor fits on a worker, two do not, and none on the head."""
@@ -35,23 +35,21 @@ SPEC: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def s3() -> Iterator[S3Endpoint]:
-    """An object store with some of the demo's data."""
-    with serve_s3() as endpoint:
-        rows = DEMO_DATA.read_bytes().splitlines(keepends=True)[:NUM_SAMPLES]
-        endpoint.put("in/data.jsonl", b"".join(rows))
-        yield endpoint
+def s3(s3: S3Endpoint) -> S3Endpoint:
+    """Return an object store that holds some rows of the demo."""
+    s3.put("in/data.jsonl", b"".join(DEMO_DATA.read_bytes().splitlines(keepends=True)[:NUM_SAMPLES]))
+    return s3
 
 
 @pytest.fixture(scope="module")
 def hurry(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a file lets the slow engine be fast."""
+    """Return the path of a file that lets the slow engine be fast."""
     return tmp_path_factory.mktemp("hurry") / "now"
 
 
 @pytest.fixture(scope="module")
 def cluster(s3: S3Endpoint, hurry: Path) -> Iterator[Nodes]:
-    """A head and two workers, each with a folder of its own; `qtune` is a command there."""
+    """Yield a head and two workers, each with a folder of its own; `qtune` is a command there."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     own = {**s3.env, "PYTHONPATH": str(REPO), "PATH": path, "QTUNE_TEST_HURRY": str(hurry), "QTUNE_TEST_PAUSE_S": "5"}
     with ray_nodes(HEAD_CPUS, WORKER_CPUS, WORKER_CPUS, env=own) as nodes:
@@ -60,7 +58,7 @@ def cluster(s3: S3Endpoint, hurry: Path) -> Iterator[Nodes]:
 
 @pytest.fixture
 def folder(s3: S3Endpoint, tmp_path: Path) -> Path:
-    """A folder with a job file, on this machine alone."""
+    """Return a folder with a job file, on this machine alone."""
     spec = {**SPEC, "input": {**SPEC["input"], "paths": [s3.uri("in/data.jsonl")]}, "output": {"path": s3.uri("out")}}
     made = tmp_path / "job"
     made.mkdir()
@@ -69,22 +67,14 @@ def folder(s3: S3Endpoint, tmp_path: Path) -> Path:
 
 
 def submitting(cluster: Nodes, name: str, folder: Path, *more: str) -> subprocess.Popen[str]:
-    """As the page says."""
+    """Submit a job as the documentation says."""
     grace = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}})
     words = ("--submission-id", name, "--runtime-env-json", grace, "--working-dir", ".", *more)
     return ray_job(cluster, "submit", *words, "--", "qtune", "run", "spec.json", folder=folder)
 
 
-def until(reached: Callable[[], object], explain: Callable[[], str]) -> None:
-    """Wait for something on the cluster."""
-    deadline = time.monotonic() + LONG_S
-    while not reached():
-        assert time.monotonic() < deadline, explain()
-        time.sleep(0.2)
-
-
 def num_actors(nodes: list[Node]) -> list[int]:
-    """On each node."""
+    """Return the number of actors on each node."""
     return [len(node.actors()) for node in nodes]
 
 
@@ -97,13 +87,16 @@ def test_stop_and_again_and_a_lost_node(cluster: Nodes, s3: S3Endpoint, hurry: P
     def marked() -> int:
         return len(s3.keys("out/_qtune/scored/"))
 
+    def log_of_first() -> str:
+        return said(ray_job(cluster, "logs", "first"))
+
     head, *workers = cluster.nodes
     said(submitting(cluster, "first", folder, "--no-wait"))
-    until(lambda: marked() and num_actors(workers) == [1, 1], lambda: said(ray_job(cluster, "logs", "first")))
+    wait_until(lambda: marked() and num_actors(workers) == [1, 1], LONG_S, explain=log_of_first)
     assert "RUNNING" in said(ray_job(cluster, "status", "first"))
     assert num_actors([head]) == [0]
     assert "Job 'first' was stopped" in said(ray_job(cluster, "stop", "first"))
-    log = said(ray_job(cluster, "logs", "first"))
+    log = log_of_first()
     assert "score:" in log
     assert "Finished shards are safe" in log
     before = marked()

@@ -11,21 +11,14 @@ import pytest
 from tests.compare import differences
 from tests.jobs import demo_job, qtune, start
 from tests.processes import wait_for
-from tests.s3 import Faults, S3Endpoint, faulty, serve_s3
+from tests.s3 import Faults, S3Endpoint, faulty
 
 OUTAGE_S = 2.0
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3Endpoint]:
-    """An object store with the demo data."""
-    with serve_s3() as endpoint:
-        yield endpoint
-
-
 @pytest.fixture
 def faults(s3: S3Endpoint) -> Iterator[Faults]:
-    """A proxy before it."""
+    """Yield a proxy before the object store."""
     with faulty(s3) as proxy:
         yield proxy
 
@@ -36,7 +29,7 @@ def scored(s3: S3Endpoint, prefix: str) -> int:
 
 
 def job(s3: S3Endpoint, output: str) -> tuple[object, ...]:
-    """The demo job with its output there."""
+    """Return the arguments of the demo job with its output on the object store."""
     return demo_job(s3.uri(output), "--engine", "reference")
 
 

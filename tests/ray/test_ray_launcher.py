@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,24 +26,23 @@ from tests.api.servers import serving
 from tests.jobs import DEMO_DATA, DEMO_MODEL, QTUNE, REPO, environment
 from tests.nodes import Nodes, ray_nodes
 from tests.processes import tree
-from tests.s3 import S3Endpoint, free_port, serve_s3
+from tests.s3 import S3Endpoint
+from tests.waiting import free_port, wait_for_answer, wait_until, wait_until_ready
 
 ROWS = 300
 VANISHED_S = 30
 
 
 @pytest.fixture(scope="module")
-def s3() -> Iterator[S3Endpoint]:
-    """An object store with some rows of the demo."""
-    with serve_s3() as endpoint:
-        rows = DEMO_DATA.read_bytes().splitlines(keepends=True)[:ROWS]
-        endpoint.put("in/data.jsonl", b"".join(rows))
-        yield endpoint
+def s3(s3: S3Endpoint) -> S3Endpoint:
+    """Return an object store that holds some rows of the demo."""
+    s3.put("in/data.jsonl", b"".join(DEMO_DATA.read_bytes().splitlines(keepends=True)[:ROWS]))
+    return s3
 
 
 @pytest.fixture(scope="module")
 def hurry(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a file lets the slow engine be fast."""
+    """Return the path of a file that lets the slow engine be fast."""
     return tmp_path_factory.mktemp("hurry") / "now"
 
 
@@ -60,7 +59,7 @@ def cluster(s3: S3Endpoint, hurry: Path) -> Iterator[Nodes]:
 
 
 def variables(cluster: Nodes, s3: S3Endpoint) -> dict[str, str]:
-    """Settings of a server whose jobs run on the cluster."""
+    """Return the settings of a server whose jobs run on the cluster."""
     return {
         "QTUNE_LAUNCHER": "ray",
         "QTUNE_RAY_ADDRESS": cluster.dashboard,
@@ -86,8 +85,8 @@ def server(root: Path, port: int, env: dict[str, str]) -> Iterator[subprocess.Po
         process.wait(30)
 
 
-def body(s3: S3Endpoint, engine: str, **more: Any) -> dict[str, Any]:
-    """A job of many small shards; its output is where the server says."""
+def cluster_job(s3: S3Endpoint, engine: str, **more: Any) -> dict[str, Any]:
+    """Return a job of many small shards. The server chooses its output."""
     return {
         "name": f"demo {engine}",
         "input": {"paths": [s3.uri("in/data.jsonl")], "shard_bytes": 2048},
@@ -95,20 +94,6 @@ def body(s3: S3Endpoint, engine: str, **more: Any) -> dict[str, Any]:
         "engine": {"name": engine},
         **more,
     }
-
-
-def until(client: httpx.Client, path: str, reached: Callable[[Any], object], seconds: float = 240) -> Any:
-    """The job, once it is as wanted; also while the server is being started."""
-    deadline, job = time.monotonic() + seconds, None
-    while time.monotonic() < deadline:
-        try:
-            job = client.get(path).raise_for_status().json()
-            if reached(job):
-                return job
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
-    pytest.fail(f"still {json.dumps(job, indent=1)}\n{client.get(f'{path}/logs').text}")
 
 
 def drivers(cluster: Nodes) -> list[psutil.Process]:
@@ -131,31 +116,31 @@ def test_the_life_of_a_job_on_a_cluster(cluster: Nodes, s3: S3Endpoint, hurry: P
     port, env = free_port(), {**variables(cluster, s3), **s3.env}
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
         with server(tmp_path, port, env) as process:
-            until(client, "/readyz", bool)
-            made = client.post("/api/v1/jobs", json=body(s3, "tests.slow_engine:build"))
+            wait_until_ready(client)
+            made = client.post("/api/v1/jobs", json=cluster_job(s3, "tests.slow_engine:build"))
             assert made.status_code == 201, made.text
             path, output = made.headers["location"], made.json()["output"]
             assert output.startswith(s3.uri("outputs/"))
-            first = until(client, path, scoring)["progress"]["samples_done"]
+            first = wait_for_answer(client, path, scoring)["progress"]["samples_done"]
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
         (driver,) = drivers(cluster)
         with server(tmp_path, port, env):
-            job = until(client, path, lambda j: j["progress"]["samples_done"] > first)
+            job = wait_for_answer(client, path, lambda j: j["progress"]["samples_done"] > first)
             assert (job["status"], job["attempts"], drivers(cluster)) == ("running", 1, [driver])
             driver.kill()
-            failed = until(client, path, lambda j: j["status"] == "failed", VANISHED_S)
+            failed = wait_for_answer(client, path, lambda j: j["status"] == "failed", VANISHED_S)
             assert failed["error"]["code"] == "driver_vanished"
 
             assert client.post(f"{path}/resume").status_code == 202
-            until(client, path, lambda j: j["progress"]["samples_done"] > failed["progress"]["samples_done"])
+            wait_for_answer(client, path, lambda j: j["progress"]["samples_done"] > failed["progress"]["samples_done"])
             assert client.post(f"{path}/cancel").status_code == 202
-            assert until(client, path, lambda j: j["status"] != "running", 60)["status"] == "cancelled"
+            assert wait_for_answer(client, path, lambda j: j["status"] != "running", 60)["status"] == "cancelled"
             assert drivers(cluster) == []
 
             hurry.touch()
             assert client.post(f"{path}/resume").status_code == 202
-            job = until(client, path, lambda j: j["status"] not in ("queued", "running"))
+            job = wait_for_answer(client, path, lambda j: j["status"] not in ("queued", "running"))
             assert (job["status"], job["attempts"], job["error"]) == ("succeeded", 3, None)
             assert job["counts"]["read"] == job["progress"]["samples_done"] == ROWS
             check_product(client, path)
@@ -166,12 +151,12 @@ def test_the_life_of_a_job_on_a_cluster(cluster: Nodes, s3: S3Endpoint, hurry: P
 
 
 def scoring(job: Any) -> bool:
-    """Whether it is in the middle."""
+    """Return whether a job is in the middle of scoring."""
     return bool(job["stage"] == "score" and 0 < job["progress"]["samples_done"] < ROWS)
 
 
 def check_product(client: httpx.Client, path: str) -> None:
-    """It is served from the object store."""
+    """Check that the product is served from the object store."""
     files = client.get(f"{path}/files").json()
     first = next(file["path"] for file in files if file["path"].startswith("pruned/"))
     assert "qtune" in pq.read_table(io.BytesIO(client.get(f"{path}/files/{first}").content)).column_names
@@ -199,8 +184,8 @@ def test_a_wrong_token_is_told(cluster: Nodes, s3: S3Endpoint, tmp_path: Path) -
     wrong.write_text("0123456789abcdef" * 4)
     env = {**variables(cluster, s3), "QTUNE_RAY_TOKEN_PATH": str(wrong)}
     with serving(Settings(data_root=tmp_path, **_fields(env))) as client:
-        path = client.post("/api/v1/jobs", json=body(s3, "reference")).headers["location"]
-        error = until(client, path, lambda j: j["status"] == "failed", 10)["error"]
+        path = client.post("/api/v1/jobs", json=cluster_job(s3, "reference")).headers["location"]
+        error = wait_for_answer(client, path, lambda j: j["status"] == "failed", 10)["error"]
     assert error["code"] == "launch_failed"
     assert "refuses the token" in error["message"]
     assert "QTUNE_RAY_TOKEN_PATH" in error["hint"]
@@ -218,21 +203,14 @@ def test_a_driver_that_ignores_sigterm_is_killed(
     env = {**variables(cluster, s3), "QTUNE_RAY_COMMAND": f"{sys.executable} {stubborn}"}
     monkeypatch.setattr(service_module, "SILENCE_S", 600)  # only Ray's own word counts
     with serving(Settings(data_root=tmp_path, **_fields(env))) as client:
-        made = client.post("/api/v1/jobs", json=body(s3, "reference", limits={"stop_grace_s": 600}))
+        made = client.post("/api/v1/jobs", json=cluster_job(s3, "reference", limits={"stop_grace_s": 600}))
         path = made.headers["location"]
-        _wait(lambda: any(str(stubborn) in process.cmdline() for process in drivers(cluster)))
+        wait_until(lambda: any(str(stubborn) in process.cmdline() for process in drivers(cluster)), 60)
         began = time.monotonic()
         assert client.post(f"{path}/cancel").status_code == 202
-        assert until(client, path, lambda j: j["status"] != "running", 60)["status"] == "cancelled"
+        assert wait_for_answer(client, path, lambda j: j["status"] != "running", 60)["status"] == "cancelled"
         assert time.monotonic() - began < 30
         assert drivers(cluster) == []
-
-
-def _wait(reached: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not reached():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 @pytest.mark.slow
@@ -247,15 +225,15 @@ def test_a_cluster_that_is_lost(s3: S3Endpoint, tmp_path: Path) -> None:
     hurry = tmp_path / "hurry"
     env = nodes_env(s3, hurry)
     with ray_nodes(2, env=env) as cluster, on(cluster) as client:
-        path = client.post("/api/v1/jobs", json=body(s3, "tests.slow_engine:build")).headers["location"]
-        until(client, path, scoring)
+        path = client.post("/api/v1/jobs", json=cluster_job(s3, "tests.slow_engine:build")).headers["location"]
+        wait_for_answer(client, path, scoring)
         cluster.lose_all()
-        failed = until(client, path, lambda j: j["status"] == "failed", VANISHED_S + 20)
+        failed = wait_for_answer(client, path, lambda j: j["status"] == "failed", VANISHED_S + 20)
         assert failed["error"]["code"] == "driver_vanished"
     hurry.touch()
     with ray_nodes(2, env=env) as another, on(another) as client:
         assert client.post(f"{path}/resume").status_code == 202
-        job = until(client, path, lambda j: j["status"] not in ("queued", "running"))
+        job = wait_for_answer(client, path, lambda j: j["status"] not in ("queued", "running"))
         assert (job["status"], job["attempts"], job["counts"]["read"]) == ("succeeded", 2, ROWS)
         assert f"Running entrypoint for job qtune-{job['id']}-1" in client.get(f"{path}/logs").text
 

@@ -28,7 +28,7 @@ class Site:
     folder: Path
 
     def finished_job(self, finished: FinishedOutput) -> tuple[str, Path]:
-        """A job and its output, a copy of another one."""
+        """Add a job with a copy of an output; return both."""
         root = copied(finished, self.folder / "outputs" / new_id())
         spec = finished.spec.model_dump(mode="json")
         return store_job(database_of(self.folder), str(root), JobStatus.succeeded, spec), root
@@ -55,6 +55,6 @@ def made_site(folder: Path) -> Iterator[Site]:
 
 
 def copied(finished: FinishedOutput, to: Path) -> Path:
-    """An output that a test may change."""
+    """Copy an output that a test may change."""
     shutil.copytree(finished.root, to)
     return to

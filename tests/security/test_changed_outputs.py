@@ -18,20 +18,20 @@ from qtune_service.pipeline.prepare import adopt_scores
 from qtune_service.pipeline.stages import read_plan
 from qtune_service.server.launchers.local import LocalLauncher
 from tests.api.servers import serving, settings
-from tests.api.test_jobs_api import submit, until
 from tests.finished_outputs import FinishedOutputs
+from tests.scripted_jobs import submit_job, wait_for_job
 from tests.security.sites import SECRET, Site, copied, made_site
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """For all tests here; each has its own jobs and outputs."""
+    """Yield a site for all tests of this module. Each test has its own jobs and outputs."""
     with made_site(tmp_path_factory.mktemp("site")) as made:
         yield made
 
 
 def change_manifest(root: Path, **changes: Any) -> None:
-    """As somebody who can write to an output may."""
+    """Change the manifest as a user may who can write to the output."""
     path = root / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
@@ -92,7 +92,7 @@ def test_a_real_job_writes_nowhere_else(outputs: FinishedOutputs, tmp_path: Path
     chosen = settings(tmp_path, allow_remote_code=True, **allowed)
     with serving(chosen, {"local": LocalLauncher(tmp_path / "jobs")}) as client:
         job = client.post("/api/v1/jobs", json=wanted).raise_for_status().json()
-        ended = until(client, job["id"], "failed", "succeeded")
+        ended = wait_for_job(client, job["id"], "failed", "succeeded")
         assert (ended["status"], ended["error"]["code"]) == ("failed", "output_conflict"), ended
         assert "manifest" in ended["error"]["message"]
     assert not (tmp_path / "planted").exists()
@@ -114,11 +114,11 @@ def test_a_plan_reads_the_input_only(outputs: FinishedOutputs, tmp_path: Path, u
         at.write_text(json.dumps({**plan, "shards": [{**shard, "uri": good}]}))
         assert read_plan(Output(str(tmp_path))).shards[0].uri == good
     remote = "s3://b/o/_qtune/input/0000-00000.jsonl?endpoint_override=http://127.0.0.1:1"
-    Plan.from_json(json.dumps({**plan, "shards": [{**shard, "uri": remote}]})).verify_places(
+    Plan.from_json(json.dumps({**plan, "shards": [{**shard, "uri": remote}]})).verify_sources(
         Output("s3://b/o?endpoint_override=http://127.0.0.1:1").at("_qtune", "input")
     )
     at.write_text(json.dumps({**plan, "shards": [{**shard, "uri": uri.replace("{out}", str(tmp_path))}]}))
-    with pytest.raises(OutputConflictError, match="no input of the job"):
+    with pytest.raises(OutputConflictError, match="not an input of the job"):
         read_plan(Output(str(tmp_path)))
 
 
@@ -199,7 +199,7 @@ def test_a_false_manifest_spoils_no_list(site: Site, changes: dict[str, Any]) ->
     """A job whose driver leaves figures that are none fails by itself; lists of jobs are still answered."""
     job, place = begun(site)
     (place / "manifest.json").write_text(json.dumps({"spec": {}, **changes}))
-    ended = until(site.client, job, "failed", "succeeded")
+    ended = wait_for_job(site.client, job, "failed", "succeeded")
     assert (ended["status"], ended["error"]["code"]) == ("failed", "damaged_output"), ended
     assert site.client.get("/api/v1/jobs").status_code == 200
 
@@ -240,12 +240,12 @@ def test_a_false_progress_spoils_no_list(site: Site) -> None:
     job, place = begun(site)
     (place / "_qtune" / "progress.json").write_text(json.dumps({"stage": "score", "done": "x", "eta_s": {}}))
     assert site.client.get("/api/v1/jobs").status_code == 200
-    assert until(site.client, job, "failed", "succeeded")["error"]["code"] == "damaged_output"
+    assert wait_for_job(site.client, job, "failed", "succeeded")["error"]["code"] == "damaged_output"
 
 
 def begun(site: Site) -> tuple[str, Path]:
-    """A job whose driver has written its progress and will leave nothing else: its id and output."""
-    made = submit(site.client, site.folder, "sleep 1")
+    """Return id and output of a job whose driver has written its progress and will leave nothing else."""
+    made = submit_job(site.client, site.folder, "sleep 1")
     place = Path(made["output"])
     deadline = time.monotonic() + 30
     while not (place / "_qtune" / "job.json").exists():

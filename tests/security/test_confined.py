@@ -47,7 +47,7 @@ quickly = hypothesis.settings(
 
 @pytest.fixture
 def trap(tmp_path: Path) -> Path:
-    """A folder with a good file, and with everything that could lead out of it, at every name that is tried."""
+    """Return a folder with a good file, and with every kind of path that could lead out of it."""
     (tmp_path / "secret").mkdir()
     (tmp_path / "secret" / "part-00000.parquet").write_bytes(SECRET)
     (tmp_path / "part-00000.parquet").write_bytes(SECRET)

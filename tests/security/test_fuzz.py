@@ -88,7 +88,7 @@ changes = st.lists(st.tuples(st.sampled_from(PATHS), values), min_size=1, max_si
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A server that allows the demo; its drivers do nothing."""
+    """Yield a client of a server that allows the demo. Its drivers do nothing."""
     folder = tmp_path_factory.mktemp("fuzz")
     (folder / "secret").write_text("TOPSECRET")
     chosen = server_settings(folder, allowed_inputs=(str(DEMO_DATA.parent),), allowed_models=(DEMO_MODEL, "succeed"))
@@ -98,7 +98,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
 
 
 def changed(edits: list[tuple[tuple[str, ...], Any]]) -> dict[str, Any]:
-    """A good request with some fields replaced."""
+    """Return a good request with some fields replaced."""
     body: dict[str, Any] = {"input": {"paths": [str(DEMO_DATA)]}, "model": {"name": "succeed"}}
     for (part, field), value in edits:
         body.setdefault(PARTS[part], {})[field] = value
@@ -106,7 +106,7 @@ def changed(edits: list[tuple[tuple[str, ...], Any]]) -> dict[str, Any]:
 
 
 def send_spec(client: httpx.Client, edits: list[tuple[tuple[str, ...], Any]]) -> None:
-    """It is taken or refused, soon, and what was taken can be listed and shown."""
+    """Send a spec: it is taken or refused, soon, and a taken one can be listed and shown."""
     began = time.monotonic()
     content = json.dumps(changed(edits)).encode(errors="surrogatepass")
     answer = client.post("/api/v1/jobs", content=content, headers={"Content-Type": "application/json"})
@@ -170,7 +170,9 @@ templates = st.lists(st.sampled_from(PIECES) | st.text(max_size=10), min_size=1,
 
 
 def send_template(client: httpx.Client, template: str) -> None:
-    """The preview shows, refuses, or gives up, within its limits and in a short answer; the server lives on."""
+    """Send a template: the preview shows, refuses or gives up, within its limits and in a short answer; the server
+    lives on.
+    """
     body = {"input": {"paths": [str(DEMO_DATA)], "chat_template": template}, "model": {"name": DEMO_MODEL}, "n": 1}
     content = json.dumps(body).encode(errors="surrogatepass")
     answer = client.post("/api/v1/preview", content=content, headers={"Content-Type": "application/json"})

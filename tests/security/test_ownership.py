@@ -23,9 +23,9 @@ from qtune_service.server.jobs.policy import real_output
 from qtune_service.server.launchers.local import LocalLauncher
 from tests.api.servers import scripted, serving, settings
 from tests.api.stored import database_of, store_job
-from tests.api.test_jobs_api import body, submit, until
 from tests.finished_outputs import FinishedOutputs
-from tests.s3 import serve_s3
+from tests.s3 import S3Endpoint
+from tests.scripted_jobs import job_request, submit_job, wait_for_job
 
 FOREIGN = (
     "pruned/notes.txt",
@@ -49,7 +49,7 @@ class Site:
     folder: Path
 
     def place(self) -> Path:
-        """An output that no job has."""
+        """Return an output that no job has."""
         return self.folder / "outputs" / new_id()
 
     def delete(self, job: str, **query: Any) -> httpx.Response:
@@ -57,14 +57,14 @@ class Site:
         return self.client.delete(f"/api/v1/jobs/{job}", params=query)
 
     def stored(self, output: Path | str, finished: FinishedOutput, **changes: Any) -> str:
-        """A job that has ended, with this output."""
+        """Store a job that has ended, with this output."""
         spec = {**finished.spec.model_dump(mode="json"), **changes}
         return store_job(database_of(self.folder), str(output), JobStatus.succeeded, spec)
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """For all tests here; each has its own jobs and outputs."""
+    """Yield a site for all tests of this module. Each test has its own jobs and outputs."""
     folder = tmp_path_factory.mktemp("site")
     with serving(settings(folder, max_running_jobs=4), scripted(folder)) as client:
         yield Site(client, folder)
@@ -76,7 +76,7 @@ def files_of(root: Path) -> set[str]:
 
 
 def with_foreign(finished: FinishedOutput, root: Path) -> Path:
-    """A copy of an output in which a user has put files of their own, and what a crash leaves."""
+    """Return a copy of an output in which a user put files, with the leftovers of a crash."""
     shutil.copytree(finished.root, root)
     record = root / "_qtune" / "job.json"
     if record.exists():  # as a version wrote it that did not record the job
@@ -99,21 +99,21 @@ def with_foreign(finished: FinishedOutput, root: Path) -> Path:
 def test_two_jobs_have_no_output_in_common(site: Site) -> None:
     """Neither the same one, nor one inside another, however it is written; a deleted job gives it free."""
     place = site.place()
-    first = submit(site.client, site.folder, output={"path": str(place)})
-    until(site.client, first["id"], "succeeded")
+    first = submit_job(site.client, site.folder, output={"path": str(place)})
+    wait_for_job(site.client, first["id"], "succeeded")
     (site.folder / "outputs" / f"link-{place.name}").symlink_to(place)
     for other in (str(place), f"{place}/", f"{place}/.", f"{place}//", f"{place}/below", f"{place}/a/b/c",
                   f"{place.parent}/./{place.name}", f"{place.parent}/link-{place.name}",
                   f"{place.parent}/link-{place.name}/x"):  # fmt: skip
         for act in ("succeed", "fail"):
-            answer = site.client.post("/api/v1/jobs", json=body(site.folder, act, output={"path": other}))
+            answer = site.client.post("/api/v1/jobs", json=job_request(site.folder, act, output={"path": other}))
             assert (answer.status_code, answer.json()["code"]) == (409, "output_conflict"), (other, answer.text)
-    inner = submit(site.client, site.folder, output={"path": f"{place}-more/inner"})
-    around = site.client.post("/api/v1/jobs", json=body(site.folder, output={"path": f"{place}-more"}))
+    inner = submit_job(site.client, site.folder, output={"path": f"{place}-more/inner"})
+    around = site.client.post("/api/v1/jobs", json=job_request(site.folder, output={"path": f"{place}-more"}))
     assert (around.status_code, around.json()["code"]) == (409, "output_conflict")
     assert inner["id"] in around.json()["detail"]
     assert site.delete(first["id"], keep_output=True).status_code == 204
-    assert submit(site.client, site.folder, output={"path": str(place)})["output"] == str(place)
+    assert submit_job(site.client, site.folder, output={"path": str(place)})["output"] == str(place)
 
 
 def test_an_output_of_no_server_is_not_taken(site: Site, outputs: FinishedOutputs) -> None:
@@ -121,7 +121,7 @@ def test_an_output_of_no_server_is_not_taken(site: Site, outputs: FinishedOutput
     root = site.place()
     shutil.copytree(outputs.pruned.root, root)
     before = files_of(root)
-    answer = site.client.post("/api/v1/jobs", json=body(site.folder, output={"path": str(root)}))
+    answer = site.client.post("/api/v1/jobs", json=job_request(site.folder, output={"path": str(root)}))
     assert (answer.status_code, answer.json()["code"]) == (409, "output_conflict")
     assert files_of(root) == before
 
@@ -141,7 +141,7 @@ def test_a_driver_leaves_a_foreign_output_as_it_is(outputs: FinishedOutputs, tmp
     )
     with serving(chosen, {"local": LocalLauncher(tmp_path / "jobs")}) as client:
         row = store_job(database_of(tmp_path), str(root), JobStatus.queued, spec)
-        ended = until(client, row, "failed", "succeeded")
+        ended = wait_for_job(client, row, "failed", "succeeded")
         assert (ended["status"], ended["error"]["code"]) == ("failed", "output_conflict"), ended
     after = {name: (root / name).read_bytes() for name in files_of(root) - {"_qtune/lock"}}
     assert after == before
@@ -164,7 +164,7 @@ def test_an_output_of_another_job_stays(site: Site, outputs: FinishedOutputs) ->
     before = files_of(root)
     stranger = site.stored(root, outputs.pruned, prune={"sample_keep_ratio": 0.1})
     kept = site.delete(stranger)
-    assert (kept.status_code, "of another job" in unquote(kept.headers["x-output-kept"])) == (204, True)
+    assert (kept.status_code, "belongs to another job" in unquote(kept.headers["x-output-kept"])) == (204, True)
     owner, second = site.stored(root, outputs.pruned), site.stored(f"{root}/", outputs.pruned)
     inner = site.stored(root / "pruned" / "mine", outputs.pruned)
     for one, names in ((second, owner), (owner, inner)):
@@ -264,16 +264,15 @@ def test_unfinished_outputs_are_cleared(outputs: FinishedOutputs, tmp_path: Path
         assert files_of(root) == set(), knows
 
 
-def test_outputs_on_an_object_store(outputs: FinishedOutputs) -> None:
+def test_outputs_on_an_object_store(outputs: FinishedOutputs, s3: S3Endpoint) -> None:
     """The same there: what qtune wrote goes, what it did not write stays."""
-    with serve_s3() as s3:
-        for path in sorted(Path(outputs.pruned.root).rglob("*")):
-            if path.is_file():
-                s3.put(f"o/{path.relative_to(outputs.pruned.root)}", path.read_bytes())
-        for name in FOREIGN:
-            s3.put(f"o/{name}", b"mine")
-        clear(Output(f"{s3.uri('o')}?endpoint_override={s3.url}"))
-        assert {key for key in s3.keys("o") if not key.endswith("/")} == {f"o/{name}" for name in FOREIGN}
+    for path in sorted(Path(outputs.pruned.root).rglob("*")):
+        if path.is_file():
+            s3.put(f"o/{path.relative_to(outputs.pruned.root)}", path.read_bytes())
+    for name in FOREIGN:
+        s3.put(f"o/{name}", b"mine")
+    clear(Output(f"{s3.uri('o')}?endpoint_override={s3.url}"))
+    assert {key for key in s3.keys("o") if not key.endswith("/")} == {f"o/{name}" for name in FOREIGN}
 
 
 def test_an_output_is_of_the_job_that_began_it(site: Site, outputs: FinishedOutputs) -> None:
@@ -283,10 +282,10 @@ def test_an_output_is_of_the_job_that_began_it(site: Site, outputs: FinishedOutp
         record = root / "_qtune" / "job.json"
         record.write_text(json.dumps({**json.loads(record.read_text()), "job": began}))
         kept = site.delete(site.stored(root, outputs.pruned))
-        assert "began it" in unquote(kept.headers["x-output-kept"])
+        assert "created it" in unquote(kept.headers["x-output-kept"])
         assert (root / "manifest.json").exists()
-    made = submit(site.client, site.folder, output={"path": str(site.place())})
-    until(site.client, made["id"], "succeeded")
+    made = submit_job(site.client, site.folder, output={"path": str(site.place())})
+    wait_for_job(site.client, made["id"], "succeeded")
     assert Output(made["output"]).owning_job() == made["id"]
     assert site.delete(made["id"]).headers.get("x-output-kept") is None
     assert not (Path(made["output"]) / "manifest.json").exists()
@@ -308,20 +307,20 @@ def test_what_is_forbidden_meanwhile_does_not_run(tmp_path: Path) -> None:
     """A job that the settings allowed when it was submitted: not at resume, not from the queue, not pruned again."""
     first = settings(tmp_path, allow_remote_code=True, allowed_models=("succeed", "sleep"))
     with serving(first, scripted(tmp_path)) as client:
-        done = submit(client, tmp_path)["id"]
-        until(client, done, "succeeded")
-        busy = submit(client, tmp_path, "sleep")["id"]
-        until(client, busy, "running")
-        code = submit(client, tmp_path, model={"name": "succeed", "trust_remote_code": True})["id"]
-        waiting = submit(client, tmp_path, engine={"name": "my:engine"})["id"]
+        done = submit_job(client, tmp_path)["id"]
+        wait_for_job(client, done, "succeeded")
+        busy = submit_job(client, tmp_path, "sleep")["id"]
+        wait_for_job(client, busy, "running")
+        code = submit_job(client, tmp_path, model={"name": "succeed", "trust_remote_code": True})["id"]
+        waiting = submit_job(client, tmp_path, engine={"name": "my:engine"})["id"]
         client.post(f"/api/v1/jobs/{code}/cancel")
-        until(client, code, "cancelled")
+        wait_for_job(client, code, "cancelled")
         client.post(f"/api/v1/jobs/{busy}/cancel")
     with serving(settings(tmp_path, allowed_models=("slow 2",)), scripted(tmp_path)) as client:
         answer = client.post(f"/api/v1/jobs/{code}/resume")
         assert (answer.status_code, answer.json()["code"]) == (403, "not_allowed"), answer.text
         assert client.get(f"/api/v1/jobs/{code}").json()["status"] == "cancelled"
-        ended = until(client, waiting, "failed", "succeeded")
+        ended = wait_for_job(client, waiting, "failed", "succeeded")
         assert (ended["status"], ended["error"]["code"]) == ("failed", "not_allowed")
         assert not (Path(ended["output"]) / "starts").exists(), "no driver was started"
         again = client.post(f"/api/v1/jobs/{done}/reprune", json={})

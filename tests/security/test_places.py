@@ -17,8 +17,8 @@ from qtune_service.server.launchers.local import LocalLauncher
 from qtune_service.server.settings import Settings
 from qtune_service.tokenize.named_sources import is_template, read_chat_template
 from tests.api.servers import serving, settings
-from tests.api.test_jobs_api import body, submit, until
 from tests.jobs import DEMO_DATA, DEMO_MODEL
+from tests.scripted_jobs import job_request, submit_job, wait_for_job
 from tests.security.sites import SECRET, Site, made_site
 
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
@@ -26,7 +26,7 @@ TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """For all tests here; each has its own jobs and names."""
+    """Yield a site for all tests of this module. Each test has its own jobs and names."""
     with made_site(tmp_path_factory.mktemp("site")) as made:
         yield made
 
@@ -60,7 +60,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def test_a_template_reads_no_other_file(site: Site, template: str) -> None:
     """Refused at submission and in previews, without a word of what is in the file."""
     asked = template.replace("{tmp}", str(site.folder)).replace("{{", "{")
-    wanted = body(site.folder, input={"paths": [f"{site.folder}/inputs/a.jsonl"], "chat_template": asked})
+    wanted = job_request(site.folder, input={"paths": [f"{site.folder}/inputs/a.jsonl"], "chat_template": asked})
     for path in ("jobs", "preview"):
         answer = site.client.post(f"/api/v1/{path}", json=wanted)
         assert answer.status_code in (403, 422), answer.text
@@ -73,10 +73,10 @@ def test_a_template_is_text_from_submission_on(site: Site) -> None:
     at = site.folder / "inputs" / "chat.jinja"
     at.write_text(TEMPLATE)
     paths = [f"{site.folder}/inputs/a.jsonl"]
-    job = submit(site.client, site.folder, input={"paths": paths, "chat_template": str(at)})
+    job = submit_job(site.client, site.folder, input={"paths": paths, "chat_template": str(at)})
     at.unlink()
     at.symlink_to(site.folder / "secret.txt")
-    until(site.client, job["id"], "succeeded")
+    wait_for_job(site.client, job["id"], "succeeded")
     given = json.loads((site.folder / "jobs" / f"{job['id']}.json").read_text())
     assert job["spec"]["input"]["chat_template"] == given["input"]["chat_template"] == TEMPLATE
 
@@ -146,7 +146,7 @@ def test_a_driver_gets_text(tmp_path: Path) -> None:
 )
 def test_places_are_really_below(site: Site, changes: dict[str, Any], field: str) -> None:
     """After links, and as one kind of name: a folder that exists is no hub id, a wildcard in an output is a letter."""
-    wanted = body(site.folder, **json.loads(json.dumps(changes).replace("{tmp}", str(site.folder))))
+    wanted = job_request(site.folder, **json.loads(json.dumps(changes).replace("{tmp}", str(site.folder))))
     answer = site.client.post("/api/v1/jobs", json=wanted)
     if field:
         assert (answer.status_code, answer.json()["code"]) == (403, "not_allowed"), answer.text
@@ -163,7 +163,7 @@ def test_places_are_really_below(site: Site, changes: dict[str, Any], field: str
 def test_a_revision_is_a_branch_a_tag_or_a_commit(site: Site, revision: str) -> None:
     """References to proposals hold weights of strangers."""
     model = {"name": "succeed", "revision": revision}
-    answer = site.client.post("/api/v1/jobs", json=body(site.folder, model=model))
+    answer = site.client.post("/api/v1/jobs", json=job_request(site.folder, model=model))
     assert answer.status_code in (403, 422), answer.text
 
 
@@ -171,11 +171,11 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit(site: Site, revision: str) -> 
 def test_revisions_that_are_allowed(site: Site, revision: str) -> None:
     """Branches, tags and commits."""
     model = {"name": "succeed", "revision": revision}
-    assert site.client.post("/api/v1/jobs", json=body(site.folder, model=model)).status_code == 201
+    assert site.client.post("/api/v1/jobs", json=job_request(site.folder, model=model)).status_code == 201
 
 
 def real_server(tmp_path: Path, **changes: Any) -> Settings:
-    """Settings that allow the demo's model."""
+    """Return settings that allow the demo's model."""
     return settings(tmp_path, allowed_models=(DEMO_MODEL,), **changes)
 
 
@@ -191,7 +191,7 @@ def test_files_behind_patterns_are_really_below(tmp_path: Path) -> None:
         for pattern in (f"{inputs}/l*/a.jsonl", f"{inputs}/f*/data.jsonl"):
             wanted = {"input": {"paths": [pattern]}, "model": {"name": DEMO_MODEL}, "engine": {"name": "reference"}}
             job = client.post("/api/v1/jobs", json=wanted).json()
-            ended = until(client, job["id"], "failed", "succeeded")
+            ended = wait_for_job(client, job["id"], "failed", "succeeded")
             assert ended["error"]["code"] == "not_allowed", ended
             assert "QTUNE_ALLOWED_INPUTS" in ended["error"]["hint"]
             preview = client.post("/api/v1/preview", json=wanted)

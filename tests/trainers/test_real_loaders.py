@@ -16,13 +16,13 @@ import pytest
 from qtune_service.export.run import export
 from qtune_service.export.writers import Options
 from tests.jobs import REPO, rows
-from tests.unit.exports.test_packing import as_read
+from tests.unit.export.test_packing import as_read
 
 Row = dict[str, Any]
 
 
 def real(module: str) -> Any:
-    """A trainer's module; skips where it is not there, or cannot be imported on this machine."""
+    """Import a trainer's module. Skip where it is missing or cannot be imported on this machine."""
     try:
         return importlib.import_module(module)
     except Exception as error:  # noqa: BLE001 - they fail in many ways: no GPU, another Python, missing libraries

@@ -28,7 +28,7 @@ def tiny_model() -> Any:
 
 
 def trainer(data: Dataset, out: Path, folder: Path, max_length: int | None = None, **more: Any) -> Any:
-    """An SFTTrainer as the documentation makes it; all rows in one batch."""
+    """Return an SFTTrainer as the documentation makes it, with all rows in one batch."""
     from transformers import AutoTokenizer
 
     args = trl.SFTConfig(
@@ -51,7 +51,7 @@ def trainer(data: Dataset, out: Path, folder: Path, max_length: int | None = Non
 
 @pytest.fixture(scope="module")
 def data(finished: Any, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """The export, loaded by the line that `qtune export` prints."""
+    """Load the export by the line that `qtune export` prints."""
     folder = tmp_path_factory.mktemp("trl")
     export(finished.root, "trl", str(folder), Options())
     files = f"{folder}/*.parquet"

@@ -14,7 +14,7 @@ from tests.jobs import REPO, rows
 
 @pytest.fixture(scope="module")
 def example() -> ModuleType:
-    """The file, as verl loads it."""
+    """Load the file as verl loads it."""
     import importlib.util
 
     spec = importlib.util.spec_from_file_location("verl_dataset", REPO / "examples" / "trainers" / "verl_dataset.py")

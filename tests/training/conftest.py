@@ -11,5 +11,5 @@ from tests.training.models import tiny_llama
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    """A random Llama in training mode. Tests leave its weights as they are."""
+    """Return a random Llama in training mode. Tests leave its weights as they are."""
     return tiny_llama().train()

@@ -13,7 +13,7 @@ BATCH = 15
 
 
 def demo_trainer(data: Any, folder: Path, **changes: Any) -> Any:
-    """A trainer of the demo's model on what a job kept."""
+    """Return a trainer of the demo's model on what a job kept."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
     options = {
@@ -28,7 +28,7 @@ def demo_trainer(data: Any, folder: Path, **changes: Any) -> Any:
 
 
 def noting(seen: list[tuple[int, ...]]) -> Any:
-    """A collator that notes the rows it is given."""
+    """Return a collator that notes the rows it is given."""
 
     def note(batch: list[dict[str, Any]]) -> Any:
         seen.extend(tuple(row["input_ids"]) for row in batch)
@@ -38,5 +38,5 @@ def noting(seen: list[tuple[int, ...]]) -> Any:
 
 
 def tokens(output: Path) -> list[tuple[int, ...]]:
-    """The rows that an output kept."""
+    """Return the rows that an output kept."""
     return [tuple(row["input_ids"]) for row in rows(output / "pruned")]

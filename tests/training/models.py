@@ -12,7 +12,7 @@ VOCAB = 97
 
 
 def tiny_llama(seed: int = 0, **changes: Any) -> Any:
-    """A Llama of two layers with random weights."""
+    """Return a Llama of two layers with random weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
@@ -35,7 +35,7 @@ def ragged(num_rows: int, seed: int = 0, longest: int = 24) -> dict[str, list[li
 
 
 def padded(rows: dict[str, list[list[int]]], *, left: bool = False) -> dict[str, torch.Tensor]:
-    """The same as tensors, padded."""
+    """Return the rows as padded tensors."""
     width = max(map(len, rows["input_ids"]))
     ids, labels, attention = (torch.full((len(rows["input_ids"]), width), fill) for fill in (0, -100, 0))
     for i, (row, mask) in enumerate(zip(rows["input_ids"], rows["loss_mask"], strict=True)):
@@ -46,7 +46,7 @@ def padded(rows: dict[str, list[list[int]]], *, left: bool = False) -> dict[str,
 
 
 def packed(rows: dict[str, list[list[int]]]) -> dict[str, torch.Tensor]:
-    """The same end to end in one line."""
+    """Return the rows packed end to end in one line."""
     flat = [token for row in rows["input_ids"] for token in row]
     labels = [
         token if on and at else -100

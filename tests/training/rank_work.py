@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from qtune_service.errors import DataError, QTuneError
 from qtune_service.training import QTuningPruner, vocab_parallel_scores
-from qtune_service.training.distributed import Ranks, by_first, on_all
+from qtune_service.training.distributed import Ranks, run_on_all_ranks, run_on_first_rank
 from qtune_service.training.per_epoch import by_command, rescore_every_epoch, rescored
 from qtune_service.training.token_scores import is_sharded
 from tests.training.models import VOCAB, padded, ragged, tiny_llama
@@ -29,7 +29,7 @@ RATIOS = {"sample_keep_ratio": 0.4, "token_keep_ratio": 0.6, "bisect_max_iter": 
 
 
 def gradients(model: Any) -> list[torch.Tensor]:
-    """Of all parameters, whole."""
+    """Return the whole gradients of all parameters."""
     full = [p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad for p in model.parameters()]
     return [gradient.detach().clone() for gradient in full]
 
@@ -43,14 +43,14 @@ def one_step(model: Any, batches: list[dict[str, Any]], **options: Any) -> tuple
 
 
 def share(rows: dict[str, list[list[int]]], sizes: list[int], rank: int) -> dict[str, Any]:
-    """The rows of a rank."""
+    """Return the rows of a rank."""
     begin = sum(sizes[:rank])
     return {name: values[begin : begin + sizes[rank]] for name, values in rows.items()}
 
 
 @contextlib.contextmanager
 def logged_lines() -> Iterator[list[str]]:
-    """What is logged of pruning."""
+    """Yield the lines that are logged about pruning."""
     log, queue = logging.getLogger("qtune_service.training"), Queue[logging.LogRecord]()
     lines: list[str] = []
     handler = QueueHandler(queue)
@@ -65,7 +65,7 @@ def logged_lines() -> Iterator[list[str]]:
 
 
 def data_parallel(kind: str, sizes: list[int], options: dict[str, Any]) -> dict[str, Any]:
-    """A pruned step of DDP or FSDP2."""
+    """Run a pruned step of DDP or FSDP2."""
     model = tiny_llama()
     if kind == "fsdp":
         from torch.distributed.device_mesh import init_device_mesh
@@ -95,8 +95,9 @@ def data_parallel(kind: str, sizes: list[int], options: dict[str, Any]) -> dict[
 
 
 def trainer_steps(kind: str, options: dict[str, Any], folder: str) -> dict[str, Any]:
-    """Some steps of a transformers Trainer: under DDP, by accelerate, or FSDP2, by transformers (accelerate shards
-    on GPUs only)."""
+    """Run some steps of a transformers Trainer: DDP by accelerate, or FSDP2 by transformers (accelerate shards on GPUs
+    only).
+    """
     from tests.training.trainers import run_trainer, weights
 
     model = fully_sharded(Path(folder) / "model") if kind == "fsdp" else None
@@ -131,15 +132,15 @@ def rescored_epochs(folder: str) -> dict[str, Any]:
 
 
 def long_work(limit_s: float, work_s: float) -> float:
-    """How long a rank was busy with work that takes longer than a collective may."""
+    """Return how long a rank was busy with work that takes longer than a collective may."""
     group = dist.new_group(timeout=timedelta(seconds=limit_s))
     began = time.monotonic()
-    by_first(lambda: time.sleep(work_s), Ranks(group), beat_s=0.3)
+    run_on_first_rank(lambda: time.sleep(work_s), Ranks(group), heartbeat_s=0.3)
     return time.monotonic() - began
 
 
 def failing_job(folder: str) -> tuple[str, str]:
-    """What a rank says of a job that cannot be run."""
+    """Return the error of a rank for a job that cannot be run."""
     try:
         rescored("model", by_command(f"{folder}/nothing.jsonl", "--engine", "reference"), f"{folder}/none")
     except QTuneError as error:
@@ -148,21 +149,21 @@ def failing_job(folder: str) -> tuple[str, str]:
 
 
 def failing_load() -> tuple[str, str]:
-    """What a rank says where the second one fails."""
+    """Return the error of a rank where the second one fails."""
 
     def load() -> None:
         if dist.get_rank() == 1:
             raise DataError("rank 1 sees no folder")
 
     try:
-        on_all(load, Ranks())
+        run_on_all_ranks(load, Ranks())
     except QTuneError as error:
         return type(error).__name__, str(error)
     raise AssertionError("it did not fail")
 
 
 def fully_sharded(folder: Path) -> Any:
-    """The tiny model, loaded in shards."""
+    """Load the tiny model in shards."""
     from transformers import LlamaForCausalLM
     from transformers.distributed import DistributedConfig
 
@@ -173,7 +174,7 @@ def fully_sharded(folder: Path) -> Any:
 
 
 def slime_data_parallel(parts_a_rollout: int) -> dict[str, Any]:
-    """slime's hook on every other row of a rollout."""
+    """Slime's hook on every other row of a rollout."""
     from megatron.core import mpu
 
     from tests.training.slime_rollouts import rollout
@@ -185,7 +186,7 @@ def slime_data_parallel(parts_a_rollout: int) -> dict[str, Any]:
 
 
 def slime_context_parallel() -> dict[str, Any]:
-    """slime's hook where each rank holds every second score of all rows."""
+    """Slime's hook where each rank holds every second score of all rows."""
     from megatron.core import mpu
 
     from tests.training.slime_rollouts import rollout

@@ -13,7 +13,7 @@ PER_ROW = ("tokens", "response_lengths", "total_lengths", "loss_masks", "rollout
 
 
 def slime_args(**changes: Any) -> SimpleNamespace:
-    """What of slime's arguments the plug-in points read."""
+    """Return the arguments of slime that the plug-in points read."""
     known = {
         "rollout_temperature": 1.0, "rollout_top_p": 1.0, "qkv_format": "thd", "rollout_batch_size": 4,
         "n_samples_per_prompt": 1, "rollout_shuffle": False, "rollout_seed": 42, "save": None, "load": None,
@@ -23,7 +23,7 @@ def slime_args(**changes: Any) -> SimpleNamespace:
 
 
 def rollout(num_rows: int = 24, seed: int = 0, parts_a_rollout: int = 1) -> dict[str, Any]:
-    """A whole rollout: prompts, multi-turn responses, and scores of each response token."""
+    """Return a whole rollout: prompts, multi-turn responses, and scores of each response token."""
     random = np.random.default_rng(seed)
     responses = random.integers(4, 20, num_rows)
     prompts = random.integers(3, 9, num_rows)
@@ -51,7 +51,7 @@ def rollout(num_rows: int = 24, seed: int = 0, parts_a_rollout: int = 1) -> dict
 
 
 def share(whole: dict[str, Any], rows: list[int]) -> dict[str, Any]:
-    """What slime's split gives a data-parallel rank."""
+    """Return the rows that slime's split gives a data-parallel rank."""
     part = dict(whole)
     for name in PER_ROW:
         values = whole[name]

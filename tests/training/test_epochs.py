@@ -26,7 +26,7 @@ from tests.training.ranks import run_on_ranks
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A job's output for the first epoch, with the base model."""
+    """Return a job's output for the first epoch, with the base model."""
     output = tmp_path_factory.mktemp("epochs") / "epoch-0"
     by_command(*JOB)(DEMO_MODEL, str(output))
     return output
@@ -98,7 +98,7 @@ def test_waiting_for_another_rank_is_not_bounded(tmp_path: Path) -> None:
 def test_processes_that_do_not_know_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each would run a job of its own into the same output."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(SpecError, match="do not know each other") as error:
+    with pytest.raises(SpecError, match="is not initialized") as error:
         rescored("model", never, "out")
     assert "TrainingArguments" in error.value.hint
 
@@ -121,7 +121,7 @@ class Recorded:
         return SimpleNamespace(id="job-1")
 
     def wait(self, job_id: str) -> Any:
-        """How it ended."""
+        """Wait for a job and return how it ended."""
         error = SimpleNamespace(message="disk full") if self.status == "failed" else None
         return SimpleNamespace(id=job_id, status=self.status, error=error)
 

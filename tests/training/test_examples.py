@@ -16,7 +16,7 @@ FOLDER = REPO / "examples" / "training"
 
 
 def run(*command: str) -> str:
-    """What a program printed, which ended well."""
+    """Run a program that must succeed and return its output."""
     variables = environment({"PYTHONPATH": str(REPO)})
     done = subprocess.run(
         [sys.executable, *command], capture_output=True, text=True, env=variables, timeout=500, check=False

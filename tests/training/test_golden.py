@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not GOLDEN, reason="needs ../shared/golden, whic
 
 @pytest.fixture(scope="module")
 def oracle() -> Any:
-    """The reference, loaded from its file."""
+    """Load the reference from its file."""
     spec = importlib.util.spec_from_file_location("oracle", SHARED / "tools" / "oracle.py")
     assert spec is not None
     assert spec.loader is not None

@@ -138,7 +138,7 @@ class CountingHead(torch.nn.Linear):  # type: ignore[misc]
     sizes: list[int]
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits."""
+        """Return logits."""
         self.sizes.append(hidden.shape.numel() // hidden.shape[-1])
         return super().forward(hidden)
 
@@ -322,14 +322,14 @@ def test_a_state_restores_the_step_and_the_drift(model: Any) -> None:
         ({"input_ids": torch.ones(1, 4, dtype=torch.long)}, "neither `labels` nor `loss_mask`"),
         ({"input_ids": torch.ones(4), "labels": torch.ones(4)}, "has shape"),
         ({"input_ids": [[1, 2]], "labels": [[1]]}, "differ in length"),
-        ({"input_ids": [[1, 2, 3]], "labels": [[2, 3, -100]]}, "not the input_ids at the same places"),
+        ({"input_ids": [[1, 2, 3]], "labels": [[2, 3, -100]]}, "differ from input_ids at the same positions"),
         ({"input_ids": [[1]], "labels": [[1]], "pixel_values": [[0]]}, "pixel_values"),
         (
             {
                 **dict.fromkeys(("input_ids", "labels"), torch.ones(2, 4).long()),
                 "position_ids": torch.tensor([[0, 1, 2, 3], [0, 1, 0, 1]]),
             },
-            "begin again within a line",
+            "restart within a line",
         ),
     ],
 )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from qtune_service.training.distributed import deal
+from qtune_service.training.distributed import partition_balanced
 from tests.training.models import padded, ragged, tiny_llama
 from tests.training.rank_work import one_step
 from tests.training.ranks import run_on_ranks
@@ -28,7 +28,7 @@ CASES: list[tuple[str, list[int], dict[str, Any]]] = [
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Any]]:
-    """What each rank returned, by case. Processes are started once for two ranks, and once for three."""
+    """Return the results of each rank, by case. Processes are started once for two ranks, and once for three."""
     found: dict[int, list[Any]] = {}
     for num_ranks in (2, 3):
         places = [place for place, case in enumerate(CASES) if len(case[1]) == num_ranks]
@@ -72,7 +72,7 @@ def test_scores_of_a_vocabulary_on_two_ranks_are_exact(results: dict[int, list[A
 def test_rows_are_dealt_out_evenly() -> None:
     """Numbers differ by one at most, tokens by the longest row at most, and every row is dealt once."""
     lengths = np.random.default_rng(0).integers(1, 500, 101)
-    hands = deal(lengths, 4)
+    hands = partition_balanced(lengths, 4)
     assert sorted(np.concatenate(hands).tolist()) == list(range(101))
     assert max(map(len, hands)) - min(map(len, hands)) == 1
     tokens = [int(lengths[hand].sum()) for hand in hands]

@@ -17,7 +17,7 @@ from qtune_service.training.plane_picture import ScoredPlane, plot_eu_plane
 
 
 def two_steps(*records: Any, warmup_steps: int = 0) -> list[Choice]:
-    """The same 40 samples twice, with other scores the second time."""
+    """Choose twice among the same 40 samples, with other scores the second time."""
     pruner = QTuningPruner(0.5, bisect_max_iter=None, records=records, warmup_steps=warmup_steps)
     random = np.random.default_rng(3)
     masks = [[0] + [1] * length for length in random.integers(2, 30, 40)]  # the row's length tells it apart

@@ -26,12 +26,12 @@ STAND_INS = Path(__file__).parent / "stand_ins"
 
 @pytest.fixture(autouse=True)
 def _stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """megatron and slime can be imported, in what the plug-in points use of them."""
+    """Megatron and slime can be imported, in what the plug-in points use of them."""
     monkeypatch.syspath_prepend(str(STAND_INS))
 
 
 def expected_masks(whole: dict[str, Any]) -> list[np.ndarray[Any, Any]]:
-    """What the pruner makes of a rollout, row by row, in one process."""
+    """Return the pruner's masks of a rollout, row by row, in one process."""
     masks = [np.array([0, *mask.tolist()]) for mask in whole["loss_masks"]]
     nll, entropy = ([np.array([0, *(sign * row).tolist()]) for row in whole[name]] for name, sign in
                     (("log_probs", -1), ("entropy", 1)))  # fmt: skip
@@ -87,7 +87,7 @@ def test_older_versions_pass_arguments_alone() -> None:
     for found, mask in zip(data["loss_masks"], expected_masks(whole), strict=True):
         assert found.tolist() == mask.tolist()
     assert tuple(inspect.signature(postprocess).parameters) == ("args", "rollout_id", "rollout_data")
-    with pytest.raises(SpecError, match="does not say what it trains on"):
+    with pytest.raises(SpecError, match="does not pass the rollout"):
         postprocess(slime_args())
 
 
@@ -174,7 +174,7 @@ def test_samples_are_the_rows_of_the_output(out: Path, finished: FinishedOutput)
 
 
 def tokens(groups: list[list[Any]]) -> list[tuple[int, ...]]:
-    """What tells samples apart."""
+    """Return the tokens of each sample, which identify it."""
     return [tuple(sample.tokens) for (sample,) in groups]
 
 
@@ -210,7 +210,7 @@ def test_other_data_do_not_go_on(out: Path, tmp_path: Path) -> None:
     data.save(0)
     path = tmp_path / "rollout" / "q_tuning_data_0.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"data": "other"}))
-    with pytest.raises(OutputConflictError, match="is not what"):
+    with pytest.raises(OutputConflictError, match="was saved with another output"):
         data.load(0)
 
 

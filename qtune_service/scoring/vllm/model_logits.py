@@ -1,20 +1,20 @@
-"""How a vLLM model's logits are reached, found out by watching one call of its `compute_logits`.
+"""Find out how a vLLM model computes its logits, by observing one call of `compute_logits`.
 
-A model's logits may be more than its LM head: some scale the hidden states before it, or mask logits after it. So
-nothing is read from the model's class. One call on a few rows is watched instead, and the model is taken for plain
-only where that call was one call of vLLM's own LogitsProcessor, on the very tensor that `compute_logits` was given,
-and returned that call's very result. Then
+The logits of a model may be more than its LM head: some models scale the hidden states before it, or mask logits after
+it. So nothing is derived from the model's class. One call on a few rows is observed. The model is plain only if that
+call made one call of vLLM's LogitsProcessor, on the same tensor that `compute_logits` received, and returned the same
+result. Then
 
     compute_logits(h) = soft cap and scale of (h @ weight.T + bias), of all ranks, cut to the vocabulary
 
-and each rank may reduce the columns it holds (ShardedHead), as many as are left of them after that cut. Soft cap and
-scale stay: the processor applies them to a rank's own logits too. The kernel is offered the weight only where there is
-neither of them and the weight is not quantised; LoRA brings classes of its own and is told by that.
+and each rank can reduce its own columns (ShardedHead), cut to the vocabulary. Soft cap and scale are kept, since the
+processor applies them to a rank's logits too. The kernel is used only without both and without quantization. LoRA is
+recognized by its own classes.
 
-All ranks must take the same way, and only the first sees gathered logits, so they agree on it in one exchange.
+All ranks must use the same method, and only the first sees gathered logits, so they agree on it in one exchange.
 
-Read against vLLM 0.32: model_executor/layers/logits_processor.py and vocab_parallel_embedding.py.
-This file is imported by vLLM's processes only; see plugin.py.
+Reviewed against vLLM 0.32: model_executor/layers/logits_processor.py and vocab_parallel_embedding.py.
+Only vLLM's processes import this file; see plugin.py.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from qtune_service.scoring.statistics import Statistics
 
 WATCHED_ROWS = 4
 _SIGNATURE = inspect.signature(LogitsProcessor.forward)
-_HEADS = (ParallelLMHead, VocabParallelEmbedding)  # the second where the embedding is tied
+_HEADS = (ParallelLMHead, VocabParallelEmbedding)  # the second for tied embeddings
 _PLAIN_METHODS = (UnquantizedEmbeddingMethod, UnquantizedLinearMethod)
 
 
 @dataclass(frozen=True, slots=True)
 class PlainHead:
-    """A model whose logits are one call of vLLM's logits processor."""
+    """A model with logits from one call of vLLM's logits processor."""
 
     processor: Any  # LogitsProcessor
     lm_head: Any  # VocabParallelEmbedding
@@ -53,31 +53,31 @@ class PlainHead:
 
     @property
     def first(self) -> int:
-        """The first column of this rank, in the order in which vLLM gathers them."""
+        """Return the first column of this rank in vLLM's gathering order."""
         return int(self.lm_head.tp_rank * self.lm_head.num_embeddings_per_partition)
 
     @property
     def width(self) -> int:
-        """Columns of this rank that are tokens: vLLM pads the vocabulary, and cuts it after it has gathered it."""
+        """Return the number of token columns of this rank. vLLM pads the vocabulary and cuts it after gathering."""
         held = int(self.lm_head.num_embeddings_per_partition)
         return min(max(int(self.processor.org_vocab_size) - self.first, 0), held)
 
     def project(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits (n, width) of this rank, soft cap and scale included."""
+        """Return the logits (n, width) of this rank, with soft cap and scale."""
         logits: torch.Tensor = self.processor(self.lm_head, hidden, self.bias, skip_gather=True)
         return logits[:, : self.width]
 
     def matrix(self, dtype: torch.dtype) -> Matrix | str:
-        """The columns of this rank as a matrix for hidden states of a type, or why they are more than one."""
+        """Return the columns of this rank as a matrix for a hidden dtype, or the reason why that is not possible."""
         method = type(self.lm_head.quant_method)
-        weight = getattr(self.lm_head, "weight", torch.empty(0, dtype=torch.int8))  # quantised heads may have none
+        weight = getattr(self.lm_head, "weight", torch.empty(0, dtype=torch.int8))  # quantized heads may have none
         problems = {
             "the model caps its logits": self.processor.soft_cap is not None,
             "the model scales its logits": self.processor.scale != 1.0,
-            f"the head is quantised ({method.__name__})": method not in _PLAIN_METHODS,
+            f"the head is quantized ({method.__name__})": method not in _PLAIN_METHODS,
             f"hidden states are {dtype}, and the head's weight is {weight.dtype}": weight.dtype != dtype,
             "this rank holds no columns": self.width == 0,
-            # The kernel cuts the vocabulary by the number of rows, and sums with it.
+            # The kernel splits the vocabulary by the number of rows, which changes its sums.
             "VLLM_BATCH_INVARIANT is set": bool(vllm.envs.VLLM_BATCH_INVARIANT),
         }
         found = [problem for problem, holds in problems.items() if holds]
@@ -87,7 +87,7 @@ class PlainHead:
 
 @dataclass(frozen=True, slots=True)
 class HeadSettings:
-    """What a choice depends on besides the model."""
+    """Settings that influence the choice of a head."""
 
     vocab_size: int
     logits_bytes: int
@@ -95,12 +95,12 @@ class HeadSettings:
     try_kernel: bool
 
     def blockwise(self, project: Project, num_columns: int) -> BlockwiseHead:
-        """Reduce as many rows at a time as `logits_bytes` holds in float32."""
+        """Return a head that processes as many rows at a time as fit into `logits_bytes` in float32."""
         return BlockwiseHead(project, max(1, self.logits_bytes // (4 * max(1, num_columns))), self.statistics)
 
 
 def choose_vllm_head(model: Any, like: torch.Tensor, settings: HeadSettings) -> Choice:
-    """Choose how this rank reduces hidden rows (n, H) like those given. All ranks must call it at the same step."""
+    """Choose the head of this rank for hidden rows (n, H). All ranks must call it at the same step."""
     ranks = get_tensor_model_parallel_world_size()
     whole = settings.blockwise(model.compute_logits, settings.vocab_size)
     if ranks == 1 and not like.is_cuda:
@@ -118,7 +118,7 @@ def choose_vllm_head(model: Any, like: torch.Tensor, settings: HeadSettings) -> 
 
 
 def watch(model: Any, hidden: torch.Tensor) -> PlainHead | str:
-    """See what `compute_logits` makes of hidden (n, H): a plain head, or why it is none. All ranks must call it."""
+    """Observe `compute_logits` on hidden (n, H); return a plain head, or a reason. All ranks must call it."""
     calls: list[tuple[Any, inspect.BoundArguments, torch.Tensor | None, torch.Tensor | None]] = []
 
     def note(module: Any, arguments: tuple[Any, ...], keywords: dict[str, Any], output: torch.Tensor | None) -> None:
@@ -146,9 +146,9 @@ def watch(model: Any, hidden: torch.Tensor) -> PlainHead | str:
 def _plain_head(processor: Any, given: dict[str, Any]) -> PlainHead | str:
     lm_head = given["lm_head"]
     if type(lm_head) not in _HEADS or given.get("skip_gather", True):
-        return f"the head is a {type(lm_head).__name__} of another kind than vLLM's own"
+        return f"the head is a {type(lm_head).__name__}, not one of vLLM's own"
     if lm_head.tp_size != get_tensor_model_parallel_world_size():
-        return f"the head is cut into {lm_head.tp_size} shards, not one a rank"
+        return f"the head has {lm_head.tp_size} shards, not one per rank"
     return PlainHead(processor, lm_head, given["embedding_bias"])
 
 
@@ -158,6 +158,6 @@ def _all_ranks(is_plain: bool, device: torch.device) -> bool:
 
 
 def all_gather_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Rows (n, c) of all k ranks, in the order of the ranks: (k n, c)."""
+    """Gather rows (n, c) of all k ranks in rank order: (k n, c)."""
     gathered: torch.Tensor = tensor_model_parallel_all_gather(rows, dim=0)
     return gathered

@@ -1,22 +1,17 @@
-"""A causal LM of vLLM run as a pooling model whose pooler returns (NLL, entropy) of the scored tokens.
+"""Run a causal LM of vLLM as a pooling model that returns (NLL, entropy) of the scored tokens.
 
-vLLM hands a pooler the hidden states of all tokens of a step. Ours selects the rows that predict scored tokens and
-reduces them to two numbers a row: by the model's own `compute_logits` on blocks of rows, or by a way that
-parallel_head.py has found to be the same. So neither logits nor probabilities leave the device, and memory is bounded
-by `logits_bytes`. Samples longer than a step
-(chunked prefill) gather their rows in a buffer kept with the request. Rows that vLLM did not compute, because the
-prefix cache held them, keep the value UNSCORED; a computed NLL or entropy is never negative, and may be NaN.
+vLLM passes the hidden states of all tokens of a step to the pooler. It selects the rows that predict scored tokens and
+reduces each to two numbers, by the model's `compute_logits` on blocks of rows or by an equivalent method
+(model_logits.py). So neither logits nor probabilities leave the device, and `logits_bytes` bounds the memory. Samples
+longer than a step (chunked prefill) collect their rows in a buffer of the request. Rows that came from the prefix cache
+keep the value UNSCORED. A computed NLL or entropy is never negative and may be NaN.
 
-This file is imported by vLLM's processes only; see plugin.py.
+On a CPU, vLLM's RMSNorm uses single torch operations, each a pass over memory, although its CPU build has a fused
+kernel. For 4,096 tokens of 896 numbers it takes 40 ms instead of 1.2 ms, 49 times in a step of a 0.5B model. The fused
+kernel also computes in float32. It is registered by `CustomOp.register_oot`, vLLM's hook for external layers, and only
+where a scoring model is built. A fused SiLU was slower (94 ms instead of 69 ms) and is not used.
 
-vLLM's layers on a CPU, where its own take a detour.
-
-RMSNorm: vLLM normalises with single torch operations there, each a pass over memory, though its CPU build has the
-fused kernel. 4,096 tokens of 896 numbers: 40 ms against 1.2 ms, 49 times a step of a 0.5B model. The fused kernel
-computes in float32 as the other way does. SiLU with its product was tried too and is left as it is: 69 ms the plain
-way, 94 ms by the kernel.
-
-`CustomOp.register_oot` is vLLM's hook for layers from elsewhere. It is called only where a scoring model is built.
+Only vLLM's processes import this file; see plugin.py.
 """
 
 from __future__ import annotations
@@ -45,7 +40,7 @@ from qtune_service.scoring.statistics import nll_and_entropy, statistics_for
 from qtune_service.scoring.vllm.model_logits import HeadSettings, choose_vllm_head
 from qtune_service.scoring.vllm.plugin import ARCHITECTURE_PREFIX
 
-TASK = "token_classify"  # the per-token task that both of vLLM's model runners accept
+TASK = "token_classify"  # a per-token task of both model runners of vLLM
 SPANS_KEY = "qtune_spans"
 CONFIG_KEY = "qtune"
 DEFAULT_LOGITS_BYTES = 256 << 20
@@ -53,38 +48,38 @@ DEFAULT_LOGITS_BYTES = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """The part of one request that this step computed, as scored rows."""
+    """Scored rows of a request that this step computed."""
 
-    rows: NDArray[np.int64]  # (k,) rows of the step's hidden states
-    labels: torch.Tensor  # (k,) the tokens that these rows predict
-    first: int  # index of the first of them among the request's n scored tokens
+    rows: NDArray[np.int64]  # (k,) row indices in the step's hidden states
+    labels: torch.Tensor  # (k,) predicted tokens
+    first: int  # index of the first row among the request's n scored tokens
     num_scored: int  # n
 
 
 class ScorePooler(Pooler):  # type: ignore[misc]  # vllm is not typed here
-    """Reduces hidden states to (n, 2) float32 a request."""
+    """Reduce hidden states to (n, 2) float32 per request."""
 
     def __init__(self, model: Any, vocab_size: int, settings: dict[str, Any]) -> None:
         super().__init__()
-        self._model = weakref.ref(model)  # the model holds the pooler, and must not become a module inside of it
+        self._model = weakref.ref(model)  # the model owns the pooler and must not become its submodule
         self._vocab_size, self._settings = vocab_size, settings
         self._choice: Choice | None = None
 
     @property
     def head(self) -> str:
-        """How rows are reduced, and why so; empty before the first step."""
+        """Return the head and its reason; empty before the first step."""
         return self._choice.description if self._choice else ""
 
     def get_supported_tasks(self) -> AbstractSet[str]:
-        """Name the one task."""
+        """Return the only task."""
         return {TASK}
 
     def get_pooling_updates(self, task: str) -> PoolingParamsUpdate:  # noqa: ARG002 - vLLM's signature
-        """Ask for the prompt's tokens: they are the labels."""
+        """Request the prompt's tokens, which are the labels."""
         return PoolingParamsUpdate(requires_token_ids=True)
 
     def forward(self, hidden_states: torch.Tensor, pooling_metadata: PoolingMetadata) -> list[torch.Tensor | None]:
-        """Score this step's rows (T, H); a request's (n, 2) float32 comes out with its last chunk, None before."""
+        """Score this step's rows (T, H). A request yields (n, 2) float32 with its last chunk, None before."""
         chunks = _chunks(pooling_metadata)
         rows = torch.from_numpy(np.concatenate([chunk.rows for chunk in chunks]))
         labels = torch.cat([chunk.labels for chunk in chunks])
@@ -121,7 +116,7 @@ def _chunks(metadata: PoolingMetadata) -> list[_Chunk]:
     cursor = metadata.get_pooling_cursor()
     ids = metadata.get_prompt_token_ids_cpu()
     scheduled = cursor.num_scheduled_tokens_cpu.tolist()
-    ends = cursor.seq_lens_cpu.tolist()  # tokens of each request that are computed once this step is done
+    ends = cursor.seq_lens_cpu.tolist()  # computed tokens of each request after this step
     chunks = []
     offset = 0
     for i, params in enumerate(metadata.pooling_params):
@@ -135,7 +130,7 @@ def _chunks(metadata: PoolingMetadata) -> list[_Chunk]:
 
 
 def _chunk(positions: NDArray[np.int64], ids: torch.Tensor, offset: int, begin: int, end: int) -> _Chunk:
-    """Rows for a chunk of positions begin..end-1, whose hidden states start at row `offset` of the step."""
+    """Return the rows of a chunk of positions begin..end-1, with hidden states from row `offset` of the step."""
     first, last = np.searchsorted(positions, (begin + 1, end + 1))  # row t - 1 predicts token t
     mine = positions[first:last]
     labels = ids[torch.from_numpy(mine)].long()
@@ -143,15 +138,15 @@ def _chunk(positions: NDArray[np.int64], ids: torch.Tensor, offset: int, begin: 
 
 
 def _warm_up_chunk(offset: int, num_tokens: int) -> _Chunk:
-    """Score every row of a request without spans: memory profiling sends those, and must see the peak."""
+    """Score every row of a request without spans, as memory profiling sends it, so that it measures the peak."""
     rows = np.arange(offset, offset + num_tokens, dtype=np.int64)
     return _Chunk(rows=rows, labels=torch.zeros(num_tokens, dtype=torch.int64), first=0, num_scored=num_tokens)
 
 
 def _collect(cache: list[torch.Tensor], chunk: _Chunk, part: torch.Tensor, *, is_last: bool) -> torch.Tensor | None:
-    """Put a chunk's scores (k, 2) in place; returns the request's (n, 2) when it is complete."""
+    """Store a chunk's scores (k, 2). Return the request's (n, 2) when it is complete."""
     if is_last and not cache and len(part) == chunk.num_scored:
-        return part.clone()  # computed in one step: no buffer; a view would keep the whole step's scores alive
+        return part.clone()  # one step needs no buffer, and a view would keep all scores of the step alive
     if not cache:
         cache.append(torch.full((chunk.num_scored, 2), UNSCORED, dtype=torch.float32, device=part.device))
     cache[0][chunk.first : chunk.first + len(part)] = part
@@ -159,12 +154,12 @@ def _collect(cache: list[torch.Tensor], chunk: _Chunk, part: torch.Tensor, *, is
 
 
 class WorkerCalls:
-    """What the driver asks of vLLM's workers by `collective_rpc`; vLLM makes it a base class of theirs."""
+    """Methods of vLLM's workers for `collective_rpc`. vLLM adds this as a base class."""
 
     get_model: Callable[[], Any]
 
     def qtune_head(self) -> str:
-        """How this rank reduces its rows; empty before the first step."""
+        """Return the head of this rank; empty before the first step."""
         return str(self.get_model().pooler.head)
 
     def qtune_zero_cache(self) -> None:
@@ -177,7 +172,7 @@ class WorkerCalls:
 
 
 def scored_positions(spans: list[int]) -> NDArray[np.int64]:
-    """Expand [start, end, start, end, ...] to positions, ascending: (n,)."""
+    """Expand [start, end, start, end, ...] to ascending positions (n,)."""
     if not spans:
         return np.empty(0, np.int64)
     bounds = np.asarray(spans, np.int64).reshape(-1, 2)
@@ -200,7 +195,7 @@ def adapt(base: type[torch.nn.Module], name: str) -> type[torch.nn.Module]:
         "__module__": __name__,
         "__doc__": f"{base.__name__} as a scorer.",
         "is_pooling_model": True,
-        "default_tok_pooling_type": "ALL",  # with it a decoder keeps chunked prefill and prefix caching
+        "default_tok_pooling_type": "ALL",  # keeps chunked prefill and prefix caching of decoders
     }
     return types.new_class(name, (base,), exec_body=lambda namespace: namespace.update(body))
 
@@ -219,17 +214,17 @@ def __getattr__(name: str) -> type[torch.nn.Module]:
     return adapted
 
 
-_OPS = torch.ops._C  # noqa: SLF001 - where vLLM keeps its kernels
+_OPS = torch.ops._C  # noqa: SLF001 - vLLM's kernels
 KERNELS = ("rms_norm", "fused_add_rms_norm")
 
 
 class FusedRMSNorm(RMSNorm):  # type: ignore[misc]  # vllm is not typed here
-    """RMSNorm by the fused kernels, where they apply."""
+    """RMSNorm by the fused kernels, if they apply."""
 
     def forward_native(
         self, x: torch.Tensor, residual: torch.Tensor | None = None
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Normalise x (..., H); with a residual of that shape, x + residual, which comes back too."""
+        """Normalize x (..., H), or x + residual, which is returned as well."""
         is_plain = self.has_weight and self.variance_size_override is None and self.weight.dtype == x.dtype
         if not is_plain or not x.is_contiguous() or (residual is not None and not residual.is_contiguous()):
             plain: torch.Tensor | tuple[torch.Tensor, torch.Tensor] = super().forward_native(x, residual)
@@ -244,12 +239,12 @@ class FusedRMSNorm(RMSNorm):  # type: ignore[misc]  # vllm is not typed here
     def forward_cpu(
         self, x: torch.Tensor, residual: torch.Tensor | None = None
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """The same."""
+        """Normalize on a CPU; see `forward_native`."""
         return self.forward_native(x, residual)
 
 
 def use_fused_layers() -> None:
-    """Have the models that are built from now on in this process use them. On a CPU only, and where they exist."""
+    """Use the fused layers in models that this process builds from now on. Only on a CPU that has them."""
     has_kernels = current_platform.is_cpu() and all(hasattr(_OPS, name) for name in KERNELS)
     if has_kernels and "RMSNorm" not in op_registry_oot:
         CustomOp.register_oot(name="RMSNorm")(FusedRMSNorm)

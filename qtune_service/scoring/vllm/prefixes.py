@@ -1,16 +1,15 @@
-"""Prefix caching that stays exact.
+"""Rules that keep prefix caching exact.
 
-An engine that finds the first h tokens of a sequence in its cache computes no hidden states for them, so the tokens
-up to h have no logits of their own. Where such a token is scored, three things can be done: forgo the cache for that
-sequence, compute the sequence again, or take the scores from the sequence that put the tokens there. The last is
-exact, since NLL and entropy of token t depend on tokens 0..t only, and it costs nothing.
+If an engine finds the first h tokens of a sequence in its cache, it computes no hidden states for them, so the tokens
+up to h have no logits. If such a token is scored, there are three options: skip the cache for that sequence, compute
+the sequence again, or copy the scores from the sequence that filled the cache. Copying is exact, since NLL and entropy
+of token t depend on tokens 0..t only, and it is free.
 
-Sequences run in lexicographic order. Of all sequences before it, its predecessor then shares the longest prefix with
-a sequence, and only sequences before it can be in the cache. So it is known beforehand how far a hit can reach:
-whole cache blocks of the prefix shared with the predecessor, and not the last token. A sequence may read the cache
-if the predecessor scores all that such a hit would leave out; else it is told to skip it, and costs what it would
-without a cache. The known loss: where the shared prefix ends exactly at a block's end and the next token is scored,
-the row that predicts that token is in the cache too.
+Sequences run in lexicographic order. So the direct predecessor shares the longest prefix of all earlier sequences, and
+only earlier sequences can be in the cache. The longest possible hit is therefore known: whole cache blocks of the
+prefix shared with the predecessor, without the last token. A sequence may read the cache if the predecessor scores all
+tokens that such a hit leaves out. Otherwise it skips the cache. The known loss: if the shared prefix ends exactly at a
+block boundary and the next token is scored, the row that predicts that token is also in the cache.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from qtune_service.scoring.scorer import Prompt, Scores
 
 
 def shared_prefixes(prompts: Sequence[Prompt]) -> list[int]:
-    """Length in tokens of the prefix that each prompt shares with the one before it; 0 for the first."""
+    """Return the length of the prefix that each prompt shares with its predecessor; 0 for the first."""
     return [0, *(_shared(a.input_ids, b.input_ids) for a, b in pairwise(prompts))][: len(prompts)]
 
 
@@ -36,7 +35,7 @@ def _shared(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
 
 
 def may_read_cache(prompts: Sequence[Prompt], shared: Sequence[int], block_size: int) -> list[bool]:
-    """Tell for each prompt whether the longest possible hit leaves out only tokens that its predecessor scores."""
+    """Return for each prompt whether its predecessor scores all tokens that the longest possible hit leaves out."""
     allowed = []
     for i, prompt in enumerate(prompts):
         hit = min(shared[i], len(prompt.input_ids) - 1) // block_size * block_size
@@ -49,7 +48,7 @@ def may_read_cache(prompts: Sequence[Prompt], shared: Sequence[int], block_size:
 def fill_from_predecessors(
     prompts: Sequence[Prompt], shared: Sequence[int], scores: Sequence[Scores], missing: Sequence[NDArray[np.bool_]]
 ) -> list[int]:
-    """Fill missing rows of `scores` in place, each from the prompt before; returns the prompts that still lack some.
+    """Fill missing rows of `scores` in place from the previous prompt. Return the prompts that still have missing rows.
 
     scores[i]: (n_i, 2), missing[i]: (n_i,).
     """

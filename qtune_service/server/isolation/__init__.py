@@ -1,9 +1,7 @@
-"""Child processes with limits, for programs of users and for binary files that users send.
+"""Run users' programs and read users' binary files in child processes with limits.
 
-environment.py  which variables a child gets
-limits.py       what a child may take, applied by the child itself before its program starts
-running.py      one command to its end, with bounded time and output
-frames.py       messages on a pipe
-serving.py      the loop of a child that answers requests
-workers.py      a pool of such children, on the side of the server
+limits.py       limits that a child applies to itself before its program starts
+processes.py    the environment of a child, and one command with bounded time and output
+worker_loop.py  messages on a pipe, and the loop of a child that answers requests
+worker_pool.py  the server's pool of such children
 """

@@ -1,4 +1,4 @@
-"""Run `python -m qtune_service.server.isolation LIMITS COMMAND...`: apply limits, then become the command."""
+"""Apply limits and become a command: `python -m qtune_service.server.isolation LIMITS COMMAND...`."""
 
 import os
 import sys
@@ -6,4 +6,4 @@ import sys
 from qtune_service.server.isolation.limits import ProcessLimits
 
 ProcessLimits.parse(sys.argv[1]).apply()
-os.execvp(sys.argv[2], sys.argv[2:])  # noqa: S606 - a command of the server's, without a shell
+os.execvp(sys.argv[2], sys.argv[2:])  # noqa: S606 - a command of the server, without a shell

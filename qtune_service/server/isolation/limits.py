@@ -1,11 +1,12 @@
-"""What a child process may take of the machine. The child applies the limits to itself and then becomes its program.
+"""Limit the memory, processor time and files of a child process.
 
-A threaded server must run no code of its own between fork and exec (subprocess's preexec_fn), so a small program comes
-first: `python -m qtune_service.server.isolation LIMITS COMMAND...` sets the limits and calls exec. The kernel
-keeps them.
+A threaded server must not run its own code between fork and exec (subprocess's preexec_fn). So a small program,
+`python -m qtune_service.server.isolation LIMITS COMMAND...`, sets the limits on itself and calls exec. The kernel
+enforces them.
 
-Memory is bounded as RLIMIT_DATA, private writable memory, because address space (RLIMIT_AS) also counts what libraries
-reserve and never touch.
+Memory is limited by RLIMIT_DATA, private writable memory, because address space (RLIMIT_AS) also counts memory that
+libraries reserve and never use.
+Source: getrlimit(2), prctl(2)
 """
 
 from __future__ import annotations
@@ -31,11 +32,10 @@ SMALL_LIBRARIES = {
     "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
     "ARROW_DEFAULT_MEMORY_POOL": "system",
 }
-"""Environment of a child with a limit of memory: stacks of threads, of which there would be as many as the machine has
-cores, count as memory, and so does the GiB that Arrow's own allocator reserves. The system's allocator is as fast where
-it does not give each block back at once."""
+"""Environment of a child with a memory limit. Libraries start a thread for each core, and the stacks count as memory.
+So does the GiB that Arrow's own allocator reserves. The system's allocator is as fast where it keeps freed blocks."""
 OOM_SCORE = "500"
-"""Of 1000: where the machine or its container runs out of memory, a child ends before the server does."""
+"""Score of at most 1000: without memory on the machine or in the container, a child is killed before the server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,33 +44,33 @@ class ProcessLimits:
 
     memory_bytes: int
     cpu_s: int | None = None
-    """Processor time of all its threads; None where the child limits each request by itself."""
+    """Processor time of all threads. None: the child limits each request itself."""
     file_bytes: int = 1 << 20
-    """Size of the largest file that it may write."""
+    """Largest file that the child may write."""
     open_files: int = 512
     stack_bytes: int = 8 << 20
     parent: int | None = None
-    """The process whose end is also the child's, if the thread that starts the child waits for it. (The kernel watches
-    the thread, not the process.)"""
+    """Id of the parent process, with which the child ends, or None. The kernel watches the thread that started the
+    child, so this thread must wait for it."""
 
     def command(self, command: Sequence[str]) -> list[str]:
-        """Return a command that runs another one within the limits."""
+        """Return a command that runs another command within the limits."""
         return [sys.executable, "-m", __package__, json.dumps(asdict(self)), *command]
 
     @classmethod
     def parse(cls, text: str) -> ProcessLimits:
-        """Read what `command` wrote."""
+        """Parse the limits that `command` wrote."""
         return cls(**json.loads(text))
 
     def apply(self) -> None:
-        """Limit this process, and whatever it becomes. A limit that was lower before stays lower."""
+        """Limit this process and the program that it becomes. Keep limits that are already lower."""
         _lower(resource.RLIMIT_DATA, self.memory_bytes)
         _lower(resource.RLIMIT_FSIZE, self.file_bytes)
         _lower(resource.RLIMIT_NOFILE, self.open_files)
         _lower(resource.RLIMIT_STACK, self.stack_bytes)
         _lower(resource.RLIMIT_CORE, 0)
         if self.cpu_s is not None:
-            _lower(resource.RLIMIT_CPU, self.cpu_s, spare=2)  # so that SIGXCPU comes before SIGKILL, and says why
+            _lower(resource.RLIMIT_CPU, self.cpu_s, spare=2)  # SIGXCPU comes before SIGKILL and shows the reason
         if sys.platform == "linux":
             _prctl(PR_SET_NO_NEW_PRIVS, 1)
             if self.parent is not None:
@@ -82,14 +82,14 @@ class ProcessLimits:
 
 
 def limit_cpu_from_now(seconds: int) -> None:
-    """Let this process use so many more seconds of processor time; beyond, SIGXCPU ends it."""
+    """Allow this process some more seconds of processor time, after which SIGXCPU ends it."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + 1 + seconds, hard))
 
 
 def _lower(kind: int, value: int, spare: int = 0) -> None:
-    """Set the soft limit to a value, and the hard one to `spare` more."""
+    """Lower the soft limit to a value, and the hard one to `spare` more."""
     _, hard = resource.getrlimit(kind)
     highest = value + spare if hard == resource.RLIM_INFINITY else min(value + spare, hard)
     resource.setrlimit(kind, (min(value, highest), highest))

@@ -1,9 +1,8 @@
-"""Run one command to its end, with bounded time and output.
+"""Run one command with bounded time and output, and select the environment variables of child processes.
 
-Environment variables of child processes: an allow-list, so that no secret of the server reaches a child by default.
-
-The server's own variables (QTUNE_..., with the database's password), the token of a Ray cluster and the variables of
-Kubernetes are on no list. An administrator adds names by QTUNE_CHILD_ENVIRONMENT.
+Variables are on allow-lists, so that no secret of the server reaches a child by default. The server's own variables
+(QTUNE_..., with the database's password), the token of a Ray cluster and the variables of Kubernetes are on no list.
+The administrator adds names with QTUNE_CHILD_ENVIRONMENT.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from typing import IO, Literal
 
 Purpose = Literal["driver", "preview", "question", "plain"]
-"""driver: runs a job. preview: reads records and a tokenizer. question: reads outputs. plain: needs no data."""
+"""driver: run a job. preview: read records and a tokenizer. question: read outputs. plain: use no data."""
 
 BASE = (
     "PATH HOME USER LOGNAME SHELL LANG LANGUAGE LC_* TZ TMPDIR TERM COLUMNS XDG_* "
@@ -49,43 +48,42 @@ LISTS: Mapping[Purpose, str] = {
     "question": BASE + NETWORK + STORAGE,
     "plain": BASE,
 }
-"""Names that each purpose gets; `*` stands for the rest of a name."""
+"""Names of variables for each purpose. `*` matches the rest of a name."""
 RAY_TOKENS = frozenset({"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"})
-"""Of the server's cluster. A driver that starts a Ray of its own needs none: Ray makes one if RAY_AUTH_MODE=token."""
+"""Variables with the token of the server's cluster. A driver that starts its own Ray needs none, because Ray creates a
+token if RAY_AUTH_MODE=token."""
+BLOCK_BYTES = 1 << 16
+TAIL_BYTES = 1 << 16
+"""Length of the kept end of standard error."""
 
 
 def child_environment(
     purpose: Purpose, more: Sequence[str] = (), environ: Mapping[str, str] = os.environ
 ) -> dict[str, str]:
-    """Return the variables that a child process gets. more: names that the administrator adds, `*` as in LISTS."""
+    """Return the environment of a child process. more: further names from the administrator, `*` as in LISTS."""
     patterns = (re.escape(name).replace(r"\*", ".*") for name in (*LISTS[purpose].split(), *more))
     is_listed = re.compile("|".join(patterns)).fullmatch
     withheld = RAY_TOKENS - {*more} if not environ.get("RAY_ADDRESS") else frozenset[str]()
     return {name: value for name, value in environ.items() if is_listed(name) and name not in withheld}
 
 
-BLOCK_BYTES = 1 << 16
-TAIL_BYTES = 1 << 16
-"""Of standard error, so much of its end is kept."""
-
-
 class OutputTooLargeError(Exception):
-    """The command printed more than the caller takes; it was killed."""
+    """The command was killed because it printed more than max_output_bytes."""
 
 
 class TimeOverError(Exception):
-    """The command ran longer than the caller waits; it was killed."""
+    """The command was killed because it ran longer than within_s."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What a command left."""
+    """The result of a command."""
 
     returncode: int
-    """Negative: the signal that ended it."""
+    """Exit status, or the negative number of the signal that ended the command."""
     stdout: bytes
     stderr: bytes
-    """At most TAIL_BYTES, of its end."""
+    """The last TAIL_BYTES of standard error."""
 
 
 def run_limited(
@@ -96,7 +94,10 @@ def run_limited(
     within_s: float,
     max_output_bytes: int,
 ) -> Finished:
-    """Run a command. Raises OutputTooLargeError and TimeOverError, after killing all processes of its session."""
+    """Run a command, and kill all processes of its session at the end.
+
+    Raise OutputTooLargeError and TimeOverError.
+    """
     process = subprocess.Popen(
         list(command),
         stdin=subprocess.PIPE,
@@ -114,8 +115,8 @@ def run_limited(
 
 
 def kill_session(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of a session that `process` leads, and wait for it."""
-    if process.returncode is None:  # nobody has waited for it yet, so its number is not another's
+    """Kill the session that `process` leads, and wait for the process."""
+    if process.returncode is None:  # not waited for, so no other process can have its id
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -140,7 +141,7 @@ def _exchange(
                 raise TimeOverError
             for key, _ in events:
                 if key.fileobj is process.stdin:
-                    left = _written(process.stdin, left)
+                    left = _write(process.stdin, left)
                     is_done = not left
                 else:
                     block = os.read(key.fd, BLOCK_BYTES)
@@ -162,8 +163,11 @@ def _exchange(
     return bytes(stdout), bytes(stderr)
 
 
-def _written(stdin: IO[bytes], left: memoryview) -> memoryview:
-    """Write what the pipe takes, and close it after the last byte. A command that reads no more gets no more."""
+def _write(stdin: IO[bytes], left: memoryview) -> memoryview:
+    """Write to the pipe without blocking, close it after the last byte or when the command has closed its end.
+
+    Return the rest of the input.
+    """
     try:
         left = left[os.write(stdin.fileno(), left) :]
     except BlockingIOError:

@@ -1,11 +1,11 @@
-"""Messages on a pipe: one byte of flags, the length in eight bytes, and the body.
+"""Exchange messages on a pipe, and run the loop of a child that answers requests.
 
-The parent does not trust its child: it reads with a deadline and a bound on the length.
+A message has one byte of flags, eight bytes of length, and the body. The parent does not trust its child, so it reads
+with a deadline and a limit on the length.
 
-The loop of a child that answers requests: one at a time, each within a limit of processor time.
-
-The child ends with its parent, also when that is killed: a thread watches the pipe that requests come from. A child
-that holds much memory after an answer says so, ends, and is replaced.
+The child answers one request at a time, each within a limit of processor time. It ends with its parent, even when that
+is killed, because a thread watches the pipe of requests. A child that holds much memory after an answer sets a flag in
+it, ends, and is replaced.
 """
 
 from __future__ import annotations
@@ -23,14 +23,20 @@ from qtune_service.server.isolation.limits import limit_cpu_from_now
 
 _HEAD = struct.Struct("<BQ")
 BLOCK_BYTES = 1 << 20
+MAX_REQUEST_BYTES = 1 << 20
+LAST_ANSWER = 1
+"""Flag of an answer after which the child ends."""
+RETIRE_SHARE = 0.6
+"""Share of the memory limit above which a child is replaced between requests, so that each request finds the rest free.
+Memory that allocators keep counts, as it does for the limit."""
 
 
 class BrokenFrameError(Exception):
-    """The other side has closed the pipe in the middle of a message, or before one."""
+    """The other side closed the pipe before the end of a message."""
 
 
 class FrameTooLargeError(Exception):
-    """A message is longer than the reader takes."""
+    """A message is longer than the reader accepts."""
 
 
 class FrameLateError(Exception):
@@ -38,7 +44,7 @@ class FrameLateError(Exception):
 
 
 def send(fd: int, body: bytes, *, flags: int = 0, within_s: float | None = None) -> None:
-    """Write a message. within_s needs a descriptor that does not block. Raises BrokenFrameError and FrameLateError."""
+    """Write a message. Raise BrokenFrameError and FrameLateError. within_s requires a non-blocking descriptor."""
     deadline_s = None if within_s is None else time.monotonic() + within_s
     left = memoryview(_HEAD.pack(flags, len(body)) + body)
     while left:
@@ -52,7 +58,7 @@ def send(fd: int, body: bytes, *, flags: int = 0, within_s: float | None = None)
 
 
 def receive(fd: int, max_bytes: int, *, within_s: float | None = None) -> tuple[bytearray, int]:
-    """Read a message: body and flags. Raises BrokenFrameError, FrameTooLargeError and FrameLateError."""
+    """Read a message and return body and flags. Raise BrokenFrameError, FrameTooLargeError and FrameLateError."""
     deadline_s = None if within_s is None else time.monotonic() + within_s
     flags, size = _HEAD.unpack(_read(fd, _HEAD.size, deadline_s))
     if size > max_bytes:
@@ -80,20 +86,15 @@ def _wait(fd: int, event: int, deadline_s: float | None) -> None:
         raise FrameLateError
 
 
-MAX_REQUEST_BYTES = 1 << 20
-LAST_ANSWER = 1
-"""Flag of an answer after which the child ends."""
-RETIRE_SHARE = 0.6
-"""Of the limit of memory: a child that holds more between requests is replaced, so that each request finds the rest.
-What allocators have not given back counts, as it does for the limit."""
-
-
 def serve(handle: Callable[[bytes], bytes], *, cpu_s: int) -> None:
-    """Answer requests from standard input on standard output, until that is closed. cpu_s: for each."""
+    """Answer requests from standard input on standard output, until one is closed.
+
+    cpu_s: processor time of each request, in seconds.
+    """
     requests, answers = os.dup(0), os.dup(1)
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
-    os.dup2(2, 1)  # what libraries print must not be taken for an answer
+    os.dup2(2, 1)  # output of libraries must not mix with answers
     threading.Thread(target=_end_with_parent, args=(requests,), daemon=True).start()
     send(answers, b"")
     while True:
@@ -113,7 +114,7 @@ def serve(handle: Callable[[bytes], bytes], *, cpu_s: int) -> None:
 
 
 def _end_with_parent(requests: int) -> None:
-    """Wait until nobody can write requests any more; no event is asked for, because POLLHUP always comes."""
+    """Wait until the writing end is closed, and exit. No event is registered, because POLLHUP is always reported."""
     poll = select.poll()
     poll.register(requests, 0)
     poll.poll()
@@ -121,6 +122,7 @@ def _end_with_parent(requests: int) -> None:
 
 
 def _holds_much() -> bool:
+    """Return whether the process holds more than RETIRE_SHARE of its memory limit."""
     limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
     if limit == resource.RLIM_INFINITY:
         return False

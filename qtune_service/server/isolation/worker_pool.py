@@ -1,7 +1,7 @@
-"""A pool of warm children that answer requests, on the side of the server. A child that dies is replaced.
+"""Keep a pool of warm children that answer requests of the server, and replace those that die.
 
-Children start when they are first needed and serve one request at a time. They are not trusted: an answer has a bound
-on its length and on its time, and a child that breaks either is killed. See serving.py for the child's side.
+Children start when they are first needed and serve one request at a time. They are not trusted: a child whose answer is
+too long or too late is killed. worker_loop.py is the child's side.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from qtune_service.server.isolation.worker_loop import LAST_ANSWER
 
 START_S = 60.0
 LOGGED_BYTES = 500
-"""Of what a child that died had printed."""
+"""Length of the output of a dead child in the log."""
 _log = logging.getLogger(__name__)
 
 
@@ -38,7 +38,7 @@ class WorkerDiedError(Exception):
 
 
 class WorkerLateError(Exception):
-    """There was no answer in time; the child was killed."""
+    """There was no answer in time, and the child was killed."""
 
 
 class WorkersBusyError(Exception):
@@ -46,12 +46,12 @@ class WorkersBusyError(Exception):
 
 
 class AnswerTooLargeError(Exception):
-    """The answer has more bytes than the server takes; the child was killed."""
+    """The answer has more bytes than the server accepts, and the child was killed."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerKind:
-    """How the children of a pool are started, and what they may take."""
+    """Command, limits and environment of the children of a pool."""
 
     command: Sequence[str]
     limits: ProcessLimits
@@ -60,7 +60,7 @@ class WorkerKind:
 
 
 class WorkerPool:
-    """At most `size` children. Thread-safe."""
+    """A thread-safe pool of at most `size` children."""
 
     def __init__(self, kind: WorkerKind, size: int) -> None:
         self._kind = kind
@@ -70,9 +70,9 @@ class WorkerPool:
         self._is_closed = False
 
     def ask(self, request: bytes, *, within_s: float, wait_s: float) -> bytes:
-        """Return a child's answer. within_s: for the answer itself; wait_s: for a child that is free.
+        """Return a child's answer. within_s: time for the answer. wait_s: time for a free child.
 
-        Raises WorkerDiedError, WorkerLateError, WorkersBusyError and AnswerTooLargeError.
+        Raise WorkerDiedError, WorkerLateError, WorkersBusyError and AnswerTooLargeError.
         """
         if not self._free.acquire(timeout=wait_s):
             raise WorkersBusyError
@@ -88,12 +88,12 @@ class WorkerPool:
             self._free.release()
 
     def pids(self) -> list[int]:
-        """Return the process ids of the children that wait for a request."""
+        """Return the process ids of the idle children."""
         with self._lock:
             return [worker.process.pid for worker in self._idle]
 
     def close(self) -> None:
-        """End all children that wait, and each other one after its answer."""
+        """End all idle children, and each busy one after its answer."""
         with self._lock:
             self._is_closed = True
             idle, self._idle = self._idle, []
@@ -108,7 +108,7 @@ class WorkerPool:
                 return _Worker.start(self._kind)
             if worker.process.poll() is None:
                 return worker
-            worker.kill()  # it died while it waited, which concerns no request
+            worker.kill()  # it died while idle, which affects no request
 
     def _give_back(self, worker: _Worker, *, is_fit: bool) -> None:
         with self._lock:
@@ -126,11 +126,11 @@ class _Worker:
     process: subprocess.Popen[bytes]
     max_answer_bytes: int
     printed: IO[bytes]
-    """What it prints: a file, whose size its limits bound, because nobody reads a pipe all the time."""
+    """File of its standard error, with a size within its limits. A pipe would need a reader."""
 
     @classmethod
     def start(cls, kind: WorkerKind) -> _Worker:
-        """Start a child and wait until it takes requests. Raises WorkerDiedError and WorkerLateError."""
+        """Start a child and wait until it accepts requests. Raise WorkerDiedError and WorkerLateError."""
         printed = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the child
         process = subprocess.Popen(
             kind.limits.command(kind.command),
@@ -152,18 +152,18 @@ class _Worker:
 
     @property
     def requests(self) -> int:
-        """The descriptor that requests go to."""
+        """Return the descriptor for requests."""
         assert self.process.stdin is not None
         return self.process.stdin.fileno()
 
     @property
     def answers(self) -> int:
-        """The descriptor that answers come from."""
+        """Return the descriptor for answers."""
         assert self.process.stdout is not None
         return self.process.stdout.fileno()
 
     def ask(self, request: bytes, within_s: float) -> tuple[bytes, bool]:
-        """Return the answer, and whether the child takes another request."""
+        """Return the answer, and whether the child accepts another request."""
         started_s = time.monotonic()
         try:
             worker_loop.send(self.requests, request, within_s=within_s)
@@ -175,7 +175,7 @@ class _Worker:
         return answer, not flags & LAST_ANSWER
 
     def receive(self, within_s: float) -> tuple[bytes, int]:
-        """Return the next message of the child, and its flags."""
+        """Return the next message of the child and its flags."""
         try:
             body, flags = worker_loop.receive(self.answers, self.max_answer_bytes, within_s=within_s)
         except worker_loop.BrokenFrameError:
@@ -187,7 +187,7 @@ class _Worker:
         return bytes(body), flags
 
     def _death(self) -> WorkerDiedError:
-        """Find out how the child ended, and log it."""
+        """Determine how the child ended, log it, and return the error."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(1)  # its pipes close before it can be waited for
         kill_session(self.process)
@@ -199,7 +199,7 @@ class _Worker:
         return WorkerDiedError(name, code)
 
     def kill(self) -> None:
-        """End the child, and close what belongs to it."""
+        """Kill the child and close its files."""
         kill_session(self.process)
         for file in (self.process.stdin, self.process.stdout, self.printed):
             assert file is not None

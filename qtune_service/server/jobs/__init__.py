@@ -1,1 +1,1 @@
-"""Jobs of the service: their states, their store, and how they are started. No torch, ray or vllm."""
+"""Store and run the jobs of the service. The modules import neither torch, ray nor vllm."""

@@ -1,13 +1,13 @@
-"""API tokens: made by the owner, shown once, kept as digests, compared in constant time.
+"""Store API tokens and browser sessions in the database by digest, and check the secrets that clients send.
 
-A token is `qtune_ID_SECRET`; the id finds its row, the secret's SHA-256 is compared. Secrets have 256 bits of chance,
-so a plain digest is as good as a slow one.
+A token is `qtune_ID_SECRET`. The id selects its row, and the SHA-256 of the secret is compared in constant time.
+Secrets have 256 random bits, so a plain digest is as safe as a slow one. The text of a token is shown once, when it is
+created.
 
-Sessions of browsers, stored by digest: whoever reads the database cannot make a cookie from what it holds.
-
-A session is 256 random bits that its browser alone has. The database has their SHA-256, the API token that was used to
-sign in, and when the session ends. So every server on the database knows every session, signing out ends a session
-everywhere, and so does revoking its token, or its end.
+A session is a secret of 256 random bits that only its browser holds. The database stores the SHA-256, the API token
+that was used to sign in, and the end of the session, so its content is not enough to forge a cookie. Every server on
+the database accepts every session. A session ends everywhere when its user signs out, or when its token is revoked or
+expires.
 """
 
 from __future__ import annotations
@@ -30,18 +30,22 @@ from qtune_service.server.jobs.store import now_us
 
 PREFIX = "qtune"
 USED_EVERY_US = 60_000_000
-"""The time of a token's last use is written at most once a minute."""
+"""Shortest time between two writes of a token's last use."""
+SECRET_CHARS = 43
+"""Length of 32 bytes in URL-safe base64."""
+MAX_PER_TOKEN = 20
+"""Sessions that a token may have. Signing in once more ends the oldest."""
 
 
 class Scope(StrEnum):
-    """What a token allows; each includes the ones before."""
+    """Rights of a token. Each scope includes the ones before it."""
 
     read = "read"
     submit = "submit"
     admin = "admin"
 
     def includes(self, other: Scope) -> bool:
-        """Whether this scope allows what the other one does."""
+        """Return whether this scope includes another one."""
         order = list(Scope)
         return order.index(self) >= order.index(other)
 
@@ -60,7 +64,7 @@ class Token:
 
     @property
     def is_valid(self) -> bool:
-        """Whether it lets anybody in now."""
+        """Return whether the token is neither revoked nor expired."""
         return self.revoked_at is None and (self.expires_at is None or self.expires_at > datetime.now(UTC))
 
 
@@ -71,7 +75,7 @@ class TokenStore:
     engine: Engine
 
     def create(self, name: str, scope: Scope, expires_at: datetime | None = None) -> tuple[Token, str]:
-        """Make a token: (token, the text to hand over, which is never seen again). Raises SpecError for a used name."""
+        """Store a new token and return it with its text, which is not stored. Raise SpecError for a used name."""
         token_id, secret = new_id(), secrets.token_urlsafe(32)
         row: dict[str, Any] = {
             "id": token_id,
@@ -85,51 +89,50 @@ class TokenStore:
             with writing(self.engine) as connection:
                 connection.execute(tokens.insert().values(row))
         except IntegrityError:
-            raise SpecError(f"there is a token named {name!r}", "Revoke it first, or choose another name.") from None
+            raise SpecError(
+                f"there is already a token named {name!r}", "Revoke it first, or choose another name."
+            ) from None
         return self.get(token_id), f"{PREFIX}_{token_id}_{secret}"
 
     def get(self, token_id: str) -> Token:
-        """Raises NotFoundError."""
+        """Return a token. Raise NotFoundError."""
         if (row := self._row(token_id)) is None:
-            raise NotFoundError(f"there is no token {token_id}", "`qtune token list` shows those that there are.")
+            raise NotFoundError(f"there is no token {token_id}", "Run `qtune token list` to see all tokens.")
         return token_of(row)
 
     def all(self) -> list[Token]:
-        """The newest first."""
+        """Return all tokens, newest first."""
         with reading(self.engine) as connection:
             return [token_of(row) for row in connection.execute(select(tokens).order_by(tokens.c.id.desc()))]
 
     def revoke(self, name: str) -> Token:
-        """Make a token invalid and end its sessions. Its name becomes free. Raises NotFoundError."""
+        """Revoke a token, end its sessions and free its name. Raise NotFoundError."""
         with writing(self.engine) as connection:
             row = connection.execute(select(tokens).where(tokens.c.name == name)).one_or_none()
             if row is None:
-                raise NotFoundError(f"there is no token named {name!r}", "`qtune token list` shows the names.")
+                raise NotFoundError(f"there is no token named {name!r}", "Run `qtune token list` to see the names.")
             values = {"revoked_at": now_us(), "name": f"{name} (revoked {row.id})"[:100]}
             connection.execute(tokens.update().where(tokens.c.id == row.id).values(values))
             connection.execute(sessions.delete().where(sessions.c.token_id == row.id))
         return self.get(row.id)
 
     def check(self, text: str) -> Token | None:
-        """The valid token that a text is; None for all others, in the same time whatever is wrong."""
+        """Return the valid token of a text, or None. A wrong secret takes as long as an unknown id."""
         prefix, _, rest = text.partition("_")
         token_id, _, secret = rest.partition("_")
         row = self._row(token_id)
         known = row.digest if row is not None else _digest("")
         is_right = hmac.compare_digest(known, _digest(secret)) and row is not None and prefix == PREFIX
-        return None if not is_right or row is None else self._if_valid(row)
-
-    def _row(self, token_id: str) -> Row[Any] | None:
-        if not is_id(token_id):  # whatever else was sent never reaches the database
-            return None
-        with reading(self.engine) as connection:
-            return connection.execute(select(tokens).where(tokens.c.id == token_id)).one_or_none()
-
-    def _if_valid(self, row: Row[Any]) -> Token | None:
-        if not (token := token_of(row)).is_valid:
+        if not is_right or row is None or not (token := token_of(row)).is_valid:
             return None
         self.note_use(row)
         return token
+
+    def _row(self, token_id: str) -> Row[Any] | None:
+        if not is_id(token_id):  # other texts never reach the database
+            return None
+        with reading(self.engine) as connection:
+            return connection.execute(select(tokens).where(tokens.c.id == token_id)).one_or_none()
 
     def note_use(self, row: Row[Any]) -> None:
         """Store the time of a token's last use, at most once a minute."""
@@ -144,18 +147,12 @@ def _digest(secret: str) -> str:
 
 
 def token_of(row: Row[Any]) -> Token:
-    """Return the token that a row of the table holds."""
+    """Return the token of a table row."""
     names = ("created_at", "expires_at", "revoked_at", "last_used_at")
     times: Any = {
         name: None if (us := getattr(row, name)) is None else datetime.fromtimestamp(us / 1e6, UTC) for name in names
     }
     return Token(id=row.id, name=row.name, scope=Scope(row.scope), **times)
-
-
-SECRET_CHARS = 43
-"""Of 32 bytes in URL-safe base64."""
-MAX_PER_TOKEN = 20
-"""Sessions of one token at a time; signing in once more ends the oldest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +162,7 @@ class SessionStore:
     engine: Engine
 
     def create(self, token: Token, seconds: int) -> str:
-        """Store a new session of a token; return its secret. Sessions that have expired are removed."""
+        """Store a new session of a token, remove expired sessions, and return the secret. seconds: its lifetime."""
         secret, now = secrets.token_urlsafe(32), now_us()
         ends = now + seconds * 1_000_000
         row = {"digest": _digest(secret), "token_id": token.id, "created_at": now, "expires_at": ends}
@@ -176,23 +173,23 @@ class SessionStore:
         return secret
 
     def find(self, secret: str) -> Token | None:
-        """Return the token of a session, or None where the session or its token is not valid now. One query."""
-        if len(secret) != SECRET_CHARS or not secret.isascii():  # whatever else was sent never reaches the database
+        """Return the token of a session with one query, or None where the session or its token is not valid."""
+        if len(secret) != SECRET_CHARS or not secret.isascii():  # other texts never reach the database
             return None
-        wanted = (
+        statement = (
             select(tokens)
             .join(sessions, sessions.c.token_id == tokens.c.id)
             .where(sessions.c.digest == _digest(secret), sessions.c.expires_at > now_us())
         )
         with reading(self.engine) as connection:
-            row = connection.execute(wanted).one_or_none()
+            row = connection.execute(statement).one_or_none()
         if row is None or not (token := token_of(row)).is_valid:
             return None
         TokenStore(self.engine).note_use(row)
         return token
 
     def end(self, secret: str) -> None:
-        """Remove a session; do nothing where there is none."""
+        """Remove a session if it exists."""
         with writing(self.engine) as connection:
             connection.execute(delete(sessions).where(sessions.c.digest == _digest(secret)))
 

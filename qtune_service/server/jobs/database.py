@@ -1,6 +1,7 @@
-"""The database of the service: SQLite by default, PostgreSQL by its URL. One place for how each is opened.
+"""Define the tables of the service, open the database, and migrate its schema.
 
-The service's tables, for SQLite and PostgreSQL alike. Times are microseconds since 1970, UTC; JSON is JSON.
+The database is SQLite by default and PostgreSQL by its URL. Both have the same tables. Times are microseconds since
+1970 in UTC.
 """
 
 from __future__ import annotations
@@ -37,6 +38,11 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from qtune_service.errors import DatabaseError, SettingsError
 
+BUSY_S = 30
+"""Seconds that a writer of SQLite waits for another one."""
+TIMEOUTS = {"connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "tcp_user_timeout": 15_000}
+"""Time after which a silent PostgreSQL server counts as gone, in seconds. `tcp_user_timeout` is in milliseconds."""
+MIGRATIONS = Path(__file__).parent / "migrations"
 NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
     "uq": "uq_%(table_name)s_%(column_0_N_name)s",
@@ -79,7 +85,7 @@ jobs = Table(
     Column("model", Text, nullable=False, default=_model_of, server_default=""),
     UniqueConstraint("owner", "idempotency_key"),
     Index(None, "status", "id"),
-    Index(None, "output", postgresql_using="hash"),  # whatever the length of a path
+    Index(None, "output", postgresql_using="hash"),  # a hash index has no limit on the length of a path
 )
 
 queue_lock = Table(
@@ -88,7 +94,7 @@ queue_lock = Table(
     Column("id", Integer, primary_key=True),
     Column("holder", String(100), nullable=False),
 )
-"""One row. Who updates it holds the queue until its transaction ends, whatever the database."""
+"""A table of one row. A transaction that updates it holds the queue until it ends, on every database."""
 
 tokens = Table(
     "tokens",
@@ -126,50 +132,40 @@ datasets = Table(
     Column("num_bad_rows", BigInteger),
     Column("first_problem", Text, nullable=False),
 )
-
-
-BUSY_S = 30
-"""How long a writer of SQLite waits for another one."""
-PATIENCE = {"connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "tcp_user_timeout": 15_000}
-"""After how long a PostgreSQL server that says nothing counts as gone, in s; the last in ms."""
-MIGRATIONS = Path(__file__).parent / "migrations"
+_URL_HINT = "Use sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME."
 
 
 def open_database(url: str) -> Engine:
-    """An engine for `sqlite:///PATH` or `postgresql://...`. Raises SettingsError for other URLs."""
+    """Return an engine for `sqlite:///PATH` or `postgresql://...`. Raise SettingsError for other URLs."""
     try:
         parsed = make_url(url)
     except ArgumentError:
-        raise SettingsError("QTUNE_DATABASE_URL is not a database URL", _hint()) from None
+        raise SettingsError("QTUNE_DATABASE_URL is not a database URL", _URL_HINT) from None
     if parsed.get_backend_name() == "sqlite":
         return _open_sqlite(url, parsed.database)
     if parsed.get_backend_name() == "postgresql":
-        options = {**PATIENCE, **parsed.query}  # the owner's URL comes first
+        options = {**TIMEOUTS, **parsed.query}  # options in the URL have priority
         url_ = parsed.set(drivername="postgresql+psycopg", query={})
         return create_engine(url_, connect_args=options, pool_pre_ping=True, pool_size=10, max_overflow=20)
-    raise SettingsError(f"QTUNE_DATABASE_URL names a {parsed.get_backend_name()} database", _hint())
-
-
-def _hint() -> str:
-    return "Use sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME."
+    raise SettingsError(f"QTUNE_DATABASE_URL names a {parsed.get_backend_name()} database", _URL_HINT)
 
 
 def _open_sqlite(url: str, path: str | None) -> Engine:
     if path in (None, "", ":memory:"):
-        raise SettingsError("QTUNE_DATABASE_URL names no file", "A database in memory forgets every job; give a path.")
+        raise SettingsError("QTUNE_DATABASE_URL names no file", "A database in memory loses all jobs. Give a path.")
     Path(str(path)).parent.mkdir(parents=True, exist_ok=True)
     _make_private(str(path))
     engine = create_engine(url, connect_args={"timeout": BUSY_S})
 
     @event.listens_for(engine, "connect")
     def _prepare(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # transactions begin where we say, see below
+        connection.isolation_level = None  # transactions begin in `_begin`, not in the driver
         for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", f"busy_timeout={BUSY_S * 1000}"):
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        # A reader that turns writer half-way can fail at once; who is going to write says so first, and waits.
+        # A transaction that reads first and then writes can fail immediately. One that begins as a writer waits.
         is_reader = connection.get_execution_options().get("reads_only", False)
         connection.exec_driver_sql("BEGIN" if is_reader else "BEGIN IMMEDIATE")
 
@@ -177,21 +173,21 @@ def _open_sqlite(url: str, path: str | None) -> Engine:
 
 
 def _make_private(path: str) -> None:
-    """Make the database's file for its user alone, whatever the umask; SQLite gives its log the same mode."""
-    with contextlib.suppress(OSError):  # it exists, or cannot be made, which SQLite explains
+    """Create the database's file with mode 600, whatever the umask. SQLite gives its log the same mode."""
+    with contextlib.suppress(OSError):  # it exists, or cannot be created and SQLite reports why
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
-    """A transaction that only reads. Raises DatabaseError where the database does not answer."""
+    """Open a read-only transaction. Raise DatabaseError where the database does not answer."""
     with _translated(engine), engine.connect().execution_options(reads_only=True) as connection:
         yield connection
 
 
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
-    """A transaction that writes; it is rolled back where the block raises."""
+    """Open a transaction that writes, and roll it back where the block raises. Raise DatabaseError."""
     with _translated(engine), engine.begin() as connection:
         yield connection
 
@@ -201,25 +197,23 @@ def _translated(engine: Engine) -> Iterator[None]:
     try:
         yield
     except IntegrityError:
-        raise  # the caller's to understand
+        raise  # the caller handles it
     except (DBAPIError, PoolTimeoutError) as error:
         where = engine.url.render_as_string(hide_password=True)
-        why = _first_line(error.orig if isinstance(error, DBAPIError) else error)
-        raise DatabaseError(f"the database {where} failed: {why}", "Is it there, and is its disk full?") from error
-
-
-def _first_line(error: BaseException | None) -> str:
-    return str(error).strip().partition("\n")[0]
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        why = str(cause).strip().partition("\n")[0]
+        hint = "Check that the database is running and that its disk is not full."
+        raise DatabaseError(f"the database {where} failed: {why}", hint) from error
 
 
 # --- schema
 
 
 def upgrade(engine: Engine) -> None:
-    """Bring the schema to this version's. Safe to call from several servers at once."""
+    """Migrate the schema to this version's. Several servers may call this at the same time."""
     if revision(engine) == head():
         return
-    from alembic import command  # costs memory, and is needed once
+    from alembic import command  # imported here because it takes memory and is used once
     from alembic.config import Config
 
     config = Config()
@@ -232,7 +226,7 @@ def upgrade(engine: Engine) -> None:
 
 
 def prepare(engine: Engine, *, may_upgrade: bool) -> None:
-    """Bring the schema to this version's, or check that it is. Raises DatabaseError."""
+    """Migrate the schema to this version's if may_upgrade, or else check it. Raise DatabaseError."""
     (upgrade if may_upgrade else check_schema)(engine)
 
 
@@ -245,7 +239,7 @@ def check_schema(engine: Engine) -> None:
 
 
 def revision(engine: Engine) -> str | None:
-    """Of the database's schema; None where there is none."""
+    """Return the revision of the database's schema, or None where there is no schema."""
     with reading(engine) as connection:
         if not inspect(connection).has_table("alembic_version"):
             return None
@@ -253,5 +247,5 @@ def revision(engine: Engine) -> str | None:
 
 
 def head() -> str:
-    """The newest revision, by the names of the migrations."""
+    """Return the newest revision, by the file names of the migrations."""
     return max(path.name for path in (MIGRATIONS / "versions").glob("[0-9]*.py")).partition("_")[0]

@@ -1,12 +1,11 @@
-"""What a driver says about itself, beside its output: how far it is, and how it ended.
+"""Read the status that a driver writes in its output, and measure how long a driver has been silent.
 
-Server and driver need not know each other, nor be alive at the same time: a finished output has a manifest, a driver at
-work rewrites progress.json every few seconds, and one that failed leaves its error there.
+A finished output has a manifest. A running driver rewrites progress.json every few seconds, and a driver that fails
+leaves its error there. So server and driver need no connection and need not run at the same time.
 
-How long drivers have been silent, by the watcher's own clock: clocks of other machines may be off.
-
-A beat is known by its own time only as one that differs from the one before. What is held here may be lost: a new
-server begins to wait anew.
+Silence is measured by the server's own clock, because clocks of other machines may be wrong. The time in a heartbeat
+serves only to see that it differs from the one before. The measurement is kept in memory, so a new server starts it
+from zero.
 """
 
 from __future__ import annotations
@@ -24,34 +23,34 @@ from qtune_service.output.layout import Output
 
 
 @dataclass(frozen=True, slots=True)
-class Beats:
-    """The last beat of each driver, and when it was first seen here."""
+class Heartbeats:
+    """The last heartbeat of each driver, and the time at which this server first saw it."""
 
     _seen: dict[str, tuple[float, float]] = field(default_factory=dict)
 
-    def silence_s(self, driver: str, beat: float) -> float:
-        """Take note of a driver's last beat; for how long there has been none after it."""
+    def silence_s(self, driver: str, heartbeat_s: float) -> float:
+        """Store a driver's last heartbeat and return the seconds since this server first saw it."""
         now = time.monotonic()
-        last, seen_s = self._seen.get(driver, (None, now))
-        if last != beat:
+        last_s, seen_s = self._seen.get(driver, (None, now))
+        if last_s != heartbeat_s:
             seen_s = now
-        self._seen[driver] = beat, seen_s
+        self._seen[driver] = heartbeat_s, seen_s
         return now - seen_s
 
     def keep_only(self, drivers: Collection[str]) -> None:
-        """Forget those that are followed no more."""
+        """Forget all other drivers."""
         for gone in self._seen.keys() - drivers:
             del self._seen[gone]
 
 
 MAX_STATUS_BYTES = 16 << 20
-"""The largest that progress.json may be; its history is bounded to far less."""
+"""Largest accepted size of progress.json. Its history is bounded to far less."""
 Count = Annotated[int, Field(ge=0, lt=1 << 53)]
 Number = Annotated[float, Field(ge=0)]
 
 
 class _Checked(BaseModel):
-    """What is read beside an output. Others may have written it, and it is shown to everybody: see `read_word`."""
+    """Base of the untrusted content of an output's status files. See `read_driver_status`."""
 
     model_config = ConfigDict(allow_inf_nan=False, strict=True)
 
@@ -63,7 +62,7 @@ class _Error(_Checked):
 
 
 class _Status(_Checked):
-    """progress.json, as far as the server needs it."""
+    """The fields of progress.json that the server uses."""
 
     stage: Annotated[str, Field(max_length=32)] = ""
     done: Count = 0
@@ -80,7 +79,7 @@ class _Scoring(_Checked):
 
 
 class _Manifest(_Checked):
-    """manifest.json, as far as every page shows it."""
+    """The fields of manifest.json that every page shows."""
 
     counts: Annotated[dict[str, Count], Field(max_length=100)] = {}
     thresholds: Annotated[dict[str, float | Annotated[str, Field(max_length=100)] | None], Field(max_length=100)] = {}
@@ -88,41 +87,41 @@ class _Manifest(_Checked):
 
 
 @dataclass(frozen=True, slots=True)
-class DriverWord:
-    """The last that was heard."""
+class DriverStatus:
+    """The last status that a driver wrote."""
 
     stage: str = ""
     progress: Progress = field(default_factory=Progress)
     updated_at_s: float = 0.0
     error: JobError | None = None
     manifest: Mapping[str, Any] | None = None
-    """Of a finished output. `counts` and `thresholds` are checked, the rest is not."""
+    """Manifest of a finished output. Only `counts`, `thresholds` and `scoring` are checked."""
     damage: JobError | None = None
-    """Why the output's own files say nothing: somebody else wrote them."""
+    """Reason why the status files cannot be used, or None."""
 
     @property
     def counts(self) -> dict[str, int]:
-        """Counts of a finished output."""
+        """Return the counts of a finished output, or an empty dictionary."""
         return dict((self.manifest or {}).get("counts") or {})
 
     @property
     def thresholds(self) -> dict[str, Any]:
-        """Thresholds of a finished output."""
+        """Return the thresholds of a finished output, or an empty dictionary."""
         return dict((self.manifest or {}).get("thresholds") or {})
 
     @property
     def complete(self) -> Progress:
-        """Of a job that is through: its driver's last words on its progress may have been missed."""
+        """Return the progress of a finished job by its manifest: the last progress.json may have been missed."""
         read = self.counts.get("read", self.progress.samples_done)
         tokens = ((self.manifest or {}).get("scoring") or {}).get("tokens", self.progress.tokens_done)
         return Progress(samples_done=read, samples_total=read, tokens_done=tokens)
 
 
-def read_word(output: str, *, before: Progress) -> DriverWord:
-    """Look beside an output. before: what was known; stages that count no samples change nothing of it.
+def read_driver_status(output: str, *, before: Progress) -> DriverStatus:
+    """Return the status in an output. before: the known progress, kept by stages that count no samples.
 
-    Whoever can write to the output can write these files, so they are checked; what is wrong with them is `damage`.
-    Raises StorageError where the place does not answer.
+    Anybody with write access to the output can change these files, so they are checked. A problem is returned as
+    `damage`. Raise StorageError where the storage does not answer.
     """
     folder = Output(output, may_be_link=False)
     try:
@@ -131,13 +130,14 @@ def read_word(output: str, *, before: Progress) -> DriverWord:
             _Manifest.model_validate({name: manifest[name] for name in _Manifest.model_fields if manifest.get(name)})
         status = _Status.model_validate(folder.read_object("_qtune", "progress.json", max_bytes=MAX_STATUS_BYTES) or {})
     except (DamagedFileError, OutputConflictError) as error:
-        return DriverWord(progress=before, damage=JobError("damaged_output", error.message, error.hint))
+        return DriverStatus(progress=before, damage=JobError("damaged_output", error.message, error.hint))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        damage = JobError("damaged_output", f"the output's own files cannot be used: {what}", "Somebody changed them.")
-        return DriverWord(progress=before, damage=damage)
-    return DriverWord(
+        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        message = f"the output's own files are damaged: {problem}"
+        damage = JobError("damaged_output", message, "Another program has changed them.")
+        return DriverStatus(progress=before, damage=damage)
+    return DriverStatus(
         stage=status.stage,
         progress=_progress(status, before),
         updated_at_s=status.updated_at_s,

@@ -1,7 +1,8 @@
-"""Identifiers that sort by the time of their making: 48 bits of milliseconds and 80 of chance.
+"""Create identifiers that sort by creation time, and cursors of pages.
 
-The form is that of ULIDs (Crockford's base 32, which has no I, L, O, U), in lower case. In a process each is larger
-than the one before, also within a millisecond.
+An identifier is a ULID in lower case: 48 bits of milliseconds and 80 random bits in Crockford's base 32, which has no
+I, L, O and U. Within a process each identifier is larger than the one before, even in the same millisecond.
+Source: https://github.com/ulid/spec
 """
 
 from __future__ import annotations
@@ -17,35 +18,35 @@ from qtune_service.errors import SpecError
 
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 LENGTH = 26
-CHANCE_BITS = 80
+RANDOM_BITS = 80
 
 _lock = threading.Lock()
 _last = 0
 
 
 def new_id() -> str:
-    """A new identifier."""
+    """Return a new identifier."""
     global _last  # noqa: PLW0603 - the order holds for the whole process
     with _lock:
-        fresh = (time.time_ns() // 1_000_000 << CHANCE_BITS) | secrets.randbits(CHANCE_BITS)
-        same_time = fresh >> CHANCE_BITS <= _last >> CHANCE_BITS
+        fresh = (time.time_ns() // 1_000_000 << RANDOM_BITS) | secrets.randbits(RANDOM_BITS)
+        same_time = fresh >> RANDOM_BITS <= _last >> RANDOM_BITS
         _last = _last + 1 + secrets.randbits(32) if same_time else fresh
         value = _last
     return _text(value)
 
 
 def id_of_time(time_ms: int, of: str) -> str:
-    """The identifier of something that was made then: always the same one."""
-    chance = int.from_bytes(hashlib.sha256(of.encode()).digest()[: CHANCE_BITS // 8])
-    return _text(time_ms << CHANCE_BITS | chance)
+    """Return an identifier that depends only on a time in milliseconds since 1970 and a text."""
+    digest_bits = int.from_bytes(hashlib.sha256(of.encode()).digest()[: RANDOM_BITS // 8])
+    return _text(time_ms << RANDOM_BITS | digest_bits)
 
 
 def time_ms_of(identifier: str) -> int:
-    """When an identifier was made, in milliseconds since 1970."""
+    """Return the creation time of an identifier, in milliseconds since 1970."""
     value = 0
     for letter in identifier:
         value = value << 5 | ALPHABET.index(letter)
-    return value >> CHANCE_BITS
+    return value >> RANDOM_BITS
 
 
 def _text(value: int) -> str:
@@ -53,21 +54,21 @@ def _text(value: int) -> str:
 
 
 def is_id(text: str) -> bool:
-    """Whether a text has the form of one."""
+    """Return whether a text has the form of an identifier."""
     return len(text) == LENGTH and set(text) <= set(ALPHABET)
 
 
 def cursor_after(last_id: str) -> str:
-    """Where the page behind this one begins; opaque to who gets it."""
+    """Return the opaque cursor of the page after an id."""
     return base64.urlsafe_b64encode(last_id.encode()).decode().rstrip("=")
 
 
 def id_of_cursor(cursor: str) -> str:
-    """The id that `cursor_after` hid. Raises SpecError."""
+    """Return the id in a cursor of `cursor_after`. Raise SpecError for any other text."""
     try:
         found = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii")
     except (binascii.Error, ValueError):
         found = ""
     if not is_id(found):
-        raise SpecError("the cursor is none of this server's", "Take it from `next_cursor` of the page before.")
+        raise SpecError("the cursor is not valid", "Use `next_cursor` of the page before.")
     return found

@@ -1,6 +1,6 @@
-"""Previews by a child process: a tokenizer's libraries stay out of the server, and so do chat templates of users.
+"""Run `qtune preview` in a child process with limits on memory, processor time and output.
 
-The child has limits of memory, of processor time and of output; see isolation/.
+The child keeps tokenizer libraries and users' chat templates out of the server. The isolation package sets the limits.
 """
 
 from __future__ import annotations
@@ -37,35 +37,35 @@ LIMIT_S = 60.0
 MEMORY_BYTES = 3 << 29
 MAX_OUTPUT_BYTES = 32 << 20
 MAX_FILE_BYTES = 4 << 30
-"""Of what a tokenizer's hub sends, for example."""
+"""Largest file that the child may write, such as a tokenizer from a hub."""
 THREADS = 2
 OUT_OF_MEMORY = ("memory allocation of", "std::bad_alloc")
-"""What Rust and C++ say when they abort for want of memory."""
+"""Last messages of Rust and C++ when they abort because memory has run out."""
 COMMAND = (sys.executable, "-m", "qtune_service.cli")
-TOLD: tuple[type[QTuneError], ...] = (DataError, ModelError, SpecError, StorageError, NotAllowedError)
-"""Errors that the child may meet; others are none of the caller's making."""
+REPORTED: tuple[type[QTuneError], ...] = (DataError, ModelError, SpecError, StorageError, NotAllowedError)
+"""Errors of the child that are passed on to the caller. Others become EngineError."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreviewLimits:
-    """What the child may take."""
+    """Limits of the child, and its environment."""
 
     seconds: float = LIMIT_S
-    """Of time, and THREADS times as many of processor time."""
+    """Wall time. The limit of processor time is THREADS times as much."""
     memory_bytes: int = MEMORY_BYTES
     environment: Sequence[str] = ()
-    """Names of variables that it gets beside the usual; see server/isolation/processes.py."""
+    """Names of variables that the child gets in addition to the lists in isolation/processes.py."""
     variables: Mapping[str, str] = field(default_factory=dict)
-    """Variables and their values, as a driver gets them."""
+    """Variables with their values, the same as a driver gets."""
 
 
 def run_preview(
     spec: Mapping[str, Any], count: int, limits: PreviewLimits, *, command: Sequence[str] = COMMAND
 ) -> dict[str, Any]:
-    """Return what `qtune preview` says of a spec.
+    """Return the JSON that `qtune preview` prints for a spec.
 
-    Raises what the child met with, TooSlowError, ModelError where it took more memory or printed more than it may, and
-    EngineError where it broke.
+    Raise the errors in REPORTED, TooSlowError past a time limit, ModelError where the output is too large, DataError
+    where memory ran out, and EngineError for other failures.
     """
     cpu_s = math.ceil(THREADS * limits.seconds)
     own = ProcessLimits(limits.memory_bytes, cpu_s=cpu_s, file_bytes=MAX_FILE_BYTES, parent=os.getpid())
@@ -83,39 +83,39 @@ def run_preview(
             max_output_bytes=MAX_OUTPUT_BYTES,
         )
     except TimeOverError:
-        raise _late(limits) from None
+        raise _too_slow(limits) from None
     except OutputTooLargeError:
         raise ModelError(
             f"the preview has more than {MAX_OUTPUT_BYTES >> 20} MiB",
-            "Does the chat template repeat itself?",
+            "Check whether the chat template repeats its output.",
         ) from None
     if done.returncode == -signal.SIGXCPU:
-        raise _late(limits)
-    return _told(done, limits)
+        raise _too_slow(limits)
+    return _result(done, limits)
 
 
-def _late(limits: PreviewLimits) -> TooSlowError:
+def _too_slow(limits: PreviewLimits) -> TooSlowError:
     return TooSlowError(
         f"the preview took more than {limits.seconds:.0f} s",
-        "Is the model local, and the storage of the data near? Does the chat template loop?",
+        "Use a local model and data that are close to the server, and check the chat template for loops.",
     )
 
 
-def _told(done: Finished, limits: PreviewLimits) -> dict[str, Any]:
-    """Read what the child printed. Raises the error that it holds."""
+def _result(done: Finished, limits: PreviewLimits) -> dict[str, Any]:
+    """Return the JSON that the child printed. Raise the error in it."""
     try:
-        told: dict[str, Any] = json.loads(done.stdout)
+        result: dict[str, Any] = json.loads(done.stdout)
     except (ValueError, RecursionError):
         last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2][-500:]
-        if any(words in last for words in OUT_OF_MEMORY):
+        if any(message in last for message in OUT_OF_MEMORY):
             raise DataError(
                 f"the preview needs more than {limits.memory_bytes >> 20} MiB",
-                "Are the first records very long, or does the chat template repeat them?",
+                "Check whether the first records are very long, or the chat template repeats them.",
             ) from None
         raise EngineError(
-            f"the preview ended with status {done.returncode}: {last}", "The server's log may say more."
+            f"the preview ended with status {done.returncode}: {last}", "See the server's log for more."
         ) from None
-    if (error := told.get("error")) is not None:
-        kind = next((kind for kind in TOLD if kind("").code == error["code"]), EngineError)
+    if (error := result.get("error")) is not None:
+        kind = next((kind for kind in REPORTED if kind("").code == error["code"]), EngineError)
         raise kind(error["message"], error["hint"])
-    return told
+    return result

@@ -1,10 +1,10 @@
-"""Jobs from their outputs: a database that was lost, made again from what drivers left beside their results.
+"""Import jobs from their outputs, to rebuild a database that was lost.
 
-Of a finished output the manifest says all; of an unfinished one job.json and progress.json say what was asked for and
-how far it came, so its job is taken in as failed and can be resumed. What no output knows is lost: names, owners, logs.
+A finished output is imported from its manifest. An unfinished one is imported from job.json and progress.json as a
+failed job that can be resumed. Names, owners and logs are not in outputs and stay lost.
 
-An output is not more trusted than a request: what its spec asks for must be what this server allows. Each job is one
-short transaction that holds the queue, so that neither a second run nor two at once take an output in twice.
+An output is trusted no more than a request, so the policy must allow its spec. Each job is imported in one short
+transaction that holds the queue, so that repeated and concurrent runs import an output once.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from qtune_service.job_states import JobError, JobStatus, Progress
 from qtune_service.output.layout import Output
 from qtune_service.server.jobs.database import jobs, queue_lock, writing
 from qtune_service.server.jobs.dataset_uris import SCHEME, folder_of
-from qtune_service.server.jobs.driver_status import DriverWord, read_word
+from qtune_service.server.jobs.driver_status import DriverStatus, read_driver_status
 from qtune_service.server.jobs.ids import id_of_time, is_id, new_id, time_ms_of
 from qtune_service.server.jobs.policy import Policy
 from qtune_service.server.jobs.store import NewJob, now_us
 from qtune_service.storage import file_io
 
 MAX_DEPTH = 4
-"""How far below a place outputs are looked for."""
-AT_WORK_S = 60.0
-"""A driver that wrote so lately may still be at work; clocks of machines that differ by more are wrong."""
-CLOCKS_US = 24 * 3600 * 1_000_000
-"""By which clocks may differ; what has the form of an id and is later than its end was not made as one."""
+"""Depth below the folder or URI at which outputs are searched."""
+RECENT_S = 60.0
+"""A driver that wrote within this time may still run. Clocks of machines must differ by less."""
+CLOCK_SKEW_US = 24 * 3600 * 1_000_000
+"""Tolerated difference of clocks. A text in the form of an id with a later time than the job's end is not an id."""
 UNFINISHED = JobError(
-    "unfinished", "the job had not ended when its database was lost", "Resume it: it goes on where it was."
+    "unfinished", "the job had not ended when its database was lost", "Resume it to continue from the finished shards."
 )
 
 
 class Fate(StrEnum):
-    """What became of an output."""
+    """Result of the import of one output."""
 
     imported = "imported"
     known = "known"
@@ -53,7 +53,7 @@ class Fate(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """An output, its job, and for one that could not be used why."""
+    """An output, its job, and the reason where it was refused."""
 
     output: str
     fate: Fate
@@ -64,48 +64,49 @@ class Rebuilt:
 
 @dataclass(frozen=True, slots=True)
 class Rebuilder:
-    """Takes outputs in as jobs."""
+    """Imports outputs as jobs."""
 
     engine: Engine
     policy: Policy
     launcher: str
-    """Where jobs that are resumed run."""
+    """Name of the launcher of jobs that are resumed."""
     owner: str
     datasets_root: str
 
-    def run(self, place: str) -> Iterator[Rebuilt]:
-        """All outputs in a folder or below a URI, in order. Raises SpecError where there is no such place."""
-        root = _plain(place)
-        if not file_io.is_folder(root):
-            raise SpecError(
-                f"there is no folder {file_io.display(place)}", "Give the folder or URI that holds outputs."
-            )
-        with ThreadPoolExecutor(16) as pool:
-            yield from pool.map(self._take_in, list(find_outputs(root)))
+    def run(self, path: str) -> Iterator[Rebuilt]:
+        """Import all outputs below a folder or URI, and yield the results in order.
 
-    def _take_in(self, output: str) -> Rebuilt:
+        Raise SpecError where the folder does not exist.
+        """
+        root = _absolute(path)
+        if not file_io.is_folder(root):
+            raise SpecError(f"there is no folder {file_io.display(path)}", "Give the folder or URI that holds outputs.")
+        with ThreadPoolExecutor(16) as pool:
+            yield from pool.map(self._import, list(find_outputs(root)))
+
+    def _import(self, output: str) -> Rebuilt:
         try:
             row = self._row(output)
             with writing(self.engine) as connection:
                 return _insert(connection, row)
         except QTuneError as error:
             return Rebuilt(output, Fate.refused, why=" ".join(str(error).split()))
-        except (AttributeError, KeyError, TypeError) as error:  # JSON of another shape, which only its reader meets
-            return Rebuilt(output, Fate.refused, why=f"its files are not of the form that this version writes: {error}")
+        except (AttributeError, KeyError, TypeError) as error:  # JSON of another shape, which only its reader detects
+            return Rebuilt(output, Fate.refused, why=f"its files have an unknown format: {error}")
 
     def _row(self, output: str) -> dict[str, Any]:
-        """The job as the database will have it. Raises QTuneError where the output cannot be used."""
-        word = read_word(output, before=Progress())
-        if word.damage is not None:
-            raise DataError(word.damage.message, word.damage.hint)
-        spec = self._spec(output, word)
+        """Return the database row of an output's job. Raise QTuneError where the output cannot be imported."""
+        status = read_driver_status(output, before=Progress())
+        if status.damage is not None:
+            raise DataError(status.damage.message, status.damage.hint)
+        spec = self._spec(output, status)
         self.policy.check(spec)
-        is_done = word.manifest is not None
-        _require_end(word)
+        is_done = status.manifest is not None
+        _require_stopped(status)
         plain = spec.model_dump(mode="json")
-        ended_us = _ended_us(word)
+        ended_us = _ended_us(status)
         id_, created_us = _identity(output, ended_us)
-        error = None if is_done else word.error or UNFINISHED
+        error = None if is_done else status.error or UNFINISHED
         name = Path(spec.input.paths[0]).name if is_id(_last(output)) else _last(output)
         return {
             "id": id_,
@@ -119,10 +120,10 @@ class Rebuilder:
             "started_at": created_us,
             "finished_at": max(ended_us, created_us),
             "version": 1,
-            "stage": "done" if is_done else word.stage,
-            "progress": asdict(word.complete if is_done else word.progress),
-            "counts": word.counts,
-            "thresholds": word.thresholds,
+            "stage": "done" if is_done else status.stage,
+            "progress": asdict(status.complete if is_done else status.progress),
+            "counts": status.counts,
+            "thresholds": status.thresholds,
             "error": None if error is None else asdict(error),
             "launcher": self.launcher,
             "reference": {},
@@ -132,21 +133,21 @@ class Rebuilder:
             "request_digest": NewJob(name, plain, output, self.owner, self.launcher).digest,
         }
 
-    def _spec(self, output: str, word: DriverWord) -> JobSpec:
-        """What was asked for; its output is where it lies now."""
+    def _spec(self, output: str, status: DriverStatus) -> JobSpec:
+        """Return the job's spec with the present path of its output. Raise DataError and SpecError."""
         folder = Output(output, may_be_link=False)
-        where = folder.at("manifest.json" if word.manifest is not None else "_qtune/job.json")
-        body = word.manifest if word.manifest is not None else folder.read_object("_qtune", "job.json")
+        where = folder.at("manifest.json" if status.manifest is not None else "_qtune/job.json")
+        body = status.manifest if status.manifest is not None else folder.read_object("_qtune", "job.json")
         if body is None:
-            raise DataError(f"there is no {where}", "Its job ended before it began; nothing is lost.")
+            raise DataError(f"there is no {where}", "Its job ended before it wrote anything, so nothing is lost.")
         spec = body.get("spec") if isinstance(body, Mapping) else None
         if not isinstance(spec, Mapping):
-            raise DataError(f"{where} holds no job", "It is not one that this package wrote.")
+            raise DataError(f"{where} holds no job", "This package did not write it.")
         spec = {**spec, "output": {"path": output}}
-        return parse_spec(self._with_datasets(spec) if word.manifest is not None else spec, where=where)
+        return parse_spec(self._with_datasets(spec) if status.manifest is not None else spec, where=where)
 
     def _with_datasets(self, spec: dict[str, Any]) -> dict[str, Any]:
-        """`dataset://ID` for folders of uploaded data: a finished job reads them no more, and can be pruned again."""
+        """Return the spec with `dataset://ID` for folders of uploaded data, as in the spec of the lost database."""
 
         def short(path: str) -> str:
             name = _last(path)
@@ -155,17 +156,17 @@ class Rebuilder:
         return {**spec, "input": {**spec["input"], "paths": [short(path) for path in spec["input"]["paths"]]}}
 
 
-def find_outputs(place: str, depth: int = MAX_DEPTH) -> Iterator[str]:
-    """Folders that jobs wrote; not what lies inside of these."""
-    if file_io.is_folder(file_io.join(place, "_qtune")):
-        yield place
+def find_outputs(path: str, depth: int = MAX_DEPTH) -> Iterator[str]:
+    """Yield the folders of outputs below a path or URI, without searching inside of outputs."""
+    if file_io.is_folder(file_io.join(path, "_qtune")):
+        yield path
     elif depth:
-        for folder in file_io.list_folders(place):
+        for folder in file_io.list_folders(path):
             yield from find_outputs(folder.rstrip("/"), depth - 1)
 
 
 def _insert(connection: Connection, row: Mapping[str, Any]) -> Rebuilt:
-    """Unless the output is known. A number that another job has is not taken."""
+    """Insert a job unless its output is known. Give it a new id where another job has its id."""
     connection.execute(queue_lock.update().values(holder=new_id()))
     same = or_(jobs.c.output == row["output"], jobs.c.id == row["id"])
     found = connection.execute(select(jobs.c.id, jobs.c.output, jobs.c.status).where(same)).all()
@@ -177,35 +178,40 @@ def _insert(connection: Connection, row: Mapping[str, Any]) -> Rebuilt:
     return Rebuilt(fresh["output"], Fate.imported, fresh["id"], fresh["status"])
 
 
-def _require_end(word: DriverWord) -> None:
-    silent_s = time.time() - word.updated_at_s
-    if word.manifest is None and word.error is None and silent_s < AT_WORK_S:
+def _require_stopped(status: DriverStatus) -> None:
+    """Raise OutputConflictError where an unfinished output was written to recently."""
+    silent_s = time.time() - status.updated_at_s
+    if status.manifest is None and status.error is None and silent_s < RECENT_S:
         raise OutputConflictError(
-            f"its driver wrote {max(silent_s, 0):.0f} s ago and may be at work", "Import it again when it has ended."
+            f"its driver wrote {max(silent_s, 0):.0f} s ago and may still run",
+            "Import it again when the driver has ended.",
         )
 
 
-def _ended_us(word: DriverWord) -> int:
-    """When the job ended, or was last heard of."""
+def _ended_us(status: DriverStatus) -> int:
+    """Return the end of the job, or else its last sign of life, in microseconds since 1970."""
     try:
-        return int(datetime.fromisoformat((word.manifest or {})["created_at"]).timestamp() * 1e6)
+        return int(datetime.fromisoformat((status.manifest or {})["created_at"]).timestamp() * 1e6)
     except (KeyError, TypeError, ValueError):
-        return int(word.updated_at_s * 1e6) or now_us()
+        return int(status.updated_at_s * 1e6) or now_us()
 
 
 def _identity(output: str, ended_us: int) -> tuple[str, int]:
-    """The job's id, and when it was made: by the output's record, by its folder's name, else by time and place."""
+    """Return the job's id and its creation time in microseconds since 1970.
+
+    The id is the one in the output's record, or the name of its folder, or one derived from the job's end and output.
+    """
     for name in (Output(output, may_be_link=False).owning_job() or "", _last(output)):
-        if is_id(name) and (made_us := time_ms_of(name) * 1000) <= ended_us + CLOCKS_US:
-            return name, made_us
+        if is_id(name) and (created_us := time_ms_of(name) * 1000) <= ended_us + CLOCK_SKEW_US:
+            return name, created_us
     return id_of_time(ended_us // 1000, output), ended_us
 
 
-def _plain(place: str) -> str:
-    """A path from the root, or a URI."""
-    at = file_io.resolve(place)
-    return at.path.rstrip("/") or "/" if at.is_local else place.rstrip("/")
+def _absolute(path: str) -> str:
+    """Return an absolute path or a URI, without slashes at its end."""
+    at = file_io.resolve(path)
+    return at.path.rstrip("/") or "/" if at.is_local else path.rstrip("/")
 
 
-def _last(place: str) -> str:
-    return place.rstrip("/").rpartition("/")[2]
+def _last(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2]

@@ -1,7 +1,8 @@
-"""The store of jobs: every change is one short transaction, so servers may share a database.
+"""Store jobs in the database, which several servers may share.
 
-A change of status is checked against the legal moves in the transaction that makes it. Claiming the next queued job
-holds the queue's one row, so that two servers neither take the same job nor start more than the limit together.
+Every change is one short transaction. A change of status is checked against the legal moves in the same transaction.
+The claim of the next queued job locks the row of `queue_lock`, so that two servers neither take the same job nor exceed
+the limit of running jobs.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from qtune_service.server.jobs.ids import cursor_after, id_of_cursor, new_id
 
 TIMES = ("created_at", "updated_at", "started_at", "finished_at")
 ITEM_COLUMNS = tuple(jobs.c[one.name] for one in fields(JobItem))
-"""All that a list shows. Reading a spec for it would cost up to a MiB a job."""
+"""Columns of job lists. They leave out the spec, which may have a MiB."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """What a submission says."""
+    """A submission."""
 
     name: str
     spec: Mapping[str, Any]
@@ -38,20 +39,20 @@ class NewJob:
     owner: str
     launcher: str
     idempotency_key: str | None = None
-    asked: Mapping[str, Any] | None = None
-    """The spec as it was asked for, without what the server chose; by default all of it."""
+    requested: Mapping[str, Any] | None = None
+    """The spec as requested, without values that the server chose. None: equal to `spec`."""
     id: str = field(default_factory=new_id)
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what a repeated submission must repeat."""
-        asked = self.spec if self.asked is None else self.asked
-        return hashlib.sha256(json.dumps([self.name, asked], sort_keys=True).encode()).hexdigest()
+        """Return the SHA-256 of the name and the requested spec, which a repeated submission must have in common."""
+        requested = self.spec if self.requested is None else self.requested
+        return hashlib.sha256(json.dumps([self.name, requested], sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some jobs, the newest first, and where the next ones begin."""
+    """A page of jobs, newest first, with the cursor of the next page."""
 
     jobs: tuple[JobItem, ...]
     next_cursor: str | None
@@ -59,12 +60,12 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Numbers of all jobs."""
+    """Counts of jobs by status, and the state of the queue."""
 
     jobs: Mapping[str, int]
-    """By status."""
+    """Number of jobs by status."""
     oldest_queued_us: int | None
-    """Since when the first job in the queue waits."""
+    """Time since which the first queued job waits, in microseconds since 1970, or None for an empty queue."""
     tokens_per_s: float
 
 
@@ -75,9 +76,10 @@ class JobStore:
     engine: Engine
 
     def create(self, new: NewJob) -> tuple[Job, bool]:
-        """Queue a job; or find the one that the same key and request made: (job, whether it is new).
+        """Queue a job and return it with True, or the earlier job of the same key and request with False.
 
-        Raises IdempotencyConflictError where the key was used for another request, and UnknownDatasetError.
+        Raise IdempotencyConflictError where the key was used for another request, OutputConflictError where another job
+        has the output, and UnknownDatasetError.
         """
         try:
             with writing(self.engine) as connection:
@@ -88,7 +90,7 @@ class JobStore:
                 row = _new_row(new)
                 connection.execute(jobs.insert().values(row))
                 return _job(connection.execute(select(jobs).where(jobs.c.id == row["id"])).one()), True
-        except IntegrityError:  # another server was faster with the same key
+        except IntegrityError:  # another server has stored the same key in between
             with reading(self.engine) as connection:
                 if (known := self._known(connection, new)) is None:
                     raise
@@ -107,7 +109,7 @@ class JobStore:
         return None if row is None else _job(row)
 
     def get(self, job_id: str) -> Job:
-        """Raises NotFoundError."""
+        """Return a job. Raise NotFoundError."""
         with reading(self.engine) as connection:
             return _job(_row(connection, job_id))
 
@@ -120,61 +122,64 @@ class JobStore:
         limit: int = 50,
         cursor: str | None = None,
     ) -> Page:
-        """Return jobs by status, by a part of their name or id, by owner; the newest first."""
-        wanted = select(*ITEM_COLUMNS).order_by(jobs.c.id.desc()).limit(limit + 1)
+        """Return a page of jobs, newest first, filtered by status, by owner, and by a part of the name or id.
+
+        Raise SpecError for a bad cursor.
+        """
+        statement = select(*ITEM_COLUMNS).order_by(jobs.c.id.desc()).limit(limit + 1)
         if statuses:
-            wanted = wanted.where(jobs.c.status.in_([str(s) for s in statuses]))
+            statement = statement.where(jobs.c.status.in_([str(s) for s in statuses]))
         if query:
-            wanted = wanted.where(
+            statement = statement.where(
                 or_(jobs.c.name.icontains(query, autoescape=True), jobs.c.id.startswith(query, autoescape=True))
             )
         if owner is not None:
-            wanted = wanted.where(jobs.c.owner == owner)
+            statement = statement.where(jobs.c.owner == owner)
         if cursor is not None:
-            wanted = wanted.where(jobs.c.id < id_of_cursor(cursor))
+            statement = statement.where(jobs.c.id < id_of_cursor(cursor))
         with reading(self.engine) as connection:
-            found = [JobItem(**_item_fields(row)) for row in connection.execute(wanted)]
+            found = [JobItem(**_item_fields(row)) for row in connection.execute(statement)]
         more = len(found) > limit
         return Page(tuple(found[:limit]), cursor_after(found[limit - 1].id) if more else None)
 
     def item(self, job_id: str) -> JobItem:
-        """Return a job without its spec. Raises NotFoundError."""
+        """Return a job without its spec. Raise NotFoundError."""
         found = self.items([job_id])
         if not found:
             raise _unknown(job_id)
         return found[job_id]
 
     def items(self, job_ids: Sequence[str]) -> dict[str, JobItem]:
-        """Return those of some jobs that exist, by id, without their specs."""
+        """Return the existing jobs of a list of ids, by id, without their specs."""
         with reading(self.engine) as connection:
             rows = connection.execute(select(*ITEM_COLUMNS).where(jobs.c.id.in_(job_ids))).all()
         return {row.id: JobItem(**_item_fields(row)) for row in rows}
 
     def running(self) -> list[Job]:
-        """All running jobs, the oldest first."""
+        """Return all running jobs, oldest first."""
         with reading(self.engine) as connection:
             rows = connection.execute(select(jobs).where(jobs.c.status == "running").order_by(jobs.c.id))
             return [_job(row) for row in rows]
 
-    def naming(self, output: str, *, other_than: str) -> list[str]:
-        """Ids of other jobs whose output is this one, around it or inside it."""
+    def sharing_output(self, output: str, *, other_than: str) -> list[str]:
+        """Return the ids of other jobs with the same output, an outer or an inner one."""
         with reading(self.engine) as connection:
-            return [row.id for row in _naming(connection, output) if row.id != other_than]
+            return [row.id for row in _sharing_output(connection, output) if row.id != other_than]
 
     def versions(self, job_ids: Sequence[str]) -> dict[str, int]:
-        """Versions of those of some jobs that there are."""
+        """Return the versions of the existing jobs of a list of ids, by id."""
         with reading(self.engine) as connection:
             rows = connection.execute(select(jobs.c.id, jobs.c.version).where(jobs.c.id.in_(job_ids))).all()
         return {row.id: row.version for row in rows}
 
     def count(self) -> dict[str, int]:
-        """Jobs by status."""
+        """Return the number of jobs by status."""
         with reading(self.engine) as connection:
             rows = connection.execute(select(jobs.c.status, func.count().label("number")).group_by(jobs.c.status)).all()
         return {str(status): 0 for status in JobStatus} | {row.status: row.number for row in rows}
 
     def figures(self) -> Figures:
-        """Numbers of all jobs; cheap, however many there are."""
+        """Return the figures of the queue. The queries are cheap for any number of jobs."""
         counts = self.count()
         with reading(self.engine) as connection:
             oldest = connection.execute(select(func.min(jobs.c.updated_at)).where(jobs.c.status == "queued"))
@@ -185,37 +190,41 @@ class JobStore:
     # --- changes
 
     def claim(self, max_running: int) -> Job | None:
-        """Take the next job to start, if there is one and room for it: it is running from here on.
+        """Mark the next queued job as running and return it, or None where no job waits or the limit is reached.
 
-        Owners take turns: first the one with the fewest running jobs, then the one whose last start is the longest
-        ago. Of an owner's jobs the oldest comes first.
+        Owners take turns. The one with the fewest running jobs comes first, then the one with the oldest last start.
+        The oldest job of that owner is taken.
         """
         with writing(self.engine) as connection:
             connection.execute(queue_lock.update().values(holder=new_id()))
-            if _count_running(connection) >= max_running:
+            running = connection.execute(select(func.count()).where(jobs.c.status == "running")).scalar_one()
+            if running >= max_running:
                 return None
-            row = connection.execute(_next_in_line()).one_or_none()
+            row = connection.execute(_next_queued()).one_or_none()
             return None if row is None else _move(connection, row, JobStatus.running)
 
-    def move(self, job_id: str, status: JobStatus, *, error: JobError | None = None, **seen: Any) -> Job:
-        """Change a job's status. Raises IllegalMoveError and NotFoundError, and UnknownDatasetError on the way back."""
-        with writing(self.engine) as connection:
-            return _move(connection, _row(connection, job_id, lock=True), status, error=error, **seen)
+    def move(self, job_id: str, status: JobStatus, *, error: JobError | None = None, **columns: Any) -> Job:
+        """Change a job's status and return the job. columns: further columns to update.
 
-    def note(self, job_id: str, **seen: Any) -> Job:
-        """Write down what is seen of a job, such as its stage and progress; where nothing is new there is no event."""
+        Raise IllegalMoveError, NotFoundError, and UnknownDatasetError on the way back to the queue.
+        """
         with writing(self.engine) as connection:
-            return _note(connection, _row(connection, job_id, lock=True), seen)
+            return _move(connection, _row(connection, job_id, lock=True), status, error=error, **columns)
 
-    def note_progress(self, job_id: str, progress: Progress, **seen: Any) -> Progress:
-        """The same for progress; what it was before. Of several servers one alone is told of each step."""
+    def note(self, job_id: str, **columns: Any) -> Job:
+        """Update columns of a job, such as its stage. Its version changes only with a value. Raise NotFoundError."""
+        with writing(self.engine) as connection:
+            return _note(connection, _row(connection, job_id, lock=True), columns)
+
+    def note_progress(self, job_id: str, progress: Progress, **columns: Any) -> Progress:
+        """Update a job's progress and return the progress before, so that one server alone sees each step."""
         with writing(self.engine) as connection:
             row = _row(connection, job_id, lock=True)
-            _note(connection, row, {**seen, "progress": progress})
+            _note(connection, row, {**columns, "progress": progress})
             return Progress(**row.progress)
 
     def request_cancel(self, job_id: str) -> Job:
-        """Cancel a queued job at once, and ask for the end of a running one. Raises IllegalMoveError for others."""
+        """Cancel a queued job, or request the end of a running one. Raise IllegalMoveError for others."""
         with writing(self.engine) as connection:
             row = _row(connection, job_id, lock=True)
             status = JobStatus(row.status)
@@ -225,43 +234,43 @@ class JobStore:
             return _changed(connection, row, {"cancel_requested": True})
 
     def delete(self, job_id: str) -> Job:
-        """Forget a job that is neither queued nor running. Raises IllegalMoveError."""
+        """Delete a job that is neither queued nor running, and return it. Raise IllegalMoveError, NotFoundError."""
         with writing(self.engine) as connection:
             row = _row(connection, job_id, lock=True)
             if not JobStatus(row.status).is_final:
-                raise IllegalMoveError(f"job {job_id} is {row.status}", "Cancel it before it is deleted.")
+                raise IllegalMoveError(f"job {job_id} is {row.status}", "Cancel it before you delete it.")
             connection.execute(jobs.delete().where(jobs.c.id == job_id))
             return _job(row)
 
 
 def _require_free_output(connection: Connection, new: NewJob) -> None:
-    """Raise OutputConflictError where another job has this output, one around it or one inside it."""
-    connection.execute(queue_lock.update().values(holder=new_id()))  # of two submissions one comes first
+    """Raise OutputConflictError where another job has the same output, an outer or an inner one."""
+    connection.execute(queue_lock.update().values(holder=new_id()))  # serialises submissions
     output, has_own_name = new.output, new.output.rpartition("/")[2] == new.id
-    if known := next(iter(_naming(connection, output, may_have_inner=not has_own_name)), None):
-        same = known.output.rstrip("/") == output.rstrip("/")
+    if known := next(iter(_sharing_output(connection, output, may_have_inner=not has_own_name)), None):
+        is_same = known.output.rstrip("/") == output.rstrip("/")
         raise OutputConflictError(
-            f"job {known.id} has {'this output' if same else f'the output {known.output}'}, which {output} "
-            f"{'is' if same else 'would share folders with'}",
-            "Choose another output, resume that job, or delete it (with its output, or keeping that).",
+            f"{output} {'is' if is_same else f'would share folders with {known.output},'} the output of job {known.id}",
+            "Choose another output, resume that job, or delete it (with or without its output).",
         )
 
 
-def _naming(connection: Connection, output: str, *, may_have_inner: bool = True) -> list[Row[Any]]:
-    """Return jobs whose output is this one, around it or inside it.
+def _sharing_output(connection: Connection, output: str, *, may_have_inner: bool = True) -> list[Row[Any]]:
+    """Return jobs with the same output, an outer or an inner one.
 
-    may_have_inner: False where no job can be inside, as in a new job's own folder: inner ones are found by a scan of
+    may_have_inner: False where no job can be inside, as in a new job's own folder. Inner outputs are found by a scan of
     all jobs, the others by an index.
     """
-    place = output.rstrip("/")
-    around = [place[:at] for at, sign in enumerate(place) if sign == "/" and not place[:at].endswith((":", ":/"))]
-    same = [form for one in (place, *around) if one for form in (one, f"{one}/")]
-    inner = [jobs.c.output.startswith(f"{place}/", autoescape=True)] if may_have_inner else []
-    wanted = or_(jobs.c.output.in_(same), *inner)
-    return list(connection.execute(select(jobs.c.id, jobs.c.output).where(wanted).order_by(jobs.c.id)))
+    path = output.rstrip("/")
+    outer = [path[:at] for at, sign in enumerate(path) if sign == "/" and not path[:at].endswith((":", ":/"))]
+    same = [form for one in (path, *outer) if one for form in (one, f"{one}/")]
+    inner = [jobs.c.output.startswith(f"{path}/", autoescape=True)] if may_have_inner else []
+    condition = or_(jobs.c.output.in_(same), *inner)
+    return list(connection.execute(select(jobs.c.id, jobs.c.output).where(condition).order_by(jobs.c.id)))
 
 
-def _next_in_line() -> Select[Any]:
+def _next_queued() -> Select[Any]:
+    """Return the query of `claim` for the next job."""
     is_running = case((jobs.c.status == "running", 1), else_=0)
     waiting = select(jobs.c.owner).where(jobs.c.status == "queued")
     owners = (
@@ -283,16 +292,12 @@ def _next_in_line() -> Select[Any]:
     )
 
 
-def _count_running(connection: Connection) -> int:
-    return connection.execute(select(func.count()).where(jobs.c.status == "running")).scalar_one()
-
-
 def _move(
-    connection: Connection, row: Row[Any], status: JobStatus, *, error: JobError | None = None, **seen: Any
+    connection: Connection, row: Row[Any], status: JobStatus, *, error: JobError | None = None, **columns: Any
 ) -> Job:
     check_move(row.id, JobStatus(row.status), status)
     now = now_us()
-    values = {**_values(seen), "status": str(status), "error": None if error is None else asdict(error)}
+    values = {**_values(columns), "status": str(status), "error": None if error is None else asdict(error)}
     if status is JobStatus.running:
         values |= {"started_at": now, "finished_at": None, "attempts": row.attempts + 1}
     elif status is JobStatus.queued:
@@ -303,8 +308,8 @@ def _move(
     return _changed(connection, row, values)
 
 
-def _note(connection: Connection, row: Row[Any], seen: Mapping[str, Any]) -> Job:
-    values = _values(seen)
+def _note(connection: Connection, row: Row[Any], columns: Mapping[str, Any]) -> Job:
+    values = _values(columns)
     is_news = any(getattr(row, name) != value for name, value in values.items())
     return _changed(connection, row, values) if is_news else _job(row)
 
@@ -316,19 +321,19 @@ def _changed(connection: Connection, row: Row[Any], values: Mapping[str, Any]) -
 
 
 def _row(connection: Connection, job_id: str, *, lock: bool = False) -> Row[Any]:
-    wanted = select(jobs).where(jobs.c.id == job_id)
-    row = connection.execute(wanted.with_for_update() if lock else wanted).one_or_none()
+    statement = select(jobs).where(jobs.c.id == job_id)
+    row = connection.execute(statement.with_for_update() if lock else statement).one_or_none()
     if row is None:
         raise _unknown(job_id)
     return row
 
 
 def _unknown(job_id: str) -> NotFoundError:
-    return NotFoundError(f"there is no job {job_id}", "`qtune jobs list` shows those that there are.")
+    return NotFoundError(f"there is no job {job_id}", "Run `qtune jobs list` to see all jobs.")
 
 
-def _values(seen: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: asdict(value) if isinstance(value, Progress) else value for name, value in seen.items()}
+def _values(columns: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: asdict(value) if isinstance(value, Progress) else value for name, value in columns.items()}
 
 
 def _new_row(new: NewJob) -> dict[str, Any]:
@@ -373,10 +378,10 @@ def _item_fields(row: Row[Any]) -> dict[str, Any]:
 
 
 def now_us() -> int:
-    """Microseconds since 1970."""
+    """Return the time now, in microseconds since 1970."""
     return time.time_ns() // 1000
 
 
 def time_of(value: int | None) -> datetime | None:
-    """The time that so many microseconds stand for, in UTC."""
+    """Return the UTC time of a value in microseconds since 1970, or None for None."""
     return None if value is None else datetime.fromtimestamp(value / 1e6, UTC)

@@ -1,16 +1,15 @@
-"""Files of datasets: each arrives aside, is checked on the way, and shows only when it is whole and known.
+"""Receive uploaded files, check them on arrival, and publish them as datasets.
 
-    ROOT/.ID.upload     arriving; locked by the process that receives it
-    ROOT/.ID.publishing the database is about to know ID
-    ROOT/ID/NAME        a dataset, once the database knows its ID
+    ROOT/.ID.upload     a file in transfer, locked by the process that receives it
+    ROOT/.ID.publishing a marker: the file is moved and its ID is written to the database
+    ROOT/ID/NAME        a dataset, once the database has its ID
 
-What a killed server left is found by its lock, which died with it, and by the mark of a dataset that the database never
-heard of. A folder without that mark is never removed: where a database was lost, the datasets are all that is left.
-The root may be a URI: then files arrive in a local folder first, and are sent on once they have been checked.
+Files of a killed server are found by their lock, which the system has released, and by the marker of an ID that the
+database does not have. A folder without that marker is never removed, because after the loss of a database the datasets
+are all that is left. The root may be a URI. Then files arrive in a local folder and are sent on after the check.
 
-Upload slots: how many uploads are received at a time, in all and of one owner.
-
-An owner's uploads wait for each other before they wait for the others', so that one token cannot hold every slot.
+`UploadSlots` limits the uploads that are received at a time, in total and for one owner. An owner's uploads wait for
+each other before they wait for those of others, so that one token cannot hold every slot.
 """
 
 from __future__ import annotations
@@ -51,12 +50,17 @@ from qtune_service.storage.filesystems import explain
 
 MAX_UPLOADS, MAX_PER_OWNER = 8, 4
 MAX_WAITING = 32
-"""Uploads of one owner that may wait; more are refused."""
+"""Uploads of one owner that may wait. Further ones are refused."""
+MAX_NAME_BYTES = 200
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_ARRIVING = re.compile(r"\.([0-9a-z]{26})\.upload")
+_PUBLISHING = re.compile(r"\.([0-9a-z]{26})\.publishing")
+_FULL_HINT = "The administrator can free space on the disk of QTUNE_DATA_ROOT."
 
 
 @dataclass(slots=True)
 class _Owner:
-    """The slots of an owner, and how many uploads hold or await them."""
+    """The slots of an owner, and the number of uploads that hold or await one."""
 
     limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(MAX_PER_OWNER))
     users: int = 0
@@ -64,15 +68,15 @@ class _Owner:
 
 @dataclass(frozen=True, slots=True)
 class UploadSlots:
-    """The slots of a server. It lives in the server's event loop."""
+    """The slots of a server, for use in its event loop."""
 
     everybody: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(MAX_UPLOADS))
-    """For the thread that receives a file."""
+    """Limiter for the threads that receive files."""
     _owners: dict[str, _Owner] = field(default_factory=dict)
 
     @asynccontextmanager
     async def of(self, name: str) -> AsyncIterator[None]:
-        """Hold one of an owner's slots while the block runs. Raises BusyError where too many wait."""
+        """Hold one of an owner's slots while the block runs. Raise BusyError where too many uploads wait."""
         owner = self._owners.setdefault(name, _Owner())
         if owner.users >= MAX_PER_OWNER + MAX_WAITING:
             raise BusyError(f"{MAX_WAITING} uploads of {name} are waiting already", "Try again when some have ended.")
@@ -86,51 +90,45 @@ class UploadSlots:
                 self._owners.pop(name, None)
 
 
-MAX_NAME_BYTES = 200
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_ARRIVING = re.compile(r"\.([0-9a-z]{26})\.upload")
-_PUBLISHING = re.compile(r"\.([0-9a-z]{26})\.publishing")
-
-
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """What its sender says of a file."""
+    """The description of a file by its sender."""
 
     name: str
     owner: str
     size_bytes: int | None = None
     sha256: str | None = None
-    """That it must have, in hexadecimal digits."""
+    """Expected SHA-256, in hexadecimal digits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Datasets:
-    """Uploaded datasets: their files, and what the database knows of them."""
+    """Files of uploaded datasets, and their records in the database."""
 
     store: DatasetStore
     root: str
     """Folder or URI of the datasets."""
     arrivals: Path
-    """Folder on this machine where files arrive; the root itself where that is local."""
+    """Local folder where files arrive: the root itself where that is local."""
     max_bytes: int
     parquet_rows: Callable[[str, Path], int]
-    """Counts the rows of a Parquet file, whose footer may be hostile; see ingest/upload_checks.py."""
+    """Count the rows of a Parquet file, whose footer may be hostile. See ingest/upload_checks.py."""
 
     def check_size(self, size_bytes: int) -> None:
-        """Refuse a file that will not fit. Raises TooLargeError and DiskFullError."""
+        """Raise TooLargeError or DiskFullError for a file that will not fit."""
         if size_bytes > self.max_bytes:
             raise TooLargeError(
-                f"a file may have {self.max_bytes:,} bytes here, this one has more",
-                "Split it; or put it where the server may read it, and name its path. QTUNE_MAX_UPLOAD_BYTES decides.",
+                f"a file may have at most {self.max_bytes:,} bytes here, and this one has more",
+                "Split the file, or copy it to a path that the server may read. QTUNE_MAX_UPLOAD_BYTES sets the limit.",
             )
         self.arrivals.mkdir(parents=True, exist_ok=True)
         if size_bytes > (free := shutil.disk_usage(self.arrivals).free):
-            raise DiskFullError(f"the server has {free:,} bytes left, the file has {size_bytes:,}", _FULL_HINT)
+            raise DiskFullError(f"the server has {free:,} bytes left, and the file has {size_bytes:,}", _FULL_HINT)
 
     def receive(self, upload: Upload, blocks: Iterator[bytes]) -> Dataset:
-        """Store a file as it comes in. Nothing of it stays where this raises.
+        """Store and check a file while it arrives, and publish it. Leave nothing behind on an error.
 
-        Raises BadDatasetError, ChecksumMismatchError, SpecError for its name, TooLargeError and DiskFullError.
+        Raise BadDatasetError, ChecksumMismatchError, SpecError for its name, TooLargeError and DiskFullError.
         """
         name, dataset_id = clean_name(upload.name), new_id()
         self.check_size(upload.size_bytes or 0)
@@ -158,7 +156,7 @@ class Datasets:
             return self._publish(new, path)
 
     def _stored(self, blocks: Iterator[bytes], file: IO[bytes], digest: hashlib._Hash) -> Iterator[bytes]:
-        """Write down what passes."""
+        """Write blocks to a file and a digest, and pass them on."""
         size = 0
         for block in blocks:
             size += len(block)
@@ -172,20 +170,17 @@ class Datasets:
             yield block
 
     def _publish(self, new: NewDataset, path: Path) -> Dataset:
-        mark = self._mark(new.id)
+        marker = self.arrivals / f".{new.id}.publishing"
         try:
             with _explained(path):
-                mark.touch()
+                marker.touch()
                 file_io.move_in(path, file_io.join(folder_of(self.root, new.id), new.name))
             return self.store.create(new)
         except BaseException:
             self._remove(new.id, new.name)
             raise
         finally:
-            mark.unlink(missing_ok=True)
-
-    def _mark(self, dataset_id: str) -> Path:
-        return self.arrivals / f".{dataset_id}.publishing"
+            marker.unlink(missing_ok=True)
 
     def _remove(self, dataset_id: str, name: str) -> None:
         """Remove a dataset's file, and its folder where nothing else is in it."""
@@ -194,25 +189,25 @@ class Datasets:
         folder_io.remove_folder_if_empty(root, dataset_id)
 
     def delete(self, dataset_id: str) -> None:
-        """Remove a dataset. Raises NotFoundError, and DatasetInUseError while a job reads it."""
+        """Remove a dataset. Raise NotFoundError, and DatasetInUseError while a job reads it."""
         if not is_id(dataset_id):
             raise NotFoundError(f"there is no dataset {dataset_id}")
         self._remove(dataset_id, self.store.delete(dataset_id).name)
 
     def sweep(self) -> None:
-        """Remove what servers that were killed have left on this machine's disk; other servers' work stays."""
+        """Remove files that killed servers have left on this machine's disk, and keep those of running servers."""
         if not self.arrivals.is_dir():
             return
         entries = list(self.arrivals.iterdir())
         for entry in entries:
             if _ARRIVING.fullmatch(entry.name) and _is_left(entry):
                 entry.unlink(missing_ok=True)
-        for mark, match in ((entry, _PUBLISHING.fullmatch(entry.name)) for entry in entries):
+        for marker, match in ((entry, _PUBLISHING.fullmatch(entry.name)) for entry in entries):
             if match and not self._is_being_published(match[1]):
                 if not self.store.known([match[1]]):
                     for name in folder_io.list_files(Root(self.root), match[1]):
                         self._remove(match[1], name)
-                mark.unlink(missing_ok=True)
+                marker.unlink(missing_ok=True)
 
     def _is_being_published(self, dataset_id: str) -> bool:
         """Return whether another server of this disk holds the lock of the dataset's file."""
@@ -226,12 +221,12 @@ class Datasets:
 
 
 def clean_name(name: str) -> str:
-    """The name under which a file is kept: its last part, of letters that every place can hold.
+    """Return the last part of a file's name, in characters that every file system and object store accepts.
 
-    Raises SpecError for one that no job could read, and for control characters.
+    Raise SpecError for control characters and for an ending that no job can read.
     """
     if any(unicodedata.category(char) in ("Cc", "Cs") for char in name):
-        raise SpecError("name: it has control characters", "Give the name of the file.")
+        raise SpecError("name: it contains control characters", "Give the name of the file.")
     last = re.split(r"[/\\]", unicodedata.normalize("NFC", name))[-1]
     ending = ENDING.search(last)
     if ending is None:
@@ -243,12 +238,10 @@ def clean_name(name: str) -> str:
 
 # --- files on this machine
 
-_FULL_HINT = "The server's owner can make room; QTUNE_DATA_ROOT says where."
-
 
 @contextlib.contextmanager
 def _arriving(path: Path) -> Iterator[IO[bytes]]:
-    """A new file, locked; it is gone at the end unless it was moved."""
+    """Create and lock a new file, and remove it at the end unless it was moved."""
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("xb", buffering=0)
@@ -261,7 +254,7 @@ def _arriving(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _is_left(path: Path) -> bool:
-    """Whether nobody holds the lock of a file."""
+    """Return whether a file exists and no process holds its lock."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -272,7 +265,7 @@ def _is_left(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _explained(path: Path | str) -> Iterator[None]:
-    """Say that the disk is full, where it is."""
+    """Turn an OSError into DiskFullError or StorageError."""
     try:
         yield
     except StorageError:

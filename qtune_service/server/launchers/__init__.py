@@ -1,1 +1,1 @@
-"""Launchers start, watch and stop the drivers of jobs."""
+"""Start, watch and stop the drivers of jobs."""

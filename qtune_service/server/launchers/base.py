@@ -1,10 +1,8 @@
-"""How a job's driver is started, watched and stopped: one protocol, a launcher for each kind of place.
+"""Define the protocol of launchers, which start, watch and stop drivers, and the time limits for stopping.
 
-How long a driver that was asked to stop may take, whoever ends it: one place for Ray's limit and the server's.
-
-A job asks for `limits.stop_grace_s` to save its work. Where drivers run on Ray, Ray kills the driver after that and
-RAY_MARGIN_S. The server removes by force what is still there after SERVER_MARGIN_S: later than Ray, so that a driver
-that Ray has killed is seen to have ended and its log is kept.
+A job requests `limits.stop_grace_s` to save its work. On a Ray cluster, Ray kills the driver RAY_MARGIN_S after that
+time. The server kills a remaining driver SERVER_MARGIN_S after that time: later than Ray, so that it sees the end of a
+driver that Ray has killed and can copy the log.
 """
 
 from __future__ import annotations
@@ -18,66 +16,64 @@ from qtune_service.config import MAX_STOP_GRACE_S, LimitsSpec
 from qtune_service.job_states import Job
 
 Reference = Mapping[str, Any]
-"""What a launcher knows a driver by. JSON."""
-
-
-class DriverState(StrEnum):
-    """What a launcher knows of a driver."""
-
-    alive = "alive"
-    ended = "ended"
-    elsewhere = "elsewhere"
-    """Another server's: only what it writes beside its output can be seen."""
-
-
-class Launcher(Protocol):
-    """A place where drivers run."""
-
-    name: str
-
-    def start(self, job: Job) -> Reference:
-        """Start `qtune run` for a job; or find the driver that an earlier call started for the same attempt.
-
-        Raises LaunchError.
-        """
-        ...
-
-    def state(self, reference: Reference) -> DriverState:
-        """Whether a driver is there. Raises LaunchError where that cannot be known now."""
-        ...
-
-    def stop(self, reference: Reference, *, at_once: bool) -> None:
-        """Ask a driver to save its work and end; or, at_once, remove it by force. Do nothing where it is gone.
-
-        Raises LaunchError where it could not be asked; the caller tries again.
-        """
-        ...
-
-    def log(self, job: Job, start: int = 0) -> Iterator[bytes]:
-        """What the driver printed, from a byte on: who follows a log asks for what came since."""
-        ...
-
-    def forget(self, job: Job) -> None:
-        """Remove what is kept of a job that is deleted."""
-        ...
-
-
+"""Identity of a driver for its launcher, as JSON."""
 RAY_MARGIN_S = 30
 SERVER_MARGIN_S = 45
 
 
+class DriverState(StrEnum):
+    """State of a driver as its launcher sees it."""
+
+    alive = "alive"
+    ended = "ended"
+    elsewhere = "elsewhere"
+    """The launcher cannot see the driver. Only the status files in its output are visible."""
+
+
+class Launcher(Protocol):
+    """A way to run drivers."""
+
+    name: str
+
+    def start(self, job: Job) -> Reference:
+        """Start `qtune run` for a job, or find the driver that an earlier call started for the same attempt.
+
+        Raise LaunchError, or LauncherAwayError where another try may help.
+        """
+        ...
+
+    def state(self, reference: Reference) -> DriverState:
+        """Return the state of a driver. Raise LaunchError where it cannot be determined."""
+        ...
+
+    def stop(self, reference: Reference, *, force: bool) -> None:
+        """Ask a driver to save its work and end, or kill it if `force`. Do nothing where it has ended.
+
+        Raise LaunchError where the request failed. The caller tries again.
+        """
+        ...
+
+    def log(self, job: Job, start: int = 0) -> Iterator[bytes]:
+        """Yield the log of a job from byte `start` on."""
+        ...
+
+    def forget(self, job: Job) -> None:
+        """Remove the files and records of a deleted job."""
+        ...
+
+
 def ray_stop_wait_s(spec: Mapping[str, Any]) -> int:
-    """Return the seconds between SIGTERM and SIGKILL by Ray: its RAY_JOB_STOP_WAIT_TIME_S."""
+    """Return the seconds between SIGTERM and SIGKILL by Ray, for RAY_JOB_STOP_WAIT_TIME_S."""
     return math.ceil(_grace_s(spec)) + RAY_MARGIN_S
 
 
 def server_stop_limit_s(spec: Mapping[str, Any]) -> float:
-    """Return the seconds from the first request to stop until the server removes the driver by force."""
+    """Return the seconds from the first stop request until the server kills the driver."""
     return _grace_s(spec) + SERVER_MARGIN_S
 
 
 def _grace_s(spec: Mapping[str, Any]) -> float:
-    """Return the job's own grace, within the bounds of today: specs in the database may be older than these."""
+    """Return the job's grace time in seconds, within the present limits: stored specs may be older than these."""
     given = (spec.get("limits") or {}).get("stop_grace_s", LimitsSpec().stop_grace_s)
     is_number = isinstance(given, (int, float)) and not isinstance(given, bool)
     if not is_number or (isinstance(given, float) and math.isnan(given)):

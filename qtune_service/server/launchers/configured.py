@@ -1,6 +1,6 @@
-"""The launchers that the settings ask for.
+"""Create the launchers that the settings configure.
 
-The local one is always there: a server that now runs its jobs on a cluster still follows those that it started before.
+The local launcher is always included, so that a server that was switched to a cluster still follows its earlier jobs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 def make_launchers(settings: Settings) -> dict[str, Launcher]:
-    """By name. A cluster that is not there now is told about, for jobs can be looked at all the same."""
+    """Return the launchers by name. Log a warning for a cluster that does not answer: jobs stay readable."""
     folder = settings.data_root / "jobs"
     launchers: dict[str, Launcher] = {"local": LocalLauncher(folder, environment=settings.child_environment)}
     if settings.ray_address:
@@ -28,7 +28,7 @@ def make_launchers(settings: Settings) -> dict[str, Launcher]:
         try:
             api.check()
         except LaunchError as error:
-            _log.warning("jobs cannot be started on the cluster now: %s", error)
+            _log.warning("the Ray cluster cannot start jobs at the moment: %s", error)
         launchers["ray"] = RayLauncher(
             api,
             folder,
@@ -48,7 +48,7 @@ def _kuberay(settings: Settings, folder: Path) -> Launcher:
     try:
         api.cluster(settings.kube_cluster)
     except LaunchError as error:
-        _log.warning("jobs cannot be started on Kubernetes now: %s", error)
+        _log.warning("Kubernetes cannot start jobs at the moment: %s", error)
     return KubeRayLauncher(
         api,
         folder,

@@ -1,22 +1,20 @@
-"""Drivers on Kubernetes: a RayJob for each, with a Ray cluster of its own that KubeRay starts and takes down.
+"""Run each driver on Kubernetes as a RayJob, with its own Ray cluster that KubeRay starts and removes.
 
-What a cluster looks like says a RayCluster that is kept suspended: it runs nothing, is checked by its CRD when it is
-applied, and is patched by the same tools as the rest. Its spec is copied when a job starts.
+The template of the clusters is a RayCluster that is kept suspended. It runs nothing, is validated by its CRD when it is
+applied, and is patched by the same tools as other resources. Its spec is copied when a job starts.
 
-A RayJob's name is made of the job's id and attempt, and a name is taken once: whoever comes second finds the first
-one's job. KubeRay submits by HTTP (no pod that submits, no shell that could change the spec) and, should the head be
-lost, submits again: the driver goes on where it was.
+A RayJob's name consists of the job's id and attempt. Kubernetes accepts a name once, so a second start finds the first
+one's job. KubeRay submits by HTTP, without a submitting pod and without a shell that could change the spec. After the
+loss of a head it submits again, and the driver continues with the unfinished shards.
 
-Logs and stopping go through Ray's Jobs API of the job's cluster, as with a cluster that stays (ray_jobs.py): KubeRay
-has no way to stop a driver and let it save. The RayJob is deleted, and its cluster with it, where a driver has not
-begun, where its cluster does not answer, and where a driver has not stopped within its limit (stop_limit.py). The
-cluster stays KEEP_S after its driver, for the log to be copied.
+Logs and stop requests go through the Jobs API of the job's cluster, as in ray.py, because KubeRay cannot stop a driver
+and let it save. The RayJob and its cluster are deleted where a driver has not started, where its cluster does not
+answer, and where a driver has not stopped within its limit (base.py). The cluster stays KEEP_S seconds after its
+driver, so that the log can be copied.
 
-The Kubernetes API over HTTP, as far as Ray jobs of one namespace need it; no Kubernetes client.
-
-A pod has what it takes in its service account's folder: a token (exchanged every hour, so it is read for each request),
-the API's certificate, and the namespace. What may be better in a moment is tried again, and after that the API is left
-alone for some seconds, as server/launchers/ray_api.py does with Ray's.
+`KubeApi` calls the Kubernetes API over HTTP, without a Kubernetes client. The service account's folder in the pod holds
+the token (rotated every hour, so it is read for each request), the API's certificate and the namespace. Failures are
+retried, and then all calls fail immediately for PAUSE_S, as in ray_api.py.
 """
 
 from __future__ import annotations
@@ -46,7 +44,13 @@ GROUP = "/apis/ray.io/v1"
 TIMEOUT = httpx.Timeout(10, connect=3)
 ATTEMPTS = 3
 PAUSE_S = 5.0
-"""So long an API that did not answer is not asked again."""
+"""Seconds for which no request is sent to an API that did not answer."""
+ENDED_JOB = ("SUCCEEDED", "FAILED", "STOPPED")
+ENDED_DEPLOYMENT = ("Complete", "Failed", "ValidationFailed")
+KEEP_S = 300
+LABELS = {"app.kubernetes.io/managed-by": "qtune", "app.kubernetes.io/component": "job"}
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,26 +60,28 @@ class Account:
     folder: Path
 
     def read(self, name: str) -> str:
-        """`token` or `namespace`, as they are now. Raises LaunchError."""
+        """Read the present `token` or `namespace`. Raise LaunchError."""
         try:
             return (self.folder / name).read_text(encoding="utf-8").strip()
         except OSError as error:
             raise LaunchError(
                 f"the service account cannot be read: {error}",
-                "The pod needs automountServiceAccountToken, or QTUNE_KUBE_ACCOUNT names where it is mounted.",
+                "Set automountServiceAccountToken for the pod, or QTUNE_KUBE_ACCOUNT to the mounted folder.",
             ) from error
 
     def certificates(self) -> ssl.SSLContext:
-        """Those of the API's own authority, or the system's where the folder has none. Raises LaunchError."""
+        """Return the certificates of the API's authority, or the system's without ca.crt. Raise LaunchError."""
         path = self.folder / "ca.crt"
         try:
             return ssl.create_default_context(cafile=str(path) if path.exists() else None)
         except (OSError, ssl.SSLError) as error:
-            raise LaunchError(f"{path} holds no certificates: {error}", "It is the Kubernetes API's own.") from error
+            raise LaunchError(
+                f"{path} holds no certificates: {error}", "It must be the certificate of the Kubernetes API."
+            ) from error
 
 
 class KubeApi:
-    """Ray's resources in one namespace. Every method raises LaunchError; LauncherAwayError where that may pass."""
+    """Ray's resources in one namespace. Methods raise LaunchError, or LauncherAwayError for a temporary failure."""
 
     def __init__(self, address: str, account: Account) -> None:
         self.address, self._account = address.rstrip("/"), account
@@ -87,31 +93,31 @@ class KubeApi:
         self._away_until_s, self._why_away = 0.0, ""
 
     def cluster(self, name: str) -> Mapping[str, Any]:
-        """A RayCluster."""
+        """Return a RayCluster."""
         found = self._ask("GET", f"rayclusters/{name}")
         if found is None:
             raise LaunchError(
                 f"there is no RayCluster {name!r} in namespace {self.namespace!r}",
-                "QTUNE_KUBE_CLUSTER names the one whose spec jobs get; see docs/kubernetes.md.",
+                "QTUNE_KUBE_CLUSTER is the name of the template of the jobs' clusters. See docs/operations/kubernetes.md.",
             )
         return found
 
     def job(self, name: str) -> Mapping[str, Any] | None:
-        """A RayJob; None where there is none of that name."""
+        """Return a RayJob, or None where there is none of that name."""
         return self._ask("GET", f"rayjobs/{name}")
 
     def create(self, job: Mapping[str, Any]) -> None:
-        """Make a RayJob. One that is there under the same name, as after an answer that was lost, is that job."""
+        """Create a RayJob. Accept an existing one of the same name, as after a lost response."""
         self._ask("POST", "rayjobs", job)
 
     def delete(self, name: str) -> None:
-        """Remove a RayJob, and with it its cluster. Nothing where it is gone."""
+        """Delete a RayJob and its cluster if they exist."""
         self._ask("DELETE", f"rayjobs/{name}")
 
-    # --- asking
+    # --- requests
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Mapping[str, Any] | None:
-        """Ask, some times where it fails; not at all where all of them failed a moment ago."""
+        """Send a request with retries. Fail immediately for PAUSE_S after they were used up."""
         if self._why_away and time.monotonic() < self._away_until_s:
             raise LauncherAwayError(self._why_away)
         try:
@@ -132,26 +138,27 @@ class KubeApi:
         try:
             answer = self._client.request(method, url, json=body, headers=headers)
         except httpx.RequestError as error:
-            told = f"the Kubernetes API does not answer at {self.address}: {error or type(error).__name__}"
-            raise LauncherAwayError(told, "Do the network policies let the server reach it?") from error
+            message = f"the Kubernetes API does not answer at {self.address}: {error or type(error).__name__}"
+            raise LauncherAwayError(message, "Check that the network policies let the server reach it.") from error
         found = _body(answer)
         if answer.is_success and found is not None:
             return found
-        if _is_absent(answer, found) or _is_there_already(answer, found):
+        is_there_already = answer.status_code == 409 and (found or {}).get("reason") == "AlreadyExists"
+        if is_there_already or _is_absent(answer, found):
             return None
         raise self._refusal(answer, found, f"{method} {path}")
 
-    def _refusal(self, answer: httpx.Response, found: Mapping[str, Any] | None, what: str) -> LaunchError:
-        told = (found or {}).get("message") or answer.text.strip()[:500] or answer.reason_phrase
-        message = f"the Kubernetes API answered {answer.status_code} to {what}: {told}"
+    def _refusal(self, answer: httpx.Response, found: Mapping[str, Any] | None, request: str) -> LaunchError:
+        reason = (found or {}).get("message") or answer.text.strip()[:500] or answer.reason_phrase
+        message = f"the Kubernetes API answered {answer.status_code} to {request}: {reason}"
         if answer.status_code == 429 or answer.is_server_error:
             return LauncherAwayError(message)
         hints = {
-            401: "The service account's token is not valid; was the account made anew? Restart the pod.",
+            401: "The service account's token is not valid. Restart the pod if the account was created again.",
             403: "The service account needs the Role of k8s/components/kuberay.",
-            404: "Is KubeRay installed, in a version that docs/kubernetes.md names?",
+            404: "Check that KubeRay is installed, in one of the versions in docs/operations/kubernetes.md.",
         }
-        return LaunchError(message, hints.get(answer.status_code, "See docs/kubernetes.md."))
+        return LaunchError(message, hints.get(answer.status_code, "See docs/operations/kubernetes.md."))
 
 
 def _body(answer: httpx.Response) -> Mapping[str, Any] | None:
@@ -163,24 +170,12 @@ def _body(answer: httpx.Response) -> Mapping[str, Any] | None:
 
 
 def _is_absent(answer: httpx.Response, found: Mapping[str, Any] | None) -> bool:
-    """An object, not its kind: where KubeRay is not installed, no name is told."""
+    """Return whether an object is missing. Without KubeRay the kind is missing, and the response has no name."""
     return answer.status_code == 404 and bool((found or {}).get("details", {}).get("name"))
 
 
-def _is_there_already(answer: httpx.Response, found: Mapping[str, Any] | None) -> bool:
-    return answer.status_code == 409 and (found or {}).get("reason") == "AlreadyExists"
-
-
-ENDED_JOB = ("SUCCEEDED", "FAILED", "STOPPED")
-ENDED_DEPLOYMENT = ("Complete", "Failed", "ValidationFailed")
-KEEP_S = 300
-LABELS = {"app.kubernetes.io/managed-by": "qtune", "app.kubernetes.io/component": "job"}
-
-_log = logging.getLogger(__name__)
-
-
 class KubeRayLauncher:
-    """Makes RayJobs after a RayCluster; copies of the logs are kept in a folder."""
+    """Creates RayJobs from a template RayCluster, and keeps copies of the logs in a folder."""
 
     name = "kuberay"
 
@@ -200,7 +195,7 @@ class KubeRayLauncher:
         self._rays: dict[str, RayApi] = {}
 
     def start(self, job: Job) -> Reference:
-        """Make the RayJob; or find that it was."""
+        """Create the RayJob unless it exists. Raise LaunchError and LauncherAwayError."""
         name = submission_id(job.id, job.attempts)
         variables = environment(job, has_gpus=self._has_gpus)
         if self._api.job(name) is None:
@@ -227,14 +222,14 @@ class KubeRayLauncher:
         }
 
     def state(self, reference: Reference) -> DriverState:
-        """As KubeRay says, if it says anything. A cluster that is waited for, as in a queue, is one at work."""
+        """Return the state by KubeRay, or `elsewhere` without one. A driver that waits for a cluster is alive."""
         name = reference["rayjob"]
         try:
             found = self._api.job(name)
         except LaunchError as error:
             _log.warning("%s", error.message)
             return DriverState.elsewhere
-        if found is None:  # deleted by somebody
+        if found is None:  # somebody has deleted it
             return DriverState.elsewhere
         if not _has_ended(found):
             self._copies.refresh(name, partial(self._whole_log, name, found), COPY_EVERY_S)
@@ -243,13 +238,13 @@ class KubeRayLauncher:
         self._rays.pop(name, None)
         return DriverState.ended
 
-    def stop(self, reference: Reference, *, at_once: bool) -> None:
-        """Ask Ray to stop the driver: SIGTERM, then SIGKILL. Where there is none, or at_once, delete the RayJob."""
+    def stop(self, reference: Reference, *, force: bool) -> None:
+        """Ask Ray to stop the driver by SIGTERM, then SIGKILL. Delete the RayJob if `force` or without a driver."""
         name = reference["rayjob"]
         found = self._api.job(name)
         if found is None or _has_ended(found):
             return
-        if at_once:  # nothing of its cluster is asked first, which may be what hangs
+        if force:  # without a request to its cluster, which may hang
             self._api.delete(name)
             return
         try:
@@ -257,11 +252,11 @@ class KubeRayLauncher:
             if ray is not None and ray.stop(name):
                 return
         except LaunchError as error:
-            _log.warning("%s is deleted, for its driver could not be asked to stop: %s", name, error.message)
+            _log.warning("%s is deleted because the request to stop its driver failed: %s", name, error.message)
         self._api.delete(name)
 
     def log(self, job: Job, start: int = 0) -> Iterator[bytes]:
-        """The logs of all attempts, from a byte on; from the cluster where a driver is at work, else from the copy."""
+        """Yield the logs of all attempts from byte `start` on, and first refresh the copy of a running driver."""
         names = submission_ids(job)
         for attempt, name in enumerate(names, 1):
             is_at_work = job.status is JobStatus.running and attempt == job.attempts
@@ -280,7 +275,7 @@ class KubeRayLauncher:
     # --- the job's own cluster
 
     def _ray(self, name: str, found: Mapping[str, Any]) -> RayApi | None:
-        """Ray's Jobs API of a job; None while there is none."""
+        """Return the Jobs API of a job's cluster, or None before the cluster runs."""
         address = _status(found).get("dashboardURL")
         if not address:
             return None
@@ -295,7 +290,7 @@ class KubeRayLauncher:
         yield from self._whole_log(name, found)
 
     def _whole_log(self, name: str, found: Mapping[str, Any]) -> Iterator[bytes]:
-        """What the driver printed; and what KubeRay says of one that waits or did not get so far."""
+        """Yield the driver's log, and KubeRay's state of a driver that waits or could not start."""
         status = _status(found)
         ray = self._ray(name, found)
         if ray is not None and status.get("jobStatus"):

@@ -1,8 +1,8 @@
-"""Drivers as child processes of this machine, with a Ray of their own.
+"""Run drivers as child processes of this machine, each with its own Ray.
 
-A child has its own session, so it outlives its server. It carries the job's id and attempt in its environment, and the
-first thing that it does is to leave its number in a file, which can be done once: a server that was killed between
-starting a driver and writing that down finds it by these, at work or ended, and nobody starts a second one.
+A child has its own session, so it survives its server. Its environment holds the job's id and attempt, and its first
+action is to write its process id to a file that can be created only once. A server that was killed before it stored the
+driver's reference finds the driver by these, running or ended, so that an attempt never has two drivers.
 """
 
 from __future__ import annotations
@@ -26,56 +26,55 @@ from qtune_service.server.isolation.processes import child_environment
 from qtune_service.server.launchers.base import DriverState, Reference
 from qtune_service.server.permissions import driver_umask
 
-NOTE_AND_BECOME = 'set -C && echo $$ > "$0" && exec "$@"'
-"""For a shell: leave the number where none is yet, and be the driver under it. Of two there is one that can."""
-NOTE_S = 5.0
+WRITE_PID_AND_EXEC = 'set -C && echo $$ > "$0" && exec "$@"'
+"""Shell script: create the pid file, which fails where it exists, and become the driver under the same pid."""
+PID_WAIT_S = 5.0
 BLOCK_BYTES = 1 << 16
 SAME_START_S = 1.0
-"""A process is the one that was started if their starts differ by less; a number may be given to another process."""
+"""A process with the pid is the driver only if its start time differs by less, because pids are used again."""
 
 
 class LocalLauncher:
-    """Starts `qtune run` in child processes; their logs and specs are kept in a folder."""
+    """Runs `qtune run` in child processes, with logs and specs in a folder."""
 
     name = "local"
 
     def __init__(self, folder: Path, python: str = sys.executable, environment: Sequence[str] = ()) -> None:
-        """environment: names of variables that drivers get beside the usual; see server/isolation/processes.py."""
+        """Configure the launcher. environment: names of variables that drivers get in addition to the default ones."""
         self._folder, self._python, self._environment = folder, python, environment
         self._children: dict[int, subprocess.Popen[bytes]] = {}
 
     def start(self, job: Job) -> Reference:
-        """Start the driver, or find it."""
-        mark, number = f"{job.id}:{job.attempts}", self._folder / f"{job.id}-{job.attempts}.pid"
+        """Start the driver, or return the one of the same attempt. Raise LaunchError."""
+        attempt, pid_file = f"{job.id}:{job.attempts}", self._folder / f"{job.id}-{job.attempts}.pid"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            if (earlier := _earlier(mark, number)) is not None:
+            if (earlier := _find_driver(attempt, pid_file)) is not None:
                 return earlier
-            child = self._start_child(job, mark, number)
+            child = self._start_child(job, attempt, pid_file)
         except OSError as error:
-            raise LaunchError(
-                f"the driver of job {job.id} could not be started: {error}", "Is the disk full?"
-            ) from error
+            message = f"the driver of job {job.id} could not be started: {error}"
+            raise LaunchError(message, "Check whether the disk is full.") from error
         self._children[child.pid] = child
-        deadline_s = time.monotonic() + NOTE_S
-        while not _number(number) and child.poll() is None and time.monotonic() < deadline_s:
+        deadline_s = time.monotonic() + PID_WAIT_S
+        while not _read_pid(pid_file) and child.poll() is None and time.monotonic() < deadline_s:
             time.sleep(0.005)
-        return _earlier(mark, number) or _gone(child.pid)
+        return _find_driver(attempt, pid_file) or _ended_driver(child.pid)
 
-    def _start_child(self, job: Job, mark: str, number: Path) -> subprocess.Popen[bytes]:
+    def _start_child(self, job: Job, attempt: str, pid_file: Path) -> subprocess.Popen[bytes]:
         spec = self._folder / f"{job.id}.json"
         spec.write_text(json.dumps(dict(job.spec)), encoding="utf-8")
         driver = [self._python, "-m", "qtune_service.cli", "run", str(spec)]
         with self._log_path(job).open("ab") as log:
             return subprocess.Popen(
-                ["/bin/sh", "-c", NOTE_AND_BECOME, str(number), *driver],
+                ["/bin/sh", "-c", WRITE_PID_AND_EXEC, str(pid_file), *driver],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={
                     **child_environment("driver", self._environment),
                     **job.variables,
-                    JOB_VARIABLE: mark,
+                    JOB_VARIABLE: attempt,
                     "COLUMNS": "120",
                 },
                 start_new_session=True,
@@ -83,23 +82,22 @@ class LocalLauncher:
             )
 
     def state(self, reference: Reference) -> DriverState:
-        """By number and time of start."""
+        """Return the state of a driver by its pid and start time."""
         if reference.get("host") != socket.gethostname():
             return DriverState.elsewhere
-        self._reap()
+        self._children = {pid: child for pid, child in self._children.items() if child.poll() is None}
         return DriverState.alive if _process(reference) is not None else DriverState.ended
 
-    def stop(self, reference: Reference, *, at_once: bool) -> None:
-        """SIGTERM to the driver, which saves and ends; or SIGKILL to it and all its children."""
+    def stop(self, reference: Reference, *, force: bool) -> None:
+        """Send SIGTERM to the driver, which saves and ends, or SIGKILL to it and all its children if `force`."""
         if (process := _process(reference)) is None:
             return
-        doomed = [process, *(process.children(recursive=True) if at_once else ())]
-        for one in doomed:
+        for one in [process, *(process.children(recursive=True) if force else ())]:
             with contextlib.suppress(psutil.NoSuchProcess):
-                one.send_signal(signal.SIGKILL if at_once else signal.SIGTERM)
+                one.send_signal(signal.SIGKILL if force else signal.SIGTERM)
 
     def log(self, job: Job, start: int = 0) -> Iterator[bytes]:
-        """The log of all attempts."""
+        """Yield the log of all attempts from byte `start` on."""
         path = self._log_path(job)
         if not path.exists():
             return
@@ -109,16 +107,13 @@ class LocalLauncher:
                 yield block
 
     def forget(self, job: Job) -> None:
-        """Remove a job's log and spec."""
-        numbers = self._folder.glob(f"{job.id}-*.pid")
-        for path in (self._log_path(job), self._folder / f"{job.id}.json", *numbers):
+        """Remove a job's log, spec and pid files."""
+        pid_files = self._folder.glob(f"{job.id}-*.pid")
+        for path in (self._log_path(job), self._folder / f"{job.id}.json", *pid_files):
             path.unlink(missing_ok=True)
 
     def _log_path(self, job: Job) -> Path:
         return self._folder / f"{job.id}.log"
-
-    def _reap(self) -> None:
-        self._children = {pid: child for pid, child in self._children.items() if child.poll() is None}
 
 
 def _reference(process: psutil.Process) -> Reference:
@@ -126,7 +121,7 @@ def _reference(process: psutil.Process) -> Reference:
 
 
 def _process(reference: Reference) -> psutil.Process | None:
-    """The driver, if it is still there."""
+    """Return the running process of a driver, or None."""
     with contextlib.suppress(psutil.NoSuchProcess, KeyError):
         process = psutil.Process(reference["pid"])
         is_same = abs(process.create_time() - reference["started_s"]) < SAME_START_S
@@ -135,28 +130,28 @@ def _process(reference: Reference) -> psutil.Process | None:
     return None
 
 
-def _gone(pid: int) -> Reference:
-    """A driver that has ended: no process ever started then."""
+def _ended_driver(pid: int) -> Reference:
+    """Return the reference of an ended driver, with a start time that matches no process."""
     return {"host": socket.gethostname(), "pid": pid, "started_s": 0.0}
 
 
-def _number(path: Path) -> int:
-    """A driver's, or 0 where none left one."""
+def _read_pid(path: Path) -> int:
+    """Return the pid in a driver's file, or 0 where there is none."""
     with contextlib.suppress(FileNotFoundError, ValueError):
         return int(path.read_text(encoding="ascii"))
     return 0
 
 
-def _earlier(mark: str, number: Path) -> Reference | None:
-    """The driver that was started for a job's attempt, if one was: at work, or one that has ended."""
-    if pid := _number(number):
+def _find_driver(attempt: str, pid_file: Path) -> Reference | None:
+    """Return the running or ended driver of a job's attempt, or None where none was started."""
+    if pid := _read_pid(pid_file):
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(pid)
-            if process.create_time() < number.stat().st_mtime + SAME_START_S:  # not one that got the number later
+            if process.create_time() < pid_file.stat().st_mtime + SAME_START_S:  # not a later process of this pid
                 return _reference(process)
-        return _gone(pid)
-    for process in psutil.process_iter():  # one that was about to leave its number
+        return _ended_driver(pid)
+    for process in psutil.process_iter():  # a driver that has not written its pid yet
         with contextlib.suppress(psutil.Error):
-            if process.environ().get(JOB_VARIABLE) == mark and process.status() != psutil.STATUS_ZOMBIE:
+            if process.environ().get(JOB_VARIABLE) == attempt and process.status() != psutil.STATUS_ZOMBIE:
                 return _reference(process)
     return None

@@ -1,6 +1,7 @@
-"""Copies of drivers' logs in a folder: logs on a cluster live as long as its head does.
+"""Keep copies of drivers' logs in a folder, because a cluster loses its logs with its head.
 
-A driver's log as Ray hands it over: all of it in one JSON object, `{"logs": "..."}`; read without holding it.
+Ray returns a log as one JSON object, `{"logs": "..."}`. `unescaped` decodes it block by block, without keeping it in
+memory.
 """
 
 from __future__ import annotations
@@ -16,21 +17,25 @@ from pathlib import Path
 
 from qtune_service.errors import LaunchError
 
+BLOCK_BYTES = 1 << 16
+COPY_EVERY_S = 60.0
+"""Largest age of the copy of a log while its driver runs."""
 _HEAD = re.compile(rb'\s*\{\s*"logs"\s*:\s*"')
 _WHOLE = re.compile(
     rb"(?:"
     rb'[^"\\]++'
     rb"|\\[^u]"
-    rb"|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"  # a character of two halves stays together
+    rb"|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"  # a surrogate pair stays together
     rb"|\\u(?![dD][89abAB])[0-9a-fA-F]{4}"
-    rb")*+"  # possessive: nothing is kept to go back to
+    rb")*+"  # possessive: no backtracking
 )
+_log = logging.getLogger(__name__)
 
 
 def unescaped(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """The log's bytes. What comes at the end of a block and is not whole waits for the next one.
+    """Yield the bytes of a log from blocks of Ray's JSON. An incomplete escape waits for the next block.
 
-    Ray escapes all that is not ASCII, so no block splits a character otherwise.
+    Ray escapes all characters outside of ASCII, so a block can split only escapes.
     """
     buffer, is_inside = b"", False
     for block in blocks:
@@ -39,7 +44,8 @@ def unescaped(blocks: Iterable[bytes]) -> Iterator[bytes]:
             if (head := _HEAD.match(buffer)) is None:
                 continue
             buffer, is_inside = buffer[head.end() :], True
-        end = _end(buffer)
+        match = _WHOLE.match(buffer)
+        end = match.end() if match else 0
         if end:
             yield json.loads(b'"%s"' % buffer[:end]).encode()
         buffer = buffer[end:]
@@ -47,27 +53,15 @@ def unescaped(blocks: Iterable[bytes]) -> Iterator[bytes]:
             return
 
 
-def _end(buffer: bytes) -> int:
-    match = _WHOLE.match(buffer)
-    return match.end() if match else 0
-
-
-BLOCK_BYTES = 1 << 16
-COPY_EVERY_S = 60.0
-"""How old the copy of a log may be while its driver is at work."""
-
-_log = logging.getLogger(__name__)
-
-
 class LogCopies:
-    """A file for each submission."""
+    """Copies of logs, one file for each submission."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._copied_s: dict[str, float] = {}
 
     def refresh(self, name: str, fetch: Callable[[], Iterable[bytes]], max_age_s: float) -> None:
-        """Copy a log unless there is a copy that is new enough. A failure costs the log, and no job."""
+        """Copy a log unless its copy is newer than max_age_s. Log a failure as a warning."""
         if time.monotonic() - self._copied_s.get(name, -math.inf) < max_age_s:
             return
         self._copied_s[name] = time.monotonic()
@@ -90,11 +84,11 @@ class LogCopies:
         self._copied_s.pop(name, None)
 
     def has(self, name: str) -> bool:
-        """Whether there is a copy."""
+        """Return whether there is a copy."""
         return self._path(name).exists()
 
     def read(self, names: Iterable[str], start: int = 0) -> Iterator[bytes]:
-        """The copies one after the other, from a byte on."""
+        """Yield the copies one after the other, from byte `start` of all on."""
         for name in names:
             path = self._path(name)
             size = path.stat().st_size if path.exists() else 0
@@ -103,7 +97,7 @@ class LogCopies:
             start = max(start - size, 0)
 
     def remove(self, name: str) -> None:
-        """Forget a log."""
+        """Remove a copy if it exists."""
         self._path(name).unlink(missing_ok=True)
 
     def _path(self, name: str) -> Path:

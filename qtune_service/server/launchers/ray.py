@@ -1,15 +1,14 @@
-"""Drivers on a Ray cluster, through its Jobs API: no shared disk, no import of ray.
+"""Run drivers on a Ray cluster through its Jobs API, without a shared disk and without importing ray.
 
-The spec travels in the driver's environment. A submission's id is made of the job's id and attempt, and Ray takes an id
-once: a submission whose answer was lost, or that two servers made, is one driver. A cluster that does not answer, or
-that has lost its memory, fails no job: the driver's own beat beside its output then says whether it lives (service.py).
+The spec is passed in the driver's environment. A submission's id consists of the job's id and attempt, and Ray accepts
+an id once. So a submission whose response was lost, or that two servers sent, starts one driver. A cluster that does
+not answer, or that was restarted, fails no job: the heartbeat in the output then shows whether the driver runs
+(service.py).
 
-Ray stops a driver by SIGTERM and, after `RAY_JOB_STOP_WAIT_TIME_S` (3 by default), by SIGKILL; the time is set to more
-than a driver needs to save, and is bounded whatever a spec requests (stop_limit.py). The Jobs API has no other way to
-end a driver: it deletes only jobs that have ended, and a second stop changes nothing where the first one arrived. Logs
-live as long as the cluster's head does, so they are copied here from time to time and when a driver has ended.
-
-What a driver on a Ray cluster is given, whoever submits it: its name, command and environment.
+Ray stops a driver by SIGTERM and, after `RAY_JOB_STOP_WAIT_TIME_S` (3 by default), by SIGKILL. This time is set to more
+than a driver needs to save, and is bounded for every spec (base.py). The Jobs API has no other way to end a driver: it
+deletes only ended jobs, and a second stop has no effect where the first one arrived. A cluster loses its logs with its
+head, so logs are copied from time to time and when a driver has ended.
 """
 
 from __future__ import annotations
@@ -29,39 +28,41 @@ from qtune_service.server.launchers.logs import COPY_EVERY_S, LogCopies
 from qtune_service.server.launchers.ray_api import RayApi
 
 SPEC_VARIABLE = "QTUNE_SPEC"
+ACTIVE = ("PENDING", "RUNNING")
+"""States in which Ray's job has not ended."""
 
 
 def submission_id(job_id: str, attempt: int) -> str:
-    """Of a driver: a cluster takes an id once."""
+    """Return the id of a driver on its cluster, which accepts an id once."""
     return f"qtune-{job_id}-{attempt}"
 
 
 def submission_ids(job: Job) -> list[str]:
-    """Of all its attempts."""
+    """Return the ids of the drivers of all attempts of a job."""
     return [submission_id(job.id, attempt) for attempt in range(1, job.attempts + 1)]
 
 
 def entrypoint(command: str) -> str:
-    """What a shell of the cluster runs."""
+    """Return the shell command of a driver."""
     return f"exec {command} run env:{SPEC_VARIABLE}"
 
 
 def environment(job: Job, *, has_gpus: bool) -> dict[str, str]:
-    """The spec, and how long Ray waits after SIGTERM. has_gpus: see `_asking_for_gpus`. Raises LaunchError."""
+    """Return the environment of a driver. has_gpus: request GPUs, see `_with_gpus`. Raise LaunchError."""
     try:
-        spec = pack_spec(_asking_for_gpus(job.spec) if has_gpus else job.spec)
+        spec = pack_spec(_with_gpus(job.spec) if has_gpus else job.spec)
     except SpecError as error:
         raise LaunchError(error.message, error.hint) from error
     wait_s = str(ray_stop_wait_s(job.spec))
-    mark = f"{job.id}:{job.attempts}"
-    own = {JOB_VARIABLE: mark, SPEC_VARIABLE: spec, "RAY_JOB_STOP_WAIT_TIME_S": wait_s, "COLUMNS": "120"}
+    attempt = f"{job.id}:{job.attempts}"
+    own = {JOB_VARIABLE: attempt, SPEC_VARIABLE: spec, "RAY_JOB_STOP_WAIT_TIME_S": wait_s, "COLUMNS": "120"}
     return {**job.variables, **own}
 
 
-def _asking_for_gpus(spec: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The spec with GPUs where it leaves them open.
+def _with_gpus(spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the spec with GPUs for each actor where it does not set them.
 
-    A driver takes those that its cluster has, and one whose GPU nodes come when they are asked for has none at first.
+    By default a driver uses the GPUs that its cluster has at the start. A cluster that scales up from 0 has none then.
     """
     engine = spec.get("engine") or {}
     if engine.get("gpus_per_actor") is not None or spec.get("from_scores") is not None:
@@ -69,11 +70,8 @@ def _asking_for_gpus(spec: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**spec, "engine": {**engine, "gpus_per_actor": engine.get("tensor_parallel_size", 1)}}
 
 
-AT_WORK = ("PENDING", "RUNNING")
-
-
 class RayLauncher:
-    """Submits `qtune run` to a cluster; copies of the logs are kept in a folder."""
+    """Submits `qtune run` to a cluster, and keeps copies of the logs in a folder."""
 
     name = "ray"
 
@@ -84,7 +82,7 @@ class RayLauncher:
         self._command, self._driver_cpus, self._has_gpus = command, driver_cpus, has_gpus
 
     def start(self, job: Job) -> Reference:
-        """Submit the job; or find that it was."""
+        """Submit the job unless this attempt was submitted. Raise LaunchError and LauncherAwayError."""
         name = submission_id(job.id, job.attempts)
         variables = environment(job, has_gpus=self._has_gpus)
         self._api.check()
@@ -100,35 +98,35 @@ class RayLauncher:
         return {"submission_id": name}
 
     def state(self, reference: Reference) -> DriverState:
-        """As the cluster says, if it says anything."""
+        """Return the state by the cluster, or `elsewhere` where the cluster does not answer or know the driver."""
         name = reference["submission_id"]
         try:
             found = self._api.job(name)
-        except LaunchError:  # logged where it began
+        except LaunchError:  # logged by RayApi
             return DriverState.elsewhere
-        if found is None:  # the cluster was made anew
+        if found is None:  # the cluster was restarted
             return DriverState.elsewhere
-        if found["status"] in AT_WORK:
+        if found["status"] in ACTIVE:
             self._copies.refresh(name, partial(self._api.log, name), COPY_EVERY_S)
             return DriverState.alive
         self._copies.finish(name, partial(self._api.log, name))
         return DriverState.ended
 
-    def stop(self, reference: Reference, *, at_once: bool) -> None:  # noqa: ARG002 - Ray has one way to stop a driver
-        """Ask Ray to stop the driver: SIGTERM, and SIGKILL after its bounded wait.
+    def stop(self, reference: Reference, *, force: bool) -> None:  # noqa: ARG002 - Ray has one way to stop a driver
+        """Ask Ray to stop the driver by SIGTERM, and by SIGKILL after a bounded time.
 
-        at_once: that wait is over. Ray is asked again, which helps where the first request was lost. Raises LaunchError
-        where there is no driver to ask yet.
+        With `force` this time is over, and the request is repeated in case that the first one was lost. Raise
+        LaunchError where the driver has not started yet.
         """
         name = reference["submission_id"]
         if self._api.stop(name):
             return
         found = self._api.job(name)
-        if found is not None and found["status"] in AT_WORK:
-            raise LaunchError(f"{name} cannot be stopped yet: its driver has not begun", "It is asked again.")
+        if found is not None and found["status"] in ACTIVE:
+            raise LaunchError(f"{name} cannot be stopped yet: the driver has not started", "The server tries again.")
 
     def log(self, job: Job, start: int = 0) -> Iterator[bytes]:
-        """The logs of all attempts, from a byte on; from the cluster where a driver is at work, else from the copy."""
+        """Yield the logs of all attempts from byte `start` on, and first refresh the copy of a running driver."""
         names = submission_ids(job)
         for attempt, name in enumerate(names, 1):
             is_at_work = job.status is JobStatus.running and attempt == job.attempts
@@ -137,7 +135,7 @@ class RayLauncher:
         yield from self._copies.read(names, start)
 
     def forget(self, job: Job) -> None:
-        """Remove what the cluster and the folder hold of a job. What a cluster keeps that is away goes with it."""
+        """Remove a job's logs, and its submissions from the cluster if that answers."""
         for name in submission_ids(job):
             with contextlib.suppress(LaunchError):
                 self._api.delete(name)

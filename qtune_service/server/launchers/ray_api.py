@@ -1,8 +1,9 @@
-"""Ray's Jobs API over HTTP, as far as drivers need it; no import of ray.
+"""Call Ray's Jobs API over HTTP, without importing ray.
 
-What may be better in a moment (no answer, a proxy's or the head's 5xx) is tried again, and after that a cluster is left
-alone for some seconds, so that one which is away does not hold up those who ask about its jobs. The token is asked for
-at each request, for files of tokens are exchanged, and appears in no message.
+Temporary failures (no response, a 5xx of a proxy or of the head) are retried. After that all calls fail immediately for
+PAUSE_S, so that a cluster that is down does not slow down requests about its jobs. The token is read for each request,
+because token files are rotated, and appears in no message.
+Source: https://docs.ray.io/en/latest/cluster/running-applications/job-submission/rest.html
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ from qtune_service.errors import LauncherAwayError, LaunchError, QTuneError
 from qtune_service.server.launchers.logs import unescaped
 
 API_VERSION = "4"
-"""Of the Jobs API; Ray's own clients refuse others."""
+"""Version of the Jobs API. Ray's own clients refuse others."""
 TIMEOUT = httpx.Timeout(10, connect=3)
 LOG_TIMEOUT = httpx.Timeout(60, connect=3)
 ATTEMPTS = 3
 PAUSE_S = 5.0
-"""So long a cluster that did not answer is not asked again."""
+"""Seconds for which no request is sent to a cluster that did not answer."""
 
 _log = logging.getLogger(__name__)
 
 
 class RayApi:
-    """The jobs of one cluster. Every method raises LaunchError; LauncherAwayError where that may be over soon."""
+    """The jobs of one cluster. Every method raises LaunchError, or LauncherAwayError for a temporary failure."""
 
     def __init__(self, address: str, token: Callable[[], str | None]) -> None:
         self.address = address.rstrip("/")
@@ -42,47 +43,47 @@ class RayApi:
         self._away_until_s, self._why_away = 0.0, ""
 
     def check(self) -> None:
-        """Whether a cluster is there that speaks this version and takes the token."""
+        """Check that the cluster answers, has this version of the API, and accepts the token."""
         body = _json(self._ask("GET", "/api/version"), self._foreign())
         if body.get("version") != API_VERSION:
             raise LaunchError(
-                f"Ray {body.get('ray_version')} at {self.address} speaks version {body.get('version')} of the Jobs API",
-                f"This server speaks version {API_VERSION}: run a Ray of the versions that docs/service.md names.",
+                f"Ray {body.get('ray_version')} at {self.address} has version {body.get('version')} of the Jobs API",
+                f"This server supports version {API_VERSION}. Run one of the Ray versions in docs/operations/service.md.",
             )
 
     def submit(self, submission: Mapping[str, Any]) -> None:
-        """Start a job once. One that is there under the same id, as after an answer that was lost, is that job."""
+        """Start a job unless the cluster has one with its id, as after a lost response."""
         path = f"/api/jobs/{submission['submission_id']}"
         if self.job(submission["submission_id"]) is not None:
             return
         try:
             answer = self._once("POST", "/api/jobs/", submission)
-        except LauncherAwayError:  # it may have got it all the same; Ray says 500 to an id that is in use
+        except LauncherAwayError:  # the cluster may have the job all the same: Ray responds 500 to an id that is in use
             if self._once("GET", path).status_code == 200:
                 return
             raise
         if answer.status_code == 400 and self._once("GET", path).status_code != 200:
-            hint = "It may be of another version than this server knows."
+            hint = "Its version may differ from the one that this server supports."
             raise LaunchError(f"the Ray cluster at {self.address} refuses the job: {_last_line(answer)}", hint)
         if answer.status_code not in (200, 400):
             raise self._foreign()
 
     def job(self, submission_id: str) -> Mapping[str, Any] | None:
-        """What the cluster knows of a job; None where it knows none of that id."""
+        """Return the cluster's record of a job, or None where the id is unknown."""
         answer = self._ask("GET", f"/api/jobs/{submission_id}")
         return None if answer.status_code == 404 else _json(answer, self._foreign())
 
     def stop(self, submission_id: str) -> bool:
-        """Ask for the end of a job; whether there was a driver to ask."""
+        """Request the end of a job, and return whether it has a driver that got the request."""
         answer = self._ask("POST", f"/api/jobs/{submission_id}/stop")
         return answer.status_code != 404 and bool(_json(answer, self._foreign()).get("stopped"))
 
     def delete(self, submission_id: str) -> None:
-        """Forget a job that has ended."""
+        """Delete an ended job."""
         self._ask("DELETE", f"/api/jobs/{submission_id}")
 
     def log(self, submission_id: str) -> Iterator[bytes]:
-        """What a driver printed so far, as it is received. Raises LaunchError also in between."""
+        """Yield the log of a driver until now, as it is received. Raise LaunchError, also between blocks."""
         self._check_pause()
         with self._translated():
             url = f"{self.address}/api/jobs/{submission_id}/logs"
@@ -92,10 +93,10 @@ class RayApi:
                     raise LaunchError(f"the Ray cluster at {self.address} has no log of {submission_id}")
                 yield from unescaped(answer.iter_bytes())
 
-    # --- asking
+    # --- requests
 
     def _ask(self, method: str, path: str) -> httpx.Response:
-        """Ask, some times where it fails; not at all where all of them failed a moment ago."""
+        """Send a request with retries. Fail immediately for PAUSE_S after they were used up."""
         self._check_pause()
         try:
             for attempt in stamina.retry_context(
@@ -130,8 +131,10 @@ class RayApi:
             raise LaunchError(error.message, error.hint) from error
         if token is None:
             return {}
-        if not re.fullmatch(r"[!-~]+", token):  # the error of what sends it would show it
-            raise LaunchError("the cluster's token is not one word of ASCII", "Its file holds the token alone.")
+        if not re.fullmatch(r"[!-~]+", token):  # the error of httpx would show the token
+            raise LaunchError(
+                "the cluster's token must be printable ASCII without spaces", "Its file must contain the token alone."
+            )
         return {"Authorization": f"Bearer {token}"}
 
     @contextmanager
@@ -139,27 +142,27 @@ class RayApi:
         try:
             yield
         except httpx.RequestError as error:
-            told = f"no Ray cluster answers at {self.address}: {error or type(error).__name__}"
-            raise LauncherAwayError(told, self._away_hint()) from error
+            message = f"no Ray cluster answers at {self.address}: {error or type(error).__name__}"
+            raise LauncherAwayError(message, self._away_hint()) from error
 
     def _check(self, answer: httpx.Response) -> None:
-        """Raise where the answer is none to the question."""
+        """Raise LaunchError for a refused token, or LauncherAwayError for a failure of the server."""
         if answer.status_code in (401, 403):
-            what = "refuses the token" if answer.status_code == 403 else "wants a token"
+            problem = "refuses the token" if answer.status_code == 403 else "requires a token"
             hint = "Set QTUNE_RAY_TOKEN_PATH to the file with the cluster's token (or RAY_AUTH_TOKEN_PATH)."
-            raise LaunchError(f"the Ray cluster at {self.address} {what}", hint)
+            raise LaunchError(f"the Ray cluster at {self.address} {problem}", hint)
         if answer.is_server_error:
             answer.read()
-            told = f"the Ray cluster at {self.address} answered {answer.status_code}: {_last_line(answer)}"
-            raise LauncherAwayError(told, self._away_hint())
+            message = f"the Ray cluster at {self.address} answered {answer.status_code}: {_last_line(answer)}"
+            raise LauncherAwayError(message, self._away_hint())
 
     def _away_hint(self) -> str:
-        return "Is the cluster up, and is QTUNE_RAY_ADDRESS that of its dashboard (http://HEAD:8265)?"
+        return "Check that the cluster runs and that QTUNE_RAY_ADDRESS is its dashboard (http://HEAD:8265)."
 
     def _foreign(self) -> LaunchError:
         return LaunchError(
-            f"what answers at {self.address} is not Ray's Jobs API",
-            "QTUNE_RAY_ADDRESS is the address of the cluster's dashboard (http://HEAD:8265); it needs ray[default].",
+            f"the service at {self.address} is not Ray's Jobs API",
+            "Set QTUNE_RAY_ADDRESS to the cluster's dashboard (http://HEAD:8265), which requires ray[default].",
         )
 
 
@@ -174,6 +177,6 @@ def _json(answer: httpx.Response, otherwise: LaunchError) -> Mapping[str, Any]:
 
 
 def _last_line(answer: httpx.Response) -> str:
-    """Of a stack of frames, the error."""
+    """Return the last line of a response: of a traceback, the error. At most 500 characters."""
     lines = [line.strip() for line in answer.text.splitlines() if line.strip()]
     return lines[-1][:500] if lines else answer.reason_phrase

@@ -1,8 +1,8 @@
-"""Questions of clients to finished outputs, answered in child processes with limits.
+"""Answer clients' queries of finished outputs in child processes with limits.
 
-    operations.py   the table of what may be asked, in the child
-    worker.py       the child's program
-    client.py       the server's side: typed calls, and errors as the package's own
+    worker.py    the child's program, with the table of its operations
+    client.py    the server's side: typed calls, and the package's own errors
+    protocol.py  the encoding of requests and answers
 
-A user's SQL is parsed and evaluated in a child alone, and so are Parquet files that users upload or that outputs hold.
+Only children parse and evaluate users' SQL, and only they read Parquet files of uploads and outputs.
 """

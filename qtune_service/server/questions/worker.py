@@ -1,10 +1,7 @@
-"""The program of a child that answers questions: `python -m qtune_service.server.questions.worker`, with limits.
+"""Answer queries of outputs in a child with limits: `python -m qtune_service.server.questions.worker`.
 
-What became of the samples that two outputs have in common, as plain data.
-
-What a child answers: one function for each operation, named in OPERATIONS.
-
-Arguments and results are JSON. An output is opened once for each version of its manifest.
+OPERATIONS has one function for each operation. Arguments and results are plain data for JSON. An output is opened once
+for each version of its manifest.
 """
 
 from __future__ import annotations
@@ -30,12 +27,21 @@ from qtune_service.server.isolation.worker_loop import serve
 from qtune_service.server.questions import protocol
 
 QUADRANTS = ("Q1", "Q2", "Q3", "Q4")
+LIMITS = Limits(seconds=20.0)
+"""Limits of the evaluation of a query."""
+CPU_S = 60
+"""Processor time of one query, of all threads together."""
+THREADS = 2
+MAX_TRACE_CHARS = 4000
+NO_STACK = "can't start new thread"
+"""Python's message where there is no memory for the stack of a thread."""
 
 
 def compare_outputs(a: FinishedOutput, b: FinishedOutput, num_examples: int) -> dict[str, Any] | None:
-    """Return counts, moves between quadrants and some examples; None where no sample is in both.
+    """Return the comparison of two outputs as plain data, or None where they have no common sample.
 
-    Raises DataError where they are too large, and OutputConflictError where one is only scored.
+    It has counts of samples, moves between quadrants, and at most num_examples samples that only one output kept. Raise
+    DataError where the outputs are too large, and OutputConflictError where one is only scored.
     """
     paired = pair(a, b)
     return _compared(paired, a, b, num_examples) if paired.rows.size else None
@@ -65,24 +71,20 @@ def _compared(paired: Pairing, a: FinishedOutput, b: FinishedOutput, num_example
 
 
 def _examples(finished: FinishedOutput, index: NDArray[np.int64], number: int) -> list[dict[str, Any]]:
-    """Some samples, evenly from all."""
+    """Return some samples of an index as JSON, at equal distances."""
     number = min(number, len(index))
     picked = index[np.arange(number) * len(index) // max(number, 1)]
     return [sample.to_json() for sample in shown_samples(finished, samples_of(finished), picked)]
 
 
-LIMITS = Limits(seconds=20.0)
-"""What the evaluation of a question may take."""
-
-
 @lru_cache(maxsize=32)
-def _opened(root: str, version: str) -> tuple[FinishedOutput, Records]:  # noqa: ARG001 - another version is another entry
+def _opened(root: str, version: str) -> tuple[FinishedOutput, Records]:  # noqa: ARG001 - part of the cache's key
     finished = FinishedOutput(root, may_be_link=False)
     return finished, samples_of(finished)
 
 
 def samples(*, root: str, version: str, selection: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the samples that match, with their tokens, and the number of all that match."""
+    """Return the selected samples with their tokens, and the number of all that match."""
     finished, records = _opened(root, version)
     found = find(records, Selection(**selection), LIMITS)
     shown = shown_samples(finished, records, found.index)
@@ -98,7 +100,7 @@ def sample(*, root: str, version: str, sample_id: str) -> dict[str, Any]:
 
 
 def rejected(*, root: str, version: str, reason: str | None, limit: int, offset: int) -> dict[str, Any]:
-    """Return rejected records, all or those of one reason, and the number of all that match."""
+    """Return a page of rejected records, all or those of one reason, and the number of all that match."""
     records = rejected_of(_opened(root, version)[0])
     where = None if reason is None else f"reason = {quoted(reason)}"
     found = find(records, Selection(where=where, limit=limit, offset=offset), LIMITS)
@@ -107,13 +109,13 @@ def rejected(*, root: str, version: str, reason: str | None, limit: int, offset:
 
 
 def compare(*, roots: tuple[str, str], versions: tuple[str, str], examples: int) -> dict[str, Any] | None:
-    """Return what became of the samples that two outputs have in common; None where they have none."""
+    """Return the comparison of two outputs, or None where they have no common sample."""
     (a, _), (b, _) = (_opened(root, version) for root, version in zip(roots, versions, strict=True))
     return compare_outputs(a, b, examples)
 
 
 def parquet_rows(*, name: str, path: str) -> int:
-    """Return the number of rows of an uploaded Parquet file. name: for messages."""
+    """Return the number of rows of an uploaded Parquet file. name: its name in messages."""
     return rows_of_parquet(name, Path(path))
 
 
@@ -124,36 +126,28 @@ OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "compare": compare,
     "parquet_rows": parquet_rows,
 }
-"""All that a child can be asked."""
-
-
-CPU_S = 60
-"""Processor time of one question, of all threads together."""
-THREADS = 2
-MAX_TRACE_CHARS = 4000
-NO_STACK = "can't start new thread"
-"""What Python says where there is no memory for the stack of a thread."""
+"""Operations of a child, by name."""
 
 
 def answer(request: bytes) -> bytes:
-    """Answer one request: `result`, or `error` with its code, or `failure` where something unexpected happened."""
+    """Answer one request by `result`, by `error` with its code, or by `failure` with the traceback of a bug."""
     try:
-        asked = protocol.decode(request)
-        return protocol.encode({"result": OPERATIONS[asked["operation"]](**asked["arguments"])})
+        call = protocol.decode(request)
+        return protocol.encode({"result": OPERATIONS[call["operation"]](**call["arguments"])})
     except QTuneError as error:
         return _error(error)
     except MemoryError:
         return _error(_no_memory())
     except RecursionError:
-        return _error(QueryError("the question is nested too deeply", "Write it more simply."))
-    except Exception as error:  # noqa: BLE001 - the server answers 500 and logs it, as it does for its own
+        return _error(QueryError("the condition is nested too deeply", "Simplify it."))
+    except Exception as error:  # noqa: BLE001 - the server answers 500 and logs it, as for its own errors
         if NO_STACK in str(error):
             return _error(_no_memory())
         return protocol.encode({"failure": traceback.format_exc()[-MAX_TRACE_CHARS:]})
 
 
 def _no_memory() -> QueryError:
-    return QueryError("the question needs more memory than a question may take", "Ask for less.")
+    return QueryError("the query needs more than the allowed memory", "Request fewer samples or a simpler condition.")
 
 
 def _error(error: QTuneError) -> bytes:
@@ -162,8 +156,8 @@ def _error(error: QTuneError) -> bytes:
 
 
 def main() -> None:
-    """Serve until the server ends."""
-    import duckdb  # noqa: F401 - loaded before the first question comes
+    """Answer queries until the server ends."""
+    import duckdb  # noqa: F401 - loaded before the first query arrives
     import tokenizers  # noqa: F401
 
     pa.set_cpu_count(THREADS)

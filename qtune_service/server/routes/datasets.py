@@ -1,9 +1,7 @@
-"""Datasets: upload as a stream, list, look, delete.
+"""Routes of datasets (streamed upload, list, get, delete) and of previews.
 
-A worker thread pulls the body block by block from the event loop, and writes, hashes and checks each before it asks for
-the next one. So a sender is never faster than the disk, and an upload holds a block or two of memory.
-
-`POST /preview`: the first samples of a job, before anything is paid for.
+A worker thread pulls an upload block by block from the event loop. It writes, hashes and checks each block before it
+requests the next one. So the client never outpaces the disk, and an upload holds one or two blocks in memory.
 """
 
 from __future__ import annotations
@@ -33,15 +31,15 @@ from qtune_service.wire import DatasetPage, DatasetView, PreviewRequest, Preview
 router = APIRouter(prefix="/datasets", tags=["datasets"])
 BLOCK_BYTES = 1 << 20
 IDLE_S = 60.0
-"""A sender that is silent for so long is given up."""
+"""Time limit without any byte from the client."""
 WINDOW_S, WINDOW_BYTES = 30.0, 64 << 10
-"""In each time of so many seconds that the server waits for a sender, it must send so many bytes."""
-LINGER_BYTES, LINGER_S = 64 << 20, 5.0
-"""After a refusal so much is read and forgotten: a sender that writes on would not see the answer."""
+"""Minimum rate: bytes that a client must send in each window of waiting time."""
+DRAIN_BYTES, DRAIN_S = 64 << 20, 5.0
+"""Bytes and time to drain after a rejection: a client that still writes would not read the response."""
 BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": "The file, as it is.",
+        "description": "The content of the file.",
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     }
 }
@@ -57,29 +55,31 @@ async def upload(
     response: Response,
     server: TheServer,
     who: Submitter,
-    name: Annotated[str, Query(min_length=1, max_length=1000, description="Of the file; its ending says the format.")],
+    name: Annotated[
+        str, Query(min_length=1, max_length=1000, description="File name. Its suffix determines the format.")
+    ],
     content_length: Annotated[int | None, Header(ge=0, include_in_schema=False)] = None,
     sha256: Annotated[str | None, Header(alias="X-Checksum-Sha256", pattern=r"^[0-9a-fA-F]{64}$")] = None,
 ) -> DatasetView:
-    """Store a file that jobs can read as `dataset://ID`. It is checked while it comes in: see `docs/service.md`."""
-    asked = Upload(name, who.name, content_length, sha256)
+    """Store a file that jobs read as `dataset://ID`. It is checked while it is received."""
+    given = Upload(name, who.name, content_length, sha256)
     body = _Body(request.stream())
-    receive = functools.partial(server.datasets.receive, asked, body.pulled())
+    receive = functools.partial(server.datasets.receive, given, body.pulled())
     try:
         async with server.uploads.of(who.name):
             dataset: Dataset = await to_thread.run_sync(receive, limiter=server.uploads.everybody)
     except ClientDisconnect:
-        raise HTTPException(400, "the sender went away") from None  # nobody hears it
+        raise HTTPException(400, "the client disconnected") from None  # nobody receives it
     except QTuneError:
-        if body.has_begun or "expect" not in request.headers:  # who waits for a word to begin needs no patience
-            await body.linger()
+        if body.has_begun or "expect" not in request.headers:  # a client that waits for 100 Continue sends nothing
+            await body.drain()
         raise
     response.headers["Location"] = f"/api/v1/datasets/{dataset.id}"
     return DatasetView.of(dataset)
 
 
 class _Body:
-    """A request's body: taken in by the event loop, pulled by a thread."""
+    """A request body that the event loop receives and a thread pulls."""
 
     def __init__(self, stream: AsyncIterator[bytes]) -> None:
         self._stream = stream
@@ -87,12 +87,12 @@ class _Body:
         self._waited_s, self._window_bytes = 0.0, 0
 
     def pulled(self) -> Iterator[bytes]:
-        """Blocks, for a thread that anyio started. Raises ClientDisconnect and TooSlowError."""
+        """Yield blocks to a thread that anyio started. Raises ClientDisconnect and TooSlowError."""
         while block := from_thread.run(self._next_block):
             yield block
 
     async def _next_block(self) -> bytes:
-        """At least BLOCK_BYTES; fewer at the end, none behind it."""
+        """Return at least BLOCK_BYTES; fewer at the end, then none."""
         gathered: list[bytes] = []
         size = 0
         while size < BLOCK_BYTES and not self._has_ended:
@@ -101,16 +101,16 @@ class _Body:
         return b"".join(gathered)
 
     async def _next_piece(self) -> bytes:
-        """Return what came next, or nothing at the end. Raise TooSlowError. Time that is not the sender's is free."""
+        """Return the next piece, empty at the end. Raises TooSlowError. Only time waiting for the client counts."""
         self.has_begun = True
-        asked_s = time.monotonic()
+        began_s = time.monotonic()
         try:
             with anyio.fail_after(IDLE_S):
                 piece = await anext(self._stream, None)
         except TimeoutError:
-            raise TooSlowError(f"nothing came for {IDLE_S:.0f} s", "Send the file again.") from None
+            raise TooSlowError(f"no data arrived for {IDLE_S:.0f} s", "Send the file again.") from None
         self._has_ended = piece is None
-        self._note(len(piece or b""), time.monotonic() - asked_s)
+        self._note(len(piece or b""), time.monotonic() - began_s)
         return piece or b""
 
     def _note(self, num_bytes: int, waited_s: float) -> None:
@@ -120,15 +120,16 @@ class _Body:
             return
         if self._window_bytes < WINDOW_BYTES:
             raise TooSlowError(
-                f"{self._window_bytes:,} bytes came within {self._waited_s:.0f} s, and {WINDOW_BYTES:,} are required",
+                f"{self._window_bytes:,} bytes arrived within {self._waited_s:.0f} s, "
+                f"at least {WINDOW_BYTES:,} are required",
                 "Send the file again over a faster connection.",
             )
         self._waited_s, self._window_bytes = 0.0, 0
 
-    async def linger(self) -> None:
-        """Read on for a while, so that the sender comes to see the answer."""
-        left = LINGER_BYTES
-        with anyio.move_on_after(LINGER_S), contextlib.suppress(ClientDisconnect, TooSlowError):
+    async def drain(self) -> None:
+        """Drain the body for a limited time, so that the client reads the response."""
+        left = DRAIN_BYTES
+        with anyio.move_on_after(DRAIN_S), contextlib.suppress(ClientDisconnect, TooSlowError):
             while left > 0 and not self._has_ended:
                 left -= len(await self._next_piece())
 
@@ -140,20 +141,20 @@ def find(
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(max_length=100)] = None,
 ) -> DatasetPage:
-    """Datasets, the newest first."""
+    """List datasets, newest first."""
     page = server.datasets.store.find(limit=limit, cursor=cursor)
     return DatasetPage(datasets=[DatasetView.of(one) for one in page.datasets], next_cursor=page.next_cursor)
 
 
 @router.get("/{dataset_id}", responses=FAILURES)
 def get(dataset_id: str, server: TheServer, _who: Reader) -> DatasetView:
-    """One dataset."""
+    """Return one dataset."""
     return DatasetView.of(server.datasets.store.get(dataset_id))
 
 
 @router.delete("/{dataset_id}", status_code=204, responses=FAILURES)
 def delete(dataset_id: str, server: TheServer, _who: Submitter) -> None:
-    """Remove a dataset that no waiting or running job reads. What jobs made of it stays."""
+    """Delete a dataset that no queued or running job reads. Outputs of jobs are kept."""
     server.datasets.delete(dataset_id)
 
 
@@ -163,13 +164,13 @@ MAX_WAITING = 8
 
 @preview_router.post("/preview", responses=UPLOAD_FAILURES)
 async def preview(body: PreviewRequest, server: TheServer, _who: Submitter) -> PreviewView:
-    """The first samples as the model will see them: text, tokens, and which of these are trained on.
+    """Return the first samples as the model will see them: text, tokens, and the trained ones among these.
 
-    Only the first records are read, and no weights. What would be rejected is told with its reason.
+    It reads the first records and no weights. Records that a job would reject are listed with their reason.
     """
     spec = await to_thread.run_sync(_allowed, server, body)
     if server.previews.statistics().tasks_waiting >= MAX_WAITING:
-        raise BusyError(f"{MAX_WAITING} previews are waiting already", "Try again in a minute.")
+        raise BusyError(f"{MAX_WAITING} previews are already waiting", "Try again in a minute.")
     settings = server.settings
     limits = PreviewLimits(
         memory_bytes=settings.child_memory_bytes,
@@ -181,7 +182,7 @@ async def preview(body: PreviewRequest, server: TheServer, _who: Submitter) -> P
 
 
 def _allowed(server: Server, body: PreviewRequest) -> dict[str, Any]:
-    """The spec as a driver would get it. Raises what a job's submission would."""
+    """Return the spec as a driver would receive it. Raises the errors of a submission."""
     spec = body.to_spec(f"{server.settings.data_root}/outputs/preview")
     plain = server.policy.settle(spec).model_dump(mode="json")
     with reading(server.database) as connection:

@@ -1,7 +1,4 @@
-"""Jobs: submit, list, look, cancel, resume, delete, prune again, and follow as events.
-
-What a job's driver printed: all of it, its last lines, or as it comes.
-"""
+"""Routes of jobs: submit, list, get, cancel, resume, delete, reprune, events, and logs."""
 
 from __future__ import annotations
 
@@ -29,8 +26,8 @@ from qtune_service.wire import JobListItem, JobPage, JobRequest, JobView, Reprun
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=JsonRoute)
 FAILURES = failures(401, 403, 404, 409, 422, 503)
-MADE: dict[int | str, dict[str, Any]] = {
-    200: {"model": JobView, "description": "The job that an earlier request with this key made."},
+CREATED: dict[int | str, dict[str, Any]] = {
+    200: {"model": JobView, "description": "The job that an earlier request with this key created."},
     201: {"description": "A new job.", "headers": {"Location": {"schema": {"type": "string"}}}},
     **FAILURES,
 }
@@ -40,33 +37,33 @@ EVENT = {
     "properties": {
         "id": {"type": "string", "description": "The job's version."},
         "event": {"const": "job"},
-        "data": {"type": "string", "contentMediaType": "application/json", "description": "The job, as a list has it."},
+        "data": {"type": "string", "contentMediaType": "application/json", "description": "The job as a list item."},
     },
 }
 OUTPUT_KEPT = "X-Output-Kept"
-"""Header of the answer to DELETE: why the output was not removed, percent-encoded."""
+"""Response header of DELETE: the reason why the output was kept, percent-encoded."""
 DELETED: dict[int | str, dict[str, Any]] = {
     204: {
-        "description": "The job is forgotten.",
-        "headers": {OUTPUT_KEPT: {"description": "Why its output was kept.", "schema": {"type": "string"}}},
+        "description": "The job is deleted.",
+        "headers": {OUTPUT_KEPT: {"description": "The reason why its output was kept.", "schema": {"type": "string"}}},
     },
     **FAILURES,
 }
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)]
 
 
-@router.post("", status_code=201, responses=MADE)
+@router.post("", status_code=201, responses=CREATED)
 def submit_job(
     body: JobRequest, server: TheServer, who: Submitter, response: Response, idempotency_key: Key = None
 ) -> JobView:
-    """Queue a job. With an Idempotency-Key the same request makes one job, however often it is sent."""
+    """Queue a job. Requests with the same Idempotency-Key create one job."""
     job_id = new_id()
-    spec = body.to_spec(_place(server, job_id))
+    spec = body.to_spec(_default_output(server, job_id))
     return _queue(server, who, body.name, spec, idempotency_key, response, job_id)
 
 
-def _place(server: Server, job_id: str) -> str:
-    """Where the output of a job goes that says no place; `qtune jobs import` knows it by this name again."""
+def _default_output(server: Server, job_id: str) -> str:
+    """Return the default output of a job. `qtune jobs import` recognizes jobs by this path."""
     return f"{server.settings.outputs}/{job_id}"
 
 
@@ -75,8 +72,8 @@ def _queue(
 ) -> JobView:
     spec = server.policy.settle(spec)
     plain = spec.model_dump(mode="json")
-    asked = {**plain, "output": None} if spec.output.path == real_output(_place(server, job_id)) else plain
-    new = NewJob(name, plain, spec.output.path, who.name, server.settings.launcher, key, asked, job_id)
+    requested = {**plain, "output": None} if spec.output.path == real_output(_default_output(server, job_id)) else plain
+    new = NewJob(name, plain, spec.output.path, who.name, server.settings.launcher, key, requested, job_id)
     job, is_new = server.jobs.submit(new)
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/api/v1/jobs/{job.id}"
@@ -93,47 +90,47 @@ def list_jobs(
         Query(
             max_length=200,
             pattern=r"^[^\x00-\x1f\x7f]*$",
-            description="A part of the name, or the beginning of the id.",
+            description="Part of the name, or the beginning of the id.",
         ),
     ] = "",
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(max_length=100)] = None,
 ) -> JobPage:
-    """Jobs without their specs, the newest first."""
+    """List jobs without their specs, newest first."""
     page = server.jobs.store.find(statuses=status, query=q, limit=limit, cursor=cursor)
     return JobPage(jobs=[JobListItem.of(job) for job in page.jobs], next_cursor=page.next_cursor)
 
 
 @router.get("/{job_id}", responses=FAILURES)
 def get_job(job_id: str, server: TheServer, _who: Reader) -> JobView:
-    """One job."""
+    """Return one job."""
     return JobView.of(server.jobs.store.get(job_id))
 
 
 @router.post("/{job_id}/cancel", status_code=202, responses=FAILURES)
 def cancel_job(job_id: str, server: TheServer, _who: Submitter) -> JobView:
-    """Stop a job. One that runs saves what it has in hand first; `resume` goes on from there."""
+    """Stop a job. A running job saves its shards in progress, and `resume` continues from there."""
     return JobView.of(server.jobs.cancel(job_id))
 
 
 @router.post("/{job_id}/resume", status_code=202, responses=FAILURES)
 def resume_job(job_id: str, server: TheServer, _who: Submitter) -> JobView:
-    """Queue a failed or cancelled job again. It goes on where it was."""
+    """Queue a failed or cancelled job again. It continues from its saved shards."""
     return JobView.of(server.jobs.resume(job_id))
 
 
 @router.delete("/{job_id}", status_code=204, responses=DELETED)
 def delete_job(job_id: str, server: TheServer, _who: Submitter, response: Response, keep_output: bool = False) -> None:
-    """Forget a job that has ended, and remove what it wrote to its output unless that is to be kept.
+    """Delete a finished job, and the files that it wrote to its output unless `keep_output` is set.
 
-    An output that is not this job's by its own record, or that another job has too, is kept: the header
-    `X-Output-Kept` says why.
+    The output is kept if its own record names another job, or another job uses it. The header `X-Output-Kept` gives
+    the reason.
     """
     if why_kept := server.jobs.delete(job_id, keep_output=keep_output):
         response.headers[OUTPUT_KEPT] = quote(why_kept)
 
 
-@router.post("/{job_id}/reprune", status_code=201, responses=MADE)
+@router.post("/{job_id}/reprune", status_code=201, responses=CREATED)
 def reprune_job(
     job_id: str,
     body: RepruneRequest,
@@ -142,15 +139,15 @@ def reprune_job(
     response: Response,
     idempotency_key: Key = None,
 ) -> JobView:
-    """A new job from the scores of a finished one: other ratios or strategies, without the model, in seconds."""
+    """Queue a job that prunes the scores of a finished job again, with other ratios or strategies and no model."""
     job = server.jobs.store.get(job_id)
     if job.status is not JobStatus.succeeded:
         raise OutputConflictError(
-            f"job {job_id} is {job.status}: it has no finished scores", "Wait until it succeeded."
+            f"job {job_id} is {job.status} and has no complete scores", "Wait until it has succeeded."
         )
     new_job_id = new_id()
-    place = _place(server, new_job_id)
-    changes = {"prune": body.prune.model_dump(), "output": {"path": place}, "from_scores": job.output}
+    output = _default_output(server, new_job_id)
+    changes = {"prune": body.prune.model_dump(), "output": {"path": output}, "from_scores": job.output}
     spec = JobSpec.model_validate({**job.spec, **changes})
     name = body.name or f"{job.name}, again"[:200]
     return _queue(server, who, name, spec, idempotency_key, response, new_job_id)
@@ -167,8 +164,8 @@ async def follow_job(
     _who: Reader,
     last_event_id: Annotated[int | None, Header(alias="Last-Event-ID")] = None,
 ) -> EventSourceResponse:
-    """Server-sent events: the job without its spec at every change, until it ends. With Last-Event-ID what is newer."""
-    await run_in_threadpool(server.jobs.store.item, job_id)  # a problem, not a stream, for a job that is not there
+    """Stream the job without its spec at every change until it ends; with Last-Event-ID, newer versions only."""
+    await run_in_threadpool(server.jobs.store.item, job_id)  # respond with a problem, not a stream, for an unknown job
 
     async def stream() -> AsyncIterator[dict[str, Any]]:
         async for change in server.changes.follow(job_id, last_event_id or 0):
@@ -181,7 +178,7 @@ log_router = APIRouter(prefix="/jobs", tags=["jobs"])
 FOLLOW_EVERY_S = 0.5
 TEXT = "text/plain; charset=utf-8"
 HEADERS = {"X-Accel-Buffering": "no"}
-"""Proxies hand on what there is."""
+"""Disable buffering in proxies."""
 
 
 @log_router.get(
@@ -194,25 +191,25 @@ def get_logs(
     request: Request,
     server: TheServer,
     _who: Reader,
-    tail: Annotated[int | None, Query(ge=1, le=100_000, description="Only so many lines of the end.")] = None,
-    follow: Annotated[bool, Query(description="Go on with what is printed from now on, until the job ends.")] = False,
+    tail: Annotated[int | None, Query(ge=1, le=100_000, description="Number of last lines to return.")] = None,
+    follow: Annotated[bool, Query(description="Stream new lines until the job ends.")] = False,
 ) -> StreamingResponse:
-    """What the job's driver printed, in all its attempts."""
+    """Return the log of the job's driver, over all attempts."""
     job = server.jobs.store.get(job_id)
     if follow:
         return StreamingResponse(_follow(server, job, request, tail), media_type=TEXT, headers=HEADERS)
     blocks = server.jobs.log(job)
-    return StreamingResponse(blocks if tail is None else iter([_end(blocks, tail)[0]]), media_type=TEXT)
+    return StreamingResponse(blocks if tail is None else iter([_last_lines(blocks, tail)[0]]), media_type=TEXT)
 
 
 async def _follow(server: Server, job: Job, request: Request, tail: int | None) -> AsyncIterator[bytes]:
-    """The log until the job ends, or is deleted, or nobody listens any more. A database that is away is waited for."""
+    """Yield the log until the job ends or is deleted, or the client disconnects. Database outages are tolerated."""
     seen = 0
     if tail is not None:
-        end, seen = await run_in_threadpool(_end, server.jobs.log(job), tail)
+        end, seen = await run_in_threadpool(_last_lines, server.jobs.log(job), tail)
         yield end
     while True:
-        is_over = job.status.is_final  # as it was before the log is read: nothing is written any more
+        is_over = job.status.is_final  # before the log is read: a finished job writes nothing more
         async for block in iterate_in_threadpool(server.jobs.log(job, seen)):
             seen += len(block)
             yield block
@@ -227,8 +224,8 @@ async def _follow(server: Server, job: Job, request: Request, tail: int | None) 
             continue
 
 
-def _end(blocks: Iterator[bytes], lines: int) -> tuple[bytes, int]:
-    """The last lines, holding no more than these, and the size of all."""
+def _last_lines(blocks: Iterator[bytes], lines: int) -> tuple[bytes, int]:
+    """Return the last lines and the size of the whole log, holding only the last lines in memory."""
     kept: deque[bytes] = deque(maxlen=lines)
     size, rest = 0, b""
     for block in blocks:

@@ -1,9 +1,9 @@
-"""Routes that take JSON: who sends it is checked first, then its size and time, then what it says.
+"""Routes with a JSON body: authenticate the caller, then limit size and time, then parse and validate.
 
-FastAPI reads and validates a body before it looks at the other dependencies, and on the event loop. Here the caller is
-identified before a byte is read, a body has BODY_S to arrive, and a large one is parsed and validated in one worker
-thread for all requests, so that other requests are answered meanwhile. A thread alone would not do: the parser and the
-validator hold the interpreter's lock. So values are counted in the bytes first, which bounds what both have to do.
+FastAPI reads and validates a body on the event loop, before it resolves the other dependencies. JsonRoute authenticates
+the caller before it reads a byte, gives the body BODY_S to arrive, and parses large bodies in one worker thread for all
+requests. A thread alone does not suffice, because the parser and the validator hold the GIL. So values are first
+counted in the bytes, which bounds the work of both.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from qtune_service.server.jobs.access import Scope
 from qtune_service.wire import MAX_DEPTH, MAX_VALUES
 
 BODY_S = 30.0
-"""A body that has not arrived after so long is given up."""
+"""Time limit for receiving a body."""
 SMALL_BYTES = 8 << 10
-"""Bodies up to this size are parsed on the event loop: a thread would cost more."""
-SIGNS = (b"[", b"{", b",", b":")
+"""Bodies up to this size are parsed on the event loop, where a thread would cost more."""
+SEPARATORS = (b"[", b"{", b",", b":")
 MANY_ERRORS = 1000
 NOT_READABLE = "There was an error parsing the body"
 
 
 class JsonRoute(APIRoute):
-    """A route whose body is a model of wire.py."""
+    """Route with a body that is a model of wire.py."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return a handler that checks the caller, then the body, and passes both on."""
+        """Return a handler that authorizes the caller, validates the body, and calls the route."""
         handle = super().get_route_handler()
         if self.body_field is None:
             return handle
@@ -56,7 +56,7 @@ class JsonRoute(APIRoute):
                 await allow(request, server, scope)
             body = await _read(request)
             if not _is_json(request.headers.get("content-type", "")) or not body:
-                return await handle(request)  # FastAPI says what is missing
+                return await handle(request)  # FastAPI reports the missing body or content type
             if len(body) <= SMALL_BYTES:
                 value = _validated(model, body)
             else:
@@ -67,33 +67,33 @@ class JsonRoute(APIRoute):
 
 
 class _Checked(Request):
-    """A request whose body is validated; FastAPI's own validation takes the instance as it is."""
+    """A request with a validated body. FastAPI's own validation accepts the instance unchanged."""
 
     def __init__(self, request: Request, value: BaseModel) -> None:
         super().__init__(request.scope, request.receive)
         self._value = value
 
     async def body(self) -> bytes:
-        """Return something, for FastAPI asks first whether there is a body."""
+        """Return a placeholder: FastAPI checks first that there is a body."""
         return b"{}"
 
     async def json(self) -> BaseModel:
-        """Return the model's instance."""
+        """Return the validated instance."""
         return self._value
 
 
 def _scope_of(dependant: Dependant) -> Scope | None:
-    """Return the scope that a route requires, or None for a route that everybody may call."""
+    """Return the scope that a route requires, or None for a public route."""
     return next((SCOPES[one.call] for one in dependant.dependencies if one.call in SCOPES), None)
 
 
 async def _read(request: Request) -> bytes:
-    """Return the body. Raise TooSlowError, and HTTPException where its sender went away."""
+    """Read the body. Raises TooSlowError, and HTTPException if the client disconnects."""
     try:
         with anyio.fail_after(BODY_S):
             return await request.body()
     except TimeoutError:
-        raise TooSlowError(f"the body has not arrived within {BODY_S:.0f} s", "Send the request again.") from None
+        raise TooSlowError(f"the body did not arrive within {BODY_S:.0f} s", "Send the request again.") from None
     except ClientDisconnect:
         raise HTTPException(400, NOT_READABLE) from None
 
@@ -106,14 +106,14 @@ def _is_json(content_type: str) -> bool:
 
 
 def _validated(model: type[BaseModel], body: bytes) -> BaseModel:
-    """Return the model's instance. Raise InvalidBodyError, RequestValidationError or HTTPException."""
+    """Parse and validate a body. Raises InvalidBodyError, RequestValidationError or HTTPException."""
     if _num_values(body) > MAX_VALUES:
         raise RequestValidationError([{"loc": ("body",), "msg": f"the body has more than {MAX_VALUES:,} values"}])
     try:
-        value = json.loads(body.decode("utf-8-sig", "surrogatepass"))  # in UTF-16 the count above would be wrong
+        value = json.loads(body.decode("utf-8-sig", "surrogatepass"))  # in UTF-16 the count above would not hold
     except json.JSONDecodeError as error:
         raise RequestValidationError([{"loc": ("body", error.pos), "msg": "JSON decode error"}]) from None
-    except RecursionError:  # too deep even to be parsed
+    except RecursionError:  # too deep to be parsed
         raise HTTPException(400, f"the body is nested more than {MAX_DEPTH} levels deep") from None
     except ValueError:  # not UTF-8, or a number of thousands of digits
         raise HTTPException(400, NOT_READABLE) from None
@@ -124,16 +124,16 @@ def _validated(model: type[BaseModel], body: bytes) -> BaseModel:
 
 
 def _num_values(body: bytes) -> int:
-    """Return how many values and keys a JSON text has at most: the signs before which one can stand."""
-    if sum(map(body.count, SIGNS)) <= MAX_VALUES:  # the usual case, though strings may have such signs, too
+    """Return an upper bound on the values and keys of a JSON text, by counting separators."""
+    if sum(map(body.count, SEPARATORS)) <= MAX_VALUES:  # the usual case: even with separators in strings
         return 0
     plain = body.replace(rb"\\", b"").replace(rb"\"", b"")
     outside_strings = b"".join(plain.split(b'"')[::2])
-    return sum(map(outside_strings.count, SIGNS))
+    return sum(map(outside_strings.count, SEPARATORS))
 
 
 def _first_errors(model: type[BaseModel], value: Any, error: ValidationError) -> list[dict[str, Any]]:
-    """Return some errors. pydantic renders all or none: where there are many, those of a shortened body."""
+    """Return the first errors. pydantic renders all or none, so many errors are taken from a shortened body."""
     if error.error_count() > MANY_ERRORS:
         try:
             model.model_validate(_shortened(value))
@@ -148,7 +148,7 @@ def _first_errors(model: type[BaseModel], value: Any, error: ValidationError) ->
 
 
 def _shortened(value: Any) -> Any:
-    """Return JSON with the first items of each list, and the first keys of each object; it is not deep."""
+    """Return a value with the first items of each list and the first keys of each object."""
     if isinstance(value, list):
         return [_shortened(one) for one in value[:MAX_LISTED]]
     if isinstance(value, dict):

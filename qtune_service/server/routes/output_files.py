@@ -1,7 +1,8 @@
-"""Files of an output over HTTP, from any storage: ranges, strong ETags, and an archive without a temporary file.
+"""Serve the files of an output over HTTP from any storage: ranges, strong ETags, and a streamed archive.
 
-A file's ETag is its SHA-256 where the manifest has it, else what the storage says of it. Only what belongs to the
-output is served: files that the manifest lists, and a few by name.
+The ETag of a file is its SHA-256 if the manifest lists one, else the version that the storage reports. Only files of
+the output are served: those in the manifest, and a few by name. Starlette's FileResponse is not used, because outputs
+may be on object stores, and its ETags depend on time and size.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ TYPES = {"parquet": "application/vnd.apache.parquet", "json": "application/json"
 OTHER = "application/octet-stream"
 PRESIGNED_S = 900
 BLOCK_BYTES = 1 << 20
-"""Read and sent at a time; a download holds two or three of them."""
+"""Block size. A download holds two or three blocks in memory."""
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class OutputFile:
-    """A file that may be downloaded."""
+    """A downloadable file."""
 
     path: str
     size_bytes: int
@@ -47,23 +48,23 @@ class OutputFile:
 
     @property
     def etag(self) -> str:
-        """Strong: another content has another."""
+        """Return a strong ETag."""
         return f'"{self.sha256 or self.stored_etag}"'
 
     @property
     def uri(self) -> str:
-        """Where it is stored."""
+        """Return the storage URI."""
         return self.output.at(self.path)
 
     @property
     def media_type(self) -> str:
-        """By the ending of its name."""
+        """Return the media type by suffix."""
         return TYPES.get(self.path.rpartition(".")[2], OTHER)
 
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What a client wants of a file, by the headers of HTTP (RFC 9110)."""
+    """Range and conditional headers of a request (RFC 9110)."""
 
     range: str | None = None
     if_range: str | None = None
@@ -71,11 +72,13 @@ class Conditions:
 
 
 def conditions(
-    range_: Annotated[str | None, Header(alias="Range", description="As `bytes=0-999`; one range only.")] = None,
-    if_range: Annotated[str | None, Header(description="An ETag: the range only of this content, else all.")] = None,
-    if_none_match: Annotated[str, Header(description="ETags: nothing where it is one of these.")] = "",
+    range_: Annotated[str | None, Header(alias="Range", description="One range, such as `bytes=0-999`.")] = None,
+    if_range: Annotated[
+        str | None, Header(description="ETag. If it does not match, the whole file is returned.")
+    ] = None,
+    if_none_match: Annotated[str, Header(description="ETags. If one matches, the response is 304.")] = "",
 ) -> Conditions:
-    """From a request."""
+    """Collect the conditional headers of a request."""
     return Conditions(range_, if_range, if_none_match)
 
 
@@ -83,23 +86,23 @@ Wanted = Annotated[Conditions, Depends(conditions)]
 
 
 def list_files(finished: FinishedOutput) -> list[OutputFile]:
-    """All files of an output: what the manifest lists, and what is beside it."""
+    """List the files of an output: those in the manifest, the reports, and the tokenizer."""
     listed = [_listed(finished, file) for file in part_files(finished.manifest)]
-    beside = (*OTHERS, *_tokenizer(finished))
-    return [*listed, *(found for path in beside if (found := _beside(finished, path)) is not None)]
+    unlisted = (*OTHERS, *_tokenizer(finished))
+    return [*listed, *(found for path in unlisted if (found := _unlisted(finished, path)) is not None)]
 
 
 def find_file(finished: FinishedOutput, path: str) -> OutputFile:
-    """One of them. Raises NotFoundError, also for what exists but is not the output's to give.
+    """Find a file of an output. Raises NotFoundError, also for files that do not belong to the output.
 
-    Raises OutputConflictError for a link: whoever can write there cannot make the server give away other files.
+    Raises OutputConflictError for a link, so that a writer of the output cannot expose other files.
     """
     for file in part_files(finished.manifest):
         if file.path == path:
             return _checked(_listed(finished, file))
-    if (path in OTHERS or path in _tokenizer(finished)) and (found := _beside(finished, path)):
+    if (path in OTHERS or path in _tokenizer(finished)) and (found := _unlisted(finished, path)):
         return found
-    raise NotFoundError(f"the output has no file {path!r}", "GET .../files lists those that it has.")
+    raise NotFoundError(f"the output has no file {path!r}", "GET .../files lists its files.")
 
 
 def _tokenizer(finished: FinishedOutput) -> list[str]:
@@ -107,29 +110,32 @@ def _tokenizer(finished: FinishedOutput) -> list[str]:
 
 
 def _checked(file: OutputFile) -> OutputFile:
-    """The file, where it is a regular one inside the output and as large as the manifest says."""
+    """Return the file if it is regular and has the size in the manifest. Raises OutputConflictError."""
     found = file.output.stat(file.path)
     if found is None or found.size_bytes != file.size_bytes:
         raise OutputConflictError(
-            f"{file.path} is not there as the manifest lists it", "Somebody changed the output. Run the job again."
+            f"{file.path} is missing or has another size than in the manifest",
+            "The output was changed. Run the job again.",
         )
     return file
 
 
 def serve(file: OutputFile, wanted: Conditions, *, is_head: bool, may_redirect: bool = False) -> Response:
-    """A file, a range of it, that it has not changed, or where the store itself gives it."""
+    """Respond with a file, a range of it, 304, 416, or a redirect to the object store."""
     common = {"ETag": file.etag, "Accept-Ranges": "bytes", "Cache-Control": "private, no-cache"}
     common["Content-Disposition"] = attachment(file.path.rpartition("/")[2])
     if file.sha256:
         common["X-Checksum-Sha256"] = file.sha256
     if {file.etag, "*"} & set(_tags(wanted.if_none_match)):
         return Response(status_code=304, headers=common)
-    if may_redirect and not is_head and (url := _at_the_store(file, common["Content-Disposition"])) is not None:
+    if may_redirect and not is_head and (url := _presigned_url(file, common["Content-Disposition"])) is not None:
         return Response(status_code=307, headers={**common, "Location": url, "Cache-Control": "no-store"})
     if wanted.range is None or (wanted.if_range or file.etag) != file.etag:
         return _body(file, 0, file.size_bytes, 200, common, is_head=is_head)
     if (span := _span(wanted.range, file.size_bytes)) is None:
-        refusal = answer(416, "range_not_satisfiable", f"a file of {file.size_bytes} bytes has no {wanted.range!r}")
+        refusal = answer(
+            416, "range_not_satisfiable", f"range {wanted.range!r} is outside of a file of {file.size_bytes} bytes"
+        )
         refusal.headers.update({**common, "Content-Range": f"bytes */{file.size_bytes}"})
         return refusal
     start, stop = span
@@ -137,13 +143,13 @@ def serve(file: OutputFile, wanted: Conditions, *, is_head: bool, may_redirect: 
     return _body(file, start, stop, 206, common, is_head=is_head)
 
 
-def _at_the_store(file: OutputFile, disposition: str) -> str | None:
-    answered = {"response-content-disposition": disposition, "response-content-type": file.media_type}
-    return presigned(file.uri, seconds=PRESIGNED_S, answered=answered)
+def _presigned_url(file: OutputFile, disposition: str) -> str | None:
+    overrides = {"response-content-disposition": disposition, "response-content-type": file.media_type}
+    return presigned(file.uri, seconds=PRESIGNED_S, answered=overrides)
 
 
 def attachment(name: str) -> str:
-    """The header that names a download; whatever the name is, it stays one header and one name (RFC 6266)."""
+    """Return the Content-Disposition of a download. Any name results in one valid header (RFC 6266)."""
     plain = re.sub(r"[^A-Za-z0-9._-]", "_", name)
     return f'attachment; filename="{plain}"' + ("" if plain == name else f"; filename*=UTF-8''{quote(name, safe='')}")
 
@@ -161,7 +167,7 @@ def _tags(header: str) -> list[str]:
 
 
 def _span(header: str, size: int) -> tuple[int, int] | None:
-    """First and last-plus-one byte of a single range; None where it cannot be met."""
+    """Return start and stop of a single range; None if it cannot be satisfied."""
     match = _RANGE.fullmatch(header.strip())
     if match is None or match.groups() == ("", ""):
         return None
@@ -175,7 +181,7 @@ def _span(header: str, size: int) -> tuple[int, int] | None:
 
 
 def archive(finished: FinishedOutput, folders: tuple[str, ...]) -> Iterator[bytes]:
-    """A tar of the output's files in some folders, as it is read: nothing is held but a block."""
+    """Stream a tar of the files in some folders. Memory holds one block."""
     return _tar([_checked(file) for file in list_files(finished) if file.path.startswith(folders)])
 
 
@@ -193,6 +199,6 @@ def _listed(finished: FinishedOutput, file: PartFile) -> OutputFile:
     return OutputFile(file.path, file.size_bytes, file.sha256, file.rows, finished.folder, file.sha256)
 
 
-def _beside(finished: FinishedOutput, path: str) -> OutputFile | None:
+def _unlisted(finished: FinishedOutput, path: str) -> OutputFile | None:
     found = finished.folder.stat(path)
     return None if found is None else OutputFile(path, found.size_bytes, None, None, finished.folder, found.version)

@@ -1,13 +1,11 @@
-"""The web page: a few HTML shells and the files that they load. All data come by the API, with the caller's own rights.
+"""Serve the web page: HTML shells, static files, and chart scripts.
 
-There is no build step: scripts are ES modules as they are written, and the report's own stylesheets are used, so that
-both look alike. Static files lie below a digest of them all: what a browser has cached is never stale, relative imports
-between modules keep the digest, and a new version of the server is a new folder.
+All data come from the API with the caller's rights. There is no build step. Scripts are plain ES modules, and pages
+share the stylesheets of the report. The URL of a static file contains a digest of all static files, so cached files are
+never stale.
 
-The scripts that draw pictures, as static files: the report's own modules, and the chart library.
-
-The library comes out of an installed package that runs a JavaScript engine to bundle it: 90 MB of memory for a second,
-which the server's process must not keep. A child makes the file, once for each version, in the server's folder.
+The chart library comes from an installed package, which runs a JavaScript engine to bundle it and needs 90 MB of
+memory. So a child process writes the bundle to the server's data folder, once for each version.
 
 The form of a new job, made from the request's own schema: names, texts, limits and defaults stand in config.py only.
 
@@ -48,7 +46,7 @@ from qtune_service.wire import JobRequest
 charts_router = APIRouter(include_in_schema=False)
 JAVASCRIPT = "text/javascript; charset=utf-8"
 KEPT = {"Cache-Control": "public, max-age=31536000, immutable"}
-"""Both lie below the digest of all static files, of which they are a part."""
+"""The URLs of both scripts contain the digest."""
 MAKE_TIMEOUT_S = 60
 _making = Lock()
 _WRITE = """
@@ -60,18 +58,18 @@ Path(sys.argv[1]).write_text(chart_library(), encoding="utf-8")
 
 
 def versions() -> bytes:
-    """Changes when either script does; for the digest of static files."""
+    """Return the versions of both scripts, for the digest of static files."""
     return f"{chart_library_version()}\n{module_script()}".encode()
 
 
 @charts_router.get("/static/{digest}/pictures.js")
 def pictures() -> Response:
-    """What draws charts, slider and tokens, as a module."""
+    """Return the module that draws charts, slider and tokens."""
     return Response(module_script(), media_type=JAVASCRIPT, headers=KEPT)
 
 
 def library_file(server: TheServer) -> Path:
-    """The library's file, made where it is not there yet. Raises StorageError."""
+    """Return the file of the chart library, and write it at first use. Raises StorageError."""
     path = server.settings.data_root / "static" / f"vega-{chart_library_version()}.js"
     with _making:
         if not path.exists():
@@ -81,12 +79,12 @@ def library_file(server: TheServer) -> Path:
 
 @charts_router.get("/static/{digest}/vega.js")
 def library(path: Annotated[Path, Depends(library_file)]) -> FileResponse:
-    """Vega, Vega-Lite and Vega-Embed as one classic script."""
+    """Return Vega, Vega-Lite and Vega-Embed as one classic script."""
     return FileResponse(path, media_type=JAVASCRIPT, headers=KEPT)
 
 
 def _make(path: Path) -> None:
-    """Written beside and then renamed: another server may do the same."""
+    """Write the bundle and rename it into place: other servers may do the same."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +92,9 @@ def _make(path: Path) -> None:
         subprocess.run(command, check=True, capture_output=True, timeout=MAKE_TIMEOUT_S, env=child_environment("plain"))
         part.replace(path)
     except (OSError, subprocess.SubprocessError) as error:
-        raise StorageError(f"the chart library could not be written to {path}: {error}", "Is the disk full?") from error
+        raise StorageError(
+            f"the chart library could not be written to {path}: {error}", "Check that the disk is not full."
+        ) from error
 
 
 Kind = Literal["text", "lines", "pairs", "number", "checkbox", "choice"]
@@ -224,27 +224,27 @@ router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
 
 def install(app: FastAPI) -> None:
-    """Serve pages and what they load."""
+    """Install the pages and their static files."""
     app.include_router(router)
     app.include_router(charts_router)
-    app.mount("/static/{digest}/report", _Kept(directory=REPORT_CSS))
-    app.mount("/static/{digest}", _Kept(directory=STATIC))
+    app.mount("/static/{digest}/report", _CachedFiles(directory=REPORT_CSS))
+    app.mount("/static/{digest}", _CachedFiles(directory=STATIC))
 
 
 def render(template: str, **values: Any) -> str:
-    """A page, from `templates/`."""
+    """Render a page from `templates/`."""
     return _environment().get_template(template).render(**values)
 
 
 @router.get("/")
 def jobs(_who: PageReader) -> str:
-    """All jobs."""
+    """Return the page of all jobs."""
     return render("jobs.html.j2", statuses=list(JobStatus))
 
 
 @router.get("/new")
 def new_job(_who: PageReader) -> str:
-    """The form of a new job."""
+    """Return the form of a new job."""
     fields = form_fields()
     rest = {part: [n for n in fields if n.startswith(f"{part}.") and n not in PLACED] for part in PARTS}
     return render("new.html.j2", fields=fields, rest=rest)
@@ -252,25 +252,25 @@ def new_job(_who: PageReader) -> str:
 
 @router.get("/compare")
 def compare(_who: PageReader) -> str:
-    """Two jobs side by side."""
+    """Return the comparison page."""
     return render("compare.html.j2")
 
 
 @router.get("/sign-in")
 def sign_in() -> str:
-    """The one page for everybody."""
+    """Return the sign-in page, which is public."""
     return render("sign_in.html.j2")
 
 
 @router.get("/jobs/{job_id}")
 def job(job_id: str, _who: PageReader) -> str:
-    """One job. Whether there is one of this id, the page's script finds out."""
+    """Return the page of a job. Its script checks that the job exists."""
     return render("job.html.j2", job_id=job_id)
 
 
 @cache
 def digest() -> str:
-    """Changes when any static file does."""
+    """Return a digest of all static files."""
     found = hashlib.sha256(versions())
     for root in (STATIC, REPORT_CSS):
         for path in sorted(p for p in root.rglob("*") if p.is_file()):
@@ -278,11 +278,11 @@ def digest() -> str:
     return found.hexdigest()[:16]
 
 
-class _Kept(StaticFiles):
-    """Files that a browser may keep for good: under another digest they are asked for again."""
+class _CachedFiles(StaticFiles):
+    """Static files that browsers cache permanently under the current digest."""
 
     def file_response(self, full_path: Any, stat_result: Any, scope: Scope, status_code: int = 200) -> Response:
-        """With how long it keeps."""
+        """Add the Cache-Control header."""
         response = super().file_response(full_path, stat_result, scope, status_code)
         is_this = scope["path_params"].get("digest") == digest()
         response.headers["Cache-Control"] = f"public, max-age={A_YEAR_S}, immutable" if is_this else "no-cache"
@@ -295,13 +295,13 @@ def _environment() -> Environment:
         loader=PackageLoader("qtune_service.server"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["code"] = _with_code
+    environment.filters["code"] = _render_code
     environment.globals.update(version=__version__, styles=STYLES, static=lambda path: f"/static/{digest()}/{path}")
     return environment
 
 
-def _with_code(text: str) -> Markup:
-    """Texts of settings, where `this` stands for code."""
+def _render_code(text: str) -> Markup:
+    """Render text with `backticks` as code."""
     parts = [
         Markup("<code>{}</code>").format(part) if i % 2 else escape(part) for i, part in enumerate(text.split("`"))
     ]

@@ -1,8 +1,6 @@
-"""Signing in with a browser: an API token for a cookie.
+"""Browser sessions (sign in, sign out), and the features of the server.
 
-Guesses are not counted: a token has 256 bits of chance, so the limit would only lock out its owner.
-
-What this server offers, for pages and clients: what may be read, run and uploaded here.
+Failed sign-ins are not limited: a token has 256 random bits, so a limit would only lock out its owner.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ router = APIRouter(prefix="/session", tags=["session"], route_class=JsonRoute)
 
 
 class SignIn(BaseModel):
-    """What signing in takes."""
+    """Request to sign in."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -33,23 +31,23 @@ class SignIn(BaseModel):
 
 
 class SessionView(BaseModel):
-    """Who asks, and what they may do."""
+    """The caller and its rights."""
 
-    name: str | None = Field(description="Of the token; `local` where none is needed.")
+    name: str | None = Field(description="Name of the token; `local` if the server requires none.")
     scope: Scope | None
-    needs_token: bool = Field(description="Whether this server lets in with a token only.")
+    needs_token: bool = Field(description="True if this server requires a token.")
     is_signed_in: bool
     csrf_token: str | None = Field(
-        description="For the header X-CSRF-Token of requests that change something, where a cookie signs them in."
+        description="Value of the header X-CSRF-Token for requests that change data with a session cookie."
     )
 
 
 @router.post("", responses=failures(401, 403, 413, 422, 503))
 def sign_in(body: SignIn, request: Request, response: Response, server: TheServer) -> SessionView:
-    """Take an API token, and set the cookie `qtune_session`."""
+    """Exchange an API token for the cookie `qtune_session`."""
     made = server.sessions.sign_in(body.token)
     if made is None:
-        raise NotSignedInError("the token is not valid", "It may have expired or been revoked; ask the server's owner.")
+        raise NotSignedInError("the token is not valid", "It may have expired or been revoked. Ask the administrator.")
     session, cookie = made
     response.set_cookie(
         COOKIE,
@@ -70,7 +68,7 @@ def sign_in(body: SignIn, request: Request, response: Response, server: TheServe
 
 @router.get("", responses=failures(401, 503))
 def get_session(server: TheServer, who: SomeCaller) -> SessionView:
-    """Who you are to this server; also for those who are not signed in."""
+    """Return the session of the caller, also for callers that are not signed in."""
     return SessionView(
         name=who.name if who else None,
         scope=who.scope if who else None,
@@ -82,7 +80,7 @@ def get_session(server: TheServer, who: SomeCaller) -> SessionView:
 
 @router.delete("", status_code=204, responses=failures(403, 503))
 def sign_out(request: Request, response: Response, server: TheServer) -> None:
-    """End the session on all servers, and take the cookie away."""
+    """End the session on all servers, and delete the cookie."""
     if (cookie := request.cookies.get(COOKIE)) is not None:
         server.sessions.sign_out(cookie)
     response.delete_cookie(COOKIE, httponly=True, samesite="strict")
@@ -93,7 +91,7 @@ server_router = APIRouter(tags=["server"])
 
 @server_router.get("/server", responses=failures(401, 403, 503))
 def get_server(server: TheServer, _who: Reader) -> ServerView:
-    """What this server allows and offers."""
+    """Return the limits and features of this server."""
     settings = server.settings
     return ServerView(
         version=__version__,

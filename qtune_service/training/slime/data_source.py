@@ -1,8 +1,8 @@
-"""A data source for slime over a job's pruned output: shard by shard, shuffled anew each epoch, resumable.
+"""Data source for slime over a job's pruned output: read by shards, reshuffled each epoch, resumable.
 
---prompt-data names the output's folder. Its rows are tokens with masks already, so they need no chat template, and go
-through `generate_rollout` in place of slime's own SFT rollout. A shard at a time is in memory. With --rollout-shuffle
-shards are shuffled, and rows within each, by --rollout-seed and the epoch, so a resumed run draws what is left.
+--prompt-data names the output folder. Its rows are tokens with masks, so they need no chat template, and
+`generate_rollout` replaces slime's own SFT rollout. Memory holds one shard. With --rollout-shuffle, shards and the rows
+of each are shuffled by --rollout-seed and the epoch, so a resumed run draws the remaining rows.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ STATE = ("epoch_id", "sample_offset", "sample_index")
 
 
 class PrunedDataSource:
-    """What slime asks a data source for. Raises SpecError for arguments that do not go with it."""
+    """Data source interface of slime. Raises SpecError for unsupported arguments."""
 
     def __init__(self, args: Any) -> None:
         if not getattr(args, "prompt_data", None):
-            raise SpecError("no output of a job is named", "Pass its folder as --prompt-data.")
+            raise SpecError("no job output is given", "Pass its folder as --prompt-data.")
         if getattr(args, "n_samples_per_prompt", 1) != 1:
-            raise SpecError("n_samples_per_prompt repeats rows that were pruned for not repeating", "Set it to 1.")
+            raise SpecError("n_samples_per_prompt would repeat the pruned rows", "Set it to 1.")
         self._args, self._finished = args, FinishedOutput(str(args.prompt_data))
         self._shards = self._finished.pruned_shards
         self.dataset = range(sum(self._shards.values()))
-        """Older versions of slime count rows by it."""
+        """Older versions of slime use its length."""
         if not self.dataset:
             raise SpecError(f"{args.prompt_data} kept no sample", "Prune it with a larger --sample-keep-ratio.")
         self.epoch_id = self.sample_offset = self.sample_index = 0
@@ -45,16 +45,16 @@ class PrunedDataSource:
         return len(self.dataset)
 
     def get_samples(self, num_samples: int) -> list[list[Any]]:
-        """The next rows, each a group of its own; after the last one begins another epoch."""
+        """Return the next rows, each as a group. After the last row a new epoch starts."""
         return [[self._sample(next(self._rows))] for _ in range(num_samples)]
 
     def add_samples(self, samples: list[list[Any]]) -> None:
-        """Refused, as by slime's own source of a dataset: nothing is generated that could come back."""
+        """Raise SpecError, as slime's own dataset source does: a pruned output is read-only."""
         if samples:
             raise SpecError("a pruned output is read-only", "Use generate_rollout of qtune_service.training.slime.")
 
     def save(self, rollout_id: int) -> None:
-        """Remember where it stands."""
+        """Save the position."""
         if self._args.save is None:
             return
         path = self._state_path(self._args.save, rollout_id)
@@ -63,25 +63,25 @@ class PrunedDataSource:
         path.write_text(json.dumps(state), encoding="utf-8")
 
     def load(self, rollout_id: int | None = None) -> None:
-        """Go on from where `save` was. Raises OutputConflictError where the data are other ones."""
+        """Restore a saved position. Raises OutputConflictError if the data differ."""
         if self._args.load is None or rollout_id is None:
             return
         path = self._state_path(self._args.load, rollout_id)
         if not path.exists():
-            log.warning("%s does not exist: the data begin at their first row", path)
+            log.warning("%s does not exist: starting at the first row", path)
             return
         state = json.loads(path.read_text(encoding="utf-8"))
         if state["data"] != self._fingerprint():
             raise OutputConflictError(
-                f"{self._finished.root} is not what {path} was saved with",
-                "Name that output as --prompt-data, or load a checkpoint without this file to begin anew.",
+                f"{path} was saved with another output than {self._finished.root}",
+                "Pass that output as --prompt-data, or load a checkpoint without this file to start from scratch.",
             )
         for name in STATE:
             setattr(self, name, state[name])
         self._rows = self._stream()
 
     def _stream(self) -> Iterator[dict[str, Any]]:
-        """Rows from the present place on, epoch after epoch."""
+        """Yield rows from the current position on, epoch after epoch."""
         while True:
             skipped = self.sample_offset
             for shard in self._order(len(self._shards), shard=None):
@@ -97,7 +97,7 @@ class PrunedDataSource:
             self.epoch_id, self.sample_offset = self.epoch_id + 1, 0
 
     def _order(self, number: int, shard: int | None) -> list[int]:
-        """Of shards, or of a shard's rows, in this epoch."""
+        """Return the order of shards, or of a shard's rows, in this epoch."""
         if not getattr(self._args, "rollout_shuffle", False):
             return list(range(number))
         seed = [int(getattr(self._args, "rollout_seed", 0)), self.epoch_id, *([] if shard is None else [shard + 1])]
@@ -120,10 +120,10 @@ class PrunedDataSource:
 
 
 def generate_rollout(args: Any, rollout_id: int, data_source: Any, evaluation: bool = False) -> list[list[Any]]:
-    """A rollout of a source's next rows as they are, for --rollout-function-path."""
+    """Return the source's next rows as a rollout, for --rollout-function-path."""
     if evaluation:
         raise SpecError(
-            f"rollout {rollout_id}: nothing is generated, so nothing can be evaluated", "Leave out --eval-*."
+            f"rollout {rollout_id}: nothing is generated, so evaluation is not possible", "Remove --eval-*."
         )
     samples: list[list[Any]] = data_source.get_samples(args.rollout_batch_size)
     return samples

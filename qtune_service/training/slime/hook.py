@@ -1,13 +1,13 @@
-"""slime's hook before it trains on a rollout: prune it by the log-probs and entropies that slime has just computed.
+"""Hook of slime before it trains on a rollout: prune by the log-probs and entropies that slime has computed.
 
 slime splits a rollout over its data-parallel ranks and packs each rank's rows into micro-batches before it calls the
-hook, so no row may go: a dropped row's loss mask becomes 0, as slime itself does with `remove_sample`, and the
-denominators of its loss (`rollout_mask_sums`) are summed anew, over the ranks that share a rollout id. The loss stays
-a mean over all rows of a step, dropped ones included; with --calculate-per-token-loss it is one over kept tokens.
+hook, so rows cannot be removed. The loss mask of a dropped row becomes 0, as slime does with `remove_sample`, and the
+denominators of its loss (`rollout_mask_sums`) are summed again over the ranks that share a rollout id. The loss stays a
+mean over all rows of a step, including dropped ones. With --calculate-per-token-loss it is a mean over kept tokens.
 
-The population is the whole rollout, whatever optimizer steps it is cut into. Only the last pipeline stage has scores,
-and only its masks reach the loss. Tensor-parallel ranks hold the same scores and decide the same; context-parallel
-ones hold parts of each row, which slime's own function puts together.
+The population is the whole rollout, independent of its split into optimizer steps. Only the last pipeline stage has
+scores, and only its masks reach the loss. Tensor-parallel ranks hold the same scores and decide the same.
+Context-parallel ranks hold parts of each row, which slime's own function gathers.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from qtune_service.training.distributed import Ranks
 from qtune_service.training.pruner import QTuningPruner
 
 NEEDED = {
-    "log_probs": "Leave out --disable-compute-advantages-and-returns and --use-rollout-logprobs (or add "
+    "log_probs": "Remove --disable-compute-advantages-and-returns and --use-rollout-logprobs (or add "
     "--get-mismatch-metrics), and train with --loss-type sft_loss.",
     "entropy": "Add --use-rollout-entropy.",
 }
 
 
 def postprocess(args: Any, rollout_id: int | None = None, rollout_data: dict[str, Any] | None = None) -> None:
-    """Mask what Q-Tuning drops from this rank's part of a rollout, in place.
+    """Mask the tokens that Q-Tuning drops in this rank's part of a rollout, in place.
 
-    Arguments are those of `add_q_tuning_arguments`, as attributes of `args`; without `enable_q_tuning` among them,
-    naming the hook enables it. Older versions of slime pass `args` alone: then the caller's `rollout_data` is meant.
+    `args` has the attributes of `add_q_tuning_arguments`. Without `enable_q_tuning`, naming the hook enables it. Older
+    versions of slime pass `args` alone: then the caller's `rollout_data` is used.
     """
     arguments = _arguments(args)
     if arguments is None:
@@ -63,9 +63,11 @@ def postprocess(args: Any, rollout_id: int | None = None, rollout_data: dict[str
 def _pruned_masks(
     args: Any, pruner: QTuningPruner, data: dict[str, Any], cp_size: int, device: torch.device
 ) -> list[NDArray[np.int8]]:
-    """Final masks of this rank's rows, (response length,) each."""
+    """Return the final masks of this rank's rows, (response length,) each."""
     lengths = list(zip(data["total_lengths"], data["response_lengths"], strict=True))
-    leads = [int(total > response) for total, response in lengths]  # a prompt's last token predicts the first one
+    leads = [
+        int(total > response) for total, response in lengths
+    ]  # the last prompt token predicts the first response token
     nll, entropy = (
         [
             np.concatenate((np.full(lead, np.nan), sign * row.detach().double().cpu().numpy()))
@@ -81,12 +83,12 @@ def _pruned_masks(
 
 
 def _whole(args: Any, rows: Sequence[torch.Tensor], lengths: list[tuple[int, int]], cp_size: int) -> list[torch.Tensor]:
-    """Values of whole responses, also where context parallelism parts them."""
+    """Return the values of whole responses, also under context parallelism."""
     if cp_size == 1:
         return list(rows)
     if getattr(args, "qkv_format", "thd") != "thd":
         raise SpecError(
-            "slime parts rows in the format bshd over ranks", "Use --qkv-format thd with context parallelism."
+            "slime splits rows in the format bshd over ranks", "Use --qkv-format thd with context parallelism."
         )
     from slime.backends.megatron_utils.cp_utils import all_gather_with_cp
 
@@ -94,10 +96,10 @@ def _whole(args: Any, rows: Sequence[torch.Tensor], lengths: list[tuple[int, int
 
 
 def _write(data: dict[str, Any], masks: list[NDArray[np.int8]], ranks: Ranks) -> None:
-    """Put masks, and the denominators that follow from them, in place of the old ones."""
+    """Replace the masks and the denominators derived from them."""
     for place, mask in enumerate(masks):
         data["loss_masks"][place] = _like(data["loss_masks"][place], mask)
-    if "rollout_mask_sums" not in data:  # older versions divide by each mask's own sum
+    if "rollout_mask_sums" not in data:  # older versions divide by the sum of each mask
         return
     ids = np.array([int(each) for each in data["rollout_ids"]], np.int64)
     mine = np.stack((ids, np.array([mask.sum() for mask in masks], np.int64)), 1)
@@ -110,7 +112,7 @@ def _write(data: dict[str, Any], masks: list[NDArray[np.int8]], ranks: Ranks) ->
 def _check(args: Any, data: dict[str, Any]) -> None:
     for name, hint in NEEDED.items():
         if not data.get(name):
-            raise SpecError(f"slime's rollout has no {name}, by which Q-Tuning prunes", hint)
+            raise SpecError(f"slime's rollout has no {name}, which Q-Tuning requires", hint)
     for name in ("rollout_temperature", "rollout_top_p"):
         if getattr(args, name, 1.0) != 1.0:
             raise SpecError(
@@ -124,12 +126,12 @@ def _arguments(args: Any) -> QTuningArguments | None:
 
 
 def _of_caller(frame: FrameType | None) -> tuple[int, dict[str, Any]]:
-    """What a caller that passes `args` alone is about to train on."""
+    """Return the rollout of a caller that passes `args` alone."""
     known = frame.f_locals if frame else {}
     if not isinstance(known.get("rollout_data"), dict):
         raise SpecError(
-            "this version of slime does not say what it trains on",
-            "The hook is called as (args, rollout_id, rollout_data), or as (args) from where `rollout_data` is known.",
+            "this version of slime does not pass the rollout to the hook",
+            "The hook is called as (args, rollout_id, rollout_data), or as (args) by a caller with `rollout_data`.",
         )
     return int(known.get("rollout_id", 0)), known["rollout_data"]
 
@@ -139,5 +141,5 @@ def _array(values: Any) -> NDArray[np.int8]:
 
 
 def _like(old: Any, new: NDArray[Any]) -> Any:
-    """New numbers in the form of old ones: a tensor of the same type on the same device, or a list."""
+    """Return new numbers in the form of the old ones: a tensor of the same type and device, or a list."""
     return torch.as_tensor(new).to(old) if isinstance(old, torch.Tensor) else new.tolist()

@@ -18,20 +18,20 @@ ALL = ["q_tuning", "random", "longest", "perplexity", "entropy", "infobatch"]
 
 
 def compare(output: str, *arguments: object, code: int = 0) -> str:
-    """What the command prints."""
+    """Return the text that the command prints."""
     result = CliRunner().invoke(app, ["compare", output, *map(str, arguments)], env={"COLUMNS": "200"})
     assert result.exit_code == code, result.output
     return result.output
 
 
 def figures(output: str, *arguments: object) -> dict[str, Any]:
-    """The same as data."""
+    """Return the comparison as data."""
     found: dict[str, Any] = json.loads(compare(output, *arguments, "--json"))
     return found
 
 
 def keep_first(plane: PlaneView) -> Any:
-    """A rule: the tenth with the lowest perplexity."""
+    """Keep the tenth with the lowest perplexity: a rule of one's own."""
     return np.where(plane.p < 0.1, 4, 3)
 
 

@@ -14,7 +14,7 @@ from tests.finished_outputs import chats, finished_output
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> FinishedOutput:
-    """A few conversations."""
+    """Return an output of a few conversations."""
     return finished_output(tmp_path_factory.mktemp("small"), chats(12), prune_by={"sample_keep_ratio": 0.5})
 
 

@@ -14,7 +14,7 @@ from qtune_service.cli import app, inspect
 from tests.finished_outputs import NUM_SAMPLES, FinishedOutputs
 from tests.jobs import REPO
 
-HELP = REPO / "docs" / "inspect.md"
+HELP = REPO / "docs" / "guides" / "inspect.md"
 
 
 def ask(output: str, *flags: object, env: dict[str, str] | None = None) -> Result:
@@ -23,7 +23,7 @@ def ask(output: str, *flags: object, env: dict[str, str] | None = None) -> Resul
 
 
 def lines(output: str, *flags: object) -> list[Any]:
-    """The answer to a script."""
+    """Return the lines of an answer in JSON."""
     done = ask(output, *flags, "--json")
     assert done.exit_code == 0, done.output
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -158,7 +158,7 @@ def test_not_an_output(tmp_path: Any) -> None:
 
 
 def test_every_flag_is_documented() -> None:
-    """docs/inspect.md names each flag of the command, and no others."""
+    """The inspect guide names each flag of the command, and no others."""
     flags = {f"--{name.replace('_', '-')}" for name in python_inspect.signature(inspect.inspect).parameters}
     flags = flags - {"--output", "--as-json"} | {"--json", "--dropped"}
     assert set(re.findall(r"qtune inspect.*?(?=\n)", HELP.read_text())), "there are examples"

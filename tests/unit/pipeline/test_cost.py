@@ -42,7 +42,7 @@ def test_the_mean_of_a_sample_and_how_sure_it_is() -> None:
 
 
 def test_needs_follow_the_figures_of_the_docs() -> None:
-    """The table `A billion samples` of docs/performance.md: 1e9 samples of 500 tokens, half of them kept."""
+    """The table `A billion samples` of docs/reference/performance.md: 1e9 samples of 500 tokens, half of them kept."""
     needs = needs_of(1e9, 500e9, 0.5)
     assert needs.scores_bytes == pytest.approx(2.2e12)
     assert needs.product_bytes == pytest.approx(1.4e12)

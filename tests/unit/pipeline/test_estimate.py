@@ -35,7 +35,7 @@ QWEN_05B = {
 
 
 def model_of(folder: Path, **config: Any) -> ModelSpec:
-    """A model by its configuration alone."""
+    """Return a model by its configuration alone."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     return ModelSpec(name=str(folder))
@@ -53,10 +53,10 @@ def typed(*arguments: object) -> Result:
 
 
 def test_a_measured_run_on_a_cpu(tmp_path: Path) -> None:
-    """docs/performance.md: 16 samples of 0.5B's shape, 8,832 tokens, 59% trained, at 76% of a peak of 155 to 161
-    GFLOP/s gave 130 tokens/s, end to end. The estimate of the same share and peak is within 6%.
+    """Estimate the run of docs/reference/performance.md within 6%: 16 samples of 0.5B's shape, 8,832 tokens, 59%
+    trained, at 76% of a peak of 155 to 161 GFLOP/s gave 130 tokens/s, end to end.
     """
-    page = (REPO / "docs" / "performance.md").read_text(encoding="utf-8")
+    page = (REPO / "docs" / "reference" / "performance.md").read_text(encoding="utf-8")
     assert "| `qtune prune`, end to end | 130 | 0.89 | 76% |" in page
     assert "(16 samples, 8,832 tokens)" in page
     size = Size(16, is_exact=True, lengths=Lengths([552], [round(0.59 * 552)]))
@@ -70,7 +70,7 @@ def test_a_measured_run_on_a_cpu(tmp_path: Path) -> None:
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Imports the scoring benchmark's parts by name, and forgets them afterwards."""
+    """Import the scoring benchmark's parts by name, and forget them afterwards."""
     monkeypatch.syspath_prepend(str(REPO / "benchmarks"))
     yield lambda name: importlib.import_module(f"side_by_side.{name}")
     for name in [name for name in sys.modules if name.partition(".")[0] == "side_by_side"]:
@@ -78,7 +78,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_it_counts_as_the_benchmark_does(bench: Any, tmp_path: Path) -> None:
-    """Which has a count of its own, for the shares of the peak in docs/performance.md."""
+    """Which has a count of its own, for the shares of the peak in docs/reference/performance.md."""
     spec = parse_spec(
         {"input": {"paths": [str(DEMO_DATA)]}, "model": {"name": DEMO_MODEL}, "output": {"path": "nowhere"}}
     )
@@ -131,7 +131,7 @@ def test_rejected_records_are_taken_off(tmp_path: Path) -> None:
 
 
 def ten_hours(**hardware: Any) -> Estimate:
-    """A job of ten GPU hours at half of a peak."""
+    """Return a job of ten GPU hours at half of a peak."""
     model = ModelCost(body=0.5e12 * 3600, held=hardware.pop("held", 0))
     size = Size(10, is_exact=True, lengths=Lengths([1], [1]))
     return estimate(size, model, Hardware(Device(2, 80), **hardware), keep_ratio=0.5)
@@ -181,7 +181,7 @@ def test_sizes_of_another_kind_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_command_with_numbers_alone() -> None:
-    """The billion samples of docs/performance.md: 3,900 GPU hours for 7B, 61 on 64 H100."""
+    """The billion samples of docs/reference/performance.md: 3,900 GPU hours for 7B, 61 on 64 H100."""
     done = typed("--params", 7e9, "--samples", 10**9, "--tokens", 500, "--gpus", 64, "--json")
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)

@@ -9,7 +9,7 @@ from qtune_service.pipeline.progress import MAX_POINTS, FileSink, History, Snaps
 
 
 def noted(seconds: int) -> History:
-    """A history that was told of progress every second."""
+    """Return a history that noted progress every second."""
     now = [0.0]
     history = History(clock=lambda: now[0])
     for second in range(seconds):

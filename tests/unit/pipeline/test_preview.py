@@ -23,7 +23,7 @@ def look(path: Path, count: int = 3, model: str = DEMO_MODEL, **more: Any) -> Pr
 
 
 def chat(answer: str, question: str = "What is a dalox?") -> dict[str, Any]:
-    """A record."""
+    """Return a record in messages form."""
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 

@@ -22,10 +22,10 @@ class Recorder:
         self.snapshots.append(snapshot)
 
     def say(self, text: str) -> None:
-        """Nothing."""
+        """Print nothing."""
 
     def close(self) -> None:
-        """Nothing."""
+        """Close nothing."""
 
 
 def test_rate_and_eta_leave_out_what_an_earlier_run_did() -> None:

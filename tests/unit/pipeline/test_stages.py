@@ -47,7 +47,7 @@ class FragileScorer:
 
 
 def job(tmp_path: Path, endings: list[int]) -> JobContext:
-    """A job over tokenized records of four tokens, planned."""
+    """Return a job over tokenized records of four tokens, planned."""
     records = [
         {"input_ids": [1, 2, 3, e], "labels": [-100, -100, 3, e], "note": f"n{e}", "source": "mine"} for e in endings
     ]

@@ -12,7 +12,7 @@ from tests.report_data import made_up_report, made_up_scores
 
 
 def _quiet() -> ReportData:
-    """A job about which there is nothing to say: little correlation, a small target, long responses."""
+    """Return a job without findings: little correlation, a small target, long responses."""
     return made_up_report(made_up_scores(correlation=0.0), keep_ratio=0.25)
 
 

@@ -20,12 +20,12 @@ HOSTILE = "</script><script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
 
 
 def _body(page: str) -> str:
-    """The page without its scripts."""
+    """Return the page without its scripts."""
     return re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
 
 
 def _data(page: str) -> dict[str, Any]:
-    """What the page's script reads."""
+    """Return the data that the page's script reads."""
     found = re.search(r'<script type="application/json" id="report-data">(.*?)</script>', page, flags=re.DOTALL)
     assert found is not None
     value: dict[str, Any] = json.loads(found[1])

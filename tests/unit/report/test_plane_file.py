@@ -14,7 +14,7 @@ from tests.report_data import made_up_report, made_up_scores, nothing_scored
 
 
 def refused(constant: str) -> Any:
-    """For JSON that is not strict."""
+    """Refuse constants that are not strict JSON."""
     raise AssertionError(constant)
 
 

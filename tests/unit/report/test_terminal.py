@@ -40,7 +40,7 @@ TOKENS = (
 
 
 def printed(part: RenderableType, width: int = 100, *, color: bool = False) -> str:
-    """As a terminal of this width, or a file, would get it."""
+    """Return the text that a terminal of this width, or a file, gets."""
     file = io.StringIO()
     system: Any = "standard" if color else None
     Console(file=file, width=width, color_system=system, force_terminal=color, legacy_windows=False).print(

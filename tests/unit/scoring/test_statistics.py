@@ -88,7 +88,7 @@ def test_partials_of_shards_make_those_of_the_whole(seed: int, rows: int, widths
 
 
 def shard_partials(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Partials (n, 4) of a part of a vocabulary that may be empty and need not hold the labels."""
+    """Return partials (n, 4) of a part of a vocabulary that may be empty and need not hold the labels."""
     width = logits.shape[1]
     if width == 0:
         return torch.tensor([-math.inf, 0.0, 0.0, -math.inf]).repeat(len(logits), 1)

@@ -10,17 +10,17 @@ from tests.jobs import DEMO_MODEL
 PROGRAM = """
 import torch
 from qtune_service.config import EngineSpec, ModelSpec
-from qtune_service.scoring import vector_math
+from qtune_service.scoring import process_environment
 from qtune_service.scoring.reference import ReferenceScorer
 
 shapes = {}
-for name in vector_math.FUNCTIONS:
+for name in process_environment.FUNCTIONS:
     def first(tensor, *rest, own=getattr(torch, name), name=name, **named):
         shapes.setdefault(name, tensor.numel())
         return own(tensor, *rest, **named)
     setattr(torch, name, first)
 ReferenceScorer(ModelSpec(name=MODEL), EngineSpec())
-assert len(shapes) == len(vector_math.FUNCTIONS), shapes
+assert len(shapes) == len(process_environment.FUNCTIONS), shapes
 assert set(shapes.values()) == {1}, shapes
 """
 

@@ -22,7 +22,7 @@ def by_counting(values: list[float]) -> list[int]:
 
 
 def by_unique(values: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The same over numpy's distinct values, for large arrays."""
+    """Return mid-ranks over numpy's distinct values, for large arrays."""
     _, which, sizes = np.unique(values, return_inverse=True, return_counts=True)
     result: NDArray[np.int64] = (2 * np.cumsum(sizes) - sizes)[which]
     return result
@@ -47,7 +47,7 @@ def test_neighbouring_floats_are_told_apart(count: int, start: int, random: Any)
 
 
 def large(kind: str) -> NDArray[np.float64]:
-    """Populations of more than two blocks."""
+    """Return populations of more than two blocks."""
     rng = np.random.default_rng(7)
     count = 2 * BLOCK + 12_345
     distinct = rng.normal(size=count)

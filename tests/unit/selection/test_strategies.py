@@ -23,13 +23,13 @@ TOKENS = RNG.integers(1, 20, 500)
 
 
 def kept(priority: Priority, ratio: float) -> NDArray[np.bool_]:
-    """What a strategy keeps of the population above."""
+    """Return the samples that a strategy keeps of the population above."""
     keys = priority.keys(NLL, ENTROPY, TOKENS, 0)
     return select(NLL, ENTROPY, sample_keep_ratio=ratio, priority=keys).is_kept
 
 
 def infobatch(seed: int = 0) -> Priority:
-    """With the population's mean loss."""
+    """Return InfoBatch's priority with the population's mean loss."""
     return Priority("infobatch", seed=seed, mean_loss=mean_of(loss_sum(NLL), len(NLL)))
 
 

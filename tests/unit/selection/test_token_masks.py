@@ -68,7 +68,7 @@ def prune(
 
 
 def trained(mask: list[int]) -> list[int]:
-    """The loss mask without position 0."""
+    """Return the loss mask without position 0."""
     return [0, *mask[1:]] if mask else []
 
 

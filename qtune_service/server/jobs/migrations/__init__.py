@@ -1,1 +1,1 @@
-"""Alembic migrations of the service's database."""
+"""Migrate the service's database with Alembic."""

@@ -16,10 +16,10 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """To this revision."""
+    """Apply this revision."""
     ${upgrades if upgrades else "pass"}
 
 
 def downgrade() -> None:
-    """Back."""
+    """Restore the revision before."""
     ${downgrades if downgrades else "pass"}

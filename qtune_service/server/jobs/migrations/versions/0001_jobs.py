@@ -1,4 +1,4 @@
-"""Jobs, the queue's lock and tokens.
+"""Create the tables of jobs and tokens, and the lock of the queue.
 
 Revision ID: 0001
 Revises:
@@ -16,7 +16,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """To this revision."""
+    """Apply this revision."""
     op.create_table(
         "jobs",
         sa.Column("id", sa.String(32), primary_key=True),
@@ -64,6 +64,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Back."""
+    """Restore the revision before."""
     for name in ("tokens", "queue_lock", "jobs"):
         op.drop_table(name)

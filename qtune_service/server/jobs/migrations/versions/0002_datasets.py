@@ -1,4 +1,4 @@
-"""Uploaded datasets.
+"""Create the table of uploaded datasets.
 
 Revision ID: 0002
 Revises: 0001
@@ -16,7 +16,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """To this revision."""
+    """Apply this revision."""
     op.create_table(
         "datasets",
         sa.Column("id", sa.String(32), primary_key=True),
@@ -33,5 +33,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Back."""
+    """Restore the revision before."""
     op.drop_table("datasets")

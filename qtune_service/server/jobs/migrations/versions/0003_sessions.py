@@ -1,4 +1,4 @@
-"""Sessions of browsers, the model's name of a job beside its spec, and an index of outputs.
+"""Create the table of browser sessions, a column for a job's model and an index of outputs.
 
 Revision ID: 0003
 Revises: 0002
@@ -16,7 +16,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """To this revision."""
+    """Apply this revision."""
     op.create_table(
         "sessions",
         sa.Column("digest", sa.String(64), primary_key=True),
@@ -26,7 +26,7 @@ def upgrade() -> None:
     )
     op.create_index("ix_sessions_token_id", "sessions", ["token_id"])
     op.create_index("ix_jobs_output", "jobs", ["output"], postgresql_using="hash")
-    # The default is for servers of the version before, which insert jobs until they are stopped.
+    # The default serves servers of the version before, which insert jobs until they are stopped.
     op.add_column("jobs", sa.Column("model", sa.Text, nullable=False, server_default=""))
     jobs = sa.table("jobs", sa.column("spec", sa.JSON), sa.column("model", sa.Text))
     name = jobs.c.spec["model"]["name"].as_string()
@@ -34,7 +34,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Back."""
+    """Restore the revision before."""
     op.drop_index("ix_jobs_output", "jobs")
     op.drop_column("jobs", "model")
     op.drop_table("sessions")

@@ -1,1 +1,1 @@
-"""One module a revision."""
+"""Hold one migration module for each revision."""
