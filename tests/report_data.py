@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from qtune_service.report.data import (
     Counts,
     ExampleSample,
-    ExampleToken,
     QuadrantName,
     ReportData,
     TokenTotals,
+    TokenView,
 )
 from qtune_service.samples import perplexity, share_of
 from qtune_service.selection.curve import CurveCounts
@@ -101,7 +101,7 @@ def nothing_scored() -> ReportData:
 def example(text_tokens: tuple[str, ...], quadrant: QuadrantName = "Q2", sample_id: str = "s:1") -> ExampleSample:
     """Return a sample. Every third response token of a Q2 sample is removed."""
     tokens = tuple(
-        ExampleToken(
+        TokenView(
             text,
             "removed" if quadrant == "Q2" and i % 3 == 2 else "kept",
             nll=0.5 + i % 7,
@@ -110,7 +110,7 @@ def example(text_tokens: tuple[str, ...], quadrant: QuadrantName = "Q2", sample_
         )
         for i, text in enumerate(text_tokens)
     )
-    return ExampleSample(sample_id, "s", 1, quadrant, 12.5, 1.5, (ExampleToken(PROMPT, "prompt"), *tokens))
+    return ExampleSample(sample_id, "s", 1, quadrant, 12.5, 1.5, (TokenView(PROMPT, "prompt"), *tokens))
 
 
 def _examples(sample: EvenSample, alpha: float) -> Iterator[ExampleSample]:

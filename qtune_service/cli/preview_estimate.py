@@ -125,18 +125,18 @@ def _look(spec: JobSpec, count: int) -> Preview:
 
 
 def _preview_page(found: Preview, *, signs: bool) -> Iterator[RenderableType]:
-    from qtune_service.report.data import ExampleToken
+    from qtune_service.report.data import TokenView
     from qtune_service.report.terminal_samples import Cut, token_text
 
     for sample in found.samples:
         yield _head(sample)
         states = ("kept" if trained else "prompt" for trained in sample.loss_mask)
-        tokens = [ExampleToken(text, state) for text, state in zip(sample.tokens, states, strict=True)]  # type: ignore[arg-type]
+        tokens = [TokenView(text, state) for text, state in zip(sample.tokens, states, strict=True)]  # type: ignore[arg-type]
         yield token_text(tokens, signs=signs, cut=Cut())
         yield Text()
     for record in found.rejected:
         yield _refusal(record)
-    legend = [ExampleToken("not trained on", "prompt"), ExampleToken("trained on", "kept")]
+    legend = [TokenView("not trained on", "prompt"), TokenView("trained on", "kept")]
     yield token_text(legend[:1], signs=signs, cut=Cut()).append_text(token_text(legend[1:], signs=signs, cut=Cut()))
     yield Text(f"{found.template}", style="dim")
     for warning in found.warnings:

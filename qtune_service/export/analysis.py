@@ -34,9 +34,9 @@ from qtune_service.export.writers import Export
 from qtune_service.ingest.schema import output_names
 from qtune_service.output.reader import Decode, FinishedOutput, ScoredSample, read_samples
 from qtune_service.report import text as wording
-from qtune_service.report.data import ExampleSample, ExampleToken
+from qtune_service.report.data import ExampleSample, TokenView
 from qtune_service.report.examples import Run, token_runs
-from qtune_service.report.token_view import token_texts
+from qtune_service.report.token_view import token_views
 from qtune_service.samples import perplexity
 from qtune_service.selection.plane import Quadrant
 from qtune_service.storage import file_io
@@ -59,21 +59,13 @@ class Shown:
 
 
 def show(sample: ScoredSample, decode: Decode) -> Shown:
-    """Turn a sample's tokens into text."""
-    tokens = tuple(_tokens(sample, token_texts(decode, sample.input_ids.tolist())))
+    """Return a sample with its tokens as runs of text."""
+    tokens = token_views(decode, sample.tokens)
     quadrant: Any = sample.quadrant
     name = sample.sample_id if sample.own.get("id") is None else str(sample.own["id"])
     example = ExampleSample(name, sample.source, sample.line, quadrant, sample.perplexity, sample.mean_entropy, tokens)
-    return Shown(example, token_runs(example, MAX_TOKENS), int(sample.loss_mask.sum()), sample.tokens_removed)
-
-
-def _tokens(sample: ScoredSample, texts: Sequence[str]) -> Iterator[ExampleToken]:
-    for i, text in enumerate(texts):
-        if sample.loss_mask[i]:
-            scores = (float(sample.nll[i]), float(sample.entropy[i]), float(sample.smoothed[i]))
-            yield ExampleToken(text, "kept" if sample.final_mask[i] else "removed", *scores)
-        else:
-            yield ExampleToken(text, "prompt")
+    num_trained = int(sample.tokens.loss_mask.sum())
+    return Shown(example, token_runs(example, MAX_TOKENS), num_trained, sample.tokens.num_removed)
 
 
 def render_page(samples: Sequence[Shown], finished: FinishedOutput) -> str:
@@ -177,8 +169,7 @@ class _View:
     def with_tokens(self) -> Iterator[dict[str, Any]]:
         decode = self.finished.decoder()
         for sample in self.pruned():
-            texts = token_texts(decode, sample.input_ids.tolist())
-            tokens = [_token(sample, i, text) for i, text in enumerate(texts)]
+            tokens = [_token(token) for token in token_views(decode, sample.tokens)]
             yield self._plain(sample, metadata=_scores(sample) | self._masks(sample), tokens=tokens)
 
     def page(self) -> str:
@@ -198,23 +189,22 @@ class _View:
     def _masks(self, sample: ScoredSample) -> dict[str, Any]:
         if self.finished.prune.strategy == "q_tuning" and sample.quadrant != "Q2":
             return {"tokens_kept": "all", "tokens_removed": 0}
-        mask = sample.final_mask[sample.loss_mask == 1]
-        return {"token_mask": mask, "tokens_kept": int(mask.sum()), "tokens_removed": sample.tokens_removed}
+        mask = sample.tokens.final_mask[sample.tokens.loss_mask == 1]
+        return {"token_mask": mask, "tokens_kept": int(mask.sum()), "tokens_removed": sample.tokens.num_removed}
 
 
 def _scores(sample: ScoredSample) -> dict[str, Any]:
-    trained = sample.loss_mask == 1
+    tokens = sample.tokens
+    trained = tokens.loss_mask == 1
     return {
         "ppl": sample.perplexity,
         "entropy": sample.mean_entropy,
-        "token_ppls": perplexity(sample.nll[trained]),
-        "token_entropies": sample.entropy[trained],
+        "token_ppls": perplexity(tokens.nll[trained]),
+        "token_entropies": tokens.entropy[trained],
         "quadrant": sample.quadrant,
     }
 
 
-def _token(sample: ScoredSample, at: int, text: str) -> dict[str, Any]:
-    if not sample.loss_mask[at]:
-        return {"text": text, "state": "prompt"}
-    ppl, entropy = float(perplexity(sample.nll[at])), float(sample.entropy[at])
-    return {"text": text, "state": "kept" if sample.final_mask[at] else "removed", "ppl": ppl, "entropy": entropy}
+def _token(token: TokenView) -> dict[str, Any]:
+    shown = {"text": token.text, "state": token.state}
+    return shown if token.nll is None else shown | {"ppl": float(perplexity(token.nll)), "entropy": token.entropy}

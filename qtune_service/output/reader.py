@@ -10,7 +10,7 @@ Single samples of a finished output, token by token: what was trained on, what w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, TypeVar
@@ -190,8 +190,46 @@ def _checked(kind: type[Model], part: Any, what: str) -> Model:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class SampleTokens:
+    """The tokens of a sample. Scores are NaN where a token is not trained on."""
+
+    input_ids: NDArray[np.int64]  # (T,)
+    loss_mask: NDArray[np.int8]  # (T,) tokens that the trainer would train on
+    final_mask: NDArray[np.int8]  # (T,) of these, the tokens that the job leaves
+    nll: NDArray[np.float64]  # (T,) nats
+    entropy: NDArray[np.float64]  # (T,) nats
+    smoothed: NDArray[np.float64]  # (T,) the order of stage 2; NaN where the output was only scored
+
+    @property
+    def num_removed(self) -> int:
+        """Number of tokens that the job removes from the loss."""
+        return int(self.loss_mask.sum()) - int(self.final_mask.sum())
+
+
+TOKEN_COLUMNS = ("input_ids", "loss_mask", "nll", "entropy")
+
+
+def sample_tokens(
+    scores: pa.Table, finals: Iterable[NDArray[np.generic]], prune: PruneSpec | None
+) -> Iterator[SampleTokens]:
+    """Yield the tokens of each sample of a scores table with TOKEN_COLUMNS. finals: a final mask (T,) each.
+
+    prune is None for an output that was only scored.
+    """
+    columns = (ragged(scores[name]).rows() for name in TOKEN_COLUMNS)
+    for ids, loss_mask, nll, entropy, final in zip(*columns, finals, strict=True):
+        mask = trainable(np.asarray(loss_mask, np.int8), np.array([0, len(loss_mask)]))
+        positions = np.flatnonzero(mask)
+        token_scores = np.full((3, len(mask)), np.nan)
+        token_scores[:2, positions] = nll, entropy
+        if prune is not None:
+            token_scores[2, positions] = neighbor_scores(np.asarray(nll, np.float64), positions, prune.smoothing)
+        yield SampleTokens(np.asarray(ids, np.int64), mask, np.asarray(final, np.int8) & mask, *token_scores)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class ScoredSample:
-    """A scored sample. Token arrays are aligned with `input_ids`; scores are NaN where a token is not trained on."""
+    """A scored sample."""
 
     index: int
     """Its place in the population."""
@@ -205,71 +243,34 @@ class ScoredSample:
     mean_entropy: float  # nats
     error_rank: float  # mid-ranks in (0, 1)
     entropy_rank: float
-    input_ids: NDArray[np.int64]  # (T,)
-    loss_mask: NDArray[np.int8]  # (T,) what the trainer would train on
-    final_mask: NDArray[np.int8]  # (T,) of this, what stage 2 leaves; of a dropped sample, as if it were kept
-    nll: NDArray[np.float64]  # (T,) nats
-    entropy: NDArray[np.float64]  # (T,) nats
-    smoothed: NDArray[np.float64]  # (T,) what stage 2 orders by: perplexity mixed with the neighbours'
+    tokens: SampleTokens
+    """Of a dropped sample, the final mask is the one that it would have if it were kept."""
     own: dict[str, Any]
     """The record's own columns, by the names they have there."""
 
-    @property
-    def tokens_removed(self) -> int:
-        """Trained tokens that stage 2 takes out of the loss."""
-        return int(self.loss_mask.sum()) - int(self.final_mask.sum())
-
 
 def read_samples(finished: FinishedOutput, shard: int, rows: Sequence[int]) -> list[ScoredSample]:
-    """Some samples of a shard, by their rows, in the order asked for."""
+    """Read some samples of a shard by their rows, in the order of `rows`."""
     at = np.asarray(rows, np.int64)
     labels, kept = finished.labels(shard)
-    quadrants = finished.quadrants(shard).take(at)
+    labels, kept = labels[at], kept[at]
+    ranks = finished.quadrants(shard).take(at).select(["error_rank", "entropy_rank"]).to_pylist()
     scores = finished.scores(shard).take(at)
-    index = finished.starts[shard] + at
-    return list(_samples(finished, scores, quadrants, labels[at], kept[at], index))
-
-
-def _samples(
-    finished: FinishedOutput,
-    scores: pa.Table,
-    quadrants: pa.Table,
-    labels: NDArray[np.int8],
-    kept: NDArray[np.bool_],
-    index: NDArray[np.int64],
-) -> Iterator[ScoredSample]:
     names = finished.own_columns
     own = restore(scores.select(list(names)).to_pylist(), scores.schema) if names else [{}] * scores.num_rows
+    index = finished.starts[shard] + at
     finals = final_masks(scores, labels, kept, index, finished.prune).rows()
-    tokens = {name: ragged(scores[name]).rows() for name in ("input_ids", "loss_mask", "nll", "entropy")}
-    plain = scores.select(["sample_id", "source", "line", "mean_nll", "perplexity", "mean_entropy"]).to_pylist()
-    ranks = quadrants.select(["error_rank", "entropy_rank"]).to_pylist()
-    for i, (row, places) in enumerate(zip(plain, ranks, strict=True)):
-        ids = np.asarray(tokens["input_ids"][i], np.int64)
-        mask = trainable(np.asarray(tokens["loss_mask"][i], np.int8), np.array([0, len(ids)]))
-        nll, entropy, smoothed = spread_scores(mask, tokens["nll"][i], tokens["entropy"][i], finished.prune)
-        yield ScoredSample(
+    tokens = list(sample_tokens(scores, finals, finished.prune))
+    fields = scores.select(["sample_id", "source", "line", "mean_nll", "perplexity", "mean_entropy"]).to_pylist()
+    return [
+        ScoredSample(
             index=int(index[i]),
-            **row,
+            **fields[i],
             quadrant=Quadrant(labels[i]).name,
             kept=bool(kept[i]),
-            **places,
-            input_ids=ids,
-            loss_mask=mask,
-            final_mask=np.asarray(finals[i], np.int8),
-            nll=nll,
-            entropy=entropy,
-            smoothed=smoothed,
+            **ranks[i],
+            tokens=tokens[i],
             own={names[name]: value for name, value in own[i].items()},
         )
-
-
-def spread_scores(
-    mask: NDArray[np.int8], nll: NDArray[Any], entropy: NDArray[Any], prune: PruneSpec
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Scores of n trained tokens, and what stage 2 orders by, at their places in the sample: (T,) each, else NaN."""
-    positions = np.flatnonzero(mask)
-    scores = (nll, entropy, neighbor_scores(np.asarray(nll, np.float64), positions, prune.smoothing))
-    spread = np.full((3, len(mask)), np.nan)
-    spread[:, positions] = scores
-    return spread[0], spread[1], spread[2]
+        for i in range(len(at))
+    ]

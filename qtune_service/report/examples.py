@@ -1,7 +1,7 @@
-"""Example samples: which to show, and how much of each, so that a page stays small whatever the data hold.
+"""Example samples of the report: the choice of samples, and their tokens as runs of HTML, within fixed limits.
 
-Bounds: a number of samples a quadrant, of trained tokens a page, and of characters a prompt or token.
-A prompt is one run of text, of which the middle is left out; what is left out is said.
+The limits are on samples a quadrant, trained tokens a page, and characters a prompt or token, so a page stays small
+whatever the data hold. A prompt is one run of text without its middle, and the page says how much is left out.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal
 
 from markupsafe import Markup, escape
 
-from qtune_service.report.data import ExampleSample, ExampleToken
+from qtune_service.report.data import ExampleSample, TokenView
 from qtune_service.report.text import count, number
 from qtune_service.report.token_view import visible_text
 
@@ -28,7 +28,7 @@ _SHORT_STATE = {"prompt": "p", "kept": "k", "removed": "r", "dropped": "d", "omi
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A stretch of shown text: one trained token, or a whole prompt turn."""
+    """A run of text: one trained token, or a whole prompt turn."""
 
     html: Markup
     css: str
@@ -37,7 +37,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class ShownExample:
-    """A sample with its runs, cut to the page's bounds."""
+    """A sample with its runs, within the limits of the page."""
 
     sample: ExampleSample
     at: int
@@ -48,7 +48,7 @@ class ShownExample:
 
 
 def shown_samples(samples: Sequence[ExampleSample]) -> list[ExampleSample]:
-    """The examples of a page: by quadrant, the typical ones first, else in the order given."""
+    """Return the examples of a page by quadrant, the typical ones first, else in the given order."""
     chosen: dict[str, list[ExampleSample]] = {}
     for sample in samples:
         group = chosen.setdefault(sample.quadrant, [])
@@ -58,7 +58,7 @@ def shown_samples(samples: Sequence[ExampleSample]) -> list[ExampleSample]:
 
 
 def shown_examples(samples: Sequence[ExampleSample]) -> dict[str, list[ShownExample]]:
-    """The examples of a page by quadrant."""
+    """Return the examples of a page by quadrant, as runs."""
     chosen = shown_samples(samples)
     budget = _token_budget([len(trained_tokens(sample)) for sample in chosen])
     shown: dict[str, list[ShownExample]] = {}
@@ -68,7 +68,7 @@ def shown_examples(samples: Sequence[ExampleSample]) -> dict[str, list[ShownExam
 
 
 def _token_budget(lengths: Sequence[int]) -> int:
-    """The largest bound on a sample's tokens that keeps the page's: short samples leave room to long ones."""
+    """Return the largest limit on a sample's tokens that keeps the page's: short samples leave room for long ones."""
     left = MAX_PAGE_TOKENS
     for index, length in enumerate(sorted(lengths)):
         fair = left // (len(lengths) - index)
@@ -78,8 +78,8 @@ def _token_budget(lengths: Sequence[int]) -> int:
     return MAX_PAGE_TOKENS
 
 
-def trained_tokens(sample: ExampleSample) -> list[ExampleToken]:
-    """Its tokens that are trained on, or would be if it were kept whole."""
+def trained_tokens(sample: ExampleSample) -> list[TokenView]:
+    """Return the tokens that are trained on, or would be if the sample were kept whole."""
     return [token for token in sample.tokens if token.state != "prompt"]
 
 
@@ -90,7 +90,7 @@ def _show(sample: ExampleSample, at: int, budget: int) -> ShownExample:
     return ShownExample(sample, at, runs, len(trained), removed)
 
 
-def _runs(tokens: Iterable[ExampleToken], budget: int, *, dropped: bool) -> Iterable[Run]:
+def _runs(tokens: Iterable[TokenView], budget: int, *, dropped: bool) -> Iterable[Run]:
     prompt: list[str] = []
     shown = hidden = 0
     for token in tokens:
@@ -123,7 +123,7 @@ def _prompt_runs(text: str) -> Iterable[Run]:
 
 
 def _run(text: str, state: RunState, title: str = "") -> Run:
-    # A line end and a tab get a sign that CSS draws, so that copied text is the real text.
+    # CSS draws the signs of line ends and tabs, so that copied text is the real text.
     html = (
         escape(visible_text(text)).replace("\n", Markup("<i class=n></i>\n")).replace("\t", Markup("<i class=t></i>\t"))
     )
@@ -135,7 +135,7 @@ def _cut(text: str) -> str:
     return text if len(text) <= MAX_TOKEN_CHARS else text[: MAX_TOKEN_CHARS - 1] + "…"
 
 
-def _title(token: ExampleToken) -> str:
+def _title(token: TokenView) -> str:
     parts = []
     if token.nll is not None:
         parts = [f"NLL {number(token.nll)}", f"PPL {number(math.exp(min(token.nll, 700.0)))}"]
@@ -147,5 +147,5 @@ def _title(token: ExampleToken) -> str:
 
 
 def token_runs(sample: ExampleSample, max_tokens: int) -> tuple[Run, ...]:
-    """The runs of a kept sample, with so many of its trained tokens at most: for pages with bounds of their own."""
+    """Return the runs of a kept sample with at most `max_tokens` trained tokens, for pages with their own limits."""
     return tuple(_runs(sample.tokens, max_tokens, dropped=False))

@@ -1,16 +1,10 @@
-"""report.html: one page that needs nothing but itself.
+"""report.html: one self-contained page.
 
-The chart library comes out of an installed package (vl-convert) and is inlined, 0.9 MB; the rest is hand-written. The
-page carries a content security policy that allows its own two scripts by their hash, no evaluation of strings, and no
-connection at all: whatever the data hold, nothing in them can run or call home, even if an escape were forgotten.
-Bounds on everything that the data decide (rows, names, tokens, points) keep it under 3 MB for any number of samples.
-
-The scripts of the pictures: for report.html as one text, for the service's page as a module that it imports.
-
-Each concern has a file in templates/js, and both pages draw with the same ones. The chart library comes out of an
-installed package (vl-convert), 0.9 MB.
-
-Tables of the page, as plain rows: counts by source and category, quadrants, and how the records went.
+The chart library is part of an installed package (vl-convert) and is inlined, 0.9 MB. The other scripts are ES modules
+in templates/js, joined into one inline script without their imports and exports. The service's pages import the same
+modules. The page's content security policy allows its own two scripts by their hash, no evaluation of strings and no
+connection, so nothing in the data can run or load anything, even if an escape were forgotten. Limits on everything that
+depends on the data (rows, names, tokens, points) keep the page under 3 MB for any number of samples.
 """
 
 from __future__ import annotations
@@ -18,11 +12,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
-from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -156,26 +150,22 @@ def _resource(name: str) -> str:
     return loader.get_source(_environment(), name)[0]
 
 
-PARTS = ("numbers", "copy", "charts", "picking", "what_if", "tokens", "sorting")
-"""In this order: what a file uses stands in one before it."""
-EXPORTS = ("showCommand", "copyText", "drawChart", "drawCharts", "connectPlanes", "connectSlider", "connectBox")
+SCRIPT_MODULES = ("format", "copy", "charts", "picking", "what_if", "tokens", "sorting", "start")
+"""In the order of the joined script: a module comes after those that it imports. Their names share one scope."""
+_IMPORT = re.compile(r"^import [^;]*;\n", re.MULTILINE)
+_EXPORT = re.compile(r"^export ", re.MULTILINE)
 
 
 @cache
 def inline_script() -> str:
-    """For report.html: all parts and the start, which does the rest."""
-    return f'"use strict";\n(async () => {{\n{_joined(*PARTS, "start")}\n}})();'
-
-
-@cache
-def module_script() -> str:
-    """A module of the same parts, which does nothing by itself."""
-    return f"{_joined(*PARTS)}\n\nexport {{ {', '.join(EXPORTS)} }};\n"
+    """Return the script of report.html: all modules in one function."""
+    joined = "\n".join(_resource(f"js/{name}.js") for name in SCRIPT_MODULES)
+    return f'"use strict";\n(async () => {{\n{_EXPORT.sub("", _IMPORT.sub("", joined))}\n}})();'
 
 
 @cache
 def chart_library() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one classic script that sets `window.vegaEmbed`."""
+    """Return Vega, Vega-Lite and Vega-Embed as one classic script that sets `window.vegaEmbed`."""
     import vl_convert
 
     bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
@@ -183,13 +173,8 @@ def chart_library() -> str:
 
 
 def chart_library_version() -> str:
-    """Another one has other bytes."""
+    """Return the version of the package that bundles the chart library."""
     return metadata.version("vl-convert-python")
-
-
-def _joined(*names: str) -> str:
-    folder = files("qtune_service.report") / "templates" / "js"
-    return "\n".join((folder / f"{name}.js").read_text(encoding="utf-8") for name in names)
 
 
 MAX_ROWS = 100

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from qtune_service.output.query import Field, Group, Records
 from qtune_service.output.reader import FinishedOutput
-from qtune_service.report.data import ExampleToken, TokenState
+from qtune_service.report.data import TokenState, TokenView
 from qtune_service.report.terminal import BAR_WIDTH, QUADRANTS, bar, draw_plane
 from qtune_service.report.text import NOTHING, count, number, percent, shorten
 from qtune_service.report.token_view import FIELDS, ShownSample, plain, visible_text
@@ -40,7 +40,7 @@ class Cut:
     trained_tokens: int | None = None
 
 
-def token_text(tokens: Iterable[ExampleToken], *, signs: bool, cut: Cut) -> Text:
+def token_text(tokens: Iterable[TokenView], *, signs: bool, cut: Cut) -> Text:
     """A sample's text, indented. signs: tell tokens apart without colour."""
     text = Text(INDENT)
     for state, run in _runs(tokens, cut):
@@ -59,7 +59,7 @@ def legend(*, signs: bool) -> Text:
     return Text("  ").join(parts)
 
 
-def _runs(tokens: Iterable[ExampleToken], cut: Cut) -> Iterator[tuple[TokenState, str]]:
+def _runs(tokens: Iterable[TokenView], cut: Cut) -> Iterator[tuple[TokenState, str]]:
     """Stretches of tokens of one state."""
     left = cut.trained_tokens
     hidden = 0

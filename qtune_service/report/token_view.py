@@ -1,12 +1,11 @@
-"""Samples as people and scripts are shown them: what is known of each, its own columns, its tokens as text.
+"""The view of samples and tokens that the report, the service's page, analysis files and the terminal share.
 
-Tokens as text: what each token adds to the decoded sample.
-
-A character's bytes may be spread over several tokens; such tokens are decoded as a group, the first shows the text and
-the others show nothing. A group is complete when its decoding no longer ends in U+FFFD. A character has at most four
-bytes and a token at least one, so a U+FFFD that three further tokens did not resolve is in the data itself and stays
-with its token. Each decoding sees the previous group as context (tokenizers drop a leading space at the start of a
-text) and nothing before it, so time is linear in the length.
+`token_texts` returns the text that each token adds to the decoded sample. A character's bytes may be spread over
+several tokens. Such tokens are decoded as a group: the first shows the text and the others show nothing. A group is
+complete when its decoding no longer ends in U+FFFD. A character has at most four bytes and a token at least one, so a
+U+FFFD that three further tokens did not resolve is in the data itself and stays with its token. Each decoding sees the
+previous group as context (tokenizers drop a leading space at the start of a text) and nothing before it, so time is
+linear in the length.
 """
 
 from __future__ import annotations
@@ -20,18 +19,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qtune_service.output.query import Records, SampleTokens, read_rows, read_tokens
-from qtune_service.output.reader import FinishedOutput
-from qtune_service.report.data import ExampleToken
+from qtune_service.output.query import Records, read_rows, read_tokens
+from qtune_service.output.reader import FinishedOutput, SampleTokens
+from qtune_service.report.data import TokenView
 
 Decode = Callable[[list[int]], str]  # with special tokens, and without clean-up of spaces
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
-MAX_GROUP = 64  # tokens; a longer chain of characters that straddle tokens is split where it stands
+MAX_GROUP = 64  # tokens; a longer chain of characters across tokens is split there
 SHOWN_AS_CODE = frozenset("\u200b\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff\u061c")
 
 
 def token_texts(decode: Decode, ids: Sequence[int]) -> list[str]:
-    """One text a token; joined, they are the decoded sample."""
+    """Return one text a token. Joined, they are the decoded sample."""
     texts: list[str] = []
     context: list[int] = []
     start = 0
@@ -44,7 +43,7 @@ def token_texts(decode: Decode, ids: Sequence[int]) -> list[str]:
 
 
 def _group(decode: Decode, context: list[int], ids: Sequence[int], start: int) -> tuple[int, str]:
-    """Number and text of the tokens that must be decoded together, from `start` on."""
+    """Return the number and text of the tokens from `start` that must be decoded together."""
     alone = text = _piece(decode, context, ids[start : start + 1])
     size = 1
     while text.endswith(UNKNOWN):
@@ -61,12 +60,25 @@ def _group(decode: Decode, context: list[int], ids: Sequence[int], start: int) -
 def _piece(decode: Decode, context: list[int], piece: Sequence[int]) -> str:
     before = decode(context) if context else ""
     both = decode([*context, *piece])
-    # A decoder may join broken bytes of the context with the piece; then the piece is read by itself.
+    # A decoder may join broken bytes of the context with the piece. Then the piece is decoded alone.
     return both[len(before) :] if both.startswith(before) else decode(list(piece))
 
 
+def token_views(decode: Decode, tokens: SampleTokens) -> tuple[TokenView, ...]:
+    """Return the views of a sample's tokens, in order."""
+    columns = (tokens.loss_mask, tokens.final_mask, tokens.nll, tokens.entropy, tokens.smoothed)
+    texts = token_texts(decode, tokens.input_ids.tolist())
+    return tuple(map(_view, texts, *(column.tolist() for column in columns)))
+
+
+def _view(text: str, is_trained: bool, is_kept: bool, nll: float, entropy: float, score: float) -> TokenView:
+    if not is_trained:
+        return TokenView(text, "prompt")
+    return TokenView(text, "kept" if is_kept else "removed", nll, entropy, None if math.isnan(score) else score)
+
+
 def visible_text(text: str) -> str:
-    """Text with what cannot be seen, or would reorder its neighbours, written as signs. Line ends and tabs stay."""
+    """Return a text with signs for characters that are invisible or reorder others. Line ends and tabs stay."""
     return "".join(_visible(char) for char in text)
 
 
@@ -85,28 +97,28 @@ FIELDS = (
     "num_tokens", "error_rank", "entropy_rank",
 )  # fmt: skip
 PAGE, ROWS_PAGE = 500, 20_000
-"""Samples that are in memory at a time: whole, and some columns of them."""
+"""Number of samples in memory at a time: whole ones, and some of their columns."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShownSample:
-    """One sample."""
+    """A sample as it is shown."""
 
     fields: Mapping[str, Any]
-    """FIELDS, as far as the output has them, and others that were asked for."""
+    """FIELDS, as far as the output has them, and requested others."""
     own: Mapping[str, Any]
     """The record's own columns, by the names they have there."""
-    tokens: tuple[ExampleToken, ...]
+    tokens: tuple[TokenView, ...]
     named: Mapping[str, Any] = field(default_factory=dict)
-    """What the question named: fields and own columns, by the names that conditions know."""
+    """The requested fields and own columns, by their names in conditions."""
 
     @property
     def tokens_removed(self) -> int:
-        """Trained tokens that are not trained on any more; of a dropped sample, all."""
+        """Number of tokens that the job removes from the loss: for a dropped sample, all trained ones."""
         return sum(token.state == "removed" for token in self.tokens)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data: numbers that JSON has not are text, as in the manifest."""
+        """Return plain data. Numbers that JSON lacks are text, as in the manifest."""
         body = {**self.fields, "tokens_removed": self.tokens_removed, "own": self.own}
         return {**plain(body), "tokens": [plain(asdict(token)) for token in self.tokens]}
 
@@ -114,7 +126,7 @@ class ShownSample:
 def shown_samples(
     finished: FinishedOutput, records: Records, index: NDArray[np.int64], named: Sequence[str] = ()
 ) -> Iterator[ShownSample]:
-    """Some samples (k,) in the order asked for, with the fields that the question named besides FIELDS."""
+    """Yield some samples (k,) in this order, with FIELDS and the `named` fields."""
     decode = finished.decoder()
     ours = [name for name in FIELDS if name in records.fields]
     own = {name: finished.own_columns[of.column] for name, of in records.fields.items() if of.is_own}
@@ -126,24 +138,13 @@ def shown_samples(
             yield ShownSample(
                 fields={name: row[name] for name in ours},
                 own={own[name]: row[name] for name in own},
-                tokens=tuple(_tokens(decode, tokens)),
+                tokens=token_views(decode, tokens),
                 named={name: row[name] for name in named},
             )
 
 
-def _tokens(decode: Decode, tokens: SampleTokens) -> Iterator[ExampleToken]:
-    texts = token_texts(decode, tokens.input_ids.tolist())
-    scores = (column.tolist() for column in (tokens.nll, tokens.entropy, tokens.smoothed))
-    masks = tokens.loss_mask.tolist(), tokens.final_mask.tolist()
-    for text, trained, kept, nll, entropy, score in zip(texts, *masks, *scores, strict=True):
-        if trained:
-            yield ExampleToken(text, "kept" if kept else "removed", nll, entropy, None if math.isnan(score) else score)
-        else:
-            yield ExampleToken(text, "prompt")
-
-
 def plain(value: Any) -> Any:
-    """A value as JSON can hold it: what it has no form for becomes text."""
+    """Return a value that JSON can represent. Others become text."""
     if isinstance(value, Mapping):
         return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

@@ -91,10 +91,10 @@ def test_speed_is_there_while_a_job_runs(client: httpx.Client, folder: Path, pru
     assert client.get(f"{pruned}/history").json()["at_s"] == []
 
 
-def test_scripts_of_pictures_are_kept_for_good(client: httpx.Client) -> None:
-    """Under the digest of all static files."""
-    for name in ("pictures.js", "vega.js"):
+def test_scripts_of_charts_are_cached(client: httpx.Client) -> None:
+    """Browsers cache the chart library and the report's modules under the digest of all static files."""
+    for name in ("report/js/charts.js", "vega.js"):
         answer = client.get(f"/static/{digest()}/{name}")
         assert (answer.status_code, answer.headers["content-type"]) == (200, "text/javascript; charset=utf-8")
         assert "immutable" in answer.headers["cache-control"]
-    assert "export {" in client.get(f"/static/{digest()}/pictures.js").text
+    assert "export const drawCharts" in client.get(f"/static/{digest()}/report/js/charts.js").text

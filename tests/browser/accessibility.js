@@ -1,4 +1,4 @@
-// What is wrong with what is to be seen of a page now; see accessibility.py.
+// Faults of the visible elements of a page, for accessibility.py.
 () => {
   const found = [];
   const shown = (e) => e.checkVisibility({ opacityProperty: true, visibilityProperty: true }) && e.getClientRects().length > 0;
@@ -10,16 +10,16 @@
     if (!name) say("a field without a name", e);
   }
   for (const e of all("button, a[href], summary")) {
-    if (!(e.getAttribute("aria-label") || e.textContent.trim())) say("nothing says what it does", e);
+    if (!(e.getAttribute("aria-label") || e.textContent.trim())) say("a control without a name", e);
   }
   for (const e of document.querySelectorAll("[aria-describedby], [aria-labelledby]")) {
     for (const id of `${e.getAttribute("aria-describedby") ?? ""} ${e.getAttribute("aria-labelledby") ?? ""}`.split(/\s+/)) {
-      if (id && !document.getElementById(id)) say(`names ${id}, which is not there`, e);
+      if (id && !document.getElementById(id)) say(`references ${id}, which does not exist`, e);
     }
   }
   const ids = [...document.querySelectorAll("[id]")].map((e) => e.id);
-  for (const id of new Set(ids.filter((id, i) => ids.indexOf(id) !== i))) found.push(`id twice: ${id}`);
-  if (document.querySelectorAll("h1").length !== 1) found.push("not one h1");
+  for (const id of new Set(ids.filter((id, i) => ids.indexOf(id) !== i))) found.push(`duplicate id: ${id}`);
+  if (document.querySelectorAll("h1").length !== 1) found.push("no single h1");
   let level = 0;
   for (const e of all("h1, h2, h3, h4")) {
     const next = Number(e.tagName[1]);

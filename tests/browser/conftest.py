@@ -1,4 +1,4 @@
-"""One browser for all tests of pages."""
+"""The browser that all tests of pages share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking",
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """Headless Chromium of this machine."""
+    """Start this machine's Chromium, headless."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         pytest.skip("needs a system Chromium: apt-get install chromium")

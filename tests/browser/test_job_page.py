@@ -45,7 +45,7 @@ def opened(browser: Any, place: JobSite, job: str, **settings: Any) -> tuple[Any
 def finished_page(browser: Any, place: JobSite, job: str, **settings: Any) -> tuple[Any, Seen]:
     """Open the page of a finished job and wait until all of it is there."""
     page, seen = opened(browser, place, job, **settings)
-    page.wait_for_selector("#job[data-pictures=drawn]")
+    page.wait_for_selector("#job[data-charts=drawn]")
     page.wait_for_selector("#sample-list details")
     page.wait_for_selector(".snippet")
     return page, seen
@@ -61,7 +61,7 @@ def test_a_finished_job_shows_what_it_gave(browser: Any, place: JobSite, done: s
     page, seen = finished_page(browser, place, done)
     counts = outputs.pruned.manifest["counts"]
     assert page.inner_text("#status") == "✓ succeeded"
-    assert f"Kept {counts['kept']} of {counts['scored']}" in page.inner_text("#told")
+    assert f"Kept {counts['kept']} of {counts['scored']}" in page.inner_text("#status-text")
     for chart in ("plane", "ranks"):
         assert page.locator(f"[data-chart={chart}] .samples_marks path").count() == NUM_SAMPLES
     rows = page.locator("#quadrant-rows tr").all_inner_texts()
@@ -89,9 +89,9 @@ def test_the_slider_prunes_again(browser: Any, place: JobSite, done: str) -> Non
     page.focus("#ratio")
     for _ in range(5):
         page.keyboard.press("ArrowRight")
-    assert page.input_value("#again-samples") == "0.425"
+    assert page.input_value("#reprune-samples") == "0.425"
     assert page.inner_text("output") == "42.5%"
-    page.fill("#again-tokens", "0.5")
+    page.fill("#reprune-tokens", "0.5")
     page.click("text=Prune again at 42.5%")
     page.wait_for_url(lambda url: not url.endswith(done))
     job = place.job(page.url.rsplit("/", 1)[-1])
@@ -104,11 +104,11 @@ def test_the_slider_prunes_again(browser: Any, place: JobSite, done: str) -> Non
 def test_a_wrong_ratio_is_told_beside_its_field(browser: Any, place: JobSite, done: str) -> None:
     """And nothing is sent."""
     page, seen = finished_page(browser, place, done)
-    page.fill("#again-samples", "1.5")
+    page.fill("#reprune-samples", "1.5")
     before = len(seen.requests)
-    page.click("#again-go")
-    assert page.inner_text("#again-samples-error") == "Give a number above 0, up to 1."
-    assert page.evaluate("document.activeElement.id") == "again-samples"
+    page.click("#reprune-start")
+    assert page.inner_text("#reprune-samples-error") == "Enter a number above 0 and at most 1."
+    assert page.evaluate("document.activeElement.id") == "reprune-samples"
     assert len(seen.requests) == before
 
 
@@ -117,7 +117,7 @@ def test_samples_by_quadrant_fate_and_condition(browser: Any, place: JobSite, do
     page, seen = finished_page(browser, place, done)
     page.check("input[name=quadrant][value=Q3]", force=True)
     expect(page.locator(".sample .label")).to_have_text(["Q3"] * 10)
-    assert "It would be kept from a keep ratio of about" in page.inner_text(".sample[open] .reason")
+    assert "It would be kept at keep ratios from about" in page.inner_text(".sample[open] .reason")
     page.click("#sample-after")
     expect(page.locator("#sample-total")).to_contain_text("11\u201320 of ")
     page.check("input[name=quadrant][value='']", force=True)
@@ -187,7 +187,7 @@ def test_hostile_texts_do_nothing(browser: Any, place: JobSite, done: str, outpu
     for name, answer in answers.items():
         page.route(f"**/api/v1/jobs/*/{name}?*", answering(answer))
     page.goto(place.page(job))
-    page.wait_for_selector("#job[data-pictures=drawn]")
+    page.wait_for_selector("#job[data-charts=drawn]")
     page.click("#rejected summary")
     page.wait_for_selector("#rejected pre")
     shown = page.inner_text(".tokens")
@@ -293,7 +293,7 @@ def test_speed_is_drawn_also_after_a_reload(browser: Any, place: JobSite) -> Non
     progress.write_text(json.dumps(body))
     page.reload()
     page.wait_for_selector("#speed .drawing[data-state=drawn] path")
-    assert "800 at most" in page.inner_text("#speed")
+    assert "highest 800" in page.inner_text("#speed")
     assert seen.complaints == []
     place.end(job)
 
@@ -338,7 +338,7 @@ def test_a_result_that_could_not_be_read_is_read_later(browser: Any, place: JobS
     page.goto(place.page(done))
     page.wait_for_selector("#connection:not([hidden])")
     page.unroute_all()
-    page.wait_for_selector("#job[data-pictures=drawn]")
+    page.wait_for_selector("#job[data-charts=drawn]")
     assert [text for text in seen.complaints if not text.startswith("Failed to load resource")] == []
 
 
@@ -350,7 +350,7 @@ def test_a_reader_is_offered_nothing_that_changes(browser: Any, place: JobSite, 
     page.goto(place.page(done))
     page.wait_for_selector(".snippet")
     assert page.locator("#actions :visible").all_inner_texts() == ["Download", "Compare"]
-    assert not page.is_visible("#again")
+    assert not page.is_visible("#reprune")
     assert "QTUNE_TOKEN" in page.inner_text("#with-curl")
 
 
@@ -359,8 +359,8 @@ def test_scores_alone_can_be_pruned_from_the_page(browser: Any, place: JobSite, 
     page, seen = opened(browser, place, place.add_finished(outputs.scored))
     page.wait_for_selector(".snippet")
     page.wait_for_selector("#sample-list details")
-    assert not page.is_visible("#pictures")
-    assert page.is_visible("#again-go")
+    assert not page.is_visible("#charts")
+    assert page.is_visible("#reprune-start")
     assert seen.complaints == []
 
 

@@ -104,11 +104,11 @@ def test_a_form_makes_one_job_with_what_was_chosen(browser: Any, site: Site) -> 
     page.focus(MODEL)
     page.keyboard.type("succeed")
     page.keyboard.press("Escape")  # the list of suggestions
-    page.focus('[data-slides="prune-sample_keep_ratio"]')
+    page.focus('[data-slider-for="prune-sample_keep_ratio"]')
     for _ in range(10):
         page.keyboard.press("ArrowLeft")
     assert page.input_value('[data-field="prune.sample_keep_ratio"]') == "0.4"
-    assert "80 are kept" in page.inner_text("#sample-picture figcaption")
+    assert "80 of 200" in page.inner_text("#example-plane figcaption")
     command = shlex.split(page.inner_text("#command"))
     file = JobSpec.model_validate_json(page.text_content("#spec"))
     flags = ["--model", "succeed", "--sample-keep-ratio", "0.4", "--output", "out"]
@@ -132,7 +132,7 @@ def test_an_answer_that_got_lost_makes_no_second_job(browser: Any, site: Site) -
     page.fill(MODEL, "succeed")
     page.route("**/api/v1/jobs", lambda route: (route.fetch(), route.abort()))
     _start(page)
-    page.get_by_text("it stays one job").wait_for()
+    page.get_by_text("not be created twice").wait_for()
     page.unroute("**/api/v1/jobs")
     page.locator("#connection").wait_for(state="hidden")
     _start(page)
@@ -147,7 +147,7 @@ def test_only_scoring_sends_no_ratios(browser: Any, site: Site) -> None:
     page.fill(MODEL, "succeed")
     page.fill('[data-field="prune.sample_keep_ratio"]', "0.3")
     page.get_by_label("Only score now").check()
-    assert not page.is_visible("#sample-picture")
+    assert not page.is_visible("#example-plane")
     assert shlex.split(page.inner_text("#command"))[:2] == ["qtune", "score"]
     assert "--sample-keep-ratio" not in page.inner_text("#command")
     _start(page)
@@ -174,7 +174,7 @@ def test_a_file_is_uploaded_and_used(browser: Any, site: Site, tmp_path: Path) -
     assert "bad.parquet" in page.inner_text("#uploads")
     assert faults(page) == []
     page.fill(PATHS, "")
-    page.get_by_text("Uploaded before").click()
+    page.get_by_text("Earlier uploads").click()
     page.get_by_role("button", name="Use good.jsonl").click()
     assert page.input_value(PATHS).startswith("dataset://")
     page.fill(MODEL, "succeed")

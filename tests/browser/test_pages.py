@@ -66,7 +66,7 @@ def test_the_list_follows_its_jobs(browser: Any, site: Site) -> None:
     slow.locator(".status.running").wait_for()
     slow.get_by_text("3 of 8 samples").wait_for()
     assert slow.locator("progress").evaluate("(bar) => bar.position") == 3 / 8
-    assert slow.locator(".pace").inner_text() == "12 tokens/s · 4.6 s left"
+    assert slow.locator(".speed").inner_text() == "12 tokens/s · 4.6 s left"
     _submit(site, "next")
     _row(page, "next").locator(".status.queued").wait_for()
     slow.get_by_role("button", name="Actions for slow").click()
@@ -155,7 +155,7 @@ def test_a_lost_connection_is_said_and_recovered(browser: Any, site: Site) -> No
     site.stop()
     banner = page.locator("#connection")
     banner.wait_for()
-    assert re.search(r"The server does not answer\. What you see is of \d\d:\d\d:\d\d\.", banner.inner_text())
+    assert re.search(r"The server does not answer\. Last update \d\d:\d\d:\d\d\.", banner.inner_text())
     assert _row(page, "before").is_visible()
     site.start()
     _submit(site, "after")
@@ -223,8 +223,8 @@ def test_signing_in_leads_back_and_signing_out_ends(browser: Any, tmp_path: Path
         assert page.evaluate("document.activeElement.id") == "token"
         _sign_in(page, token)
         page.wait_for_url(f"{site.url}/?status=failed")
-        page.locator("#who", has_text="ann").wait_for()
-        assert "submit" in page.inner_text("#who")
+        page.locator("#user", has_text="ann").wait_for()
+        assert "submit" in page.inner_text("#user")
         page.get_by_role("button", name="Sign out").click()
         page.wait_for_url(f"{site.url}/sign-in")
         page.goto(site.url)
@@ -280,12 +280,12 @@ def test_pages_can_be_read(browser: Any, tmp_path: Path, outputs: FinishedOutput
         _row(page, "two").get_by_role("button", name="Delete").click()
         assert faults(page) == []
         page.goto(f"{site.url}/compare?a={first.id}&b={second.id}")
-        page.get_by_role("heading", name="What changed sides").wait_for()
+        page.get_by_role("heading", name="Changes of quadrant").wait_for()
         assert faults(page) == []
         page.goto(f"{site.url}/new")
         page.evaluate("for (const fold of document.querySelectorAll('details')) fold.open = true")
         page.get_by_role("button", name="Start the job").click()
-        page.get_by_text("2 things are wrong").wait_for()
+        page.get_by_text("2 problems").wait_for()
         assert faults(page) == []
         assert [c for c in seen.complaints if "404" not in c] == []
         _end_all(site)

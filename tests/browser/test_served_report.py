@@ -1,4 +1,4 @@
-"""The report as the service serves it, in a real browser: it works, and has no access to the service."""
+"""Tests of the report that the service serves, in a browser: it works without access to the service."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.finished_outputs import FinishedOutputs
 
 
 def test_the_served_report_is_alive_and_alone(tmp_path: Path, outputs: FinishedOutputs, browser: Any) -> None:
-    """Its scripts and styles work in the sandbox; it reads neither cookies nor the API."""
+    """Scripts and styles work in the sandbox, without access to cookies or the API."""
     with serving(settings(tmp_path), scripted(tmp_path)) as client:
         job = finished_job(tmp_path, outputs.pruned)
         page = browser.new_page()

@@ -37,7 +37,7 @@ def commands(page: str) -> list[str]:
     return BLOCK.findall((DOCS / page).read_text(encoding="utf-8"))
 
 
-def type_in(block: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def type_in(block: str, folder: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     """Run a block in a shell that has the command."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
@@ -46,7 +46,7 @@ def type_in(block: str, folder: Path) -> subprocess.CompletedProcess[str]:
         env=environment({"PATH": path}),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout,
         check=False,
     )
 

@@ -16,7 +16,6 @@ from qtune_service.output.query.fields import Field, Records, rejected_of, sampl
 from qtune_service.output.query.search import (
     Found,
     Group,
-    SampleTokens,
     Selection,
     find,
     find_sample,
@@ -27,6 +26,6 @@ from qtune_service.output.query.search import (
 )
 
 __all__ = [
-    "Field", "Found", "Group", "Limits", "Records", "SampleTokens", "Selection", "find", "find_sample", "group_by",
+    "Field", "Found", "Group", "Limits", "Records", "Selection", "find", "find_sample", "group_by",
     "index_of", "read_rows", "read_tokens", "rejected_of", "samples_of",
 ]  # fmt: skip

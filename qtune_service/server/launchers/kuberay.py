@@ -98,7 +98,7 @@ class KubeApi:
         if found is None:
             raise LaunchError(
                 f"there is no RayCluster {name!r} in namespace {self.namespace!r}",
-                "QTUNE_KUBE_CLUSTER is the name of the template of the jobs' clusters. See docs/operations/kubernetes.md.",
+                "QTUNE_KUBE_CLUSTER names the template of the jobs' clusters. See docs/operations/kubernetes.md.",
             )
         return found
 

@@ -48,7 +48,7 @@ class RayApi:
         if body.get("version") != API_VERSION:
             raise LaunchError(
                 f"Ray {body.get('ray_version')} at {self.address} has version {body.get('version')} of the Jobs API",
-                f"This server supports version {API_VERSION}. Run one of the Ray versions in docs/operations/service.md.",
+                f"This server supports version {API_VERSION}. Run a Ray version of docs/operations/service.md.",
             )
 
     def submit(self, submission: Mapping[str, Any]) -> None:

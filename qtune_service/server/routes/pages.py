@@ -1,8 +1,8 @@
-"""Serve the web page: HTML shells, static files, and chart scripts.
+"""Serve the web page: HTML shells, static files, and the chart library.
 
 All data come from the API with the caller's rights. There is no build step. Scripts are plain ES modules, and pages
-share the stylesheets of the report. The URL of a static file contains a digest of all static files, so cached files are
-never stale.
+share the stylesheets and scripts of the report. The URL of a static file contains a digest of all static files, so
+cached files are never stale.
 
 The chart library comes from an installed package, which runs a JavaScript engine to bundle it and needs 90 MB of
 memory. So a child process writes the bundle to the server's data folder, once for each version.
@@ -38,7 +38,7 @@ from starlette.types import Scope
 from qtune_service import __version__
 from qtune_service.errors import StorageError
 from qtune_service.job_states import JobStatus
-from qtune_service.report.html import chart_library_version, module_script
+from qtune_service.report.html import chart_library_version
 from qtune_service.server.dependencies import PageReader, TheServer
 from qtune_service.server.isolation.processes import child_environment
 from qtune_service.wire import JobRequest
@@ -46,7 +46,7 @@ from qtune_service.wire import JobRequest
 charts_router = APIRouter(include_in_schema=False)
 JAVASCRIPT = "text/javascript; charset=utf-8"
 KEPT = {"Cache-Control": "public, max-age=31536000, immutable"}
-"""The URLs of both scripts contain the digest."""
+"""The library's version is part of the digest in its path."""
 MAKE_TIMEOUT_S = 60
 _making = Lock()
 _WRITE = """
@@ -55,17 +55,6 @@ from pathlib import Path
 from qtune_service.report.html import chart_library
 Path(sys.argv[1]).write_text(chart_library(), encoding="utf-8")
 """
-
-
-def versions() -> bytes:
-    """Return the versions of both scripts, for the digest of static files."""
-    return f"{chart_library_version()}\n{module_script()}".encode()
-
-
-@charts_router.get("/static/{digest}/pictures.js")
-def pictures() -> Response:
-    """Return the module that draws charts, slider and tokens."""
-    return Response(module_script(), media_type=JAVASCRIPT, headers=KEPT)
 
 
 def library_file(server: TheServer) -> Path:
@@ -107,7 +96,7 @@ FLAGS = {
     "engine.enable_prefix_caching": "--prefix-caching",
 }
 """Where a flag of `qtune prune` has another name than its field; the empty one has none before its values."""
-LABELS = {"engine.name": "Engine", "output.path": "Folder or URI of the result; by default one of the server's"}
+LABELS = {"engine.name": "Engine", "output.path": "Output folder or URI; by default a folder of the server"}
 """Where a field's own name says too little without its part."""
 WITHOUT_FLAG = {
     "engine.cpus_per_actor", "engine.logits_bytes", "engine.head_kernel", "engine.gpu_memory_utilization",
@@ -212,8 +201,10 @@ def _kind(name: str, body: Mapping[str, Any]) -> Kind:
 
 
 STATIC = Path(str(files("qtune_service.server"))) / "static"
-REPORT_CSS = Path(str(files("qtune_service.report"))) / "templates" / "css"
-STYLES = ("report/page", "report/tables", "report/figures", "report/samples", "report/media", "css/shell")
+REPORT = Path(str(files("qtune_service.report"))) / "templates"
+STYLES = (
+    "report/css/page", "report/css/tables", "report/css/figures", "report/css/samples", "report/css/media", "css/shell",
+)  # fmt: skip
 PLACED = {
     "input.paths", "model.name", "prune.sample_keep_ratio", "prune.token_keep_ratio", "prune.strategy",
     "prune.strategy_order", "prune.token_strategy",
@@ -227,7 +218,8 @@ def install(app: FastAPI) -> None:
     """Install the pages and their static files."""
     app.include_router(router)
     app.include_router(charts_router)
-    app.mount("/static/{digest}/report", _CachedFiles(directory=REPORT_CSS))
+    app.mount("/static/{digest}/report/css", _CachedFiles(directory=REPORT / "css"))
+    app.mount("/static/{digest}/report/js", _CachedFiles(directory=REPORT / "js"))
     app.mount("/static/{digest}", _CachedFiles(directory=STATIC))
 
 
@@ -271,8 +263,8 @@ def job(job_id: str, _who: PageReader) -> str:
 @cache
 def digest() -> str:
     """Return a digest of all static files."""
-    found = hashlib.sha256(versions())
-    for root in (STATIC, REPORT_CSS):
+    found = hashlib.sha256(chart_library_version().encode())
+    for root in (STATIC, REPORT / "css", REPORT / "js"):
         for path in sorted(p for p in root.rglob("*") if p.is_file()):
             found.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
     return found.hexdigest()[:16]

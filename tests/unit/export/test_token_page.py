@@ -109,7 +109,7 @@ def test_text_in_the_data_stays_text(nasty: FinishedOutput, tmp_path: Path) -> N
     assert not [attrs for _, attrs in page.tags for name in attrs if name.startswith("on") or name == "src"]
     decode = nasty.decoder()
     samples = [sample for shard, number in nasty.shards.items() for sample in read_samples(nasty, shard, range(number))]
-    texts = [decode(sample.input_ids.tolist()) for sample in samples if sample.quadrant == "Q2"]
+    texts = [decode(sample.tokens.input_ids.tolist()) for sample in samples if sample.quadrant == "Q2"]
     shown = ["".join(text for _, _, text in article) for article in page.articles]
     plain = [text.replace("\u202e", "⟨U+202E⟩").replace("\u2066", "⟨U+2066⟩") for text in texts]
     assert shown == plain

@@ -297,7 +297,7 @@ def test_tokens_agree_with_whole_samples(outputs: FinishedOutputs, records: Reco
     wholes = read_samples(outputs.pruned, shard, [3, 1])
     for whole, tokens in zip(wholes, read_tokens(outputs.pruned, records, start + np.array([3, 1])), strict=True):
         for name in ("input_ids", "loss_mask", "nll", "entropy", "smoothed"):
-            np.testing.assert_array_equal(getattr(tokens, name), getattr(whole, name))
+            np.testing.assert_array_equal(getattr(tokens, name), getattr(whole.tokens, name))
 
 
 def test_only_the_rows_that_are_shown_are_held(

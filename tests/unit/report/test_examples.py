@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from qtune_service.report.data import ExampleSample, ExampleToken
+from qtune_service.report.data import ExampleSample, TokenView
 from qtune_service.report.examples import (
     MAX_PAGE_TOKENS,
     MAX_PER_QUADRANT,
@@ -70,9 +70,7 @@ def test_long_samples_share_the_page_and_say_what_is_missing() -> None:
 def test_long_prompts_keep_both_ends() -> None:
     """The middle is left out, and its length said."""
     prompt = "A" * 5_000 + "B" * 5_000
-    sample = ExampleSample(
-        "s", "s", 1, "Q4", 2, 1, (ExampleToken(prompt, "prompt"), ExampleToken("x", "kept", 1.0, 1.0))
-    )
+    sample = ExampleSample("s", "s", 1, "Q4", 2, 1, (TokenView(prompt, "prompt"), TokenView("x", "kept", 1.0, 1.0)))
     head, gap, tail, _ = shown_examples([sample])["Q4"][0].runs
     assert (len(head.html), len(tail.html)) == (PROMPT_HEAD_CHARS, PROMPT_TAIL_CHARS)
     assert f"{10_000 - PROMPT_HEAD_CHARS - PROMPT_TAIL_CHARS:,} characters" in gap.html

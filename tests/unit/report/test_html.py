@@ -39,7 +39,7 @@ def test_the_page_says_the_numbers_of_the_job() -> None:
     for value in (data.counts.kept, data.counts.q1, data.tokens.before, data.tokens.after, data.counts.read):
         assert f"{value:,}" in text
     assert "4,000 of 12,345 samples are drawn as points" in text
-    assert "Before you use this" in text
+    assert "Warnings" in text
     assert "no_assistant_turn 82" in text
 
 
@@ -87,7 +87,7 @@ def test_the_page_stays_small_whatever_the_data_hold() -> None:
     )  # fmt: skip
     page = render_report(replace(data, counts=replace(data.counts, reasons=reasons)))
     assert len(page.encode()) < 3_000_000, len(page.encode())
-    assert "The 100 largest of 3,000; summary_statistics.json holds them all." in page
+    assert "The 100 largest of 3,000. summary_statistics.json contains all of them." in page
 
 
 def test_a_million_samples_make_a_page_under_three_megabytes() -> None:

@@ -11,7 +11,7 @@ from rich.console import Console, RenderableType
 
 from qtune_service.output.query import Group, Selection, find, samples_of
 from qtune_service.output.reader import FinishedOutput
-from qtune_service.report.data import ExampleToken
+from qtune_service.report.data import TokenView
 from qtune_service.report.terminal import HEIGHT, SAMPLE, bar, describe_job, draw_plane
 from qtune_service.report.terminal_samples import (
     Cut,
@@ -29,13 +29,13 @@ from tests.finished_outputs import FinishedOutputs
 
 ALL = Cut()
 TOKENS = (
-    ExampleToken("Q?\n", "prompt"),
-    ExampleToken("It", "kept", 0.5, 0.5, 1.6),
-    ExampleToken(" is", "kept", 0.5, 0.5, 1.6),
-    ExampleToken(" grey", "removed", 4.0, 0.5, 54.0),
-    ExampleToken("\n", "removed", 3.0, 0.5, 20.0),
-    ExampleToken("<end>", "kept", 0.1, 0.1, 1.1),
-    ExampleToken("\n", "prompt"),
+    TokenView("Q?\n", "prompt"),
+    TokenView("It", "kept", 0.5, 0.5, 1.6),
+    TokenView(" is", "kept", 0.5, 0.5, 1.6),
+    TokenView(" grey", "removed", 4.0, 0.5, 54.0),
+    TokenView("\n", "removed", 3.0, 0.5, 20.0),
+    TokenView("<end>", "kept", 0.1, 0.1, 1.1),
+    TokenView("\n", "prompt"),
 )
 
 
@@ -66,7 +66,7 @@ def test_tokens_in_colour() -> None:
 
 def test_long_samples_are_cut() -> None:
     """A list shows the ends of a prompt and the first tokens, and says how many more there are."""
-    tokens = [ExampleToken("ab" * 500, "prompt"), *(ExampleToken(f" {i}", "kept", 1.0, 1.0) for i in range(20))]
+    tokens = [TokenView("ab" * 500, "prompt"), *(TokenView(f" {i}", "kept", 1.0, 1.0) for i in range(20))]
     shown = printed(token_text(tokens, signs=True, cut=Cut(prompt_chars=40, trained_tokens=3)))
     assert shown == f"  {'ab' * 5} … {'ab' * 15}{{+ 0 1 2+}} … 17 more trained tokens\n"
 
@@ -78,7 +78,7 @@ def test_data_cannot_steer_the_terminal() -> None:
         {"sample_id": "0", "source": f"d{evil}", "line": 1, "perplexity": 1.0, "mean_entropy": 1.0, "num_tokens": 1}
         | {"truncated": False},
         {"own": evil},
-        (ExampleToken(evil, "prompt"), ExampleToken(evil, "kept", 1.0, 1.0)),
+        (TokenView(evil, "prompt"), TokenView(evil, "kept", 1.0, 1.0)),
         {"note": evil},
     )
     group = Group(evil, 1, {}, None, 1, 1.0, 1.0)

@@ -1,13 +1,14 @@
-// Drawing: data travel as columns and are shared by charts; Vega-Lite wants rows in each.
+// Drawing of Vega-Lite charts. Data arrive as columns that several charts share; Vega-Lite needs rows in each chart.
 
-const asRows = (columns) => {
+export const asRows = (columns) => {
   if (Array.isArray(columns)) return columns;
   const fields = Object.keys(columns);
-  return columns[fields[0]].map((_, at) => Object.fromEntries(fields.map((field) => [field, columns[field][at]])));
+  const row = (index) => Object.fromEntries(fields.map((field) => [field, columns[field][index]]));
+  return columns[fields[0]].map((_, index) => row(index));
 };
 
-// A plane in ranks is square, which a Vega-Lite specification that follows its container cannot say.
-const SQUARE_MARGIN = 66; // axis, labels and padding beside the plot
+// The plane in ranks is square. Vega-Lite cannot express this for a chart that follows the width of its container.
+const SQUARE_MARGIN = 66; // pixels for the axis, the labels and the padding
 const MAX_SQUARE = 440;
 const squareSize = (element) => Math.max(Math.min(element.clientWidth - SQUARE_MARGIN, MAX_SQUARE), 160);
 
@@ -20,15 +21,15 @@ const keepSquare = (element, view) => {
   });
 };
 
-// `ast` makes Vega walk expressions instead of compiling them: the page's policy forbids evaluating strings. Styles are the
-// page's own, for the service's policy allows none that a script adds.
+// `ast` makes Vega interpret expressions instead of compiling them, because the page's policy forbids evaluating
+// strings. Styles come from the page's own files, because the service's policy forbids styles that a script adds.
 const EMBED = {
   mode: "vega-lite", renderer: "svg", actions: false, ast: true, defaultStyle: false,
   tooltip: { theme: "custom", disableDefaultStyle: true },
 };
 
-// Draws a chart in an element and gives its view; null where it failed, which it then says in its place.
-const drawChart = async (element, spec) => {
+// Draw a chart in an element and return its view. If drawing fails, show the error in the element and return null.
+export const drawChart = async (element, spec) => {
   const isSquare = "square" in element.dataset;
   if (isSquare) spec.width = spec.height = squareSize(element);
   try {
@@ -38,18 +39,18 @@ const drawChart = async (element, spec) => {
     return view;
   } catch (error) {
     element.dataset.state = "failed";
-    element.textContent = `The picture could not be drawn: ${error.message}`;
+    element.textContent = `The chart could not be drawn: ${error.message}`;
     return null;
   }
 };
 
-// Fills `views` by name, chart by chart.
-const drawCharts = async (data, views) => {
+// Draw the charts of the page one after the other, and put their views into `views` by name.
+export const drawCharts = async (data, views) => {
   for (const element of document.querySelectorAll("[data-chart]")) {
     const name = element.dataset.chart;
     const spec = data.charts[name];
     if (!spec) continue;
-    // Each chart gets rows of its own, since Vega writes into them.
+    // Vega writes into its rows, so each chart gets its own.
     spec.datasets = Object.fromEntries(spec.datasets.map((dataset) => [dataset, asRows(data.datasets[dataset])]));
     const view = await drawChart(element, spec);
     if (view) views[name] = view;

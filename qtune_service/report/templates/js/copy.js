@@ -1,14 +1,18 @@
-// Commands, and buttons that copy them. A page from a file may have no clipboard permission, so the old way goes first: it
-// needs none, only a click. Where both fail, the command is selected and the button says which keys to press.
+// Shell commands, and the buttons that copy them.
+//
+// A page opened from a file may have no clipboard permission, so copying a selection comes first: it needs only a
+// click. If both ways fail, the text is selected and the button names the keys to press.
 
-// Each word is an element, so that a line ends between words and not at the hyphens of a flag.
-const showCommand = (element, command) => {
-  const words = command.split(" ").map((word) => {
+const LABEL_SHOWN_MS = 2500;
+
+// Put each argument into its own element, so that a line breaks between arguments and not at the hyphens of a flag.
+export const showCommand = (element, command) => {
+  const parts = command.split(" ").map((text) => {
     const span = document.createElement("span");
-    span.textContent = word;
+    span.textContent = text;
     return span;
   });
-  element.replaceChildren(...words.flatMap((word, at) => (at === 0 ? [word] : [" ", word])));
+  element.replaceChildren(...parts.flatMap((part, index) => (index === 0 ? [part] : [" ", part])));
 };
 
 const copyBySelection = (text) => {
@@ -18,9 +22,9 @@ const copyBySelection = (text) => {
   field.style.opacity = "0";
   document.body.append(field);
   field.select();
-  const copied = document.execCommand("copy");
+  const isCopied = document.execCommand("copy");
   field.remove();
-  return copied;
+  return isCopied;
 };
 
 const copyByPermission = async (text) => {
@@ -32,18 +36,19 @@ const copyByPermission = async (text) => {
   }
 };
 
-const copyText = async (text) => copyBySelection(text) || (await copyByPermission(text));
-
-const connectCopyButtons = () => {
-  for (const button of document.querySelectorAll("button[data-copy]")) {
-    const label = button.textContent;
-    button.addEventListener("click", async () => {
-      const element = document.getElementById(button.dataset.copy);
-      const copied = await copyText(element.textContent);
-      button.focus({ preventScroll: true });
-      if (!copied) window.getSelection().selectAllChildren(element);
-      button.textContent = copied ? "Copied" : "Press Ctrl+C";
-      setTimeout(() => { button.textContent = label; }, 2500);
-    });
-  }
+// Let each `button[data-copy]`, now or later, copy the text of the element whose id it holds.
+// `announce` gets the result, for screen readers.
+export const connectCopyButtons = (announce = () => {}) => {
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest("button[data-copy]");
+    if (!button) return;
+    const element = document.getElementById(button.dataset.copy);
+    const label = (button.dataset.label ??= button.textContent);
+    const isCopied = copyBySelection(element.textContent) || (await copyByPermission(element.textContent));
+    button.focus({ preventScroll: true });
+    if (!isCopied) window.getSelection().selectAllChildren(element);
+    button.textContent = isCopied ? "Copied" : "Press Ctrl+C";
+    announce(button.textContent);
+    setTimeout(() => { button.textContent = label; }, LABEL_SHOWN_MS);
+  });
 };

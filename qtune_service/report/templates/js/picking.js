@@ -1,36 +1,41 @@
-// Picking a sample in a plane, by click or by keys: both planes ring it, the panel tells it, and a sample whose tokens the
-// page can show is opened. Which ones these are, and how, `tokens` says: {link(row) -> href or null, open(row)}.
+// Selection of a sample in the two planes, by click or by keyboard. Both planes ring it, and a panel shows its scores.
 
-const connectPlanes = (views, data, tokens) => {
+import { asRows } from "./charts.js";
+import { showCommand } from "./copy.js";
+import { count, number, shellQuote } from "./format.js";
+
+// Connect both planes to the panel. `tokens` opens a sample with its tokens, where the page can show them:
+// {link(row) -> href or null, open(row)}.
+export const connectPlanes = (views, data, tokens) => {
   const panel = document.getElementById("picked");
   const planes = ["plane", "ranks"].filter((name) => views[name]).map((name) => views[name]);
   const samples = asRows(data.datasets.samples);
 
-  const say = (name, text) => { panel.querySelector(`[data-of="${name}"]`).textContent = text; };
+  const setField = (name, text) => { panel.querySelector(`[data-of="${name}"]`).textContent = text; };
 
-  const tell = (row) => {
+  const showDetails = (row) => {
     panel.querySelector(".hint").hidden = true;
     panel.querySelector(".found").hidden = false;
     panel.querySelector(".dot").className = `dot ${row.q}`;
-    say("label", `${row.q} ${data.quadrants[row.q]}, ${row.k ? "kept" : "dropped"}`);
-    say("id", row.id);
-    say("perplexity", fourDigits(row.p));
-    say("entropy", fourDigits(row.e));
-    say("error_rank", `rank ${row.u.toFixed(3)}`);
-    say("entropy_rank", `rank ${row.v.toFixed(3)}`);
-    say("tokens", count(row.n));
+    setField("label", `${row.q} ${data.quadrants[row.q]}, ${row.k ? "kept" : "dropped"}`);
+    setField("id", row.id);
+    setField("perplexity", number(row.p));
+    setField("entropy", number(row.e));
+    setField("error_rank", `rank ${row.u.toFixed(3)}`);
+    setField("entropy_rank", `rank ${row.v.toFixed(3)}`);
+    setField("tokens", count(row.n));
     const link = panel.querySelector(".to-tokens");
     const target = tokens.link(row);
     link.hidden = target === null;
     if (target !== null) link.href = target;
-    // A cut identifier must not stand in a command.
+    // A truncated identifier finds no sample, so no command is shown for it.
     panel.querySelector(".command").hidden = Boolean(row.cut);
     panel.querySelector(".too-long").hidden = !row.cut;
     showCommand(document.getElementById("inspect-command"), data.inspect + shellQuote(row.id));
   };
 
   const pick = (row, { open }) => {
-    tell(row);
+    showDetails(row);
     const { p, e, u, v, q, k } = row;
     for (const view of planes) view.data("picked", [{ p, e, u, v, q, k }]).runAsync();
     if (!open) return;
@@ -45,55 +50,29 @@ const connectPlanes = (views, data, tokens) => {
       const row = item?.datum;
       if (row && row.id !== undefined) pick(row, { open: true });
     });
-    walkWithKeys(document.querySelector(`[data-chart="${name}"]`), samples, pick);
+    connectKeys(document.querySelector(`[data-chart="${name}"]`), samples, pick);
   }
 };
 
-// Arrow keys go to the next sample to the right, left, up or down in order of rank; Enter opens the sample.
-const walkWithKeys = (element, samples, pick) => {
+// Arrow keys move to the next sample by rank: right and left by entropy, up and down by perplexity. Enter opens it.
+const connectKeys = (element, samples, pick) => {
   const orders = { v: null, u: null };
-  const order = (field) => (orders[field] ??= samples.map((_, at) => at).sort((a, b) => samples[a][field] - samples[b][field]));
+  const order = (field) =>
+    (orders[field] ??= samples.map((_, index) => index).sort((a, b) => samples[a][field] - samples[b][field]));
   const steps = { ArrowRight: ["v", 1], ArrowLeft: ["v", -1], ArrowUp: ["u", 1], ArrowDown: ["u", -1] };
-  let here = null;
+  let current = null;
   element.addEventListener("keydown", (event) => {
     if (samples.length === 0) return;
-    if (event.key === "Enter" && here !== null) {
+    if (event.key === "Enter" && current !== null) {
       event.preventDefault();
-      pick(samples[here], { open: true });
+      pick(samples[current], { open: true });
     }
     const step = steps[event.key];
     if (!step) return;
     event.preventDefault();
-    const along = order(step[0]);
-    const place = here === null ? Math.floor(along.length / 2) : along.indexOf(here) + step[1];
-    here = along[Math.min(Math.max(place, 0), along.length - 1)];
-    pick(samples[here], { open: false });
+    const sorted = order(step[0]);
+    const position = current === null ? Math.floor(sorted.length / 2) : sorted.indexOf(current) + step[1];
+    current = sorted[Math.min(Math.max(position, 0), sorted.length - 1)];
+    pick(samples[current], { open: false });
   });
-};
-
-// The samples that stand on the page. The hash does the jump, so that the browser's Back leads back to the plane.
-const examplesOf = (data) => {
-  const places = new Map(asRows(data.datasets.examples).map((row) => [row.id, row.at]));
-  return {
-    link: (row) => (places.has(row.id) ? `#sample-${places.get(row.id)}` : null),
-    open: (row) => openSample(`sample-${places.get(row.id)}`),
-  };
-};
-
-const openSample = (id) => {
-  const sample = document.getElementById(id);
-  sample.open = true;
-  if (window.location.hash !== `#${id}`) window.location.hash = id;
-  sample.scrollIntoView({ block: "start" });
-  sample.querySelector("summary").focus({ preventScroll: true });
-};
-
-// A link to a sample, or Back to one, opens it.
-const followLinks = () => {
-  const follow = () => {
-    const target = document.getElementById(window.location.hash.slice(1));
-    if (target?.matches("details.sample")) target.open = true;
-  };
-  window.addEventListener("hashchange", follow);
-  follow();
 };

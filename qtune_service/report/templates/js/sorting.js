@@ -1,4 +1,5 @@
-// Tables whose columns sort: a click on a heading sorts by it, numbers from the largest, names from A; again turns it round.
+// Sortable tables: a click on a heading sorts numbers from the largest and names from A. A second click reverses the
+// order.
 
 const sortKey = (cell) => {
   const text = (cell.querySelector("summary") ?? cell).textContent.trim();
@@ -9,7 +10,7 @@ const sortKey = (cell) => {
 const compareKeys = (a, b) =>
   typeof a === "number" && typeof b === "number" ? b - a : String(a).localeCompare(String(b), "en");
 
-const connectSorting = () => {
+export const connectSorting = () => {
   for (const table of document.querySelectorAll("table[data-sortable]")) {
     const body = table.tBodies[0];
     if (body.rows.length < 2) continue;
@@ -19,11 +20,11 @@ const connectSorting = () => {
       button.append(...heading.childNodes);
       heading.append(button);
       button.addEventListener("click", () => {
-        const turn = heading.dataset.order === "first" ? -1 : 1;
+        const direction = heading.dataset.order === "first" ? -1 : 1;
         for (const other of table.querySelectorAll("th[data-order]")) delete other.dataset.order;
-        heading.dataset.order = turn === 1 ? "first" : "turned";
+        heading.dataset.order = direction === 1 ? "first" : "reversed";
         const keyed = [...body.rows].map((row) => [sortKey(row.cells[heading.cellIndex]), row]);
-        keyed.sort(([a], [b]) => turn * compareKeys(a, b));
+        keyed.sort(([a], [b]) => direction * compareKeys(a, b));
         body.append(...keyed.map(([, row]) => row));
       });
     }

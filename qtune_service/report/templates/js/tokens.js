@@ -1,33 +1,33 @@
-// Tokens: hover, tap, or focus a sample and walk with the arrow keys; the line below tells the scores.
+// Scores of single tokens: hover over a token, tap it, or walk through a sample's tokens with the arrow keys. The line
+// below the sample shows the token's scores.
 
-const connectTokens = () => {
-  for (const box of document.querySelectorAll(".tokens")) connectBox(box);
-};
+const STATES = { k: "kept", r: "removed from the loss", d: "dropped with its sample" };
 
-const connectBox = (box) => {
-  const names = { k: "kept", r: "removed from the loss", d: "dropped with its sample" };
+// Connect a `.tokens` box whose next sibling is its readout line. Call it again after replacing the tokens.
+export const connectTokens = (box) => {
   const tokens = [...box.querySelectorAll(".k, .r, .d")];
   const readout = box.nextElementSibling;
-  let here = -1;
+  let current = -1;
   const show = (index) => {
-    tokens[here]?.classList.remove("here");
-    here = index;
-    const token = tokens[here];
+    tokens[current]?.classList.remove("here");
+    current = index;
+    const token = tokens[current];
     token.classList.add("here");
-    const text = token.classList.contains("c") ? "(continues the character before)" : JSON.stringify(token.textContent);
-    readout.textContent = `${text}   ${token.title.replaceAll(" · ", "   ")}   ${names[token.classList[0]]}`;
+    const isContinued = token.classList.contains("c");
+    const text = isContinued ? "(continues the previous character)" : JSON.stringify(token.textContent);
+    readout.textContent = `${text}   ${token.title.replaceAll(" · ", "   ")}   ${STATES[token.classList[0]]}`;
   };
-  const pick = (event) => {
+  const showTarget = (event) => {
     const index = tokens.indexOf(event.target.closest(".k, .r, .d"));
     if (index >= 0) show(index);
   };
-  box.addEventListener("pointerover", pick);
-  box.addEventListener("click", pick);
+  box.addEventListener("pointerover", showTarget);
+  box.addEventListener("click", showTarget);
   box.addEventListener("keydown", (event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (!step || tokens.length === 0) return;
     event.preventDefault();
-    show(Math.min(Math.max(here + step, 0), tokens.length - 1));
-    tokens[here].scrollIntoView({ block: "nearest" });
+    show(Math.min(Math.max(current + step, 0), tokens.length - 1));
+    tokens[current].scrollIntoView({ block: "nearest" });
   });
 };

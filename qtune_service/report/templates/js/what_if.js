@@ -1,51 +1,56 @@
-// The slider: numbers, command and both pictures follow the chosen point of the curve.
+// The keep ratio slider: the table, the command and two charts follow the chosen point of the curve.
 
-// onChoose(place on the curve) is called with the first place too; without it the page stands at that already.
-const connectSlider = (views, curve, onChoose = null) => {
+import { showCommand } from "./copy.js";
+import { count, percent, shellQuote, signedCount } from "./format.js";
+
+// Connect the slider to a curve. With `onChoose`, call it with the index of each chosen point, the first one included.
+// Without it, the page already shows the first point.
+export const connectSlider = (views, curve, onChoose = null) => {
   const slider = document.getElementById("ratio");
   if (!curve || !slider) return;
-  const { points, here, all_tokens: allTokens, command } = curve;
+  const { points, here: jobIndex, all_tokens: allTokens, command } = curve;
   const keys = ["q1", "q2", "q3", "q4", "kept", "tokens"];
   const section = slider.closest("section");
 
-  const say = (key, text) => {
+  const setNow = (key, text) => {
     for (const element of section.querySelectorAll(`[data-now="${key}"]`)) element.textContent = text;
   };
 
-  // Pictures are redrawn at most once a frame, however fast the slider moves.
-  let waiting = null;
-  const redraw = (at) => {
-    if (waiting === null) {
+  // Redraw the charts at most once a frame, however fast the slider moves.
+  let pendingIndex = null;
+  const redraw = (index) => {
+    if (pendingIndex === null) {
       requestAnimationFrame(() => {
-        views.ranks?.signal("alpha", points.alpha[waiting]).runAsync();
-        views.what_if?.signal("ratio", points.sample_keep_ratio[waiting]).runAsync();
-        waiting = null;
+        views.ranks?.signal("alpha", points.alpha[pendingIndex]).runAsync();
+        views.what_if?.signal("ratio", points.sample_keep_ratio[pendingIndex]).runAsync();
+        pendingIndex = null;
       });
     }
-    waiting = at;
+    pendingIndex = index;
   };
 
-  const choose = (at) => {
-    const ratio = points.sample_keep_ratio[at];
+  const choose = (index) => {
+    const ratio = points.sample_keep_ratio[index];
     const share = percent(ratio, 1);
     for (const key of keys) {
-      say(key, count(points[key][at]));
-      section.querySelector(`[data-change="${key}"]`).textContent = change(points[key][at] - points[key][here]);
+      const change = points[key][index] - points[key][jobIndex];
+      setNow(key, count(points[key][index]));
+      section.querySelector(`[data-change="${key}"]`).textContent = signedCount(change);
     }
-    say("ratio", share);
-    say("alpha", points.alpha[at].toFixed(3));
-    say("token_share", percent(points.tokens[at], allTokens));
-    say("corners", points.alpha[at] > 0.5 ? "Corners overlap (alpha over 1/2)" : "Corners are disjoint");
+    setNow("ratio", share);
+    setNow("alpha", points.alpha[index].toFixed(3));
+    setNow("token_share", percent(points.tokens[index], allTokens));
+    setNow("corners", points.alpha[index] > 0.5 ? "Corners overlap (alpha over 1/2)" : "Corners are disjoint");
     slider.setAttribute("aria-valuetext", share);
     showCommand(
       document.getElementById("prune-command"),
       `${command.start}${shellQuote(command.stem + ratio)} --sample-keep-ratio ${ratio}${command.flags}`,
     );
-    redraw(at);
-    onChoose?.(at);
+    redraw(index);
+    onChoose?.(index);
   };
 
   slider.addEventListener("input", () => choose(slider.valueAsNumber));
-  // A browser may restore an earlier position of the slider when the page is loaded again.
-  if (onChoose || slider.valueAsNumber !== here) choose(slider.valueAsNumber);
+  // A browser may restore an earlier position of the slider when it reloads the page.
+  if (onChoose || slider.valueAsNumber !== jobIndex) choose(slider.valueAsNumber);
 };

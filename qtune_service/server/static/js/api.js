@@ -1,6 +1,7 @@
-// Requests to the service. A failed one throws: Problem (the server's own words, RFC 9457) or Unreachable.
+// Requests to the REST API. A failed request throws Problem, an error that the server described (RFC 9457), or
+// Unreachable.
 
-import { heard, lost } from "./connection.js";
+import { markConnected, markLost } from "./connection.js";
 
 const UNSAFE = new Set(["POST", "PUT", "PATCH", "DELETE"]);
 
@@ -16,77 +17,81 @@ export class Problem extends Error {
 }
 
 export class Unreachable extends Error {
-  constructor(reason) {
-    super(reason);
+  constructor(message) {
+    super(message);
     this.name = "Unreachable";
   }
 }
 
-let known = null;
+let cachedSession = null;
 
-// Who is signed in: {name, scope, needs_token, is_signed_in, csrf_token}. Asked for once a page.
+// Return the session: {name, scope, needs_token, is_signed_in, csrf_token}. It is requested once a page.
 export const session = () => {
-  known ??= request("GET", "/api/v1/session").catch((error) => {
-    known = null;
+  cachedSession ??= request("GET", "/api/v1/session").catch((error) => {
+    cachedSession = null;
     throw error;
   });
-  return known;
+  return cachedSession;
 };
 
 export const get = (path, options) => request("GET", path, options);
 export const post = (path, body, options) => request("POST", path, { body, ...options });
 export const remove = (path, options) => request("DELETE", path, options);
 
-// The path of a query: `query({q: "a", status: ["failed"]})` is "?q=a&status=failed"; empty values are left out.
+export const jobPath = (id, ...rest) => ["/api/v1/jobs", encodeURIComponent(id), ...rest].join("/");
+
+// Return a query string without empty values: `query({q: "a", status: ["failed"]})` is "?q=a&status=failed".
 export const query = (values) => {
-  const found = new URLSearchParams();
+  const params = new URLSearchParams();
   for (const [name, value] of Object.entries(values)) {
-    for (const one of [value].flat()) if (one !== "" && one !== null && one !== undefined) found.append(name, one);
+    const items = [value].flat().filter((item) => item !== "" && item !== null && item !== undefined);
+    for (const item of items) params.append(name, item);
   }
-  return found.size ? `?${found}` : "";
+  return params.size ? `?${params}` : "";
 };
 
-export const request = async (method, path, { body, headers = {}, signal, stays = false } = {}) => {
-  const sent = { Accept: "application/json", ...(await proof(method)), ...headers };
-  if (body !== undefined) sent["Content-Type"] = "application/json";
+const request = async (method, path, { body, headers = {}, signsIn = true } = {}) => {
+  const allHeaders = { Accept: "application/json", ...(await csrfHeader(method)), ...headers };
+  if (body !== undefined) allHeaders["Content-Type"] = "application/json";
   let response;
   try {
-    response = await fetch(path, { method, headers: sent, body: body && JSON.stringify(body), signal });
-  } catch (error) {
-    if (signal?.aborted) throw error;
-    lost();
+    response = await fetch(path, { method, headers: allHeaders, body: body && JSON.stringify(body) });
+  } catch {
+    markLost();
     throw new Unreachable("The server does not answer.");
   }
-  return understood(response, stays);
+  return readResponse(response, signsIn);
 };
 
-// Cookies alone do not prove that this page asks.
-export const proof = async (method) => {
+// A cookie alone does not prove that a request comes from this page.
+export const csrfHeader = async (method) => {
   if (!UNSAFE.has(method)) return {};
   const { csrf_token: token } = await session();
   return token ? { "X-CSRF-Token": token } : {};
 };
 
-// The body of an answer, or the error that it is. stays: a 401 does not lead to the sign-in page.
-export const understood = async (response, stays = false) => {
+// Return the body of a response, or throw the error that it describes. With `signsIn`, a 401 opens the sign-in page.
+export const readResponse = async (response, signsIn = true) => {
   if (response.ok) {
-    heard();
-    if (response.status === 204) return response.headers.get("X-Output-Kept"); // why a deletion left an output
+    markConnected();
+    if (response.status === 204) return response.headers.get("X-Output-Kept"); // why a deletion kept the output
     const isJson = response.headers.get("Content-Type")?.includes("json");
     return isJson ? response.json() : response.text();
   }
   const problem = await problemOf(response);
-  if (problem === null) { // a proxy speaks, not the server
-    lost(`The server cannot be reached (${response.status}).`);
-    throw new Unreachable(`The server cannot be reached (${response.status}).`);
+  if (problem === null) {
+    const message = `The server cannot be reached (${response.status}).`;
+    markLost(message);
+    throw new Unreachable(message);
   }
-  if (problem.code === "database") lost(problem.message);
-  else heard();
-  if ([401, 403].includes(problem.status)) known = null; // the caller may have changed, in another tab
-  if (problem.status === 401 && !stays) toSignIn();
+  if (problem.code === "database") markLost(problem.message);
+  else markConnected();
+  if ([401, 403].includes(problem.status)) cachedSession = null; // another tab may have signed in or out
+  if (problem.status === 401 && signsIn) openSignIn();
   throw problem;
 };
 
+// Return null where a proxy answered for a server that it cannot reach.
 const problemOf = async (response) => {
   if (response.headers.get("Content-Type")?.includes("application/problem+json")) {
     return new Problem(await response.json());
@@ -95,7 +100,7 @@ const problemOf = async (response) => {
   return new Problem({ status: response.status, title: `The server answered ${response.status}`, code: "unknown" });
 };
 
-export const toSignIn = () => {
+export const openSignIn = () => {
   const next = location.pathname + location.search;
   location.assign(`/sign-in${query({ next: next === "/" ? "" : next })}`);
 };

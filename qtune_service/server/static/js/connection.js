@@ -1,61 +1,61 @@
-// Whether the server can be reached. While it cannot, the page says since when, tries again by itself, slower and slower,
-// and tells its parts once it is back: they then read anew what they show.
+// State of the connection to the server. While it is lost, a banner says since when, and the page retries with growing
+// pauses. When the connection is back, listeners reload what they show.
 
 import { clock } from "./format.js";
-import { announce } from "./notices.js";
+import { announce } from "./notifications.js";
 
 const FIRST_WAIT_S = 1;
 const LONGEST_WAIT_S = 15;
 const listeners = new Set();
-let lastHeard = new Date();
+let lastConnected = new Date();
 let isLost = false;
+let isLeaving = false;
 let waitS = FIRST_WAIT_S;
 let timer = 0;
-let leaving = false;
 
-// Call back when the server is there again.
-export const onBack = (callback) => {
+// Call `callback` whenever the connection is back. Return a function that removes it.
+export const onReconnect = (callback) => {
   listeners.add(callback);
   return () => listeners.delete(callback);
 };
 
-export const heard = () => {
-  lastHeard = new Date();
+export const markConnected = () => {
+  lastConnected = new Date();
 };
 
-export const lost = (reason = "The server does not answer.") => {
-  if (isLost || leaving) return;
+export const markLost = (message = "The server does not answer.") => {
+  if (isLost || isLeaving) return;
   isLost = true;
   waitS = FIRST_WAIT_S;
   const banner = document.getElementById("connection");
-  banner.hidden = false; // first, for only what changes in sight is read out
-  banner.querySelector(".what").textContent = reason;
-  banner.querySelector(".since").textContent = `What you see is of ${clock(lastHeard)}.`;
+  banner.hidden = false; // before its text changes, because screen readers ignore changes of hidden elements
+  banner.querySelector(".message").textContent = message;
+  banner.querySelector(".since").textContent = `Last update ${clock(lastConnected)}.`;
   document.documentElement.dataset.connection = "lost";
-  later();
+  scheduleRetry();
 };
 
-// Something went wrong that may have been the connection: find out.
-export const doubt = () => {
-  if (!isLost) tryNow();
+// Check the connection after an error that may have another cause.
+export const checkConnection = () => {
+  if (!isLost) retry();
 };
 
-const later = () => {
+const scheduleRetry = () => {
   document.querySelector("#connection .next").textContent = `Next try in ${waitS} s.`;
-  timer = setTimeout(tryNow, waitS * 1000);
+  timer = setTimeout(retry, waitS * 1000);
   waitS = Math.min(2 * waitS, LONGEST_WAIT_S);
 };
 
-export const tryNow = async () => {
+const retry = async () => {
   clearTimeout(timer);
-  const answer = await fetch("/readyz", { cache: "no-store" }).catch(() => null);
-  if (answer?.ok) back();
-  else if (isLost) later();
-  else lost();
+  const response = await fetch("/readyz", { cache: "no-store" }).catch(() => null);
+  if (response?.ok) markBack();
+  else if (isLost) scheduleRetry();
+  else markLost();
 };
 
-const back = () => {
-  heard();
+const markBack = () => {
+  markConnected();
   if (!isLost) return;
   isLost = false;
   document.getElementById("connection").hidden = true;
@@ -65,9 +65,9 @@ const back = () => {
 };
 
 export const watchConnection = () => {
-  document.querySelector("#connection button").addEventListener("click", tryNow);
-  addEventListener("online", doubt);
-  addEventListener("offline", () => lost("This device is offline."));
-  addEventListener("pagehide", () => { leaving = true; }); // what a browser breaks off on leaving is no lost connection
-  addEventListener("pageshow", () => { leaving = false; });
+  document.querySelector("#connection button").addEventListener("click", retry);
+  addEventListener("online", checkConnection);
+  addEventListener("offline", () => markLost("This device is offline."));
+  addEventListener("pagehide", () => { isLeaving = true; }); // a browser aborts requests when it leaves the page
+  addEventListener("pageshow", () => { isLeaving = false; });
 };

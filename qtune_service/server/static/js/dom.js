@@ -1,5 +1,9 @@
-// Elements without markup in strings: what data hold is always text. Styles are set through the CSSOM, as the policy asks.
+// Elements without markup in strings: data always become text. Styles are set through the CSSOM, because the page's
+// policy forbids style attributes.
 
+export const byId = (id) => document.getElementById(id);
+
+// Make an element. Attributes and children that are null, undefined or false are left out.
 export const h = (tag, attributes = {}, ...children) => {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -10,7 +14,7 @@ export const h = (tag, attributes = {}, ...children) => {
   return element;
 };
 
-// Set a text only where it changed, so that selections and screen readers are left in peace.
+// Set a text only if it differs, so that selections survive and screen readers stay quiet.
 export const setText = (element, text) => {
   if (element.textContent !== text) element.textContent = text;
 };

@@ -1,21 +1,21 @@
-// Errors beside the fields that they are about, and all of them at the top with links there.
+// Errors of the form: each next to its field, and all of them in a summary at the top that links to the fields.
 
-import { h } from "./dom.js";
+import { byId, h } from "./dom.js";
 import { controlOf, controls } from "./form.js";
 
-const NAMED = /^([a-z_]+(?:\.[a-z_0-9]+)*): /; // as in "input.paths: '/etc' is not allowed here"
+const FIELD_PREFIX = /^([a-z_]+(?:\.[a-z_0-9]+)*): /; // as in "input.paths: '/etc' is not allowed here"
 
-// What the browser itself finds wrong, as the server would say it.
-export const foundHere = (form) => controls(form)
+// Return the errors that the browser finds: [{field, message}].
+export const browserErrors = (form) => controls(form)
   .filter((control) => !control.disabled && !control.validity.valid)
   .map((control) => ({ field: control.dataset.field, message: control.validationMessage }));
 
-// The fields of a Problem. A refusal by the server's policy names its field at the beginning.
-export const foundThere = (problem) => {
+// Return the errors of a Problem. A message of the server's policy begins with the field.
+export const problemErrors = (problem) => {
   if (problem.errors.length) return problem.errors;
-  const name = NAMED.exec(problem.message)?.[1];
-  const text = [name ? problem.message.slice(name.length + 2) : problem.message, problem.hint].filter(Boolean).join(". ");
-  return [{ field: name ?? "", message: text.replace(/\.\. /g, ". ") }];
+  const field = FIELD_PREFIX.exec(problem.message)?.[1];
+  const message = field ? problem.message.slice(field.length + 2) : problem.message;
+  return [{ field: field ?? "", message: [message, problem.hint].filter(Boolean).join(". ").replace(/\.\. /g, ". ") }];
 };
 
 export const clearErrors = (form, summary) => {
@@ -24,12 +24,12 @@ export const clearErrors = (form, summary) => {
   for (const control of controls(form)) clearError(control, summary);
 };
 
-// Of a field that is changed: whether it is right now, the next try tells.
+// Clear the error of a field that was changed. The next attempt validates it.
 export const clearError = (control, summary) => {
   summary.querySelector(`a[href="#${control.id}"]`)?.parentElement.remove();
   summary.hidden ||= !summary.querySelector("li");
   control.removeAttribute("aria-invalid");
-  const place = document.getElementById(`${control.id}-error`);
+  const place = byId(`${control.id}-error`);
   place.hidden = true;
   place.textContent = "";
 };
@@ -37,18 +37,18 @@ export const clearError = (control, summary) => {
 export const showErrors = (form, summary, errors) => {
   clearErrors(form, summary);
   const items = errors.map(({ field, message }) => {
-    const control = nearest(form, field);
+    const control = nearestControl(form, field);
     if (!control) return h("li", {}, field ? `${field}: ${message}` : message);
     showError(control, message);
-    const link = h("a", { href: `#${control.id}` }, `${labelOf(control)}: ${message}`);
+    const link = h("a", { href: `#${control.id}` }, `${control.labels[0].textContent.trim()}: ${message}`);
     link.addEventListener("click", (event) => {
       event.preventDefault();
-      open(control);
+      unfold(control);
       control.focus();
     });
     return h("li", {}, link);
   });
-  const title = errors.length === 1 ? "One thing is wrong" : `${errors.length} things are wrong`;
+  const title = errors.length === 1 ? "1 problem" : `${errors.length} problems`;
   summary.replaceChildren(h("p", {}, h("strong", {}, title)), h("ul", {}, items));
   summary.hidden = false;
   summary.focus();
@@ -56,14 +56,14 @@ export const showErrors = (form, summary, errors) => {
 
 const showError = (control, message) => {
   control.setAttribute("aria-invalid", "true");
-  const place = document.getElementById(`${control.id}-error`);
+  const place = byId(`${control.id}-error`);
   place.textContent = place.textContent ? `${place.textContent} ${message}` : message;
   place.hidden = false;
-  open(control);
+  unfold(control);
 };
 
-// "input.paths.0" is about input.paths.
-const nearest = (form, field) => {
+// "input.paths.0" belongs to the control of input.paths.
+const nearestControl = (form, field) => {
   const parts = field.split(".");
   while (parts.length && parts[0]) {
     const control = controlOf(form, parts.join("."));
@@ -73,8 +73,6 @@ const nearest = (form, field) => {
   return null;
 };
 
-const labelOf = (control) => control.labels[0].textContent.trim();
-
-const open = (control) => {
-  for (let at = control.closest("details"); at; at = at.parentElement.closest("details")) at.open = true;
+const unfold = (control) => {
+  for (let fold = control.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true;
 };

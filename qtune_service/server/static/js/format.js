@@ -1,27 +1,10 @@
-// How numbers and times read: as in the report (wording.py).
+// Formatting of numbers, times and paths. Numbers are formatted as in the report.
 
-const NOTHING = "–";
+import { count } from "../report/js/format.js";
 
-export const count = (value) => (value === null || value === undefined ? NOTHING : Math.round(value).toLocaleString("en-US"));
+export { count, number, percent, shellQuote, signedCount } from "../report/js/format.js";
 
-// Never 0% or 100% for what is not exactly that.
-export const percent = (part, whole) => {
-  if (!(whole > 0)) return NOTHING;
-  const share = (100 * part) / whole;
-  if (share > 0 && share < 0.1) return "<0.1%";
-  if (share > 99.9 && share < 100) return ">99.9%";
-  return `${share.toFixed(1).replace(/\.0$/, "")}%`;
-};
-
-// Four significant digits. JSON has no infinity: the server writes it as text.
-export const number = (value) => {
-  if (value === null || value === undefined) return NOTHING;
-  const real = Number(value);
-  if (Number.isNaN(real)) return NOTHING;
-  if (!Number.isFinite(real)) return real > 0 ? "∞" : "−∞";
-  if (Math.abs(real) >= 1e4 && Math.abs(real) < 1e6) return count(real);
-  return String(Number(real.toPrecision(4))).replace("-", "−");
-};
+const NOTHING = count(null);
 
 // "12 s", "3 min 05 s", "2 h 10 min".
 export const duration = (seconds) => {
@@ -29,9 +12,9 @@ export const duration = (seconds) => {
   if (seconds < 9.95) return `${Math.max(seconds, 0).toFixed(1)} s`;
   const whole = Math.round(seconds);
   if (whole < 60) return `${whole} s`;
-  const two = (value) => String(value).padStart(2, "0");
-  if (whole < 3600) return `${Math.floor(whole / 60)} min ${two(whole % 60)} s`;
-  return `${Math.floor(whole / 3600)} h ${two(Math.floor((whole % 3600) / 60))} min`;
+  const twoDigits = (value) => String(value).padStart(2, "0");
+  if (whole < 3600) return `${Math.floor(whole / 60)} min ${twoDigits(whole % 60)} s`;
+  return `${Math.floor(whole / 3600)} h ${twoDigits(Math.floor((whole % 3600) / 60))} min`;
 };
 
 // "512 B", "1.2 MiB".
@@ -47,7 +30,7 @@ export const bytes = (size) => {
   return `${unit === 0 ? value : value.toFixed(value < 9.95 ? 1 : 0)} ${units[unit]}`;
 };
 
-// "just now", "5 min ago", "3 h ago", and the day for what is older.
+// "just now", "5 min ago", "3 h ago"; the date for times more than a day ago.
 export const ago = (time, now = Date.now()) => {
   const seconds = (now - new Date(time)) / 1000;
   if (seconds < 45) return "just now";
@@ -58,12 +41,11 @@ export const ago = (time, now = Date.now()) => {
 
 export const clock = (time) => new Date(time).toLocaleTimeString("en-GB");
 
-// In full, for a title.
+// Date and time in full, for tooltips.
 export const moment = (time) => new Date(time).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "medium" });
 
-// Of a path or URI.
+// The last part of a path or URI.
 export const lastPart = (path) => path.replace(/\/+$/, "").split("/").pop();
 
-// One word of a POSIX shell, as Python's shlex.quote writes it.
-export const shellQuote = (text) =>
-  /^[A-Za-z0-9_@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", `'"'"'`)}'`;
+// "data.jsonl, line 3".
+export const sourceLine = ({ source, line }) => `${lastPart(source)}${line === null ? "" : `, line ${count(line)}`}`;

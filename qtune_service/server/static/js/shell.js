@@ -1,25 +1,21 @@
-// What every page has: who is signed in, which page this is, and whether the server can be reached.
+// Parts of every page: the signed-in user, the current page in the navigation, and the connection banner.
 
-import { remove, session, toSignIn } from "./api.js";
-import { onBack, watchConnection } from "./connection.js";
-import { notifyError } from "./notices.js";
+import { openSignIn, remove, session } from "./api.js";
+import { onReconnect, watchConnection } from "./connection.js";
+import { byId } from "./dom.js";
+import { notifyError } from "./notifications.js";
 
-const SCOPES = ["read", "submit", "admin"];
-
-// Whether the caller may do what needs `scope`.
-export const may = async (scope) => SCOPES.indexOf((await session()).scope) >= SCOPES.indexOf(scope);
-
-const showCaller = async () => {
-  const caller = await session();
-  if (!caller.is_signed_in && caller.needs_token) {
-    if (location.pathname !== "/sign-in") toSignIn();
+const showUser = async () => {
+  const user = await session();
+  if (!user.is_signed_in && user.needs_token) {
+    if (location.pathname !== "/sign-in") openSignIn();
     return;
   }
-  document.documentElement.dataset.scope = caller.scope;
-  const who = document.getElementById("who");
-  who.hidden = !caller.needs_token;
-  who.querySelector(".name").textContent = caller.name;
-  who.querySelector(".scope").textContent = caller.scope;
+  document.documentElement.dataset.scope = user.scope;
+  const place = byId("user");
+  place.hidden = !user.needs_token;
+  place.querySelector(".name").textContent = user.name;
+  place.querySelector(".scope").textContent = user.scope;
 };
 
 const signOut = async () => {
@@ -31,14 +27,14 @@ const signOut = async () => {
   }
 };
 
-const markPage = () => {
+const markCurrentPage = () => {
   for (const link of document.querySelectorAll("header.site nav a")) {
     if (link.pathname === location.pathname) link.setAttribute("aria-current", "page");
   }
 };
 
-markPage();
+markCurrentPage();
 watchConnection();
-onBack(() => showCaller().catch(notifyError));
-document.getElementById("sign-out").addEventListener("click", signOut);
-showCaller().catch(notifyError);
+onReconnect(() => showUser().catch(notifyError));
+byId("sign-out").addEventListener("click", signOut);
+showUser().catch(notifyError);

@@ -1,16 +1,17 @@
-// A token for a cookie, and back to where one was going: a place of this server only.
+// Sign in with an API token, then return to the page that was requested, if it is a page of this server.
 
 import { post, session } from "./api.js";
-import { notifyError } from "./notices.js";
+import { byId } from "./dom.js";
+import { notifyError } from "./notifications.js";
 
-const form = document.getElementById("sign-in");
+const form = byId("sign-in");
 const field = form.elements.token;
-const place = document.getElementById("token-error");
+const errorText = byId("token-error");
 
-// The parsed address itself is passed on: its parts, put together anew, may name another host ("/.//evil.example").
-const goOn = () => location.replace(placeToGo(new URLSearchParams(location.search).get("next") ?? "/"));
+// Use the href of the parsed URL. Joining its parts again could name another host ("/.//evil.example").
+const leave = () => location.replace(localUrl(new URLSearchParams(location.search).get("next") ?? "/"));
 
-const placeToGo = (text) => {
+const localUrl = (text) => {
   try {
     const next = new URL(text, location.origin);
     return next.origin === location.origin && next.protocol === location.protocol ? next.href : "/";
@@ -19,9 +20,9 @@ const placeToGo = (text) => {
   }
 };
 
-const show = (text) => {
-  place.hidden = false;
-  place.textContent = text;
+const showError = (text) => {
+  errorText.hidden = false;
+  errorText.textContent = text;
   field.setAttribute("aria-invalid", "true");
   field.select();
   field.focus();
@@ -29,10 +30,10 @@ const show = (text) => {
 
 const signIn = async () => {
   try {
-    await post("/api/v1/session", { token: field.value.trim() }, { stays: true });
-    goOn();
+    await post("/api/v1/session", { token: field.value.trim() }, { signsIn: false });
+    leave();
   } catch (error) {
-    if (error.name === "Problem") show(`${error.message}. ${error.hint}`);
+    if (error.name === "Problem") showError(`${error.message}. ${error.hint}`);
     else notifyError(error);
   }
 };
@@ -42,6 +43,6 @@ form.addEventListener("submit", (event) => {
   signIn();
 });
 
-// Whoever comes by a link from another site brings no cookie, and may be signed in all the same.
-session().then((caller) => { if (caller.is_signed_in || !caller.needs_token) goOn(); }, notifyError);
+// A link from another site sends no cookie, so a signed-in user can arrive here too.
+session().then((user) => { if (user.is_signed_in || !user.needs_token) leave(); }, notifyError);
 field.focus();

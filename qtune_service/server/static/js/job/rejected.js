@@ -1,37 +1,34 @@
-// Records that could not be used, by reason: each reason unfolds to its records, some at a time.
+// Rejected records by reason. Opening a reason loads its records, page by page.
 
-import { get, query } from "../api.js";
-import { h } from "../dom.js";
+import { get, jobPath, query } from "../api.js";
+import { byId, h } from "../dom.js";
 import { count, percent } from "../format.js";
-import { notifyError } from "../notices.js";
-import { jobPath } from "./actions.js";
+import { notifyError } from "../notifications.js";
 
-const PAGE = 10;
+const PAGE_SIZE = 10;
 const RECORD_CHARS = 2000;
 
 export const showRejected = async (job) => {
-  const place = document.getElementById("rejected-reasons");
-  const { by_reason: reasons } = await get(jobPath(job, "rejected") + query({ limit: 1 }));
-  const names = Object.entries(reasons);
-  if (names.length === 0) {
-    place.replaceChildren(h("p", {}, "None: every record that was read could be scored."));
-    return;
-  }
-  place.replaceChildren(...names.map(([reason, size]) => group(job, reason, size)));
+  const { by_reason: reasons } = await get(jobPath(job.id, "rejected") + query({ limit: 1 }));
+  const groups = Object.entries(reasons).map(([reason, size]) => reasonGroup(job, reason, size));
+  const none = h("p", {}, "None. All records that were read were scored.");
+  byId("rejected-reasons").replaceChildren(...(groups.length ? groups : [none]));
 };
 
-const group = (job, reason, size) => {
+const reasonGroup = (job, reason, size) => {
   const records = h("ol", { class: "records" });
   const more = h("button", { type: "button", hidden: true }, "Show more");
-  const details = h("details", {}, h("summary", {},
-    h("b", {}, reason), h("span", {}, count(size)), h("span", { class: "muted" }, `${percent(size, job.counts.read)} of all records`)), records, h("p", { class: "under" }, more));
+  const share = h("span", { class: "muted" }, `${percent(size, job.counts.read)} of all records`);
+  const details = h("details", {},
+    h("summary", {}, h("b", {}, reason), h("span", {}, count(size)), share), records, h("p", { class: "under" }, more));
   let isLoading = false;
   const load = async () => {
     if (isLoading) return;
     isLoading = true;
     try {
-      const found = await get(jobPath(job, "rejected") + query({ reason, limit: PAGE, offset: records.childElementCount }));
-      records.append(...found.records.map(record));
+      const page = { reason, limit: PAGE_SIZE, offset: records.childElementCount };
+      const found = await get(jobPath(job.id, "rejected") + query(page));
+      records.append(...found.records.map(recordItem));
       more.hidden = records.childElementCount >= found.total;
     } catch (error) {
       notifyError(error);
@@ -44,6 +41,10 @@ const group = (job, reason, size) => {
   return details;
 };
 
-const record = ({ source, line, detail, record: text }) => h("li", {},
-  h("p", {}, h("b", { dir: "auto" }, `${source}${line === null ? "" : `, line ${count(line)}`}`), " ", h("span", { dir: "auto" }, detail ?? "")),
-  text && h("pre", { class: "spec", tabindex: "0", dir: "auto" }, text.length > RECORD_CHARS ? `${text.slice(0, RECORD_CHARS)}…` : text));
+const recordItem = ({ source, line, detail, record }) => {
+  const place = `${source}${line === null ? "" : `, line ${count(line)}`}`;
+  const text = record?.length > RECORD_CHARS ? `${record.slice(0, RECORD_CHARS)}…` : record;
+  return h("li", {},
+    h("p", {}, h("b", { dir: "auto" }, place), " ", h("span", { dir: "auto" }, detail ?? "")),
+    text && h("pre", { class: "spec", tabindex: "0", dir: "auto" }, text));
+};

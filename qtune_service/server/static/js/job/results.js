@@ -1,66 +1,78 @@
-// What a finished job gave: each part is read by itself, so that one that cannot be read leaves the others.
+// Results of a finished job. The parts load independently, so that one that fails does not hide the others.
 
-import { get } from "../api.js";
-import { h } from "../dom.js";
+import { get, jobPath } from "../api.js";
+import { byId, h } from "../dom.js";
 import { count, number, percent } from "../format.js";
-import { jobPath } from "./actions.js";
-import { connectAgain } from "./again.js";
 import { showFiles } from "./files.js";
 import { showPlane } from "./plane.js";
 import { showRejected } from "./rejected.js";
+import { connectReprune } from "./reprune.js";
 import { connectSamples } from "./samples.js";
 
-const PARTS = { plane: "Plane", quadrants: "Quadrants", "what-if": "Keep ratio", again: "Prune again", samples: "Samples", rejected: "Rejected", files: "Download", course: "How it ran", log: "Log", spec: "What was asked" };
+const SECTIONS = {
+  plane: "Plane", quadrants: "Quadrants", "what-if": "Keep ratio", reprune: "Prune again", samples: "Samples",
+  rejected: "Rejected", files: "Download", progress: "Progress", log: "Log", settings: "Settings",
+};
+const PRUNED_ONLY = new Set(["plane", "quadrants", "what-if"]);
+const MAX_WARNINGS = 40;
 
 export const showResults = async (job) => {
-  document.getElementById("results").hidden = false;
+  const isPruned = job.spec.prune !== null;
+  byId("results").hidden = false;
   showFigures(job, null);
-  showParts(job.spec.prune === null ? ["again", "samples", "rejected", "files", "course", "log", "spec"] : Object.keys(PARTS));
-  const plane = job.spec.prune === null ? null : await readPlane(job);
+  showNavigation(Object.keys(SECTIONS).filter((name) => isPruned || !PRUNED_ONLY.has(name)));
+  const plane = isPruned ? await loadPlane(job) : null;
   if (plane) showFigures(job, plane);
-  const chooseRatio = connectAgain(job);
+  const setRatio = connectReprune(job);
   const samples = connectSamples(job, plane);
-  const rest = Promise.all([samples.load(), showRejected(job), showFiles(job), showWarnings(job)]);
-  if (plane?.thresholds) await showPlane(plane, samples, chooseRatio);
-  await rest;
+  const others = Promise.all([samples.load(), showRejected(job), showFiles(job), isPruned && showWarnings(job)]);
+  if (plane?.thresholds) await showPlane(plane, samples, setRatio);
+  await others;
 };
 
-const readPlane = async (job) => {
+const loadPlane = async (job) => {
   try {
-    return await get(jobPath(job, "plane"));
+    return await get(jobPath(job.id, "plane"));
   } catch (error) {
     if (error.name !== "Problem") throw error;
-    warn([`There are no pictures: ${error.message}. ${error.hint}`]);
+    addWarnings([`The charts are missing: ${error.message}. ${error.hint}`]);
     return null;
   }
 };
 
-const showParts = (names) => {
-  const nav = document.getElementById("parts");
-  nav.hidden = false;
-  nav.replaceChildren(...names.map((name) => h("a", { href: `#${name}` }, PARTS[name])));
+const showNavigation = (names) => {
+  byId("sections").hidden = false;
+  byId("sections").replaceChildren(...names.map((name) => h("a", { href: `#${name}` }, SECTIONS[name])));
 };
 
 const showFigures = (job, plane) => {
-  const c = job.counts;
-  const figures = [["Records read", count(c.read), `${count(c.rejected)} rejected`]];
-  if (job.spec.prune === null) figures.push(["Samples scored", count(c.scored), "not pruned"]);
-  else figures.push(["Samples kept", count(c.kept), `${percent(c.kept, c.scored)} of those scored`], ["Samples dropped", count(c.pruned), `${percent(c.pruned, c.scored)} of those scored`]);
-  if (plane) figures.push(["Tokens trained on", count(plane.tokens.after), `${percent(plane.tokens.after, plane.tokens.scored)} of all ${count(plane.tokens.scored)}`]);
-  if (job.thresholds.alpha !== undefined) figures.push(["Alpha", number(job.thresholds.alpha), job.thresholds.alpha > 0.5 ? "corners overlap" : "corners are disjoint"]);
-  document.getElementById("figures").replaceChildren(...figures.map(([name, value, note]) =>
+  const { counts, thresholds } = job;
+  const figures = [["Records read", count(counts.read), `${count(counts.rejected)} rejected`]];
+  if (job.spec.prune === null) {
+    figures.push(["Samples scored", count(counts.scored), "not pruned"]);
+  } else {
+    figures.push(["Samples kept", count(counts.kept), `${percent(counts.kept, counts.scored)} of those scored`]);
+    figures.push(["Samples dropped", count(counts.pruned), `${percent(counts.pruned, counts.scored)} of those scored`]);
+  }
+  if (plane) {
+    const { after, scored } = plane.tokens;
+    figures.push(["Tokens trained on", count(after), `${percent(after, scored)} of all ${count(scored)}`]);
+  }
+  if (thresholds.alpha !== undefined) {
+    const corners = thresholds.alpha > 0.5 ? "corners overlap" : "corners are disjoint";
+    figures.push(["Alpha", number(thresholds.alpha), corners]);
+  }
+  byId("figures").replaceChildren(...figures.map(([name, value, note]) =>
     h("div", {}, h("dt", {}, name), h("dd", {}, value), h("dd", { class: "note" }, note))));
 };
 
 const showWarnings = async (job) => {
-  if (job.spec.prune === null) return;
-  const { warnings } = await get(jobPath(job, "summary"));
-  warn(warnings.slice(0, 40));
+  const { warnings } = await get(jobPath(job.id, "summary"));
+  addWarnings(warnings.slice(0, MAX_WARNINGS));
 };
 
-const warn = (texts) => {
+const addWarnings = (texts) => {
   if (texts.length === 0) return;
-  const box = document.getElementById("warnings");
-  box.hidden = false;
-  box.querySelector("ul").append(...texts.map((text) => h("li", {}, text)));
+  byId("warnings").hidden = false;
+  byId("warnings").querySelector("ul").append(...texts.map((text) => h("li", {}, text)));
 };

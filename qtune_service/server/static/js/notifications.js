@@ -1,54 +1,53 @@
-// What the page tells: quietly to screen readers, visibly for a while, or as a question that must be answered.
+// Messages to the user: announcements for screen readers, visible notices, and questions in a dialog.
 
-import { h } from "./dom.js";
+import { byId, h } from "./dom.js";
 
 const SHOWN_MS = 8000;
+const NEXT_PAGE = "qtune-notice";
 
-let waiting = [];
+let announcements = [];
 
-// To screen readers only. Use it sparingly: for what happened by itself or far from the focus. What comes at one time is
-// said at one time.
+// Announce to screen readers only: changes that happen by themselves or far from the focus. Announcements made at the
+// same time are read together.
 export const announce = (text) => {
-  waiting.push(text);
-  if (waiting.length > 1) return;
+  announcements.push(text);
+  if (announcements.length > 1) return;
   setTimeout(() => {
-    document.getElementById("announcements").textContent = waiting.join(" ");
-    waiting = [];
+    byId("announcements").textContent = announcements.join(" ");
+    announcements = [];
   });
 };
 
-// For all, and for a while. An error stays until it is closed.
+// Show a notice for a while. An error stays until the user closes it.
 export const notify = (text, { isError = false, hint = "" } = {}) => {
   const close = h("button", { type: "button", "aria-label": "Close this notice" }, "×");
   const notice = h("div", { class: isError ? "notice error" : "notice" },
     h("p", {}, text, hint && h("span", { class: "hint" }, ` ${hint}`)), close);
   close.addEventListener("click", () => notice.remove());
-  document.getElementById("notices").append(notice);
+  byId("notices").append(notice);
   if (!isError) setTimeout(() => notice.remove(), SHOWN_MS);
 };
 
-const NEXT = "qtune-notice";
+// Show a notice on the next page, after an action that leaves this one.
+export const notifyOnNextPage = (text) => sessionStorage.setItem(NEXT_PAGE, text);
 
-// The same on the page that comes next: for what leads away from this one.
-export const notifyNext = (text) => sessionStorage.setItem(NEXT, text);
-
-const left = sessionStorage.getItem(NEXT);
-if (left) {
-  sessionStorage.removeItem(NEXT);
-  notify(left);
+const fromLastPage = sessionStorage.getItem(NEXT_PAGE);
+if (fromLastPage) {
+  sessionStorage.removeItem(NEXT_PAGE);
+  notify(fromLastPage);
 }
 
-// An error as a notice. What the connection's banner or the sign-in page tells is not told again.
+// Show an error, unless the connection banner or the sign-in page reports it.
 export const notifyError = (error) => {
   if (error.name === "Unreachable" || error.name === "AbortError" || error.status === 401) return;
   if (error.name !== "Problem") throw error;
   notify(error.message, { isError: true, hint: error.hint });
 };
 
-// Ask before something that cannot be undone. Resolves to null where the answer is no, else to the form's values.
-export const confirmed = ({ title, text, action, isDangerous = false, stay = "Cancel", fields = [] }) => {
+// Ask a question in a dialog. Resolve to the values of `fields`, or to null if the user declines.
+export const ask = ({ title, text, action, isDangerous = false, decline = "Cancel", fields = [] }) => {
   const yes = h("button", { type: "submit", value: "yes", class: isDangerous ? "primary danger" : "primary" }, action);
-  const no = h("button", { type: "submit", value: "no", formnovalidate: "" }, stay);
+  const no = h("button", { type: "submit", value: "no", formnovalidate: "" }, decline);
   const form = h("form", { method: "dialog" },
     h("h2", { id: "dialog-title" }, title), h("p", {}, text), ...fields, h("div", { class: "buttons" }, no, yes));
   const dialog = h("dialog", { "aria-labelledby": "dialog-title" }, form);

@@ -1,7 +1,7 @@
-// The chart library, when it is first needed: 0.9 MB, which a browser keeps.
+// Lazy loading of the chart library (0.9 MB, cached by the browser), which both the plane and the speed chart need.
 
 import { Unreachable } from "../api.js";
-import { doubt } from "../connection.js";
+import { checkConnection } from "../connection.js";
 
 let loading = null;
 
@@ -13,7 +13,7 @@ export const loadVega = () => {
     script.addEventListener("error", () => {
       loading = null;
       script.remove();
-      doubt();
+      checkConnection();
       reject(new Unreachable("The chart library could not be loaded."));
     });
     document.head.append(script);
