@@ -40,7 +40,7 @@ from qtune_service.report.chart_layers import (
 from qtune_service.report.data import QuadrantName, ReportData, fates
 from qtune_service.report.text import number
 from qtune_service.selection.even_sample import EvenSample
-from qtune_service.selection.plane import Thresholds
+from qtune_service.selection.plane import Thresholds, entry_alpha_text
 
 CELLS = (84, 60)  # of the density, across and up
 BORDER_STEPS = 48
@@ -249,7 +249,7 @@ def _rank_cells(sample: EvenSample, num_points: int) -> list[Row]:
 
 def _relabelled(layer: Any, alpha: float) -> Any:
     """Quadrant and fate at the signal's alpha; the given ones while it stands at the job's."""
-    entry = "min(max(1 - datum.u, datum.v), max(datum.u, 1 - datum.v))"  # selection/plane.py: where a sample enters
+    entry = entry_alpha_text("datum.u", "datum.v")
     moved = f"abs(alpha - {alpha!r}) > 1e-9"
     is_in = f"{entry} <= alpha + 1e-9"
     kept, removed = "datum.u >= datum.v ? 'Q2' : 'Q4'", "datum.u + datum.v > 1 ? 'Q1' : 'Q3'"

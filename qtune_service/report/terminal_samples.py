@@ -22,6 +22,7 @@ from qtune_service.report.data import TokenState, TokenView
 from qtune_service.report.terminal import BAR_WIDTH, QUADRANTS, bar, draw_plane
 from qtune_service.report.text import NOTHING, count, number, percent, shorten
 from qtune_service.report.token_view import FIELDS, ShownSample, plain, visible_text
+from qtune_service.selection.plane import entry_alpha
 
 STYLES: dict[TokenState, str] = {"prompt": "dim", "kept": "green", "removed": "red strike"}
 SIGNS: dict[TokenState, tuple[str, str]] = {"prompt": ("", ""), "kept": ("{+", "+}"), "removed": ("[-", "-]")}
@@ -149,7 +150,7 @@ def _plane(sample: ShownSample, finished: FinishedOutput) -> Iterator[Renderable
     yield draw_plane(p, e, alpha)
     label = sample.fields["quadrant"]
     yield Text(f"By perplexity it stands at {p:.1%} of all samples, by entropy at {e:.1%}.")
-    prune, entry = finished.prune, min(max(1 - p, e), max(p, 1 - e))
+    prune, entry = finished.prune, entry_alpha(p, e)
     if prune.strategy != "q_tuning":
         fate = f"The strategy {prune.strategy} chose; on the plane it lies in {label}, {QUADRANTS[label][0]}."
     elif prune.quadrant_rule is not None:

@@ -32,9 +32,10 @@ from qtune_service.output.file_lists import damaged, part_files, rows_by_shard
 from qtune_service.output.layout import Output
 from qtune_service.output.reader import FinishedOutput
 from qtune_service.selection.hashing import split_mix
+from qtune_service.selection.plane import entry_alpha_text
 
-ENTRY_ALPHA = "least(greatest(1 - error_rank, entropy_rank), greatest(error_rank, 1 - entropy_rank))"
-"""The smallest alpha at which a sample is kept; see selection/plane.py."""
+ENTRY_ALPHA = entry_alpha_text("error_rank", "entropy_rank", minimum="least", maximum="greatest")
+"""SQL of the smallest alpha at which a sample is kept."""
 
 ABOUT: Mapping[str, str] = {
     "index": "place among all samples, from 0",
