@@ -178,7 +178,7 @@ def test_tables(outputs: FinishedOutputs) -> None:
     assert "kept" not in printed(groups_table("topic", [Group("math", 8, {}, None, 80, 2.5, 0.5)]))
     fields = printed(fields_table(samples_of(outputs.pruned)))
     assert "the records' own Entropy" in fields
-    assert "how far alpha would have to move" in fields
+    assert "change of alpha" in fields
 
 
 def test_plain_data() -> None:
