@@ -186,7 +186,7 @@ def test_only_what_is_named_is_read(records: Records) -> None:
         ("#1 = line", "# is not supported"),
         ("CAST(CAST(line AS VARCHAR) AS INTEGER[100000]) IS NULL", "the type array"),
         ("NOT " * 3000 + "kept", "expression depth"),
-        (" + ".join(["line"] * 60) + " > 1", "50 calls"),
+        (" + ".join(["line"] * 60) + " > 1", "50 function calls"),
         ("line IN (" + ", ".join(["line"] * 300) + ")", "more than 200 parts"),
         ("meta->>['$', '$'] = []", "the function ->> is not supported, or not with these arguments"),
         ("line = 1" + " " * 20_000, "20,008 characters"),
