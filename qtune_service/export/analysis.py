@@ -138,7 +138,7 @@ class _Samples:
                 yield from read_samples(self.finished, shard, rows.tolist())
 
     def pruned(self) -> Iterator[ScoredSample]:
-        """Yield the samples whose tokens stage 2 prunes."""
+        """Yield the samples with tokens that stage 2 prunes."""
         if self.finished.prune.strategy == "q_tuning":
             return self.samples(lambda labels, kept: kept & (labels == Quadrant.Q2))
         return self.samples(_kept)

@@ -94,7 +94,7 @@ def first_trained(mask: Ragged) -> NDArray[np.int64]:
 
 
 class TurnFlags:
-    """Sets the `loss` flags of turns, and counts the samples whose turns cannot be identified."""
+    """Sets the `loss` flags of turns, and counts the samples with turns that cannot be identified."""
 
     def __init__(self) -> None:
         self.unclear = 0

@@ -135,7 +135,7 @@ def write_jsonl(folder: str, tables: Iterable[pa.Table]) -> Iterator[WrittenFile
 
 
 def write_lines(folder: str, tables: Iterable[pa.Table]) -> Iterator[WrittenFile]:
-    """Write train-00000.jsonl, ... of tables whose column `json` holds the text of an object."""
+    """Write train-00000.jsonl, ... of tables with the text of an object in column `json`."""
     for number, table in enumerate(tables):
         texts: list[bytes] = table["json"].to_pylist()  # type: ignore[assignment]  # no value is missing
         lines = (text + b"\n" for text in texts)
