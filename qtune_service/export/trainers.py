@@ -57,10 +57,6 @@ def _rows(writer: Writer, *names: str, make: Columns | None = None) -> Callable[
     return write
 
 
-def _check_packing(export: Export) -> None:
-    check_lengths(export.finished, _pack_length(export))
-
-
 def _pack_length(export: Export) -> int:
     if export.options.pack_length is None:
         raise SpecError("megatron-bridge reads packed rows", "Add --pack-length, the sequence length of the training.")
@@ -127,7 +123,7 @@ TRAINERS = {
             _packed,
             "PackedSequenceSpecs(packed_sequence_size={pack_length},\n"
             '    packed_train_data_path="{folder}/*.idx.parquet")',
-            check=_check_packing,
+            check=lambda export: check_lengths(export.finished, _pack_length(export)),
             packs=True,
         ),
         Trainer(

@@ -110,14 +110,15 @@ def compare(columns: ScoredColumns, candidates: Sequence[Candidate], ratios: Seq
 
 
 def _choose(columns: ScoredColumns, candidate: Candidate, ratio: float) -> Choice:
-    prune = candidate.prune
+    prune, nll = candidate.prune, columns.mean_nll
+    priority = priority_of(prune.strategy, prune.strategy_order, prune.seed, lambda: mean_of(loss_sum(nll), len(nll)))
     selection = select(
-        columns.mean_nll,
+        nll,
         columns.mean_entropy,
         sample_keep_ratio=ratio,
         bisect_max_iter=prune.bisect_max_iter,
         rule=candidate.rule,
-        priority=_keys(columns, prune),
+        priority=None if priority is None else priority.keys(nll, columns.mean_entropy, columns.num_tokens, 0),
     )
     kept = selection.is_kept
     return Choice(
@@ -128,12 +129,6 @@ def _choose(columns: ScoredColumns, candidate: Candidate, ratio: float) -> Choic
         tokens=_tokens(columns, selection, prune),
         kept_by_group=np.bincount(columns.group[kept], minlength=len(columns.groups)),
     )
-
-
-def _keys(columns: ScoredColumns, prune: PruneSpec) -> NDArray[np.float64] | None:
-    nll = columns.mean_nll
-    priority = priority_of(prune.strategy, prune.strategy_order, prune.seed, lambda: mean_of(loss_sum(nll), len(nll)))
-    return None if priority is None else priority.keys(nll, columns.mean_entropy, columns.num_tokens, 0)
 
 
 def _tokens(columns: ScoredColumns, selection: Selection, prune: PruneSpec) -> int:

@@ -216,7 +216,9 @@ class Output:
         """Claim this output for a spec. Raise OutputConflictError if the folder holds anything else."""
         owner = self.read_object("_qtune", "job.json")
         if owner is not None:
-            self._check_owner(spec, model_fingerprint, owner)
+            fingerprints = owner.get("fingerprint"), owner.get("model_fingerprint")
+            if fingerprints != (spec.fingerprint(), model_fingerprint):
+                raise self._belongs_to_another(spec, owner)
             return
         foreign = [name for name in self.list_files() if not name.startswith(".")]
         foreign += [f"{name}/" for name in FOLDERS if name != "_qtune" and file_io.is_folder(self.at(name))]
@@ -255,10 +257,6 @@ class Output:
         """
         job = (self.read_object("_qtune", "job.json") or {}).get("job")
         return job if isinstance(job, str) else None
-
-    def _check_owner(self, spec: JobSpec, model_fingerprint: str, owner: dict[str, Any]) -> None:
-        if owner.get("fingerprint") != spec.fingerprint() or owner.get("model_fingerprint") != model_fingerprint:
-            raise self._belongs_to_another(spec, owner)
 
     def _belongs_to_another(self, spec: JobSpec, owner: dict[str, Any]) -> OutputConflictError:
         differing = _differences(owner.get("spec"), spec.model_dump(mode="json")) or ["the files of the model"]

@@ -11,6 +11,7 @@ import contextlib
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 
 from qtune_service.errors import DamagedFileError, OutputConflictError
 from qtune_service.ingest.plan import STAGED
@@ -45,7 +46,7 @@ _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?:\d+-)?[0-9a-f]{8}\.tmp", re.ASCII)
 
 def clear(output: Output) -> None:
     """Remove all files that jobs wrote here, the manifest first. The caller holds the output's lock."""
-    shards = _shards(output)
+    shards = frozenset(chain.from_iterable(_shard_numbers(output)))
     _remove(output, (), ["manifest.json"])
     for folder in PART_FOLDERS:
         _remove(output, (folder,), (name for name in output.list_files(folder) if _is_part(name, shards)))
@@ -100,12 +101,8 @@ def _is_part(name: str, shards: frozenset[int] | None) -> bool:
     return match is not None and (shards is None or int(match[1]) in shards)
 
 
-def _shards(output: Output) -> frozenset[int]:
-    """Return the shard numbers of all records of the output that can be read."""
-    return frozenset(shard for numbers in _numbers(output) for shard in numbers)
-
-
-def _numbers(output: Output) -> Iterator[Iterable[int]]:
+def _shard_numbers(output: Output) -> Iterator[Iterable[int]]:
+    """Yield the shard numbers of each record of the output that can be read."""
     with contextlib.suppress(*DAMAGED):
         yield [file.shard for file in part_files(output.manifest or {"files": []})]
     with contextlib.suppress(*DAMAGED):

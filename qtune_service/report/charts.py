@@ -80,7 +80,8 @@ def _chart(histogram: _Histogram, sample: EvenSample, palette: Palette, width: i
             ],
         )
     )  # fmt: skip
-    layers = [bars, *(_rule(alt, value, palette) for value in histogram.lines if _is_inside(value, histogram.axis))]
+    low, high = histogram.axis.domain
+    layers = [bars, *(_rule(alt, value, palette) for value in histogram.lines if low <= value <= high)]
     spec: dict[str, Any] = alt.layer(*layers).properties(width=width, height=HEIGHT, padding=4).to_dict()
     datasets = {**spec.get("datasets", {}), name: _rows(histogram, sample)}
     return spec | {"datasets": datasets, "config": chart_config(palette)}
@@ -105,11 +106,6 @@ def _rows(histogram: _Histogram, sample: EvenSample) -> list[Row]:
         }
         for level, at in np.argwhere(stacked).tolist()
     ]  # fmt: skip
-
-
-def _is_inside(value: float, axis: Axis) -> bool:
-    low, high = axis.domain
-    return low <= value <= high
 
 
 def _rule(alt: Any, value: float, palette: Palette) -> Any:

@@ -231,7 +231,7 @@ def group_tables(data: ReportData) -> list[GroupTable]:
     groupings = (("source", "Source", data.by_source), ("category", "Category", data.by_category))
     tables = []
     for key, heading, groups in groupings:
-        rows = tuple(sorted(groups.items(), key=_by_size)[:MAX_ROWS])
+        rows = tuple(sorted(groups.items(), key=lambda item: (-item[1].read, item[0]))[:MAX_ROWS])
         folder = common_folder([name for name, _ in rows])
         rows = tuple((name.removeprefix(folder), counts) for name, counts in rows)
         tables.append(GroupTable(key, f"By {key}", heading, rows, len(groups), folder))
@@ -270,7 +270,3 @@ def reasons_text(counts: Counts) -> str:
 def _kept_share(data: ReportData, number: int) -> str:
     of_quadrant = data.sample.kept[data.sample.quadrant == number]
     return f"{percent(float(of_quadrant.sum()), len(of_quadrant))} of them kept"
-
-
-def _by_size(item: tuple[str, Counts]) -> tuple[int, str]:
-    return -item[1].read, item[0]

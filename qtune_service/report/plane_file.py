@@ -216,7 +216,9 @@ def plane_file(data: ReportData) -> Plane:
     counts = data.counts.as_dict()
     empty: dict[str, Any] = {"charts": {}, "datasets": {}, "quadrants": {}, "inspect": "", "what_if": None}
     body = {
-        "thresholds": None if t is None else {name: _number(value) for name, value in asdict(t).items()},
+        "thresholds": None if t is None else {
+            name: value if math.isfinite(value) else str(value) for name, value in asdict(t).items()
+        },
         "counts": counts,
         "tokens": asdict(data.tokens),
         "target": data.target,
@@ -264,7 +266,3 @@ def _histogram(data: ReportData, x: tuple[Axis, Column], y: tuple[Axis, Column],
         samples_each=data.sample.total / max(len(data.sample.index), 1),
         num_beyond=x_axis.num_beyond + y_axis.num_beyond,
     )  # fmt: skip
-
-
-def _number(value: float) -> float | str:
-    return value if math.isfinite(value) else str(value)

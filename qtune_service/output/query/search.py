@@ -250,7 +250,8 @@ def group_by(records: Records, name: str, selection: Selection, limits: Limits =
         filtered = Filtered.of(records, selection, [value, *MEASURED, *decisions], sandbox)
         split = _split_sql(quoted(value, '"'), bool(decisions), filtered.sql)
         groups = sandbox.table(split, {"part": empty_part(records, filtered.fields)})
-        merge = _merge_sql(groups.column_names[1:])
+        sums = ", ".join(f"sum({name}) AS {name}" for name in groups.column_names[1:])
+        merge = f"SELECT value, {sums} FROM groups GROUP BY value"  # noqa: S608 - ours
         for part in parts(records, filtered.fields):
             groups = sandbox.table(merge, {"groups": pa.concat_tables([groups, sandbox.table(split, {"part": part})])})
     rows = groups.sort_by([("samples", "descending"), ("value", "ascending")]).to_pylist()
@@ -266,11 +267,6 @@ def _split_sql(value: str, has_decisions: bool, source: str) -> str:
         sums |= {"in_product": "count(*) FILTER (kept)"}
     columns = ", ".join(f"CAST({sql} AS DOUBLE) AS {name}" for name, sql in sums.items())
     return f"SELECT coalesce(CAST({value} AS VARCHAR), '(none)') AS value, {columns} {source} GROUP BY 1"
-
-
-def _merge_sql(names: list[str]) -> str:
-    sums = ", ".join(f"sum({name}) AS {name}" for name in names)
-    return f"SELECT value, {sums} FROM groups GROUP BY value"  # noqa: S608 - ours
 
 
 def _group(row: Mapping[str, Any]) -> Group:
