@@ -201,7 +201,7 @@ def _with_derived(stored: Mapping[str, Field], alpha: float | None) -> dict[str,
     fields["entropy"] = Field("entropy", number, sql="mean_entropy", needs=("mean_entropy",), about="mean_entropy")
     fields["length"] = Field("length", pa.int32(), sql="num_tokens", needs=("num_tokens",), about="num_tokens")
     if alpha is not None:
-        about = "change of alpha that would change its decision"
+        about = "smallest change of alpha that reverses the decision"
         sql = f"abs({ENTRY_ALPHA} - {double(alpha)})"
         fields["borderline"] = Field("borderline", number, sql=sql, needs=ranks, about=about)
     needs = (*CENTRED, "quadrant") if alpha is not None else CENTRED
