@@ -189,7 +189,7 @@ def test_outputs_without_a_product_are_refused(tmp_path: Path) -> None:
         with pytest.raises(OutputConflictError, match="scores only") as refusal:
             export(scored.root, name, str(tmp_path / "x"), Options())
         assert "--from-scores" in refusal.value.hint
-    with pytest.raises(OutputConflictError, match="no output of qtune"):
+    with pytest.raises(OutputConflictError, match="not an output of qtune"):
         export(str(tmp_path), "trl", str(tmp_path / "x"), Options())
 
 
