@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from qtune_service.selection.distributed import (
+    MAX_IN_MEMORY_SAMPLES,
     EntryBins,
     EntryList,
     candidates_of,
@@ -29,6 +31,7 @@ from qtune_service.selection.thresholds import smallest_scaled_alphas
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 TIED = st.sampled_from([0.0, -0.0, 1.0, 1.0, 1.0, 2.5, -1e308, 5e-324])
+DOCS = Path(__file__).resolve().parents[3] / "docs"
 GROUPS = st.lists(st.lists(FINITE | TIED, min_size=1, max_size=30), min_size=1, max_size=6)
 
 
@@ -148,3 +151,10 @@ def test_ties_cost_a_group_one_item() -> None:
     """A list holds distinct entry alphas, however many samples share them."""
     found = EntryList.within(EntryBins(10_000), np.array([9_999]), np.full(10_000, 10_000, np.uint32))
     assert (found.scaled_alphas.tolist(), found.counts.tolist()) == ([10_000], [10_000])
+
+
+def test_docs_state_the_limit_of_selection_in_memory() -> None:
+    """The method page has the constant's value."""
+    pages = [page.read_text(encoding="utf-8") for page in DOCS.rglob("method.md")]
+    assert pages
+    assert all(f"more than {MAX_IN_MEMORY_SAMPLES:,} samples" in page for page in pages)
