@@ -31,14 +31,15 @@ from qtune_service import __version__
 from qtune_service.errors import StorageError
 from qtune_service.job_states import JobStatus
 from qtune_service.report.html import chart_library_version
+from qtune_service.selection.plane import entry_alpha_text
 from qtune_service.server.dependencies import PageReader, TheServer
 from qtune_service.server.form import PARTS, form_fields
 from qtune_service.server.isolation.processes import child_environment
 
-charts_router = APIRouter(include_in_schema=False)
+scripts_router = APIRouter(include_in_schema=False)
 JAVASCRIPT = "text/javascript; charset=utf-8"
 KEPT = {"Cache-Control": "public, max-age=31536000, immutable"}
-"""The library's version is part of the digest in its path."""
+"""The digest in the path covers the library's version and the corner rule."""
 MAKE_TIMEOUT_S = 60
 _making = Lock()
 _WRITE = """
@@ -58,7 +59,20 @@ def library_file(server: TheServer) -> Path:
     return path
 
 
-@charts_router.get("/static/{digest}/vega.js")
+@cache
+def corner_rule() -> str:
+    """Return the corner rule (selection/plane.py) as an ES module."""
+    rule = entry_alpha_text("errorRank", "entropyRank", minimum="Math.min", maximum="Math.max")
+    return f"export const entryAlpha = (errorRank, entropyRank) => {rule};\n"
+
+
+@scripts_router.get("/static/{digest}/js/corner_rule.js")
+def corner_rule_script() -> Response:
+    """Return the module with `entryAlpha(errorRank, entropyRank)`."""
+    return Response(corner_rule(), media_type=JAVASCRIPT, headers=KEPT)
+
+
+@scripts_router.get("/static/{digest}/vega.js")
 def library(path: Annotated[Path, Depends(library_file)]) -> FileResponse:
     """Return Vega, Vega-Lite and Vega-Embed as one classic script."""
     return FileResponse(path, media_type=JAVASCRIPT, headers=KEPT)
@@ -95,7 +109,7 @@ router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 def install(app: FastAPI) -> None:
     """Install the pages and their static files."""
     app.include_router(router)
-    app.include_router(charts_router)
+    app.include_router(scripts_router)
     app.mount("/static/{digest}/report/css", _CachedFiles(directory=REPORT / "css"))
     app.mount("/static/{digest}/report/js", _CachedFiles(directory=REPORT / "js"))
     app.mount("/static/{digest}", _CachedFiles(directory=STATIC))
@@ -141,7 +155,7 @@ def job(job_id: str, _who: PageReader) -> str:
 @cache
 def digest() -> str:
     """Return a digest of all static files."""
-    found = hashlib.sha256(chart_library_version().encode())
+    found = hashlib.sha256(f"{chart_library_version()}\n{corner_rule()}".encode())
     for root in (STATIC, REPORT / "css", REPORT / "js"):
         for path in sorted(p for p in root.rglob("*") if p.is_file()):
             found.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())

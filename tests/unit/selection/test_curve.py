@@ -24,7 +24,7 @@ RATIOS = st.lists(st.floats(0.001, 1), min_size=1, max_size=5).map(sorted)
 def curve(
     selection: Selection, tokens: NDArray[np.int64], ratios: list[float], cuts: list[int]
 ) -> tuple[CurvePoint, ...]:
-    """The curve of a population in groups. Stage 2 leaves half of the tokens of a Q2 sample."""
+    """Return the curve of a population in groups. Stage 2 leaves half of the tokens of a Q2 sample."""
     ranked, num_samples = selection.ranked, selection.num_samples
     alphas = smallest_scaled_alphas(selection.entry, [share_of(ratio, num_samples) for ratio in ratios])
     groups = [
@@ -39,7 +39,7 @@ def curve(
 def check_point(
     point: CurvePoint, ratio: float, nll: NDArray[np.float64], entropy: NDArray[np.float64], tokens: NDArray[np.int64]
 ) -> None:
-    """A point is the outcome of a selection at its ratio."""
+    """Check that a point is the outcome of a selection at its ratio."""
     want = select(nll, entropy, sample_keep_ratio=ratio)
     assert (point.alpha, point.target, point.kept) == (want.thresholds.alpha, want.target, want.kept)
     assert (point.q1, point.q2, point.q3, point.q4) == tuple(want.counts[q] for q in Quadrant)
