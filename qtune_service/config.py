@@ -1,13 +1,14 @@
-"""JobSpec: the one description of a pruning job behind flags, TOML/JSON files and REST.
+"""JobSpec: the description of a pruning job, and the only place of its fields, defaults, limits and help.
 
-Plain pydantic, free of torch, ray and vllm. Frozen, and unknown keys are errors, so that a typing mistake in
-a file is found before a GPU is asked for. Every number has both bounds and every text and collection a largest length,
-so that no spec can occupy a machine without end; a test walks the schema and keeps it so.
+The command line, the form of the web page, the REST API and docs/reference are generated from it. job_fields.py lists
+the fields for them. A field also carries a `Flag` or `JOB_FILE_ONLY` as `Annotated` metadata, which pydantic keeps out
+of the JSON schema.
 
-A job's spec as one line of text, so that it reaches a driver where no disk is shared.
+The models are plain pydantic, free of torch, ray and vllm. They are frozen and refuse unknown keys, so that a typing
+mistake in a job file is found before a GPU is reserved. Every number has both bounds and every text and collection a
+maximum length, so that no spec can occupy a machine without end. A test walks the schema and checks it.
 
-Gzipped and in base64: what carries it (an environment variable, through a shell and through Ray, which puts the values
-of its own environment in place of `${NAME}`) finds nothing in it to change.
+`pack_spec` makes a line of text of a spec, which carries it to a driver that shares no disk with the server.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import json
 import tomllib
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -38,7 +41,7 @@ Place = Annotated[str, Field(max_length=4096)]
 ColumnName = Annotated[str, Field(max_length=1000)]
 Tokens = Annotated[int, Field(ge=1, le=100_000_000)]
 MAX_PATHS = 100_000
-"""Input paths of a spec: more than a shell passes. A server takes fewer in one request, see wire.py."""
+"""Most input paths of a spec: more than a shell passes. A request to a server has a lower limit, see wire.py."""
 MAX_RECORDS = 10**12
 MAX_ACTORS, ACTORS_CHARS = 10_000, 40
 MAX_STOP_GRACE_S = 600
@@ -46,12 +49,43 @@ SHOWN_ERRORS, SHOWN_KEY_CHARS = 20, 80
 Model = TypeVar("Model", bound=BaseModel)
 
 
+class FlagGroup(StrEnum):
+    """Sections of `--help`, in their order."""
+
+    job = "Data, model and result"
+    keep = "How much to keep"
+    read = "How records are read"
+    run = "How the model is run"
+    compare = "Other methods, for comparison"
+    failures = "Failures and restarts"
+    rare = "Rarely needed"
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """Flag of a field: its section in `--help`, and names other than the field's own."""
+
+    group: FlagGroup
+    metavar: str = ""
+    """Placeholder of the value in `--help`. Empty for switches and short lists of choices."""
+    name: str = ""
+    """Flag without its dashes, where it is not the field's name."""
+    short: str = ""
+    """A second, short name, with its dash."""
+    label: str = ""
+    """Label in the form, where the field's name says too little."""
+
+
+JOB_FILE_ONLY = "job file only"
+"""Marks a field that has no flag: a job that sets it needs a job file."""
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def check_path_count(paths: Any, most: int) -> Any:
-    """Return input paths as they are. Raises ValueError where there are none, or more than `most`."""
+    """Return the input paths unchanged. Raises ValueError if there are none, or more than `most`."""
     if isinstance(paths, (list, tuple)) and not paths:
         raise ValueError("no paths: name at least one file, pattern or folder")
     if isinstance(paths, (list, tuple)) and len(paths) > most:
@@ -60,68 +94,70 @@ def check_path_count(paths: Any, most: int) -> Any:
 
 
 class InputSpec(_Part):
-    """What is read."""
+    """The data to read."""
 
     paths: Annotated[
         tuple[Place, ...],
         Field(max_length=MAX_PATHS, json_schema_extra={"minItems": 1}),
         BeforeValidator(lambda paths: check_path_count(paths, MAX_PATHS)),
+        Flag(FlagGroup.job, "DATA", name="data"),
     ]
-    """Files, globs or folders; local paths or URIs (`s3://`, `gs://`)."""
-    format: FormatName = "auto"
-    """Record format; `auto` detects it for each file."""
-    prompt_column: ColumnName | None = None
-    """With `completion_column`: the columns of a prompt/completion dataset, such as question and answer."""
-    completion_column: ColumnName | None = None
-    """With `prompt_column`: the column of the answers."""
-    category_field: ColumnName | None = None
-    """Column that names a sample's category; used by `take` and by the report."""
-    take: dict[Annotated[str, Field(max_length=1000)], Annotated[int, Field(ge=0, le=MAX_RECORDS)]] = Field(
-        default_factory=dict, max_length=10_000
-    )
-    """Read only these categories, and the first N records of each, in input order."""
-    limit: Annotated[int, Field(ge=1, le=MAX_RECORDS)] | None = None
+    """Files, glob patterns or folders: local paths, or URIs such as `s3://bucket/folder`."""
+    format: Annotated[FormatName, Flag(FlagGroup.read, "FORMAT")] = "auto"
+    """Record format. `auto` detects it for each file."""
+    prompt_column: Annotated[ColumnName | None, Flag(FlagGroup.read, "COLUMN")] = None
+    """Column of the prompts, such as `question`. Needs `completion_column`."""
+    completion_column: Annotated[ColumnName | None, Flag(FlagGroup.read, "COLUMN")] = None
+    """Column of the answers, such as `answer`. Needs `prompt_column`."""
+    category_field: Annotated[ColumnName | None, Flag(FlagGroup.read, "COLUMN")] = None
+    """Column that names a record's category, for `take` and for the report."""
+    take: Annotated[
+        dict[Annotated[str, Field(max_length=1000)], Annotated[int, Field(ge=0, le=MAX_RECORDS)]],
+        Flag(FlagGroup.read, "CATEGORY=N"),
+    ] = Field(default_factory=dict, max_length=10_000)
+    """Read only these categories, and of each the first N records in input order."""
+    limit: Annotated[Annotated[int, Field(ge=1, le=MAX_RECORDS)] | None, Flag(FlagGroup.read, "N")] = None
     """Read only the first N records, in input order."""
-    chat_template: Annotated[str, Field(max_length=1 << 20)] | None = None
-    """A Jinja template, or the path of one, in place of the tokenizer's own."""
-    overlong: Literal["reject", "truncate"] = "reject"
-    """What happens to a sample over the model's length limit. Truncation keeps the head and is recorded."""
-    shard_bytes: Annotated[int, Field(ge=1024, le=1 << 36)] | None = None
-    """Input bytes a shard; by default from 128 KiB to 16 MiB, by the size of the input."""
+    chat_template: Annotated[Annotated[str, Field(max_length=1 << 20)] | None, Flag(FlagGroup.read, "TEMPLATE")] = None
+    """Jinja template, or the path of one, that replaces the tokenizer's own."""
+    overlong: Annotated[Literal["reject", "truncate"], Flag(FlagGroup.read)] = "reject"
+    """Samples over the model's length limit: reject them, or keep their first tokens."""
+    shard_bytes: Annotated[Annotated[int, Field(ge=1024, le=1 << 36)] | None, Flag(FlagGroup.rare, "BYTES")] = None
+    """Input bytes per shard. By default 128 KiB to 16 MiB, by the size of the input."""
 
     @model_validator(mode="after")
-    def _columns_come_in_pairs(self) -> Self:
+    def _check_columns(self) -> Self:
         if (self.prompt_column is None) != (self.completion_column is None):
-            raise ValueError("prompt_column and completion_column must be given together")
+            raise ValueError("`prompt_column` and `completion_column` must be given together")
         if self.prompt_column is not None and self.format not in ("auto", "prompt_completion"):
-            raise ValueError(f"prompt_column does not go with format {self.format!r}")
+            raise ValueError(f"`prompt_column` cannot be used with `format` {self.format!r}")
         if self.take and self.category_field is None:
-            raise ValueError("take needs category_field")
+            raise ValueError("`take` needs `category_field`")
         return self
 
 
 class ModelSpec(_Part):
-    """The model that is about to be trained."""
+    """The model that you are about to train."""
 
-    name: Annotated[Place, Field(min_length=1)]
-    """A local folder or a model hub id."""
-    revision: Annotated[str, Field(max_length=1000)] | None = None
-    """Of a hub model: a branch, tag or commit."""
-    tokenizer: Place | None = None
-    """Folder or hub id of the tokenizer, where it is not the model's own."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type that the model is run in; by default the checkpoint's own."""
-    max_model_len: Annotated[Tokens, Field(ge=2)] | None = None
-    """Length limit in tokens; by default the model's own."""
-    trust_remote_code: bool = False
-    """Run code that comes with the model or its tokenizer."""
+    name: Annotated[Place, Field(min_length=1), Flag(FlagGroup.job, "MODEL", name="model")]
+    """Model that you are about to train: a local folder or a hub id."""
+    revision: Annotated[Annotated[str, Field(max_length=1000)] | None, Flag(FlagGroup.rare, "REVISION")] = None
+    """Branch, tag or commit of a hub model."""
+    tokenizer: Annotated[Place | None, Flag(FlagGroup.rare, "TOKENIZER")] = None
+    """Folder or hub id of the tokenizer, if it is not the model's own."""
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], Flag(FlagGroup.run, "DTYPE")] = "auto"
+    """Number type that the model is run in. `auto` is the checkpoint's own."""
+    max_model_len: Annotated[Annotated[Tokens, Field(ge=2)] | None, Flag(FlagGroup.run, "N")] = None
+    """Length limit of a sample in tokens. By default the model's own."""
+    trust_remote_code: Annotated[bool, Flag(FlagGroup.rare)] = False
+    """Run Python code that comes with the model or its tokenizer."""
 
 
 Actors = Annotated[int, Field(ge=1, le=MAX_ACTORS)]
 
 
 def _parse_actors(value: Any) -> Any:
-    """`2`, `"2"`, `"1-4"` and `[1, 4]` all mean what they look like."""
+    """Return (MIN, MAX) for `2`, `"2"` or `"1-4"`. Other values are left to pydantic."""
     if isinstance(value, int) and not isinstance(value, bool):
         return (value, value)
     if isinstance(value, str):
@@ -144,113 +180,132 @@ NumActors = Annotated[
 
 
 class EngineSpec(_Part):
-    """How the model is run."""
+    """Settings of the engine that runs the model."""
 
-    name: EngineName = "auto"
-    """`vllm`, `reference` (plain torch), or `auto`: vllm where it is installed and supports the model. Or
-    `module:factory` of your own: called with (ModelSpec, EngineSpec) it gives a Scorer, see scoring/scorer.py."""
-    num_actors: NumActors | None = None
-    """Scoring actors: a number, or MIN-MAX for a pool that follows the cluster. Default: one a GPU, later ones too,
-    or one on CPUs."""
-    gpus_per_actor: Annotated[float, Field(ge=0, le=1024)] | None = None
-    """Default: tensor_parallel_size where the cluster has GPUs, else 0."""
-    cpus_per_actor: Annotated[float, Field(gt=0, le=4096)] = 1
-    """CPUs that an actor reserves; its CPU threads on a cluster. On one machine the actors share all cores."""
-    tensor_parallel_size: Annotated[int, Field(ge=1, le=1024)] = 1
-    """GPUs that share one model; a scoring actor takes so many."""
-    max_num_batched_tokens: Annotated[Tokens, Field(ge=16)] | None = None
-    """Tokens in one forward pass. Longer samples are prefilled in chunks."""
-    enable_prefix_caching: bool = True
+    name: Annotated[
+        EngineName, Flag(FlagGroup.run, "auto|vllm|reference|MODULE:FACTORY", name="engine", label="Engine")
+    ] = "auto"
+    """`vllm`, `reference` (plain torch), or `auto`: vLLM where it is installed and supports the model. Or
+    `module:factory` of your own, called with (ModelSpec, EngineSpec); it returns a Scorer (scoring/scorer.py)."""
+    num_actors: Annotated[NumActors | None, Flag(FlagGroup.run, "N|MIN-MAX")] = None
+    """Scoring actors: a number, or MIN-MAX for a pool that follows the cluster. By default one per GPU, also for GPUs
+    that join later, or one on CPUs."""
+    gpus_per_actor: Annotated[Annotated[float, Field(ge=0, le=1024)] | None, Flag(FlagGroup.rare, "N")] = None
+    """GPUs per actor. By default `tensor_parallel_size` where the cluster has GPUs, else 0."""
+    cpus_per_actor: Annotated[float, Field(gt=0, le=4096), JOB_FILE_ONLY] = 1
+    """CPUs that an actor reserves, and its CPU threads on a cluster. On one machine the actors share all cores."""
+    tensor_parallel_size: Annotated[int, Field(ge=1, le=1024), Flag(FlagGroup.run, "N")] = 1
+    """GPUs that share one model. A scoring actor takes this many."""
+    max_num_batched_tokens: Annotated[Annotated[Tokens, Field(ge=16)] | None, Flag(FlagGroup.run, "N")] = None
+    """Tokens per forward pass. Longer samples are prefilled in chunks."""
+    enable_prefix_caching: Annotated[bool, Flag(FlagGroup.rare, name="prefix-caching")] = True
     """Reuse the attention state of shared prompts. Scores stay exact."""
-    logits_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 40)] = 256 << 20
-    """Bound on the float32 logits that exist at one moment."""
-    head_kernel: bool = True
-    """On a GPU, let a fused kernel take the output head where it is exact and measured to be faster."""
-    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    logits_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 40), JOB_FILE_ONLY] = 256 << 20
+    """Most bytes of float32 logits that exist at one moment."""
+    head_kernel: Annotated[bool, JOB_FILE_ONLY] = True
+    """On a GPU, use a fused kernel for the output head where it is exact and measured to be faster."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1), JOB_FILE_ONLY] = 0.9
     """Share of a GPU's memory that the engine may take."""
-    cpu_kv_cache_bytes: Annotated[int, Field(ge=1 << 26, le=1 << 44)] = 1 << 30
-    """Attention cache of a CPU engine."""
+    cpu_kv_cache_bytes: Annotated[int, Field(ge=1 << 26, le=1 << 44), JOB_FILE_ONLY] = 1 << 30
+    """Bytes of the attention cache of a CPU engine."""
 
     @model_validator(mode="after")
-    def _pool_is_ordered(self) -> Self:
+    def _check_pool(self) -> Self:
         if self.num_actors is not None and self.num_actors[0] > self.num_actors[1]:
-            raise ValueError("num_actors: MIN must be at most MAX")
+            raise ValueError("`num_actors`: MIN must be at most MAX")
         return self
 
 
 class PruneSpec(_Part):
-    """The method's arguments; see docs/reference/method.md."""
+    """Settings of the choice of samples and tokens. docs/reference/method.md explains the method."""
 
-    sample_keep_ratio: Ratio = 0.5
+    sample_keep_ratio: Annotated[Ratio, Flag(FlagGroup.keep, "RATIO")] = 0.5
     """Share of the scored samples to keep."""
-    token_keep_ratio: Ratio = 0.7
-    """Share of its trained tokens that a pruned sample keeps."""
-    neighbor_lambda: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Weight of its neighbours' perplexity in a token's score."""
-    bisect_max_iter: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
-    """Stop the bisection early; by default it goes on until exact."""
-    min_tokens_to_prune: Tokens = 1
+    token_keep_ratio: Annotated[Ratio, Flag(FlagGroup.keep, "RATIO")] = 0.7
+    """Share of its trained tokens that a pruned (Q2) sample keeps."""
+    neighbor_lambda: Annotated[float, Field(ge=0, le=1), Flag(FlagGroup.rare, "WEIGHT")] = 0.5
+    """Weight of the neighbours' perplexity in a token's score."""
+    bisect_max_iter: Annotated[Annotated[int, Field(ge=1, le=1_000_000)] | None, Flag(FlagGroup.rare, "N")] = None
+    """Most steps of the bisection for the thresholds. By default it runs until exact."""
+    min_tokens_to_prune: Annotated[Tokens, Flag(FlagGroup.keep, "N")] = 1
     """Q2 samples with fewer trained tokens keep all of them."""
-    strategy: SampleStrategy = "q_tuning"
-    """How samples are chosen. The others are baselines from the same scores, for comparison; see
-    docs/guides/strategies.md. Their tokens are pruned in every kept sample."""
-    strategy_order: StrategyOrder = "highest"
-    """Which end `longest`, `perplexity` and `entropy` keep."""
-    token_strategy: TokenStrategy = "neighbor"
-    """How tokens are chosen: `neighbor` is the method; `ppl` looks at each token alone (lambda 0); `random`, `reversed`
+    strategy: Annotated[SampleStrategy, Flag(FlagGroup.compare, "STRATEGY")] = "q_tuning"
+    """How samples are chosen. `q_tuning` is the method. The others are baselines from the same scores, which prune the
+    tokens of every kept sample; see docs/guides/strategies.md."""
+    strategy_order: Annotated[StrategyOrder, Flag(FlagGroup.compare)] = "highest"
+    """End that the strategies `longest`, `perplexity` and `entropy` keep."""
+    token_strategy: Annotated[TokenStrategy, Flag(FlagGroup.compare, "STRATEGY")] = "neighbor"
+    """How tokens are chosen. `neighbor` is the method, `ppl` scores each token alone (lambda 0), `random`, `reversed`
     and `none` are for comparison."""
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
-    """Of the strategies that draw: `random` and `infobatch`, and random tokens."""
-    quadrant_rule: Annotated[str, Field(max_length=1000)] | None = None
-    """`module:function` in place of the method's labels; see selection/plane.py:QuadrantRule."""
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1), Flag(FlagGroup.compare, "N")] = 0
+    """Seed of the random strategies of samples (`random`, `infobatch`) and of tokens (`random`)."""
+    quadrant_rule: Annotated[Annotated[str, Field(max_length=1000)] | None, Flag(FlagGroup.rare, "MODULE:FUNCTION")] = (
+        None
+    )
+    """`module:function` that labels the samples in place of the method; see QuadrantRule in selection/plane.py."""
 
     @property
     def smoothing(self) -> float:
-        """The weight of neighbours that the token strategy goes by."""
+        """Return the weight of neighbours that the token strategy uses."""
         return 0.0 if self.token_strategy == "ppl" else self.neighbor_lambda
 
     @model_validator(mode="after")
-    def _rule_needs_the_plane(self) -> Self:
+    def _check_rule(self) -> Self:
         if self.quadrant_rule is not None and self.strategy != "q_tuning":
-            raise ValueError(f"quadrant_rule goes with strategy 'q_tuning', not with {self.strategy!r}")
+            raise ValueError(f"`quadrant_rule` needs `strategy` 'q_tuning', not {self.strategy!r}")
         return self
 
 
 class OutputSpec(_Part):
-    """Where the result goes."""
+    """The place of the result."""
 
-    path: Annotated[Place, Field(min_length=1)]
-    """A folder or URI; the same one continues a stopped job."""
+    path: Annotated[
+        Place,
+        Field(min_length=1),
+        Flag(
+            FlagGroup.job,
+            "OUTPUT",
+            name="output",
+            short="-o",
+            label="Output folder or URI; by default a folder of the server",
+        ),
+    ]
+    """Folder or URI of the result. The same one continues a stopped job."""
 
 
 class LimitsSpec(_Part):
-    """When a job gives up."""
+    """The conditions under which a job fails or stops."""
 
-    max_rejected_ratio: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """The job fails if a larger share of the records read was rejected."""
-    max_shard_attempts: Annotated[int, Field(ge=1, le=1000)] = 3
-    """Times that a shard is tried before it counts as failed; each death of a worker that holds it is one."""
-    max_failed_shards: Annotated[int, Field(ge=0, le=1_000_000_000)] = 0
-    """Failed shards that the job puts up with: their records are rejected, reason `shard_failed`. More fail the job."""
-    stop_grace_s: Annotated[float, Field(ge=0, le=MAX_STOP_GRACE_S)] = 25
-    """Seconds that a job told to stop (SIGTERM) takes at most to save what its actors have in hand."""
+    max_rejected_ratio: Annotated[float, Field(ge=0, le=1), Flag(FlagGroup.failures, "RATIO")] = 0.5
+    """Fail the job if a larger share of the records read was rejected."""
+    max_shard_attempts: Annotated[int, Field(ge=1, le=1000), Flag(FlagGroup.failures, "N")] = 3
+    """Attempts at a shard before it counts as failed. The death of a worker that holds it is an attempt."""
+    max_failed_shards: Annotated[int, Field(ge=0, le=1_000_000_000), Flag(FlagGroup.failures, "N")] = 0
+    """Failed shards to skip: their records are rejected, with reason `shard_failed`. More of them fail the job."""
+    stop_grace_s: Annotated[float, Field(ge=0, le=MAX_STOP_GRACE_S), JOB_FILE_ONLY] = 25
+    """Seconds that a stopped job (SIGTERM) may take to save the work in progress of its actors."""
 
 
-class JobSpec(_Part):
-    """One pruning job."""
+class JobParts(_Part):
+    """The parts that a job file and a request to a server have in common."""
 
     input: InputSpec
     model: ModelSpec
     engine: EngineSpec = EngineSpec()
     prune: PruneSpec | None = PruneSpec()
     """None: only score; prune later with `from_scores`."""
-    output: OutputSpec
     limits: LimitsSpec = LimitsSpec()
-    from_scores: Place | None = None
-    """Take the scores of this finished output instead of running the model; only `prune` may differ."""
+
+
+class JobSpec(JobParts):
+    """One pruning job."""
+
+    output: OutputSpec
+    from_scores: Annotated[Place | None, Flag(FlagGroup.job, "OUTPUT")] = None
+    """Take the scores of this finished output instead of running the model. Only the pruning may differ from it."""
 
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides the result; the machine's shape (`num_actors`, ...) does not."""
+        """Return the SHA-256 of all fields that decide the result; the machine's shape (`num_actors`, ...) does not."""
         shape = {"num_actors", "gpus_per_actor", "cpus_per_actor", "gpu_memory_utilization", "cpu_kv_cache_bytes"}
         body = self.model_dump(mode="json", exclude={"output": True, "limits": True, "engine": shape})
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
@@ -262,7 +317,7 @@ def load_spec(path: Path) -> JobSpec:
 
 
 def read_job_file(path: Path) -> Any:
-    """The plain data of a `.toml` or `.json` file. Raises SpecError."""
+    """Return the plain data of a `.toml` or `.json` file. Raises SpecError."""
     try:
         text = path.read_text(encoding="utf-8")
         return tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
@@ -280,38 +335,53 @@ def parse_spec(data: Any, where: str = "job spec") -> JobSpec:
 
 
 def validated(kind: type[Model], data: Any, where: str) -> Model:
-    """Plain data as a model. Raises SpecError that names each wrong field."""
+    """Return plain data as a model. Raises SpecError that names each wrong field."""
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_input=False)
-        lines = [f"  {_field_name(e['loc'])}: {e['msg']}" for e in found[:SHOWN_ERRORS]]
-        more = [f"  ... and {len(found) - SHOWN_ERRORS} more"] if len(found) > SHOWN_ERRORS else []
-        raise SpecError(f"{where}: {len(found)} field(s) are wrong\n" + "\n".join([*lines, *more])) from error
+        raise SpecError(describe_errors(error, where)) from error
+
+
+def describe_errors(error: ValidationError, where: str) -> str:
+    """Return the text of an error: how many fields are wrong, and the first of them."""
+    found = error.errors(include_url=False, include_input=False)
+    lines = [f"  {_field_name(e['loc'])}: {error_text(e['msg'])}" for e in found[:SHOWN_ERRORS]]
+    more = [f"  ... and {len(found) - SHOWN_ERRORS} more"] if len(found) > SHOWN_ERRORS else []
+    number = "1 field is wrong" if len(found) == 1 else f"{len(found)} fields are wrong"
+    return "\n".join([f"{where}: {number}", *lines, *more])
+
+
+def error_text(message: str) -> str:
+    """Return a message of pydantic without the name of the exception that it begins with."""
+    return message.removeprefix("Value error, ")
 
 
 def _field_name(location: tuple[int | str, ...]) -> str:
-    """Return `input.paths.0` of an error's location; of long keys that a user wrote, the beginning."""
+    """Return an error's location as `input.paths.0`. Long keys, which a user may have written, are cut."""
     return ".".join(str(part)[:SHOWN_KEY_CHARS] for part in location) or "spec"
 
 
 MAX_CHARS = 100_000
-"""The system takes 128 KiB in one variable or argument."""
+"""Most characters of a packed spec: the system allows 128 KiB in one variable or argument."""
 
 
 def pack_spec(spec: Mapping[str, Any]) -> str:
-    """The text. Raises SpecError where it gets too long to be handed over."""
+    """Return a spec as one line of text for an environment variable: gzipped JSON in base64.
+
+    Shells and Ray, which replaces `${NAME}` by values of its own environment, find nothing in it to change. Raises
+    SpecError if the text is too long.
+    """
     packed = base64.b64encode(gzip.compress(json.dumps(dict(spec)).encode(), mtime=0)).decode()
     if len(packed) > MAX_CHARS:
         raise SpecError(
-            f"the job's spec is too long to be handed to the cluster ({len(packed):,} characters, {MAX_CHARS:,} go)",
+            f"the job's spec is too long for the cluster: {len(packed):,} characters, at most {MAX_CHARS:,}",
             "Name a folder or a pattern in input.paths instead of each file.",
         )
     return packed
 
 
 def unpack_spec(text: str, where: str) -> JobSpec:
-    """The spec that such a text holds, or JSON. Raises SpecError that names `where`."""
+    """Return the spec of a packed text or of JSON. Raises SpecError that names `where`."""
     try:
         plain = text if text.lstrip().startswith("{") else gzip.decompress(base64.b64decode(text, validate=True))
         return parse_spec(json.loads(plain), where=where)

@@ -65,9 +65,7 @@ def _findings() -> Iterator[Finding]:
     checks = [_check_engine("reference"), _check_vllm()]
     yield from checks
     if all(c.fix for c in checks):
-        yield Finding(
-            "engines", "none works", "See the lines above: at least one engine must be right.", fatal=True
-        )
+        yield Finding("engines", "none works", "See the lines above: at least one engine must be right.", fatal=True)
 
 
 def _python() -> Finding:

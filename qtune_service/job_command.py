@@ -1,6 +1,6 @@
-"""The command that does what a job does: `qtune prune` with the flags that are not defaults.
+"""Build the command of a job: `qtune prune` or `score` with the flags of all fields that are not defaults.
 
-Some fields have no flag, since they belong into a job file; where one of these is set, the command writes such a file.
+A job that sets a field without a flag, or a value that no flag can carry, becomes a job file and `qtune run`.
 """
 
 from __future__ import annotations
@@ -11,51 +11,58 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from qtune_service.config import JobSpec
+from qtune_service.job_fields import JobField, job_fields
 
-FLAGLESS = frozenset(
-    {"engine.cpus_per_actor", "engine.logits_bytes", "engine.head_kernel", "engine.gpu_memory_utilization"}
-    | {"engine.cpu_kv_cache_bytes", "limits.stop_grace_s"}
-)
-OWN_NAMES = {"model.name": "model", "engine.name": "engine", "output.path": "output"}
 END = "END_OF_JOB"
 
 
 def job_command(spec: JobSpec) -> str:
-    """One command, or the three lines that write a job file and run it."""
-    changed = dict(_changed(spec))
+    """Return one command, or the lines that write a job file and run it."""
+    changed = list(_changed(spec))
     if spec.from_scores is not None:  # input, model and engine are those of the scores
-        method = [word for name, value in changed.items() if name.startswith("prune.") for word in _flag(name, value)]
-        return shlex.join(["qtune", "prune", "--from-scores", spec.from_scores, "--output", spec.output.path, *method])
-    if FLAGLESS & changed.keys():
+        changed = [(field, value) for field, value in changed if field.path.startswith("prune.")]
+        words = ["--from-scores", spec.from_scores, "--output", spec.output.path]
+        return shlex.join(["qtune", "prune", *words, *_flags(changed)])
+    if not all(_has_flag(field, value) for field, value in changed):
         return f"cat > job.json <<'{END}'\n{_job_file(spec)}\n{END}\nqtune run job.json"
-    words = [word for name, value in changed.items() if name != "input.paths" for word in _flag(name, value)]
-    return shlex.join(["qtune", "score" if spec.prune is None else "prune", *words, "--", *spec.input.paths])
+    flags = _flags((field, value) for field, value in changed if not field.is_argument)
+    return shlex.join(["qtune", "score" if spec.prune is None else "prune", *flags, "--", *spec.input.paths])
 
 
-def _changed(spec: JobSpec) -> Iterator[tuple[str, Any]]:
-    """`prune.seed` and its value, for each field that is not the default."""
-    for part, value in spec:
-        if not hasattr(type(value), "model_fields"):
-            continue
-        for name, field in type(value).model_fields.items():
-            found = getattr(value, name)
-            if found != field.get_default(call_default_factory=True):
-                yield f"{part}.{name}", found
+def _changed(spec: JobSpec) -> Iterator[tuple[JobField, Any]]:
+    """Yield each field that is not the default, with its value."""
+    for field in job_fields().values():
+        part, _, name = field.path.rpartition(".")
+        owner = getattr(spec, part) if part else spec
+        if owner is not None and (value := getattr(owner, name)) != field.default:
+            yield field, value
 
 
-def _flag(name: str, value: Any) -> list[str]:
-    flag = f"--{OWN_NAMES.get(name, name.partition('.')[2]).replace('_', '-')}"
-    if name == "input.take":
-        return [word for category, number in value.items() for word in (flag, f"{category}={number}")]
-    if name == "engine.num_actors":
-        low, high = value
-        return [flag, str(low) if low == high else f"{low}-{high}"]
-    if name == "engine.enable_prefix_caching":
-        return ["--no-prefix-caching"]
-    return [flag] if value is True else [f"{flag}={value}"] if str(value).startswith("-") else [flag, str(value)]
+def _has_flag(field: JobField, value: Any) -> bool:
+    """Return whether a flag can carry a value: a category without a name is none for `--take`."""
+    return field.flag is not None and not (field.is_mapping and "" in value)
+
+
+def _flags(changed: Iterator[tuple[JobField, Any]] | list[tuple[JobField, Any]]) -> list[str]:
+    return [word for field, value in changed for word in _flag(field, value)]
+
+
+def _flag(field: JobField, value: Any) -> list[str]:
+    assert field.option is not None
+    if field.is_switch:
+        return [field.option if value else field.negative or ""]
+    if field.is_mapping:
+        texts = [f"{name}={number}" for name, number in value.items()]
+    elif isinstance(value, tuple):
+        texts = ["-".join(map(str, sorted(set(value))))]
+    else:
+        texts = [str(value)]
+    return [
+        word for text in texts for word in ([f"{field.option}={text}"] if text[:1] == "-" else [field.option, text])
+    ]
 
 
 def _job_file(spec: JobSpec) -> str:
-    """JSON on one line: no line of it can end the text."""
+    """Return the spec as JSON on one line, so that none of its lines ends the text."""
     body: Mapping[str, Any] = spec.model_dump(mode="json", exclude_defaults=True)
     return json.dumps(body)

@@ -13,11 +13,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import InitErrorDetails
 
 from qtune_service.config import (
-    EngineSpec,
     InputSpec,
+    JobParts,
     JobSpec,
-    LimitsSpec,
-    ModelSpec,
     OutputSpec,
     Place,
     PruneSpec,
@@ -82,16 +80,12 @@ def check_json(value: Any) -> None:
         level = below
 
 
-class JobRequest(_Body):
+class JobRequest(_Body, JobParts):
     """A job to run: the fields of a job file, and a name. Without `output` the server chooses a folder."""
 
     name: Name = "job"
     input: Annotated[InputSpec, AfterValidator(_limit_paths)]
-    model: ModelSpec
-    engine: EngineSpec = EngineSpec()
-    prune: PruneSpec | None = PruneSpec()
     output: OutputSpec | None = None
-    limits: LimitsSpec = LimitsSpec()
     from_scores: Place | None = None
 
     def to_spec(self, output: str) -> JobSpec:

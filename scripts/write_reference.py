@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import ast
 import inspect
-from enum import Enum
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import typer
 from pydantic import BaseModel
 
 from qtune_service import cli, config
+from qtune_service.cli.commands import sections
+from qtune_service.job_fields import JobField, job_fields
 from qtune_service.server.settings import Settings
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
-PARTS = ("input", "model", "engine", "prune", "output", "limits")
 HEAD = """# Job files
 
 Written by `make docs` from `qtune_service/config.py`. A job file is TOML or JSON, and `qtune run
@@ -48,18 +48,23 @@ def docstrings(model: type[BaseModel]) -> dict[str, str]:
     return found
 
 
-def section(name: str, model: type[BaseModel]) -> str:
-    """Return the table of one part of a job file."""
-    texts = docstrings(model)
-    lines = [f"\n## {name}\n{(model.__doc__ or '').strip()}\n", *TABLE]
-    schema = model.model_json_schema()["properties"]
-    for field, info in model.model_fields.items():
-        default = "required" if info.is_required() else f"`{info.get_default(call_default_factory=True)!r}`"
-        lines.append(f"| `{field}` | {default} | {allowed(schema[field])} | {texts.get(field, '')} |")
-    return "\n".join(lines) + "\n"
-
-
 TABLE = ("| field | default | allowed | meaning |", "|---|---|---|---|")
+
+
+def section(part: str, model: type[BaseModel]) -> str:
+    """Return the table of one part of a job file."""
+    properties = model.model_json_schema()["properties"]
+    fields = [field for field in job_fields().values() if field.path.rpartition(".")[0] == part]
+    title = f"{part}\n{(model.__doc__ or '').strip()}" if part else "Top level"
+    rows = [field_row(field, properties[field.name]) for field in fields]
+    return "\n".join([f"\n## {title}\n", *TABLE, *rows]) + "\n"
+
+
+def field_row(field: JobField, schema: dict[str, Any]) -> str:
+    """Return the row of one field."""
+    default = "required" if field.is_required else f"`{field.default!r}`"
+    flag = "" if field.flag else " Has no flag."
+    return f"| `{field.name}` | {default} | {allowed(schema)} | {field.help}{flag} |"
 
 
 def allowed(schema: dict[str, Any]) -> str:
@@ -99,10 +104,8 @@ def render() -> str:
     """Return the page of job files."""
     models = {"input": config.InputSpec, "model": config.ModelSpec, "engine": config.EngineSpec}
     models |= {"prune": config.PruneSpec, "output": config.OutputSpec, "limits": config.LimitsSpec}
-    spec = config.JobSpec.model_json_schema()["properties"]["from_scores"]
-    top = "\n".join(["\n## Top level", *TABLE, ""])
-    top += f"| `from_scores` | `None` | {allowed(spec)} | {docstrings(config.JobSpec)['from_scores']} |\n"
-    return HEAD + "".join(section(name, models[name]) for name in PARTS) + top
+    parts = dict.fromkeys(path.rpartition(".")[0] for path in job_fields())
+    return HEAD + "".join(section(part, models.get(part, config.JobSpec)) for part in parts)
 
 
 COMMANDS_HEAD = """# Commands
@@ -124,57 +127,35 @@ Written by `make docs` from `qtune_service/cli/`. `qtune COMMAND --help` shows t
 """
 
 
-def values(annotation: Any) -> str:
-    """Return the choices or the type of a flag."""
-    kinds = [kind for kind in (get_args(annotation) or (annotation,)) if kind is not type(None)]
-    if get_origin(annotation) is Literal or all(isinstance(kind, str) for kind in kinds):
-        return " \\| ".join(kinds)
-    (kind,) = kinds if get_origin(annotation) is not list else get_args(annotation)
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return " \\| ".join(member.value for member in kind)
-    if kind is bool:
-        return ""
-    return f"{values(get_args(kind)[0])}, several" if get_origin(kind) is list else str(kind.__name__).lower()
+def command_section(name: str, command: Any) -> str:
+    """Return the section of a command: its help text, a table of its flags, and its examples."""
+    text = "\n\n".join(" ".join(part.split()) for part in inspect.cleandoc(command.help).split("\n\n"))
+    lines = [f"\n## qtune {name}\n{text}"]
+    lines += ["\n| flag | meaning |", "|---|---|"] * bool(command.params)
+    for title, rows in sections(command.params).items():
+        lines += [f"| **{title}** | |"] * (title not in PLAIN_TITLES)
+        lines += [f"| `{flag}` | {text} |" for flag, text in map(escaped, rows)]
+    if command.epilog:
+        lines += ["\n```bash", command.epilog, "```"]
+    return "\n".join(lines) + "\n"
 
 
-def row(name: str, parameter: inspect.Parameter) -> str:
-    """Return one row of a table of flags."""
-    annotation, info = get_args(parameter.annotation)
-    is_flag = isinstance(info, typer.models.OptionInfo)
-    first = [info.default] if isinstance(info.default, str) else []  # where Annotated puts the first name
-    declared = [*first, *(info.param_decls or ())] or [f"--{name.replace('_', '-')}"]
-    names = declared if is_flag else [name.upper()]
-    is_required = parameter.default is inspect.Parameter.empty
-    is_shown = not any(parameter.default is nothing for nothing in (None, False, inspect.Parameter.empty))
-    default = f"`{getattr(parameter.default, 'value', parameter.default)}`" if is_shown else ""
-    kind = info.metavar.replace("|", "\\|") if info.metavar else values(annotation)
-    cells = (", ".join(f"`{n}`" for n in names), kind, "required" if is_required else default, info.help or "")
-    return f"| {' | '.join(cells)} |"
+PLAIN_TITLES = ("Arguments", "Options")
 
 
-def command_section(name: str, callback: Any) -> str:
-    """Return the section of a command with its flags."""
-    head = [
-        f"\n## qtune {name}\n{inspect.getdoc(callback)}\n",
-        "| flag | values | default | meaning |",
-        "|---|---|---|---|",
-    ]
-    parameters = inspect.signature(callback, eval_str=True).parameters
-    return "\n".join([*head, *(row(*item) for item in parameters.items())]) + "\n"
-
-
-def named_commands(app: typer.Typer) -> dict[str, Any]:
-    """Return the commands of an app by name."""
-    return {c.name or str(getattr(c.callback, "__name__", "")): c.callback for c in app.registered_commands}
+def escaped(row: tuple[str, str]) -> tuple[str, str]:
+    """Return a row whose bars do not end a cell of a table."""
+    return row[0].replace("|", "\\|"), row[1].replace("|", "\\|").replace("<", "&lt;")
 
 
 def render_commands() -> str:
     """Return the page of commands."""
-    commands = named_commands(cli.app)
-    for group in cli.app.registered_groups:
-        assert group.typer_instance is not None
-        commands |= {f"{group.name} {name}": of for name, of in named_commands(group.typer_instance).items()}
-    return COMMANDS_HEAD + "".join(command_section(name, callback) for name, callback in commands.items())
+    found: dict[str, Any] = {}
+    root: Any = typer.main.get_command(cli.app)
+    for name, command in root.commands.items():
+        below = getattr(command, "commands", None)
+        found |= {name: command} if below is None else {f"{name} {each}": inner for each, inner in below.items()}
+    return COMMANDS_HEAD + "".join(command_section(name, command) for name, command in found.items())
 
 
 SETTINGS_HEAD = """# Settings of the server

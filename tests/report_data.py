@@ -17,12 +17,12 @@ from qtune_service.report.data import (
     TokenTotals,
     TokenView,
 )
-from qtune_service.samples import perplexity
-from qtune_service.selection.curve import EntryCounts
+from qtune_service.samples import perplexity, share_of
+from qtune_service.selection.curve import CurveCounts
 from qtune_service.selection.distributions import describe
 from qtune_service.selection.even_sample import EvenSample, even_sample
 from qtune_service.selection.examples import ExampleKind, borderline_samples, typical_samples
-from qtune_service.selection.thresholds import select
+from qtune_service.selection.thresholds import select, smallest_scaled_alphas
 
 Scores = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]  # mean_nll, mean_entropy, num_tokens: (N,)
 WORDS = (
@@ -31,6 +31,7 @@ WORDS = (
     " مر", "حبا",
 )  # fmt: skip
 PROMPT = "<|user|>\nSix boxes hold seven pens each. How many pens are there?\n<|assistant|>\n"
+CURVE_RATIOS = [percent / 200 for percent in range(1, 201)]
 CATEGORIES = ("arithmetic", "geometry", "algebra", "word problems")
 
 
@@ -50,10 +51,9 @@ def made_up_report(scores: Scores | None = None, keep_ratio: float = 0.5, **chan
     labels, kept = outcome.labels, outcome.is_kept
     as_q2 = np.ceil(0.7 * lengths).astype(np.int64)
     left = np.where(labels == 2, as_q2, lengths)
-    sample = even_sample(outcome.placed, labels=labels, kept=kept, num_tokens=lengths)
-    entries = EntryCounts.counted(
-        outcome.placed.nll_ranks, outcome.placed.entropy_ranks, outcome.entry, lengths, as_q2, len(lengths)
-    )
+    sample = even_sample(outcome.ranked, labels=labels, kept=kept, num_tokens=lengths)
+    alphas = smallest_scaled_alphas(outcome.entry, [share_of(ratio, len(lengths)) for ratio in CURVE_RATIOS])
+    curve = CurveCounts.of(outcome.ranked, outcome.entry, lengths, as_q2, alphas)
     rejected = max(len(mean_nll) // 100, 1)
     reasons = {"no_assistant_turn": rejected - rejected // 3, "too_long": rejected // 3}
     tokens = np.stack([lengths, np.where(kept, left, 0)])
@@ -78,7 +78,7 @@ def made_up_report(scores: Scores | None = None, keep_ratio: float = 0.5, **chan
         by_category=_by_category(labels, kept, tokens),
         seconds={"plan": 0.4, "score": 412.0, "thresholds": 0.1, "prune": 6.3, "report": 2.2},
         examples=tuple(_examples(sample, outcome.thresholds.alpha)),
-        curve=entries.curve([percent / 200 for percent in range(1, 201)]),
+        curve=curve.points(CURVE_RATIOS, len(lengths)),
         output="out/gsm8k",
     )
     return replace(data, **changes)

@@ -30,7 +30,7 @@ from qtune_service.export.writers import Options
 from qtune_service.output.columns import final_masks, list_column, row_sums
 from qtune_service.output.file_lists import part_path
 from qtune_service.output.layout import Output
-from qtune_service.pipeline.shard_selection import Places
+from qtune_service.pipeline.shard_selection import SampleLabels
 from qtune_service.pipeline.shard_tables import pruned_rows, quadrant_rows
 from qtune_service.samples import sample_means
 from qtune_service.selection.plane import Quadrant
@@ -86,16 +86,16 @@ def _write_shard(output: Output, spec: JobSpec, shard: int, num_samples: int) ->
     rng = np.random.default_rng(shard)
     scores = _scores(rng, shard, num_samples)
     labels = (np.arange(num_samples) % 4 + 1).astype(np.int8)
-    places = Places(labels, (labels == Quadrant.Q2) | (labels == Quadrant.Q4), *rng.random((2, num_samples)))
-    masks = final_masks(scores, labels, places.kept, np.arange(num_samples), spec.prune)
-    pruned = pruned_rows(scores, masks, places, {}, None)
-    for name, table in (("scores", scores), ("quadrants", quadrant_rows(scores, places)), ("pruned", pruned)):
+    selected = SampleLabels(labels, (labels == Quadrant.Q2) | (labels == Quadrant.Q4), *rng.random((2, num_samples)))
+    masks = final_masks(scores, labels, selected.kept, np.arange(num_samples), spec.prune)
+    pruned = pruned_rows(scores, masks, selected, {}, None)
+    for name, table in (("scores", scores), ("quadrants", quadrant_rows(scores, selected)), ("pruned", pruned)):
         file_io.write_table(output.part(name, shard), table)
     counts = {f"Q{label}": int(np.sum(labels == label)) for label in range(1, 5)}
     return {
         "counts": counts | {"kept": pruned.num_rows, "scored": num_samples},
-        "before": int(scores["num_tokens"].to_numpy()[places.kept].sum()),
-        "after": int(row_sums(masks)[places.kept].sum()),
+        "before": int(scores["num_tokens"].to_numpy()[selected.kept].sum()),
+        "after": int(row_sums(masks)[selected.kept].sum()),
     }
 
 

@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import itertools
 import logging
-from dataclasses import asdict
 
 import torch
 from accelerate import Accelerator
@@ -30,7 +29,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     args = parser.parse_args()
     arguments = q_tuning_arguments(args) or parser.error("this example needs --enable-q-tuning")
-    pruner = QTuningPruner(**asdict(arguments))
+    pruner = QTuningPruner(arguments)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())  # cpu=True connects processes on CPUs
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).train()

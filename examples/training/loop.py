@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-from dataclasses import asdict
 
 import torch
 from rows import MODEL, demo_rows
@@ -30,7 +29,7 @@ def main() -> None:
     rows = demo_rows(tokenizer, args.batch_size * args.steps)
     pad = DataCollatorForSeq2Seq(tokenizer)
     arguments = q_tuning_arguments(args)
-    pruner = QTuningPruner(**asdict(arguments)) if arguments else None  # 2
+    pruner = QTuningPruner(arguments) if arguments else None  # 2
     for step in range(args.steps):
         chosen = range(step * args.batch_size, (step + 1) * args.batch_size)
         batch = dict(pad([{name: values[row] for name, values in rows.items()} for row in chosen]))

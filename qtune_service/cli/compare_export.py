@@ -1,34 +1,39 @@
-"""`qtune compare`: what other strategies and ratios would keep, from scores that are there.
-
-`qtune export`: a finished output in the form that a trainer, the hub or an analysis reads.
-"""
+"""`qtune compare`: compare strategies and ratios. `qtune export`: write an output for a trainer."""
 
 from __future__ import annotations
 
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from rich.console import Console
-from typer.core import TyperCommand
 
+from qtune_service.cli.commands import HelpCommand, command
 from qtune_service.cli.console import exit_codes
-from qtune_service.config import PruneSpec
+from qtune_service.config import PruneSpec, SampleStrategy, StrategyOrder
 from qtune_service.errors import SpecError
 
 if TYPE_CHECKING:
     from qtune_service.export.run import Exported
     from qtune_service.output.compare import Candidate
 
-STRATEGIES = ("q_tuning", "random", "longest", "perplexity", "entropy", "infobatch")
-ORDERS = ("highest", "lowest")
-PICTURES = (".png", ".svg", ".html")
+
+STRATEGIES: tuple[str, ...] = get_args(SampleStrategy)
+ORDERS: tuple[str, ...] = get_args(StrategyOrder)
+COMPARE_EXAMPLES = """\
+qtune compare out
+qtune compare out --ratios 0.125 0.25 --strategies q_tuning perplexity:lowest
+qtune compare out --by category --plot comparison.png"""
+CHART_SUFFIXES = (".png", ".svg", ".html")
 
 
-class ListsOfValues(TyperCommand):
-    """Options that may be repeated also take several values at once: `--ratios 0.125 0.25`."""
+app = typer.Typer()
+
+
+class ListsOfValues(HelpCommand):
+    """A command whose repeatable options also take several values: `--ratios 0.125 0.25`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Repeat the option before each of its values."""
@@ -44,32 +49,39 @@ class ListsOfValues(TyperCommand):
         return super().parse_args(ctx, spread)
 
 
+@command(app, "compare", examples=COMPARE_EXAMPLES, cls=ListsOfValues)
 def compare_outputs(
     output: Annotated[str, typer.Argument(help="A finished output, pruned or only scored.")],
-    ratios: Annotated[list[float] | None, typer.Option(help="Sample keep ratios. [default: 0.125 0.25 0.5]")] = None,
+    ratios: Annotated[
+        list[float] | None, typer.Option(metavar="RATIO...", help="Sample keep ratios. [default: 0.125 0.25 0.5]")
+    ] = None,
     strategies: Annotated[
         list[str] | None,
         typer.Option(
-            help="q_tuning, random, longest, perplexity, entropy, infobatch; perplexity:lowest and the like; or "
-            "module:function, a quadrant rule of your own. [default: all six]",
+            metavar="STRATEGY...",
+            help=f"{', '.join(STRATEGIES)}; an order after a colon, such as perplexity:lowest; or module:function, a "
+            "quadrant rule of your own. [default: all six]",
         ),
     ] = None,
     by: Annotated[
-        str | None, typer.Option(help="Column of the records to count by. [default: the job's category]")
+        str | None, typer.Option(metavar="COLUMN", help="Column to count by. [default: the job's category]")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the strategies that draw.")] = 0,
-    plot: Annotated[Path | None, typer.Option(help="Draw a picture: .png, .svg or .html.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print all figures for scripts.")] = False,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the random strategies.")] = 0,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw a chart: .png, .svg or .html.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
 ) -> None:
-    """Compare what strategies would keep, at no cost: overlap, tokens, balance of categories."""
+    """Compare what strategies and ratios would keep, without running a model. Overlap, tokens and the balance of
+    categories are shown."""
     from qtune_service.output.compare import compare, read_columns
     from qtune_service.output.reader import FinishedOutput
     from qtune_service.report.comparison import comparison_json, describe_comparison
 
     with exit_codes():
         finished = FinishedOutput(output)
-        if plot is not None and plot.suffix not in PICTURES:
-            raise SpecError(f"--plot {plot}: no picture is written as {plot.suffix!r}", f"Use {', '.join(PICTURES)}.")
+        if plot is not None and plot.suffix not in CHART_SUFFIXES:
+            raise SpecError(
+                f"--plot {plot}: charts cannot be written as {plot.suffix!r}", f"Use {', '.join(CHART_SUFFIXES)}."
+            )
         candidates = [_candidate(name, finished.spec.prune or PruneSpec(), seed) for name in strategies or STRATEGIES]
         columns = read_columns(finished, by)
         comparisons = compare(columns, candidates, ratios or (0.125, 0.25, 0.5))
@@ -83,11 +95,11 @@ def compare_outputs(
         for part in describe_comparison(columns, comparisons, label):
             console.print(part)
         if plot is not None:
-            console.print(f"\n[bold]picture[/]  {plot}", highlight=False, soft_wrap=True)
+            console.print(f"\n[bold]chart[/]  {plot}", highlight=False, soft_wrap=True)
 
 
 def _candidate(name: str, prune: PruneSpec, seed: int) -> Candidate:
-    """A strategy by its name: NAME, NAME:ORDER or MODULE:FUNCTION. Tokens are pruned as the output's job did."""
+    """Return the strategy NAME, NAME:ORDER or MODULE:FUNCTION. It prunes tokens as the output's job did."""
     from qtune_service.output.compare import Candidate
 
     strategy, _, rest = name.partition(":")
@@ -97,7 +109,7 @@ def _candidate(name: str, prune: PruneSpec, seed: int) -> Candidate:
         return Candidate(name, PruneSpec.model_validate({**common, "strategy": strategy, **order}))
     if not rest:
         raise SpecError(
-            f"--strategies {name!r} is none that there is", f"Choose of {', '.join(STRATEGIES)}, or MODULE:FUNCTION."
+            f"--strategies: {name!r} is not a strategy", f"Use one of {', '.join(STRATEGIES)}, or MODULE:FUNCTION."
         )
     from qtune_service.importing import import_named
 
@@ -116,7 +128,7 @@ def _draw(path: Path, columns: Any, comparisons: Any, by: str | None) -> None:
 
 
 class To(StrEnum):
-    """What can be written; see export/trainers.py."""
+    """Formats of exports. A test compares them with export/trainers.py."""
 
     analysis = "analysis"
     trl = "trl"
@@ -134,30 +146,37 @@ class To(StrEnum):
     hub = "hub"
 
 
+EXPORT_EXAMPLES = """\
+qtune export out data/trl --to trl
+qtune export out data/bridge --to megatron-bridge --pack-length 4096
+qtune export out repository --to hub --license apache-2.0"""
+
+
+@command(app, usage="--to FORMAT [OPTIONS]", examples=EXPORT_EXAMPLES)
 def export(
     output: Annotated[str, typer.Argument(help="A finished output.")],
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="Where to write: a folder or URI, new or empty.")],
-    to: Annotated[To, typer.Option("--to", help="Who is to read it; see docs/guides/exports.md.")],
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="New or empty folder or URI to write to.")],
+    to: Annotated[
+        To, typer.Option("--to", metavar="FORMAT", help=f"Format: {', '.join(To)}; see docs/guides/exports.md.")
+    ],
     rows_per_file: Annotated[
         int | None,
-        typer.Option(
-            "--rows-per-file", min=1, help="Rows of each file. [default: as the output's]", show_default=False
-        ),
+        typer.Option("--rows-per-file", metavar="N", min=1, help="Rows per file. By default as in the output."),
     ] = None,
     pack_length: Annotated[
         int | None,
-        typer.Option("--pack-length", min=1, help="Tokens of a packed row, for megatron-bridge.", show_default=False),
+        typer.Option("--pack-length", metavar="N", min=1, help="Tokens of a packed row, for megatron-bridge."),
     ] = None,
     license_name: Annotated[
         str | None,
-        typer.Option("--license", help="Licence of the data on the card, for hub. [default: unknown]"),
+        typer.Option("--license", metavar="NAME", help="Licence of the data on the card, for hub. [default: unknown]"),
     ] = None,
     max_samples: Annotated[
-        int, typer.Option("--max-samples", min=1, help="Most scored samples to make analysis files of.")
+        int, typer.Option("--max-samples", metavar="N", min=1, help="Most scored samples in the files, for analysis.")
     ] = 10_000,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in DIR.")] = False,
 ) -> None:
-    """Write the pruned data as a trainer reads them, as a repository for the hub, or as files to look through."""
+    """Write the pruned data for a trainer, the hub or an analysis. A trainer gets the files that it reads."""
     with exit_codes():
         from qtune_service.export import run
         from qtune_service.export.writers import Options

@@ -1,4 +1,4 @@
-"""What every command shares: errors become a message and an exit code, libraries stay quiet.
+"""Shared by all commands: errors become a message and an exit code, and libraries log to a file.
 
 Exit codes: 0 done, 2 usage (wrong flags, spec or output), 3 data, 4 runtime, 130 stopped by Ctrl-C, 143 by SIGTERM.
 """
@@ -24,7 +24,7 @@ CONTINUE = "stopped. Finished shards are safe: run the same command again to con
 
 @contextlib.contextmanager
 def exit_codes(interrupted: str = CONTINUE) -> Iterator[None]:
-    """Turn errors into one message and an exit code. interrupted: what is said after Ctrl-C."""
+    """Turn errors into one message and an exit code. interrupted: the message after Ctrl-C."""
     console = Console(stderr=True)
     try:
         yield
@@ -32,7 +32,7 @@ def exit_codes(interrupted: str = CONTINUE) -> Iterator[None]:
         console.print(f"[bold red]error:[/] {_plain(error.message)}", highlight=False, soft_wrap=True)
         if error.hint:
             console.print(_plain(error.hint), highlight=False, soft_wrap=True)
-        _leave_at_once_if_lost(error.exit_code)
+        _exit_if_cluster_lost(error.exit_code)
         raise typer.Exit(error.exit_code) from error
     except KeyboardInterrupt:
         console.print(interrupted, highlight=False, soft_wrap=True)
@@ -45,8 +45,8 @@ def exit_codes(interrupted: str = CONTINUE) -> Iterator[None]:
         raise
 
 
-def _leave_at_once_if_lost(exit_code: int) -> None:
-    """Ray's own leave-taking waits for a head node that is gone."""
+def _exit_if_cluster_lost(exit_code: int) -> None:
+    """Exit immediately if the Ray cluster is gone: Ray's own shutdown would wait for its head node."""
     cluster = sys.modules.get("qtune_service.pipeline.ray_executor")
     if cluster is not None and cluster.is_lost():
         sys.stdout.flush()
@@ -55,7 +55,7 @@ def _leave_at_once_if_lost(exit_code: int) -> None:
 
 
 def _plain(text: str) -> str:
-    """No markup, and no control codes: messages may quote data."""
+    """Return a message without markup and control codes, as messages may quote data."""
     from rich.markup import escape
 
     from qtune_service.report.token_view import visible_text
@@ -64,7 +64,7 @@ def _plain(text: str) -> str:
 
 
 def show(manifest: dict[str, Any], output: str) -> None:
-    """Say what a finished job found."""
+    """Print the result of a finished job."""
     from qtune_service.report.terminal import describe_job
 
     console = Console()
@@ -76,7 +76,7 @@ def show(manifest: dict[str, Any], output: str) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[Console]:
-    """Libraries write to a log file; set QTUNE_LOG to choose it."""
+    """Send the output of libraries to a log file, QTUNE_LOG if that is set."""
     from qtune_service.logs import quiet_libraries
 
     log = Path(os.environ.get("QTUNE_LOG") or Path(tempfile.gettempdir()) / f"qtune-{os.getpid()}.log")

@@ -1,7 +1,4 @@
-"""Jobs as people read them: tables, one line of progress, and what to do next.
-
-`qtune jobs watch`: a live bar in a terminal, lines elsewhere, and an exit code that says how the job ended.
-"""
+"""Format jobs for people: tables, a line of progress, the commands to use next, and `qtune jobs watch`."""
 
 from __future__ import annotations
 
@@ -21,11 +18,11 @@ from rich.text import Text
 from qtune_service.cli.console import INTERRUPTED
 from qtune_service.cli.server_connection import JobArg, JsonOpt, Server, asks_server, remote, say
 from qtune_service.job_states import JobStatus
-from qtune_service.report.token_view import visible_text
 
 if TYPE_CHECKING:
     from qtune_service.client import Client
     from qtune_service.wire import JobListItem, JobView
+
 
 STYLES = {
     JobStatus.queued: "default",
@@ -37,9 +34,9 @@ STYLES = {
 
 
 def table_of(jobs: Iterable[JobListItem]) -> Table:
-    """One line for each; in a narrow terminal names are cut, and ids are not."""
+    """Return a table with a line per job. In a narrow terminal names are cut, and ids are not."""
     table = Table(box=None, pad_edge=False)
-    for column in ("id", "name", "status", "kept", "owner", "made"):
+    for column in ("id", "name", "status", "kept", "owner", "created"):
         table.add_column(column, no_wrap=True, min_width=26 if column == "id" else None)
     for job in jobs:
         status = plain(progress_of(job) if job.status is JobStatus.running else job.status)
@@ -50,7 +47,7 @@ def table_of(jobs: Iterable[JobListItem]) -> Table:
 
 
 def facts_of(job: JobView) -> Table:
-    """All about one."""
+    """Return all facts of a job."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -68,27 +65,27 @@ def _facts(job: JobView) -> Iterator[tuple[str, Text]]:
     if job.error is not None:
         yield "error", plain("\n".join(filter(None, (f"{job.error.code}: {job.error.message}", job.error.hint))))
     for name in ("input", "model", "prune"):
-        yield name, plain(_said(job.spec.get(name)))
+        yield name, plain(_settings(job.spec.get(name)))
     if job.counts:
         yield "counts", plain(", ".join(f"{count:,} {name}" for name, count in job.counts.items()))
     yield "output", plain(job.output)
     yield "owner", plain(job.owner)
-    for name, moment in (("made", job.created_at), ("started", job.started_at), ("ended", job.finished_at)):
-        if moment is not None:
-            yield name, Text(time_of(moment))
+    for name, at in (("created", job.created_at), ("started", job.started_at), ("ended", job.finished_at)):
+        if at is not None:
+            yield name, Text(time_of(at))
     if job.attempts > 1:
         yield "attempts", Text(str(job.attempts))
 
 
-def _said(part: object) -> str:
-    """What is set of a part of the spec."""
+def _settings(part: object) -> str:
+    """Return the fields of a part of the spec that are set."""
     if not isinstance(part, dict):
         return "-"
     return ", ".join(f"{name} {value}" for name, value in part.items() if value not in (None, {}, False, "auto"))
 
 
 def progress_of(job: JobListItem) -> str:
-    """`score 300/1,200 · 1,234 tok/s · ETA 0:01:23`; the status of a job that does not run."""
+    """Return `score 300/1,200 · 1,234 tok/s · ETA 0:01:23`, or the status of a job that is not running."""
     if job.status is not JobStatus.running:
         return job.status
     done = job.progress
@@ -103,13 +100,13 @@ def progress_of(job: JobListItem) -> str:
 
 
 def kept_of(job: JobListItem) -> str:
-    """`50% of 1,200`."""
+    """Return `50% of 1,200`, or nothing while it is unknown."""
     kept, of = job.counts.get("kept"), job.counts.get("scored") or job.counts.get("read")
     return f"{kept / of:.0%} of {of:,}" if kept is not None and of else ""
 
 
 def next_steps(job: JobView) -> list[str]:
-    """Commands that make sense now."""
+    """Return commands that make sense in the job's status."""
     match job.status:
         case JobStatus.queued | JobStatus.running:
             return [f"qtune jobs watch {job.id}", f"qtune jobs logs {job.id} --follow", f"qtune jobs cancel {job.id}"]
@@ -124,12 +121,14 @@ def next_steps(job: JobView) -> list[str]:
 
 
 def time_of(time: datetime) -> str:
-    """In this machine's zone."""
+    """Return a time in this machine's zone."""
     return f"{time.replace(tzinfo=time.tzinfo or UTC).astimezone():%Y-%m-%d %H:%M}"
 
 
 def plain(text: str) -> Text:
-    """Names and messages are other people's: neither markup nor control codes."""
+    """Return other people's names and messages without markup and control codes."""
+    from qtune_service.report.token_view import visible_text
+
     return Text(visible_text(text))
 
 
@@ -139,17 +138,18 @@ LINE_EVERY_S = 5.0
 
 @asks_server
 def watch(
-    server: Server,
+    *,
     job: JobArg,
     as_json: JsonOpt = False,
+    server: Server,
 ) -> None:
-    """Follow a job to its end. Exit code: 0 succeeded, 1 failed, 5 cancelled. Ctrl-C leaves the job alone."""
+    """Follow a job to its end. Exit code: 0 succeeded, 1 failed, 5 cancelled. Ctrl-C does not stop the job."""
     with remote(server) as client:
         raise typer.Exit(follow_to_end(client, job, as_json=as_json))
 
 
 def follow_to_end(client: Client, job_id: str, *, as_json: bool = False) -> int:
-    """Show it until it has ended: the exit code."""
+    """Show a job until it has ended, and return the exit code."""
     console = Console()
     view: View = _Json() if as_json else _Live(console) if console.is_terminal else _Lines(console)
     try:
@@ -157,7 +157,7 @@ def follow_to_end(client: Client, job_id: str, *, as_json: bool = False) -> int:
             for job in client.watch(job_id, lost=view.lost):
                 view.show(job)
     except KeyboardInterrupt:
-        say(f"stopped watching; the job goes on. Again: qtune jobs watch {job_id}")
+        say(f"stopped watching; the job continues. Watch it again with: qtune jobs watch {job_id}")
         raise typer.Exit(INTERRUPTED) from None
     if not as_json:
         _show_end(console, job)
@@ -165,16 +165,16 @@ def follow_to_end(client: Client, job_id: str, *, as_json: bool = False) -> int:
 
 
 class View(Protocol):
-    """Where a job's changes are shown."""
+    """A display of a job's changes."""
 
     def show(self, job: JobView) -> None:
-        """A change."""
+        """Show a change."""
 
     def lost(self) -> None:
-        """The server is away."""
+        """Show that the server cannot be reached."""
 
     def close(self) -> None:
-        """No more."""
+        """End the display."""
 
 
 class _Live:
@@ -195,14 +195,14 @@ class _Live:
         )
 
     def lost(self) -> None:
-        self._progress.update(self._task, description="the connection is lost, trying again")
+        self._progress.update(self._task, description="connection lost, trying again")
 
     def close(self) -> None:
         self._progress.stop()
 
 
 class _Lines:
-    """At each change of status and stage, and else every few seconds."""
+    """A line at each change of status and stage, and every few seconds."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -216,23 +216,23 @@ class _Lines:
         self._console.print(plain(progress_of(job)), soft_wrap=True)
 
     def lost(self) -> None:
-        say("the connection is lost, trying again")
+        say("connection lost, trying again")
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no resource is held."""
 
 
 class _Json:
-    """Each change as the server tells it."""
+    """Each change as the server sends it."""
 
     def show(self, job: JobView) -> None:
         typer.echo(job.model_dump_json())
 
     def lost(self) -> None:
-        say("the connection is lost, trying again")
+        say("connection lost, trying again")
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no resource is held."""
 
 
 def _show_end(console: Console, job: JobView) -> None:

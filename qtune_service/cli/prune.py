@@ -1,166 +1,77 @@
-"""Commands that run jobs: `qtune prune`, `score` and `run`. They build a JobSpec, run it, and say what happened."""
+"""`qtune prune`, `score` and `run`: build a JobSpec, run the job, and show its result."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from qtune_service.cli.commands import command
 from qtune_service.cli.console import exit_codes, quiet, show
-from qtune_service.cli.flags import (
-    ActorsOpt,
-    AttemptsOpt,
-    BatchOpt,
-    BisectOpt,
-    CategoryOpt,
-    CompletionOpt,
-    DataArg,
-    Dtype,
-    DtypeOpt,
-    EngineOpt,
-    FailedOpt,
-    Format,
-    FormatOpt,
-    FromScoresOpt,
-    GpusOpt,
-    LambdaOpt,
-    LimitOpt,
-    MaxLenOpt,
-    MinTokensOpt,
-    ModelOpt,
-    OrderOpt,
-    OutputOpt,
-    Overlong,
-    OverlongOpt,
-    OverwriteOpt,
-    PrefixOpt,
-    PromptOpt,
-    RayOpt,
-    RejectedOpt,
-    RevisionOpt,
-    RuleOpt,
-    SampleRatioOpt,
-    SeedOpt,
-    ShardOpt,
-    StrategyOpt,
-    TakeOpt,
-    TemplateOpt,
-    TensorOpt,
-    TokenizerOpt,
-    TokenRatioOpt,
-    TokenStrategyOpt,
-    TrustOpt,
-    build_spec,
-)
-from qtune_service.config import JobSpec, load_spec, parse_spec
+from qtune_service.cli.job_flags import Given, body_of, spec_of, takes_job_fields, with_flag
+from qtune_service.config import FlagGroup, JobSpec, load_spec
 from qtune_service.errors import SpecError
 
+app = typer.Typer()
+OverwriteOpt = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Remove an earlier output in OUTPUT and start from scratch.",
+        rich_help_panel=FlagGroup.failures.value,
+    ),
+]
+RayOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address",
+        metavar="ADDRESS",
+        envvar="RAY_ADDRESS",
+        help="A running Ray cluster. By default this machine alone.",
+        rich_help_panel=FlagGroup.run.value,
+        show_default=False,
+    ),
+]
+ALL = with_flag()
+SCORING = [path for path in ALL if not path.startswith("prune.") and path != "from_scores"]
+USAGE = "--model MODEL -o OUTPUT [OPTIONS]"
+PRUNE_EXAMPLES = """\
+qtune prune chats.jsonl --model ./my-model -o out
+qtune prune 'data/*.parquet' --model org/base -o out --sample-keep-ratio 0.25
+qtune prune --from-scores out -o out-eighth --sample-keep-ratio 0.125"""
+SCORE_EXAMPLES = """\
+qtune score chats.jsonl --model ./my-model -o scores
+qtune score 'data/*.parquet' --model org/base -o scores --num-actors 1-8
+qtune prune --from-scores scores -o out --sample-keep-ratio 0.25"""
+RUN_EXAMPLES = """\
+qtune run job.toml
+qtune run job.json --overwrite
+qtune run env:QTUNE_JOB"""
 
-def prune(
-    output: OutputOpt,
-    data: DataArg = None,
-    model: ModelOpt = None,
-    from_scores: FromScoresOpt = None,
-    record_format: FormatOpt = Format.auto,
-    prompt_column: PromptOpt = None,
-    completion_column: CompletionOpt = None,
-    category_field: CategoryOpt = None,
-    take: TakeOpt = None,
-    limit: LimitOpt = None,
-    chat_template: TemplateOpt = None,
-    overlong: OverlongOpt = Overlong.reject,
-    revision: RevisionOpt = None,
-    tokenizer: TokenizerOpt = None,
-    dtype: DtypeOpt = Dtype.auto,
-    max_model_len: MaxLenOpt = None,
-    trust_remote_code: TrustOpt = False,
-    engine: EngineOpt = "auto",
-    num_actors: ActorsOpt = None,
-    gpus_per_actor: GpusOpt = None,
-    tensor_parallel_size: TensorOpt = 1,
-    max_num_batched_tokens: BatchOpt = None,
-    prefix_caching: PrefixOpt = True,
-    sample_keep_ratio: SampleRatioOpt = 0.5,
-    token_keep_ratio: TokenRatioOpt = 0.7,
-    neighbor_lambda: LambdaOpt = 0.5,
-    bisect_max_iter: BisectOpt = None,
-    min_tokens_to_prune: MinTokensOpt = 1,
-    strategy: StrategyOpt = "q_tuning",
-    strategy_order: OrderOpt = "highest",
-    token_strategy: TokenStrategyOpt = "neighbor",
-    seed: SeedOpt = 0,
-    quadrant_rule: RuleOpt = None,
-    max_rejected_ratio: RejectedOpt = 0.5,
-    max_shard_attempts: AttemptsOpt = 3,
-    max_failed_shards: FailedOpt = 0,
-    shard_bytes: ShardOpt = None,
-    ray_address: RayOpt = None,
-    overwrite: OverwriteOpt = False,
-) -> None:
-    """Score a dataset, find the thresholds, and write the pruned one."""
-    method = {
-        "sample_keep_ratio": sample_keep_ratio,
-        "token_keep_ratio": token_keep_ratio,
-        "neighbor_lambda": neighbor_lambda,
-        "bisect_max_iter": bisect_max_iter,
-        "min_tokens_to_prune": min_tokens_to_prune,
-        "strategy": strategy,
-        "strategy_order": strategy_order,
-        "token_strategy": token_strategy,
-        "seed": seed,
-        "quadrant_rule": quadrant_rule,
-    }
+
+@command(app, usage=USAGE, examples=PRUNE_EXAMPLES)
+@takes_job_fields(ALL, required=["output.path"])
+def prune(given: Given, ray_address: RayOpt = None, overwrite: OverwriteOpt = False) -> None:
+    """Score a dataset, find the thresholds, and write the pruned dataset."""
     with exit_codes():
-        if from_scores is not None:
-            if data or model:
-                raise SpecError(
-                    "--from-scores takes its data and model from the earlier output", "Leave DATA and --model out."
-                )
-            spec = _spec_from_scores(from_scores, output, method)
-        else:
-            spec = build_spec(locals(), method)
-        _run(spec, ray_address, overwrite=overwrite)
+        _run(_spec_from_scores(given) if "from_scores" in given else _spec(given), ray_address, overwrite=overwrite)
 
 
-def score(
-    data: DataArg,
-    output: OutputOpt,
-    model: ModelOpt,
-    record_format: FormatOpt = Format.auto,
-    prompt_column: PromptOpt = None,
-    completion_column: CompletionOpt = None,
-    category_field: CategoryOpt = None,
-    take: TakeOpt = None,
-    limit: LimitOpt = None,
-    chat_template: TemplateOpt = None,
-    overlong: OverlongOpt = Overlong.reject,
-    revision: RevisionOpt = None,
-    tokenizer: TokenizerOpt = None,
-    dtype: DtypeOpt = Dtype.auto,
-    max_model_len: MaxLenOpt = None,
-    trust_remote_code: TrustOpt = False,
-    engine: EngineOpt = "auto",
-    num_actors: ActorsOpt = None,
-    gpus_per_actor: GpusOpt = None,
-    tensor_parallel_size: TensorOpt = 1,
-    max_num_batched_tokens: BatchOpt = None,
-    prefix_caching: PrefixOpt = True,
-    max_rejected_ratio: RejectedOpt = 0.5,
-    max_shard_attempts: AttemptsOpt = 3,
-    max_failed_shards: FailedOpt = 0,
-    shard_bytes: ShardOpt = None,
-    ray_address: RayOpt = None,
-    overwrite: OverwriteOpt = False,
-) -> None:
-    """Only score; prune later, as often as you like, with `qtune prune --from-scores`."""
+@command(app, usage=USAGE, examples=SCORE_EXAMPLES)
+@takes_job_fields(SCORING, required=["input.paths", "model.name", "output.path"])
+def score(given: Given, ray_address: RayOpt = None, overwrite: OverwriteOpt = False) -> None:
+    """Score a dataset without pruning it. Prune later, any number of times, with `qtune prune --from-scores`."""
     with exit_codes():
-        _run(build_spec(locals(), None), ray_address, overwrite=overwrite)
+        _run(spec_of(given, prune=None), ray_address, overwrite=overwrite)
 
 
+@command(app, examples=RUN_EXAMPLES)
 def run(
-    spec: Annotated[str, typer.Argument(help="A job file: .toml or .json; or env:NAME, a variable that holds JSON.")],
+    spec: Annotated[
+        str, typer.Argument(help="Job file, .toml or .json; or env:NAME, an environment variable that holds JSON.")
+    ],
     ray_address: RayOpt = None,
     overwrite: OverwriteOpt = False,
 ) -> None:
@@ -169,8 +80,32 @@ def run(
         _run(_spec_at(spec), ray_address, overwrite=overwrite)
 
 
+def _spec(given: Given) -> JobSpec:
+    if "input.paths" not in given:
+        raise SpecError("no data given", "qtune prune DATA... --model MODEL --output OUTPUT")
+    if "model.name" not in given:
+        raise SpecError("no model given", "Add --model, a folder or hub id of the model that you are about to train.")
+    return spec_of(given)
+
+
+def _spec_from_scores(given: Given) -> JobSpec:
+    """Return the spec of the earlier output with this command's pruning and output.
+
+    Other flags have no effect.
+    """
+    from qtune_service.output.layout import Output
+
+    if "input.paths" in given or "model.name" in given:
+        raise SpecError(
+            "--from-scores takes the data and the model from the earlier output", "Leave DATA and --model out."
+        )
+    own = body_of({path: value for path, value in given.items() if path.split(".")[0] in ("prune", "output")})
+    earlier = Output(given["from_scores"]).require_manifest()["spec"]
+    return spec_of({}, **{**earlier, "prune": {}, **own, "from_scores": given["from_scores"]})
+
+
 def _spec_at(place: str) -> JobSpec:
-    """Of a job file, or as the service hands it over."""
+    """Return the spec of a job file, or of an environment variable, as the service passes it."""
     if not place.startswith("env:"):
         return load_spec(Path(place))
     from qtune_service.config import unpack_spec
@@ -179,14 +114,6 @@ def _spec_at(place: str) -> JobSpec:
     if (text := os.environ.get(name)) is None:
         raise SpecError(f"there is no environment variable {name!r}", "env:NAME is a variable that holds a job spec.")
     return unpack_spec(text, place)
-
-
-def _spec_from_scores(origin: str, output: str, method: dict[str, Any]) -> JobSpec:
-    """The spec of the earlier output, with this command's method and place."""
-    from qtune_service.output.layout import Output
-
-    earlier = Output(origin).require_manifest()["spec"]
-    return parse_spec({**earlier, "prune": method, "output": {"path": output}, "from_scores": origin}, where="flags")
 
 
 def _run(spec: JobSpec, ray_address: str | None, *, overwrite: bool) -> None:
@@ -198,7 +125,7 @@ def _run(spec: JobSpec, ray_address: str | None, *, overwrite: bool) -> None:
 
     stop = Stop()
     stop.install()
-    if not spec.model.trust_remote_code:  # a tokenizer with code of its own may want torch
+    if not spec.model.trust_remote_code:  # a tokenizer with code of its own may need torch
         import_transformers_without_torch()
     with quiet() as console:
         sink = TerminalSink(console) if console.is_terminal else PlainSink(console)

@@ -1,7 +1,4 @@
-"""`qtune serve`: the service's front end. `qtune migrate`: its database. `qtune token`: who may use it.
-
-`qtune jobs import`: jobs for a lost database, from their outputs. It works on the database, as `qtune token`.
-"""
+"""`qtune serve`: start the service. `migrate`, `token` and `jobs import`: work on its database."""
 
 from __future__ import annotations
 
@@ -17,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from qtune_service.cli.commands import Group, command
 from qtune_service.cli.console import exit_codes
 from qtune_service.errors import DataError, SpecError
 
@@ -24,19 +22,32 @@ if TYPE_CHECKING:
     from qtune_service.server.jobs.access import TokenStore
     from qtune_service.server.jobs.rebuild import Rebuilt
 
-token_app = typer.Typer(help="API tokens of the service.", no_args_is_help=True)
-RootOpt = Annotated[Path | None, typer.Option("--data-root", help="Folder of the server. [QTUNE_DATA_ROOT]")]
+
+app = typer.Typer()
+RootOpt = Annotated[
+    Path | None, typer.Option("--data-root", metavar="DIR", help="Folder of the server. [env: QTUNE_DATA_ROOT]")
+]
+SERVE_EXAMPLES = """\
+qtune serve
+qtune serve --data-root /srv/qtune --host 0.0.0.0 --port 8420
+QTUNE_ALLOWED_MODELS='["org/*"]' qtune serve"""
 
 
+@command(app, examples=SERVE_EXAMPLES)
 def serve(
     data_root: RootOpt = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on. [QTUNE_HOST, 127.0.0.1]")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on. [QTUNE_PORT, 8420]")] = None,
+    host: Annotated[
+        str | None, typer.Option(metavar="HOST", help="Address to listen on. [env: QTUNE_HOST] [default: 127.0.0.1]")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(metavar="PORT", help="Port to listen on. [env: QTUNE_PORT] [default: 8420]")
+    ] = None,
     insecure: Annotated[
-        bool | None, typer.Option("--insecure", help="Let everybody in who reaches the address. [QTUNE_INSECURE]")
+        bool | None,
+        typer.Option("--insecure", help="Admit everybody who reaches the address. [env: QTUNE_INSECURE]"),
     ] = None,
 ) -> None:
-    """Start the service: jobs by REST. Environment variables set it up: docs/reference/settings.md."""
+    """Start the service. Its other settings are environment variables: docs/reference/settings.md."""
     with exit_codes():
         from qtune_service.server.app import create_app
         from qtune_service.server.http_server import serve as serve_http
@@ -52,8 +63,9 @@ def serve(
         serve_http(app, settings)
 
 
+@command(app)
 def migrate(data_root: RootOpt = None) -> None:
-    """Bring the database of the service to this version's schema. Several may try at once, and none does it twice."""
+    """Upgrade the database of the service to this version's schema. It is safe to run several at the same time."""
     from qtune_service.server.jobs.database import head, open_database, revision, upgrade
     from qtune_service.server.permissions import keep_private
     from qtune_service.server.settings import load_settings
@@ -67,30 +79,36 @@ def migrate(data_root: RootOpt = None) -> None:
         typer.echo(f"schema {head()}" + (", as before" if before == head() else f", was {before or 'none'}"))
 
 
-@token_app.command("create")
+token_app = typer.Typer(cls=Group, help="Create, list and revoke API tokens of the service.", no_args_is_help=True)
+
+
+@command(token_app, "create")
 def create_token(
-    name: Annotated[str, typer.Option(help="Whose it is.")],
-    scope: Annotated[str, typer.Option(help="read, submit or admin.")] = "submit",
-    expires: Annotated[str | None, typer.Option(help="As 30d, or 2027-01-31. [default: never]")] = None,
+    name: Annotated[str, typer.Option(metavar="NAME", help="Name of its owner.")],
+    scope: Annotated[str, typer.Option(metavar="SCOPE", help="read, submit or admin.")] = "submit",
+    expires: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Days, such as 30d, or a date, such as 2027-01-31. [default: never]"),
+    ] = None,
     data_root: RootOpt = None,
 ) -> None:
-    """Make a token. It is shown once."""
+    """Create a token. It is shown once."""
     from qtune_service.server.jobs.access import Scope
 
     with exit_codes():
         if scope not in list(Scope):
-            raise SpecError(f"--scope {scope!r} is none that there is", f"Choose of {', '.join(Scope)}.")
-        _, text = _tokens(data_root).create(name, Scope(scope), _time(expires))
+            raise SpecError(f"--scope: {scope!r} is not a scope", f"Use one of {', '.join(Scope)}.")
+        _, text = _tokens(data_root).create(name, Scope(scope), _expiry(expires))
         typer.echo(text)
         Console(stderr=True).print("Keep it: it is not shown again.")
 
 
-@token_app.command("list")
+@command(token_app, "list")
 def list_tokens(data_root: RootOpt = None) -> None:
     """Show all tokens, without their secrets."""
     with exit_codes():
         table = Table(box=None, pad_edge=False)
-        for column in ("name", "scope", "made", "expires", "last used", ""):
+        for column in ("name", "scope", "created", "expires", "last used", ""):
             table.add_column(column)
         for token in _tokens(data_root).all():
             times = (token.created_at, token.expires_at, token.last_used_at)
@@ -99,9 +117,9 @@ def list_tokens(data_root: RootOpt = None) -> None:
         Console().print(table)
 
 
-@token_app.command("revoke")
-def revoke_token(name: Annotated[str, typer.Argument(help="Its name.")], data_root: RootOpt = None) -> None:
-    """Let nobody in by a token any more."""
+@command(token_app, "revoke")
+def revoke_token(name: Annotated[str, typer.Argument(help="Name of the token.")], data_root: RootOpt = None) -> None:
+    """Revoke a token: it no longer gives access."""
     with exit_codes():
         _tokens(data_root).revoke(name)
         typer.echo(f"revoked {name}")
@@ -120,36 +138,41 @@ def _tokens(data_root: Path | None) -> TokenStore:
     return TokenStore(database)
 
 
-def _time(text: str | None) -> datetime | None:
-    """`30d`, or a date. Raises SpecError."""
+def _expiry(text: str | None) -> datetime | None:
+    """Return the time of `30d` or of a date. Raises SpecError."""
     if text is None:
         return None
     try:
         in_days = text.endswith("d")
         found = datetime.now(UTC) + timedelta(days=int(text[:-1])) if in_days else datetime.fromisoformat(text)
     except (ValueError, OverflowError):
-        raise SpecError(f"--expires {text!r} is no time", "Give days, as 30d, or a date, as 2027-01-31.") from None
+        raise SpecError(
+            f"--expires: {text!r} is not a time", "Give days, such as 30d, or a date, such as 2027-01-31."
+        ) from None
     return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
 
-STOPPED = "stopped. What was taken in stays: run the same command again."
+STOPPED = "stopped. Imported jobs are kept: run the same command again to continue."
 
 
 def import_jobs(
     places: Annotated[
-        list[str] | None, typer.Argument(help="Folders or URIs that hold outputs. [default: the server's own]")
+        list[str] | None,
+        typer.Argument(metavar="PLACE...", help="Folders or URIs that hold outputs. [default: the server's own]"),
     ] = None,
-    owner: Annotated[str, typer.Option("--owner", help="Whose the jobs are: a token's name.")] = "imported",
-    data_root: Annotated[Path | None, typer.Option(help="Folder of the server. [QTUNE_DATA_ROOT]")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object an output.")] = False,
+    owner: Annotated[
+        str, typer.Option("--owner", metavar="NAME", help="Owner of the jobs: a token's name.")
+    ] = "imported",
+    data_root: RootOpt = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object per output.")] = False,
 ) -> None:
-    """On the server: make jobs again from their outputs, after its database was lost. Twice does no harm."""
+    """Recreate the jobs of a lost database from their outputs, on the server itself. It is safe to repeat."""
     with exit_codes(STOPPED):
         fates: Counter[str] = Counter()
         for found in _rebuilt(places, owner, data_root):
             fates[found.fate] += 1
-            _tell(found, as_json=as_json)
-        known = f"{fates['known']} known before, " if fates["known"] else ""
+            _print(found, as_json=as_json)
+        known = f"{fates['known']} already known, " if fates["known"] else ""
         Console(stderr=True).print(
             f"{fates['imported']} imported, {known}{fates['refused']} not usable", highlight=False
         )
@@ -174,7 +197,7 @@ def _rebuilt(places: list[str] | None, owner: str, data_root: Path | None) -> It
         yield from rebuilder.run(place)
 
 
-def _tell(found: Rebuilt, *, as_json: bool) -> None:
+def _print(found: Rebuilt, *, as_json: bool) -> None:
     from qtune_service.report.token_view import visible_text
 
     if as_json:

@@ -1,1 +1,1 @@
-"""Finished outputs in other forms: what each trainer reads, a dataset for the hub, and files to look at."""
+"""Exports of finished outputs: files for each trainer, a dataset for the hub, and analysis files."""

@@ -1,19 +1,18 @@
-"""Analysis files: a finished output as JSON to look through with jq or a notebook, and a page of pruned tokens.
+"""Analysis files: a finished output as JSON, to read with jq or a notebook, and a page of pruned tokens.
 
     stage1_kept.json                           samples that stage 1 kept
-    stage1_removed.json                        those it dropped, by quadrant
-    stage2_final.json                          the product, with what stage 2 took out of the loss
+    stage1_removed.json                        samples that stage 1 dropped, by quadrant
+    stage2_final.json                          the kept samples, with the tokens that stage 2 removed from the loss
     stage2_pruned_tokens_visualization.json    the samples that stage 2 pruned, token by token
-    token_pruning_visualization.html           the first of these, coloured
-    summary_statistics.json                    the job's own
+    token_pruning_visualization.html           the first of these as a page, removed tokens red and kept ones green
+    summary_statistics.json                    the summary of the job
 
-Every sample has its own fields, an `id` (its own, else ours) and `metadata`. Token lists hold the trained tokens only.
-Files are written as streams, a shard's samples in memory, in four passes that each build only the samples they write.
+Every sample has its own fields, an `id` (its own or the job's) and `metadata`. Token lists hold trained tokens only.
+Files are written as streams in four passes, with the samples of one shard in memory. Each pass builds only the samples
+that it writes.
 
-token_pruning_visualization.html: samples with the tokens that stage 2 removed in red, the kept ones in green.
-
-The page needs nothing but itself and runs no script: a token's perplexity is its title, which a browser shows on
-hover. Its policy allows no connection. How tokens become text, and what of long samples is left out, is the report's.
+The page is self-contained and runs no script. The title of a token is its perplexity, which a browser shows on hover.
+Its content security policy allows no connection. Tokens become text as in the report.
 """
 
 from __future__ import annotations
@@ -44,8 +43,10 @@ from qtune_service.storage.file_io import WrittenFile
 
 MAX_SAMPLES = 50
 MAX_TOKENS = 1_000
-"""Trained tokens of a sample that the page shows; it says how many more there are."""
+"""Limit on the trained tokens of a sample on the page, which shows how many more there are."""
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+SampleFilter = Callable[[NDArray[np.int8], NDArray[np.bool_]], NDArray[np.bool_]]
+"""Returns a mask (S,) of samples from their quadrants 1..4 (S,), and whether they are kept (S,)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ def show(sample: ScoredSample, decode: Decode) -> Shown:
 
 
 def render_page(samples: Sequence[Shown], finished: FinishedOutput) -> str:
-    """The page. Deterministic."""
+    """Return the page. The same samples give the same bytes."""
     title = f"Tokens pruned in {', '.join(finished.spec.input.paths)}"
     template = _environment().get_template("token_page.html.j2")
     page = template.render(examples=samples, prune=finished.prune, title=title, policy=POLICY)
@@ -86,18 +87,14 @@ def _environment() -> Environment:
     return environment
 
 
-Wanted = Callable[[NDArray[np.int8], NDArray[np.bool_]], NDArray[np.bool_]]
-"""Which samples are wanted, by quadrant 1..4 (S,) and whether they are kept (S,)."""
-
-
 def check_size(export: Export) -> None:
-    """Raises SpecError where the output is too large for files of this kind."""
+    """Raise SpecError if the output is too large for analysis files."""
     finished, limit = export.finished, export.options.max_samples
     if finished.num_samples > limit:
         raise SpecError(
-            f"{finished.num_samples:,} scored samples are more than analysis files are for ({limit:,})",
-            f"The same numbers are in Parquet, in scores/, quadrants/ and pruned/; qtune inspect {finished.root} shows "
-            "them, and --to jsonl writes the product as text. To have the files all the same, add --max-samples "
+            f"{finished.num_samples:,} scored samples are more than the limit of analysis files ({limit:,})",
+            f"The same data is in Parquet, in scores/, quadrants/ and pruned/. qtune inspect {finished.root} shows it, "
+            "and --to jsonl writes the kept samples as text. To write the analysis files anyway, add --max-samples "
             f"{finished.num_samples}.",
         )
 
@@ -105,7 +102,7 @@ def check_size(export: Export) -> None:
 def write_analysis(export: Export) -> Iterator[WrittenFile]:
     """Write the six files."""
     finished = export.finished
-    view = _View(finished)
+    view = _Samples(finished)
     export.num_rows = finished.num_samples
 
     def put(name: str, chunks: Iterator[bytes]) -> WrittenFile:
@@ -124,35 +121,35 @@ def _kept(_labels: NDArray[np.int8], kept: NDArray[np.bool_]) -> NDArray[np.bool
     return kept
 
 
-def _dropped_from(quadrant: Quadrant) -> Wanted:
+def _dropped_from(quadrant: Quadrant) -> SampleFilter:
     return lambda labels, kept: (labels == quadrant) & ~kept
 
 
 @dataclass(frozen=True, slots=True)
-class _View:
+class _Samples:
     """Samples of an output as plain data."""
 
     finished: FinishedOutput
 
-    def samples(self, wanted: Wanted) -> Iterator[ScoredSample]:
+    def samples(self, matches: SampleFilter) -> Iterator[ScoredSample]:
         for shard in self.finished.shards:
-            rows = np.flatnonzero(wanted(*self.finished.labels(shard)))
+            rows = np.flatnonzero(matches(*self.finished.labels(shard)))
             if len(rows):
                 yield from read_samples(self.finished, shard, rows.tolist())
 
     def pruned(self) -> Iterator[ScoredSample]:
-        """Those whose tokens stage 2 looked at."""
+        """Yield the samples with tokens that stage 2 prunes."""
         if self.finished.prune.strategy == "q_tuning":
             return self.samples(lambda labels, kept: kept & (labels == Quadrant.Q2))
         return self.samples(_kept)
 
     # --- files
 
-    def stage1(self, wanted: Wanted) -> Iterator[dict[str, Any]]:
-        return (self._plain(sample, metadata=_scores(sample)) for sample in self.samples(wanted))
+    def stage1(self, matches: SampleFilter) -> Iterator[dict[str, Any]]:
+        return (self._plain(sample, metadata=_scores(sample)) for sample in self.samples(matches))
 
     def removed(self) -> Iterator[bytes]:
-        """`{"Q1": [...], "Q3": [...]}`; of another strategy, every quadrant that it dropped samples of."""
+        """Yield JSON by quadrant: Q1 and Q3 for the method, all quadrants with dropped samples for other strategies."""
         dropped = {Quadrant.Q1, Quadrant.Q3} if self.finished.prune.strategy == "q_tuning" else set()
         for shard in self.finished.shards:
             labels, kept = self.finished.labels(shard)
@@ -179,7 +176,7 @@ class _View:
     # --- samples
 
     def _plain(self, sample: ScoredSample, **ours: Any) -> dict[str, Any]:
-        """The sample's own fields, one whose name we need as `original_NAME`, and then ours."""
+        """Return the sample's own fields, renamed to `original_NAME` if the name is in use, and then ours."""
         names = output_names(sample.own, ours)
         own = {names[name]: value for name, value in sample.own.items()}
         if own.get("id") is None:

@@ -1,20 +1,12 @@
-"""A folder that can be pushed to the hub as a dataset repository: Parquet files, and a card that describes them.
+"""A folder that can be pushed to the hub as a dataset repository: Parquet files, and a dataset card.
 
-The card's front matter is read by machines: which files make up the split, of what types (as `datasets` names them),
-how many rows. Its body says where the data come from and what was left out. Paths of this machine stay here: inputs
-and local models appear by their last name only.
-
-Arrow types by the names that `datasets` and the hub have for them, as in the `dataset_info` of a card.
-
-Plain data as YAML, as far as a dataset card needs it: mappings, lists, text and numbers. Text in doubt is quoted.
-
-The dataset card of a pruned dataset: front matter that machines read, and what a reader of the hub wants to know.
+Machines read the card's front matter: the files of the split, the columns with their types as `datasets` names them,
+and the number of rows. The body says where the data comes from and what was dropped. Paths of this machine are not
+published: inputs and local models appear by their last name only.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -31,10 +23,17 @@ from qtune_service.storage.file_io import WrittenFile, display
 _BY_ALIAS = {
     "halffloat": "float16", "float": "float32", "double": "float64", "date32[day]": "date32", "date64[ms]": "date64",
 }  # fmt: skip
+SIZES = (
+    (1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"),
+    (10**8, "10M<n<100M"), (10**9, "100M<n<1B"), (10**10, "1B<n<10B"), (10**11, "10B<n<100B"), (10**12, "100B<n<1T"),
+)  # fmt: skip
+TAGS = ("q-tuning", "data-pruning", "supervised-fine-tuning", "qtune-service")
+MAX_SOURCES = 5
+PAPER = "https://arxiv.org/abs/2509.23873"
 
 
 def named_features(schema: pa.Schema) -> list[dict[str, Any]]:
-    """`features` of a card. Raises DataError for a type that `datasets` does not have."""
+    """Return `features` of a card. Raise DataError for a type that `datasets` does not have."""
     return [_named(field, field.name) for field in schema]
 
 
@@ -47,7 +46,7 @@ def _feature(of: pa.DataType, where: str) -> dict[str, Any]:
         return {"struct": [_named(child, f"{where}.{child.name}") for child in of.fields]}
     if pa.types.is_list(of) or pa.types.is_large_list(of) or pa.types.is_fixed_size_list(of):
         item = _feature(of.value_type, where)
-        # A list of a plain type is written by the type's name, one of structs by their fields.
+        # A card names the type of a list of a plain type, and the fields of a list of structs.
         short = item.get("dtype") or item.get("struct") or item
         length = {"length": of.list_size} if pa.types.is_fixed_size_list(of) else {}
         return {"large_list" if pa.types.is_large_list(of) else "list": short, **length}
@@ -67,71 +66,25 @@ def _dtype(of: pa.DataType, where: str) -> str:
     return _BY_ALIAS.get(str(of), str(of))
 
 
-_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
-_WORDS = frozenset({"null", "true", "false", "yes", "no", "on", "off", "y", "n"})
-
-
-def to_yaml(value: Mapping[str, Any]) -> str:
-    """A block mapping, with a line end."""
-    return "".join(f"{line}\n" for line in _lines(value))
-
-
-def _lines(value: Any) -> Iterator[str]:
-    if isinstance(value, Mapping):
-        for name, part in value.items():
-            yield from _entry(f"{_scalar(name)}:", part)
-        return
-    for part in value:
-        if _is_block(part):
-            first, *rest = _lines(part)
-            yield f"- {first}"
-            yield from (f"  {line}" for line in rest)
-        else:
-            yield f"- {_scalar(part)}"
-
-
-def _entry(head: str, part: Any) -> Iterator[str]:
-    if not _is_block(part):
-        yield f"{head} {_scalar(part)}"
-        return
-    yield head
-    indent = "  " if isinstance(part, Mapping) else ""
-    yield from (f"{indent}{line}" for line in _lines(part))
-
-
-def _is_block(value: Any) -> bool:
-    return isinstance(value, Mapping | list | tuple) and len(value) > 0
-
-
-def _scalar(value: Any) -> str:
-    is_plain = isinstance(value, str) and _PLAIN.fullmatch(value) and value.lower() not in _WORDS
-    return str(value) if is_plain else json.dumps(value, ensure_ascii=False)
-
-
-SIZES = (
-    (1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"),
-    (10**8, "10M<n<100M"), (10**9, "100M<n<1B"), (10**10, "1B<n<10B"), (10**11, "10B<n<100B"), (10**12, "100B<n<1T"),
-)  # fmt: skip
-TAGS = ("q-tuning", "data-pruning", "supervised-fine-tuning", "qtune-service")
-MAX_SOURCES = 5
-PAPER = "https://arxiv.org/abs/2509.23873"
-
-
 def render_card(finished: FinishedOutput, about: Mapping[str, Any], license_name: str | None) -> str:
-    """README.md of a repository whose data are data/train-*. about: `dataset_info`."""
-    return f"---\n{to_yaml(_front_matter(about, license_name))}---\n\n" + "\n".join(_body(finished, about)) + "\n"
+    """Return README.md of a repository with the data in data/train-*. about: `dataset_info`."""
+    return f"---\n{front_matter(about, license_name)}\n---\n\n" + "\n".join(_body(finished, about)) + "\n"
 
 
-def _front_matter(about: Mapping[str, Any], license_name: str | None) -> dict[str, Any]:
+def front_matter(about: Mapping[str, Any], license_name: str | None) -> str:
+    """Return the YAML of a card. about: `dataset_info`."""
+    from huggingface_hub import DatasetCardData
+
     num_rows = about["splits"][0]["num_examples"]
-    return {
-        "license": license_name or "unknown",
-        "task_categories": ["text-generation"],
-        "tags": list(TAGS),
-        "size_categories": [next((name for limit, name in SIZES if num_rows < limit), "n>1T")],
-        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
-        "dataset_info": about,
-    }
+    card = DatasetCardData(
+        license=license_name or "unknown",
+        task_categories=["text-generation"],
+        tags=list(TAGS),
+        size_categories=[next((name for limit, name in SIZES if num_rows < limit), "n>1T")],
+        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
+        dataset_info=about,
+    )
+    return card.to_yaml()
 
 
 def _body(finished: FinishedOutput, about: Mapping[str, Any]) -> Iterator[str]:
@@ -140,7 +93,7 @@ def _body(finished: FinishedOutput, about: Mapping[str, Any]) -> Iterator[str]:
     yield f"# {sources.replace('`', '')}, pruned for fine-tuning\n"
     yield (
         f"{count(counts['kept'])} of {count(counts['scored'])} samples ({percent(counts['kept'], counts['scored'])}) "
-        f"of {sources}, chosen by qtune-service {finished.manifest['version']} for the model that scored them, "
+        f"of {sources}, selected by qtune-service {finished.manifest['version']} for the model that scored them, "
         f"`{_model(spec.model.name)}`.\n"
     )
     yield from _method(finished)
@@ -155,14 +108,17 @@ def _method(finished: FinishedOutput) -> Iterator[str]:
     yield "## How it was made\n"
     if prune.strategy == "q_tuning":
         yield (
-            f"Samples are placed by perplexity and predictive entropy under the model ([Q-Tuning]({PAPER})): of the "
-            "four quadrants two are dropped, and in one the tokens that are hardest together with their neighbours "
-            "are taken out of the loss.\n"
+            f"Samples are divided into four quadrants by perplexity and predictive entropy under the model "
+            f"([Q-Tuning]({PAPER})). Two quadrants are dropped. In a third, the tokens with the highest perplexity, "
+            "smoothed over their neighbours, are removed from the loss.\n"
         )
     else:
-        yield f"Samples were chosen by the strategy `{prune.strategy}`, not by quadrants.\n"
+        yield f"Samples were selected by the strategy `{prune.strategy}`, not by quadrants.\n"
     yield "| | |\n|---|---|"
-    yield f"| asked for | {prune.sample_keep_ratio:.2%} of the samples, {prune.token_keep_ratio:.0%} of pruned tokens |"
+    target = (
+        f"{prune.sample_keep_ratio:.2%} of the samples, {prune.token_keep_ratio:.0%} of the tokens of pruned samples"
+    )
+    yield f"| target | {target} |"
     yield f"| scored by | {engine['name']} {engine['version']}, {engine['dtype']} |"
     yield f"| trained tokens of kept samples | {count(tokens['before'])} -> {count(tokens['after'])} |"
     for name, value in manifest["thresholds"].items():
@@ -173,16 +129,16 @@ def _method(finished: FinishedOutput) -> Iterator[str]:
 def _dropped(finished: FinishedOutput) -> Iterator[str]:
     counts = finished.manifest["counts"]
     yield "## What was dropped, and why\n"
-    yield "| quadrant | place | samples | fate |\n|---|---|---:|---|"
+    yield "| quadrant | scores | samples | decision |\n|---|---|---:|---|"
     by_quadrant = finished.prune.strategy == "q_tuning"
     for q in QUADRANTS:
-        fate = q.fate if by_quadrant else "as the strategy chose"
-        yield f"| {q.label} {q.name} | {q.place} | {count(counts[q.label])} | {fate} |"
+        decision = q.decision if by_quadrant else "by the strategy"
+        yield f"| {q.label} {q.name} | {q.place} | {count(counts[q.label])} | {decision} |"
     yield ""
     reasons = ", ".join(f"{name} {count(value)}" for name, value in finished.manifest["rejected_reasons"].items())
     yield (
-        f"{count(counts['read'])} records were read; {count(counts['rejected'])} could not be used"
-        f"{f' ({reasons})' if reasons else ''}; {count(counts['pruned'])} were dropped.\n"
+        f"{count(counts['read'])} records were read. {count(counts['rejected'])} were rejected"
+        f"{f' ({reasons})' if reasons else ''}, and {count(counts['pruned'])} were dropped.\n"
     )
 
 
@@ -190,22 +146,23 @@ def _columns(about: Mapping[str, Any]) -> Iterator[str]:
     names = [feature["name"] for feature in about["features"]]
     yield "## Columns\n"
     yield (
-        f"{', '.join(f'`{name}`' for name in names)}. `input_ids` are whole samples by the model's chat template; "
-        "`labels` are the same with -100 where the loss ignores a token; `loss_mask` and `assistant_masks` are 1 "
-        "where it does not. `qtune` tells each sample's perplexity, entropy (nats), quadrant and tokens removed.\n"
+        f"{', '.join(f'`{name}`' for name in names)}. `input_ids` are whole samples in the model's chat template. "
+        "`labels` are the same, with -100 where the loss ignores a token. `loss_mask` and `assistant_masks` are 1 "
+        "where the loss counts a token. `qtune` holds each sample's perplexity, entropy (nats), quadrant and number "
+        "of removed tokens.\n"
     )
 
 
 def _training(finished: FinishedOutput) -> Iterator[str]:
     model = _model(finished.spec.model.name)
     yield "## How to train on it\n"
-    yield "The tokens are those of the model's own tokenizer: train that model, or one that shares it.\n"
+    yield "The tokens are from the model's own tokenizer: train that model, or one with the same tokenizer.\n"
     yield "```python"
     yield 'data = load_dataset("USER/NAME", split="train")'
     yield f'SFTTrainer("{model}", args=SFTConfig(max_length=None), train_dataset=data).train()'
     yield "```"
     if finished.prune.strategy == "infobatch":
-        yield "\nInfoBatch weighs samples: multiply each one's loss by `qtune.loss_weight`."
+        yield "\nInfoBatch weights samples: multiply the loss of each sample by `qtune.loss_weight`."
 
 
 def _sources(paths: Sequence[str]) -> str:
@@ -214,7 +171,7 @@ def _sources(paths: Sequence[str]) -> str:
 
 
 def _model(name: str) -> str:
-    """A hub id as it is; of a local folder its last name."""
+    """Return a hub id unchanged, and the last name of a local folder."""
     is_local = name.startswith(("/", ".", "~")) or "://" in name or name.count("/") > 1
     return _last(name) if is_local else name
 
@@ -224,7 +181,7 @@ def _last(path: str) -> str:
 
 
 def check_repository(export: Export) -> None:
-    """Raises DataError where a column is of a type that `datasets` does not have."""
+    """Raise DataError if a column has a type that `datasets` does not have."""
     named_features(_schema(export))
 
 
@@ -235,7 +192,7 @@ def _schema(export: Export) -> pa.Schema:
 
 
 def write_repository(export: Export) -> Iterator[WrittenFile]:
-    """data/train-00000-of-0000N.parquet, ..., README.md."""
+    """Write data/train-00000-of-0000N.parquet, ..., README.md."""
     names = _names(export)
     size = 0
 

@@ -1,11 +1,12 @@
-"""Samples packed into rows of a wanted length, as Megatron-Bridge reads them.
+"""Packing of samples into rows of a fixed length, as Megatron-Bridge reads them.
 
-A packed row is some samples end to end, and where each begins. The trainer takes the last token of every sample as a
-label only, so a sample of T tokens fills T - 1 places, and mask[t] speaks of the label at t, which is token t + 1: the
+A packed row is a concatenation of samples, and the offset of each. The trainer uses the last token of a sample only as
+a label, so a sample of T tokens takes T - 1 positions. mask[t] refers to the label at t, which is token t + 1, so the
 mask is shifted by one within each sample, as Megatron-Bridge's own preparation does.
 
-First fit, in the order in which samples come, over a window of open rows: a sample goes into the first row with room;
-where none has, the fullest is closed. No sample is cut, and none is padded. Memory: the window, and what a shard fills.
+The algorithm is first fit in the order of the samples, over a window of open rows: a sample goes into the first row
+with room. If there is none and the window is full, the fullest row is closed. No sample is cut or padded. Memory: the
+window, and the rows that a shard fills.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ from qtune_service.storage import file_io
 from qtune_service.storage.file_io import WrittenFile
 
 WINDOW = 128
-"""Rows open at a time. More find a better fit, and cost time and order."""
+"""Number of open rows. More rows give a better fit, but take longer and change the order more."""
 ROW_GROUP_ROWS = 500
-"""Megatron-Bridge reads a whole row group to get at one row."""
+"""Rows of a row group. Megatron-Bridge reads a whole row group to get one row."""
 
 Sample = tuple[NDArray[Any], NDArray[Any]]  # ids (T,), shifted mask (T,)
 
 
 @dataclass(slots=True)
 class Packer:
-    """Open rows, and what the closed ones come to."""
+    """The open rows, and statistics of the closed ones."""
 
     length: int
     window: int = WINDOW
@@ -50,7 +51,7 @@ class Packer:
     _room: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     def place(self, sample: Sample) -> list[Sample] | None:
-        """Put a sample into a row; gives a row that had to be closed for it."""
+        """Put a sample into a row. Return the row that was closed for it, if any."""
         size = len(sample[0]) - 1
         fits = self._room >= size
         closed = None
@@ -68,7 +69,7 @@ class Packer:
         return closed
 
     def rest(self) -> Iterator[list[Sample]]:
-        """Close all rows."""
+        """Close all rows and yield them."""
         while self._open:
             yield self._close(0)
 
@@ -82,7 +83,7 @@ class Packer:
         return row
 
     def metadata(self) -> list[dict[str, float]]:
-        """What Megatron-Bridge keeps beside packed data, by its names (`packed_metadata_path`)."""
+        """Return Megatron-Bridge's metadata of packed data, under its names (`packed_metadata_path`)."""
         return [
             {
                 "dataset_max_seqlen": self.longest,
@@ -96,7 +97,7 @@ class Packer:
 
 
 def check_lengths(finished: FinishedOutput, length: int) -> None:
-    """Raises DataError where samples are longer than a row."""
+    """Raise DataError if samples are longer than a row."""
     too_long = longest = 0
     for table in pruned_tables(finished, ["input_ids"]):
         sizes = pc.list_value_length(table["input_ids"]).to_numpy() - 1
@@ -105,13 +106,13 @@ def check_lengths(finished: FinishedOutput, length: int) -> None:
     if too_long:
         raise DataError(
             f"{too_long:,} of {sum(finished.pruned_shards.values()):,} samples do not fit into rows of {length:,}",
-            f"The longest needs --pack-length {longest}. No sample is cut here: for shorter ones, score again with "
-            "--max-model-len, with or without --overlong truncate.",
+            f"The longest requires --pack-length {longest}. Exports do not cut samples. For shorter samples, "
+            "score again with --max-model-len, with or without --overlong truncate.",
         )
 
 
 def packed_tables(finished: FinishedOutput, packer: Packer) -> Iterator[pa.Table]:
-    """input_ids, loss_mask, seq_start_id: a table for what each shard closes."""
+    """Yield input_ids, loss_mask, seq_start_id: a table of the rows that each shard closes."""
     for table in pruned_tables(finished, ["input_ids", "loss_mask"]):
         closed = [row for sample in _samples(table) if (row := packer.place(sample)) is not None]
         if closed:
@@ -144,7 +145,7 @@ def _table(rows: list[list[Sample]]) -> pa.Table:
 
 
 def write_packed(folder: str, tables: Iterable[pa.Table]) -> Iterator[WrittenFile]:
-    """train-00000.idx.parquet, ...: older versions of Megatron-Bridge know packed data by that ending."""
+    """Write train-00000.idx.parquet, ...: older versions of Megatron-Bridge require this ending for packed data."""
     for number, table in enumerate(tables):
         uri = file_io.join(folder, f"train-{number:05}.idx.parquet")
         yield file_io.write_table(uri, table, row_group_size=ROW_GROUP_ROWS)

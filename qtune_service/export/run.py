@@ -1,7 +1,7 @@
-"""`qtune export`: check what is asked for, make room, write, and say how the result is loaded.
+"""`qtune export`: check the options, clear the folder, write the files, and return the lines that load them.
 
-A folder that is not empty is left alone. With `overwrite`, files that an export writes are removed from it first; it
-is refused where anything else lies there, so a mistyped folder loses nothing.
+A folder that is not empty is not changed. With `overwrite`, files of an earlier export are removed from it first. If
+the folder contains any other file, the export is refused, so that a mistyped folder loses nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OURS = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written."""
+    """The result of an export."""
 
     folder: str
     num_rows: int
@@ -45,12 +45,15 @@ class Exported:
 
     @property
     def num_bytes(self) -> int:
-        """Of all files."""
+        """Return the size of all files."""
         return sum(file.size_bytes for file in self.files)
 
 
 def export(output: str, form: str, folder: str, options: Options, *, overwrite: bool = False) -> Exported:
-    """Write a finished output in another form. What cannot be is said before the folder is touched: QTuneError."""
+    """Write a finished output in another form.
+
+    All checks come before the first change of the folder. Raise QTuneError.
+    """
     chosen, finished = FORMATS[form], FinishedOutput(output)
     _check_options(chosen, options)
     strategy = finished.prune.strategy
@@ -63,7 +66,7 @@ def export(output: str, form: str, folder: str, options: Options, *, overwrite: 
     files = _all_or_none(chosen.write(job))
     if strategy == "infobatch" and not chosen.has_weights:
         job.notes.append(
-            f"{form} has no place for the loss weights of InfoBatch (qtune.loss_weight in pruned/); without them the "
+            f"{form} cannot hold the loss weights of InfoBatch (qtune.loss_weight in pruned/). Without them the "
             "gradient is biased"
         )
     usage = chosen.usage.format(folder=folder.rstrip("/"), pack_length=options.pack_length)
@@ -71,36 +74,37 @@ def export(output: str, form: str, folder: str, options: Options, *, overwrite: 
 
 
 def _check_options(chosen: Trainer, options: Options) -> None:
-    needless = (
+    unused = (
         ("--pack-length", "megatron-bridge", options.pack_length is not None and not chosen.packs),
         ("--license", "hub", options.license is not None and chosen.name != "hub"),
         ("--rows-per-file", "all but analysis", options.rows_per_file is not None and chosen is ANALYSIS),
     )
-    for flag, place, is_needless in needless:
-        if is_needless:
-            raise SpecError(f"{flag} goes with --to {place}", f"Leave it out for --to {chosen.name}.")
+    for flag, formats, is_unused in unused:
+        if is_unused:
+            raise SpecError(f"{flag} applies to --to {formats} only", f"Remove it for --to {chosen.name}.")
 
 
 def _make_room(folder: str, *, overwrite: bool) -> None:
-    """Raises OutputConflictError where there are files that may not go. Hidden ones neither matter nor go."""
+    """Remove an earlier export. Raise OutputConflictError for other files. Hidden files are ignored and stay."""
     top = _visible(folder, recursive=False)
     found = top if any(map(_is_foreign, top)) else _visible(folder, recursive=True)
     foreign = next(filter(_is_foreign, found), None)
     if found and not overwrite:
         raise OutputConflictError(
-            f"{folder} is not empty: it holds {next(iter(found))}",
-            "Choose another folder, or --overwrite to replace an earlier export there.",
+            f"{folder} is not empty: it contains {next(iter(found))}",
+            "Choose another folder, or pass --overwrite to replace an earlier export there.",
         )
     if foreign is not None:
         raise OutputConflictError(
-            f"{folder} holds {foreign}, which no export writes", "Choose another folder; nothing was removed."
+            f"{folder} contains {foreign}, which is not a file of an export",
+            "Choose another folder. Nothing was removed.",
         )
     for uri in found.values():
         file_io.remove_file(uri)
 
 
 def _all_or_none(writing: Iterator[WrittenFile]) -> tuple[WrittenFile, ...]:
-    """All files; where one cannot be written, or the user stops, none stays: half a dataset looks like a whole one."""
+    """Write all files. If one fails or the user stops, remove all: half a dataset looks like a whole one."""
     files: list[WrittenFile] = []
     try:
         files.extend(writing)
@@ -112,7 +116,7 @@ def _all_or_none(writing: Iterator[WrittenFile]) -> tuple[WrittenFile, ...]:
 
 
 def _visible(folder: str, *, recursive: bool) -> dict[str, str]:
-    """Files of a folder: path below it -> URI."""
+    """Return the files of a folder that are not hidden: path below it -> URI."""
     listed = {file_io.relative(uri, folder): uri for uri in file_io.list_files(folder, recursive=recursive)}
     return {path: uri for path, uri in listed.items() if not any(part.startswith(".") for part in path.split("/"))}
 

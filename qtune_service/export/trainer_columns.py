@@ -1,14 +1,13 @@
-"""ms-swift trains by turn: a message's `loss` says whether its tokens count. Masks of single tokens cannot come along.
+"""Columns of each trainer, made of the columns of pruned/, row for row on flat arrays.
 
-An assistant turn that the job trained on gets `loss: true` while at least one of its tokens is left, and false where
-stage 2 removed them all; a turn that the record itself left out keeps false. Turns are told apart in the tokens by the
-runs of the loss mask before stage 2: where a sample has as many runs as trained turns, the k-th run is the k-th turn.
-Where it has not (a template that puts nothing between two assistant turns), its turns keep true, and are counted.
+Trainers differ in three things: whether they read the mask or the labels; whether a label is at its token (the model
+shifts) or at the token before it (already shifted); and whether the mask covers the sample or its response.
 
-What each trainer wants to see of a sample, made of the columns of pruned/. Row for row, on flat arrays.
-
-Trainers differ in three things: which of mask and labels they read; whether a label stands beside its token (then the
-model shifts) or beside the token before it (shifted already); and whether the mask covers the sample or its response.
+ms-swift trains by turn: a message's `loss` decides whether its tokens count, so masks of single tokens are not
+exported. An assistant turn that the job trained on gets `loss: true` while at least one of its tokens is left, and
+false if stage 2 removed all of them. A turn that the record itself excludes keeps false. The runs of the loss mask
+before stage 2 identify the turns: if a sample has as many runs as trained turns, the k-th run is the k-th turn.
+Otherwise (a template that puts nothing between two assistant turns) its turns keep true, and the sample is counted.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ from qtune_service.selection.token_masks import trainable
 
 
 def torchtune(rows: pa.Table) -> pa.Table:
-    """tokens, and mask: True where the loss ignores a token."""
+    """Return tokens, and mask: True where the loss ignores a token."""
     mask = ragged(rows["loss_mask"])
     return pa.table({"tokens": rows["input_ids"], "mask": list_column(mask.flat == 0, mask.offsets, pa.bool_())})
 
 
 def verl(rows: pa.Table) -> pa.Table:
-    """The four that verl's datasets give: input_ids, attention_mask, position_ids, loss_mask."""
+    """Return the columns of verl's datasets: input_ids, attention_mask, position_ids, loss_mask."""
     offsets = ragged(rows["input_ids"]).offsets
     positions = np.arange(offsets[-1]) - np.repeat(offsets[:-1], np.diff(offsets))
     return pa.table(
@@ -51,7 +50,7 @@ def verl(rows: pa.Table) -> pa.Table:
 
 
 def nemo_automodel(rows: pa.Table) -> pa.Table:
-    """input_ids without the last token, labels without the first: position t is to predict labels[t]."""
+    """Return input_ids without the last token and labels without the first: position t predicts labels[t]."""
     ids, labels = ragged(rows["input_ids"]), ragged(rows["labels"])
     last = np.zeros(len(ids.flat), np.bool_)
     last[ids.offsets[1:] - 1] = True
@@ -68,9 +67,9 @@ def nemo_automodel(rows: pa.Table) -> pa.Table:
 
 
 def slime(rows: pa.Table) -> pa.Table:
-    """tokens, response_length, and loss_mask over the response, which begins at the first token that is trained on.
+    """Return tokens, response_length, and loss_mask over the response, which begins at the first trained token.
 
-    That is where slime's own SFT rollout lets it begin. A response may hold turns of others, under zeros.
+    slime's own SFT rollout begins the response there too. A response may contain turns of others, with mask 0.
     """
     mask = ragged(rows["loss_mask"])
     firsts = first_trained(mask)
@@ -87,7 +86,7 @@ def slime(rows: pa.Table) -> pa.Table:
 
 
 def first_trained(mask: Ragged) -> NDArray[np.int64]:
-    """Place of each row's first 1 (S,); the row's length where there is none."""
+    """Return the position of each row's first 1 (S,), and the row's length for rows of zeros."""
     ones = np.flatnonzero(mask.flat)
     at = np.append(ones, len(mask.flat))[np.searchsorted(ones, mask.offsets[:-1])]
     firsts: NDArray[np.int64] = np.minimum(at, mask.offsets[1:]) - mask.offsets[:-1]
@@ -95,13 +94,13 @@ def first_trained(mask: Ragged) -> NDArray[np.int64]:
 
 
 class TurnFlags:
-    """Gives turns their flags, and counts the samples where that was not possible."""
+    """Sets the `loss` flags of turns, and counts the samples with turns that cannot be identified."""
 
     def __init__(self) -> None:
         self.unclear = 0
 
     def flagged(self, messages: list[dict[str, Any]], survivors: list[bool]) -> list[dict[str, Any]]:
-        """The messages with `loss` on each assistant turn. survivors: for each run, whether a token of it is left."""
+        """Return messages with `loss` on assistant turns. survivors: for each run, whether any token is left."""
         parsed, trained = parse_turns(messages, "messages")
         is_clear = len(survivors) == sum(trained)
         self.unclear += not is_clear and not all(survivors)
@@ -114,12 +113,13 @@ class TurnFlags:
 
 
 def check_messages(finished: FinishedOutput) -> None:
-    """Raises DataError where kept records have no turns to flag."""
+    """Raise DataError if kept records have no messages to flag."""
     own = list(finished.own_columns.values())
-    advice = "Turn the records into chat messages before scoring, or export for a trainer that reads tokens."
+    advice = "Convert the records to chat messages before scoring, or export for a trainer that reads tokens."
     if "messages" not in own:
         raise DataError(
-            f"ms-swift trains by turn and needs records with `messages`; these have {', '.join(own) or 'none'}", advice
+            f"ms-swift trains by turn and requires records with `messages`, but these have {', '.join(own) or 'none'}",
+            advice,
         )
     missing = sum(table["messages"].null_count for table in pruned_tables(finished, ["messages"]))
     if missing:
@@ -127,7 +127,7 @@ def check_messages(finished: FinishedOutput) -> None:
 
 
 def turn_tables(finished: FinishedOutput, turn_flags: TurnFlags) -> Iterator[pa.Table]:
-    """messages, with tools where the records have them: one JSON text a row, since turns are of no one type."""
+    """Yield messages, and tools if the records have them, as a JSON text a row, since turns differ in type."""
     own = {mine: name for name, mine in finished.own_columns.items() if mine in ("messages", "tools")}
     for shard in finished.pruned_shards:
         _, kept = finished.labels(shard)
@@ -145,7 +145,7 @@ def turn_tables(finished: FinishedOutput, turn_flags: TurnFlags) -> Iterator[pa.
 
 
 def surviving_runs(before: Ragged, after: Ragged) -> Ragged:
-    """For each run of 1 in a row of `before`: whether `after` has a 1 in it. (R,) of all, with offsets (S + 1,)."""
+    """Return for each run of 1 in `before` whether `after` has a 1 in it: (R,) for all rows, offsets (S + 1,)."""
     mask = trainable(before.flat.astype(np.int8), before.offsets)
     previous: NDArray[np.int8] = np.concatenate([[0], mask[:-1]])
     starts = np.flatnonzero((mask == 1) & (previous == 0))  # position 0 of a row is 0, so no run crosses rows

@@ -1,7 +1,7 @@
-"""The trainers that can be exported for: one entry each, and nothing about a trainer anywhere else but its columns.
+"""The trainers that exports support, one entry each. Only the columns of a trainer are elsewhere.
 
-To add one: say how its rows are made of pruned/ (columns.py), which writer puts them into files, and the lines that
-load them. Sources that were read for each are in docs/guides/exports.md.
+To add a trainer: say how its rows are made of pruned/ (trainer_columns.py), which writer puts them into files, and the
+lines that load them. The sources that were read for each are in docs/guides/exports.md.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from qtune_service.export.writers import (
 from qtune_service.storage import file_io
 from qtune_service.storage.file_io import WrittenFile
 
+Columns = Callable[[pa.Table], pa.Table]
+LOAD_PARQUET = 'data = load_dataset("parquet", data_files="{folder}/*.parquet", split="train")'
+
 
 @dataclass(frozen=True, slots=True)
 class Trainer:
-    """Who reads an export, and how."""
+    """A reader of exports, and the way to write for it."""
 
     name: str
     write: Callable[[Export], Iterator[WrittenFile]]
     usage: str
-    """The lines that load it; {folder} is where it lies."""
+    """The lines that load the export from {folder}."""
     check: Callable[[Export], None] | None = None
-    """Raises QTuneError where the output cannot be read by this one."""
+    """Raises QTuneError if the trainer cannot read the output."""
     has_weights: bool = False
-    """Whether the weights of a strategy that weighs its samples come along."""
+    """Whether the export includes the sample weights of weighted strategies."""
     packs: bool = False
 
 
-Columns = Callable[[pa.Table], pa.Table]
-
-
 def _rows(writer: Writer, *names: str, make: Columns | None = None) -> Callable[[Export], Iterator[WrittenFile]]:
-    """Row for row: columns of pruned/ by name (none: all), or what is made of them."""
+    """Return a writer of rows: columns of pruned/ by name (none: all), or columns that `make` returns for them."""
 
     def write(export: Export) -> Iterator[WrittenFile]:
         tables = pruned_tables(export.finished, list(names) or None)
@@ -57,13 +57,9 @@ def _rows(writer: Writer, *names: str, make: Columns | None = None) -> Callable[
     return write
 
 
-def _check_packing(export: Export) -> None:
-    check_lengths(export.finished, _pack_length(export))
-
-
 def _pack_length(export: Export) -> int:
     if export.options.pack_length is None:
-        raise SpecError("megatron-bridge reads packed rows", "Add --pack-length, the sequence length to train with.")
+        raise SpecError("megatron-bridge reads packed rows", "Add --pack-length, the sequence length of the training.")
     return export.options.pack_length
 
 
@@ -79,14 +75,13 @@ def _packed(export: Export) -> Iterator[WrittenFile]:
 def _by_turn(export: Export) -> Iterator[WrittenFile]:
     flags = TurnFlags()
     yield from export.write(write_lines, turn_tables(export.finished, flags))
-    export.notes.append("ms-swift trains whole turns: the masks of single tokens are not in this export")
+    export.notes.append("ms-swift trains whole turns: this export has no masks of single tokens")
     if flags.unclear:
         export.notes.append(
-            f"in {flags.unclear:,} samples the turn that lost all its tokens could not be told; they train every turn"
+            f"in {flags.unclear:,} samples the turn that lost all its tokens is not known, so they train every turn"
         )
 
 
-LOAD_PARQUET = 'data = load_dataset("parquet", data_files="{folder}/*.parquet", split="train")'
 TRAINERS = {
     trainer.name: trainer
     for trainer in (
@@ -103,7 +98,7 @@ TRAINERS = {
         Trainer(
             "llama-factory",
             _rows(write_saved_dataset, "input_ids", "attention_mask", "labels"),
-            "tokenized_path: {folder}\ndataset: unused  # asked for, but tokenized_path goes first",
+            "tokenized_path: {folder}\ndataset: unused  # required, but tokenized_path takes precedence",
         ),
         Trainer(
             "torchtune",
@@ -128,7 +123,7 @@ TRAINERS = {
             _packed,
             "PackedSequenceSpecs(packed_sequence_size={pack_length},\n"
             '    packed_train_data_path="{folder}/*.idx.parquet")',
-            check=_check_packing,
+            check=lambda export: check_lengths(export.finished, _pack_length(export)),
             packs=True,
         ),
         Trainer(

@@ -1,15 +1,11 @@
-"""Tables to files: Parquet, JSON lines, and the folder that `datasets.load_from_disk` opens.
+"""Writers of tables: Parquet, JSON lines, and the folder that `datasets.load_from_disk` opens.
 
-A file at a time is in memory. Names begin with `train`, by which loaders know the split.
+Kept samples are a stream of Arrow tables, cut to files of a requested size. One file is in memory at a time, or one
+shard if that is larger. File names begin with `train`, from which loaders take the split.
 
-Rows as JSON text. Numbers that JSON lacks (NaN, infinities) become null, bytes base64, other foreign values text.
-
-orjson writes lists of tokens straight from numpy. The few values that it refuses (integers beyond 64 bits) take the
-standard library's way.
-
-Kept samples as a stream of Arrow tables, cut to files of a wanted size. In memory: a shard, or a file if larger.
-
-One export in the making: where from, where to, what the user chose, and what came of it.
+In JSON, numbers that JSON lacks (NaN, infinities) become null, bytes base64, and values of other types text. orjson
+writes lists of tokens directly from numpy. The standard library writes the few values that orjson refuses (integers
+beyond 64 bits).
 """
 
 from __future__ import annotations
@@ -32,14 +28,17 @@ from qtune_service.output.reader import FinishedOutput
 from qtune_service.storage import file_io
 from qtune_service.storage.file_io import WrittenFile
 
+BATCH_ROWS = 1_000
+"""Rows of a batch in an Arrow file: a random access reads one batch."""
+
 
 def encode(value: Any) -> bytes:
-    """One value in one line."""
+    """Return a value as JSON on one line."""
     try:
         return orjson.dumps(value, default=_foreign, option=orjson.OPT_SERIALIZE_NUMPY)
     except orjson.JSONEncodeError:
         text = json.dumps(_plain(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        return text.encode("utf-8", "backslashreplace")  # half a surrogate pair becomes JSON's own escape
+        return text.encode("utf-8", "backslashreplace")  # half a surrogate pair becomes a JSON escape
 
 
 def _foreign(value: Any) -> Any:
@@ -49,7 +48,7 @@ def _foreign(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """What the standard library can write."""
+    """Convert a value to types that the standard library can write."""
     if isinstance(value, Mapping):
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -64,7 +63,7 @@ def _plain(value: Any) -> Any:
 
 
 def array(values: Iterable[Any]) -> Iterator[bytes]:
-    """A JSON array, an element a line, as a stream."""
+    """Yield a JSON array as a stream, an element a line."""
     mark = b"["
     for value in values:
         yield mark + b"\n" + encode(value)
@@ -73,7 +72,7 @@ def array(values: Iterable[Any]) -> Iterator[bytes]:
 
 
 def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
-    """Rows as plain data; JSON text is restored, and lists of tokens stay numpy."""
+    """Yield rows as plain data. JSON text is parsed, and lists of tokens stay numpy."""
     tokens = {name for name in table.column_names if _is_flat(table[name])}
     others = table.select([name for name in table.column_names if name not in tokens])
     lists = {name: ragged(table[name]).rows() for name in tokens}
@@ -83,7 +82,7 @@ def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
 
 
 def _is_flat(column: Any) -> bool:
-    """Whether it holds lists of integers or booleans, and nothing is missing."""
+    """Return whether a column holds lists of integers or booleans without missing values."""
     of = column.type
     if not pa.types.is_list(of) or column.null_count:
         return False
@@ -92,65 +91,61 @@ def _is_flat(column: Any) -> bool:
 
 
 def pruned_tables(finished: FinishedOutput, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """pruned/, shard by shard in order."""
+    """Yield the tables of pruned/, shard by shard in order."""
     for shard in finished.pruned_shards:
         yield finished.pruned(shard, columns)
 
 
 def resized(tables: Iterable[pa.Table], num_rows: int | None) -> Iterator[pa.Table]:
-    """The same rows in tables of `num_rows`, the last one shorter; None: as they come, without empty ones."""
+    """Yield the same rows in tables of `num_rows`, the last one shorter. None: as they are, without empty ones."""
     if num_rows is None:
         yield from (table for table in tables if table.num_rows)
         return
-    waiting: list[pa.Table] = []
+    pending: list[pa.Table] = []
     for table in tables:
-        waiting.append(table)
-        while sum(part.num_rows for part in waiting) >= num_rows:
-            joined = pa.concat_tables(waiting)
+        pending.append(table)
+        while sum(part.num_rows for part in pending) >= num_rows:
+            joined = pa.concat_tables(pending)
             yield joined.slice(0, num_rows)
-            waiting = [joined.slice(num_rows)]
-    rest = pa.concat_tables(waiting) if waiting else None
+            pending = [joined.slice(num_rows)]
+    rest = pa.concat_tables(pending) if pending else None
     if rest is not None and rest.num_rows:
         yield rest
 
 
-BATCH_ROWS = 1_000
-"""Rows of a batch in an Arrow file: what a random access has to look through."""
-
-
 class Writer(Protocol):
-    """Writes tables as files of a folder."""
+    """A function that writes tables as files of a folder."""
 
     def __call__(self, folder: str, tables: Iterable[pa.Table]) -> Iterator[WrittenFile]:
-        """A file a table; yields each when it is there."""
+        """Write a file for each table. Yield each file after it is written."""
         ...
 
 
 def write_parquet(folder: str, tables: Iterable[pa.Table]) -> Iterator[WrittenFile]:
-    """train-00000.parquet, ..."""
+    """Write train-00000.parquet, ..."""
     for number, table in enumerate(tables):
         yield file_io.write_table(file_io.join(folder, f"train-{number:05}.parquet"), table)
 
 
 def write_jsonl(folder: str, tables: Iterable[pa.Table]) -> Iterator[WrittenFile]:
-    """train-00000.jsonl, ...: an object a line."""
+    """Write train-00000.jsonl, ... with an object a line."""
     for number, table in enumerate(tables):
         lines = (encode(row) + b"\n" for row in rows_of(table))
         yield file_io.write_chunks(file_io.join(folder, f"train-{number:05}.jsonl"), lines)
 
 
 def write_lines(folder: str, tables: Iterable[pa.Table]) -> Iterator[WrittenFile]:
-    """train-00000.jsonl, ... of tables whose column `json` holds an object's text a row."""
+    """Write train-00000.jsonl, ... of tables with the text of an object in column `json`."""
     for number, table in enumerate(tables):
-        texts: list[bytes] = table["json"].to_pylist()  # type: ignore[assignment]  # none is missing
+        texts: list[bytes] = table["json"].to_pylist()  # type: ignore[assignment]  # no value is missing
         lines = (text + b"\n" for text in texts)
         yield file_io.write_chunks(file_io.join(folder, f"train-{number:05}.jsonl"), lines)
 
 
 def write_saved_dataset(folder: str, tables: Iterable[pa.Table]) -> Iterator[WrittenFile]:
-    """What `Dataset.save_to_disk` writes: Arrow streams, and two small files that name them, the last one last.
+    """Write the files of `Dataset.save_to_disk`: Arrow streams, and two small files that name them, the last one last.
 
-    The features are left to the Arrow schema, which every version of datasets reads the same.
+    The features are taken from the Arrow schema, which every version of datasets reads the same way.
     """
     files = []
     for number, table in enumerate(tables):
@@ -177,33 +172,33 @@ def write_saved_dataset(folder: str, tables: Iterable[pa.Table]) -> Iterator[Wri
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the user may choose."""
+    """The options of an export."""
 
     rows_per_file: int | None = None
-    """None: a file a shard."""
+    """None: one file for each shard."""
     pack_length: int | None = None
     """Tokens of a packed row."""
     license: str | None = None
-    """Of the dataset, by the hub's names."""
+    """License of the dataset, by the hub's names."""
     max_samples: int = 10_000
-    """Scored samples that analysis files are made of at most: they are for looking, and large."""
+    """Limit on the scored samples of analysis files, which are large."""
 
 
 @dataclass(slots=True)
 class Export:
-    """An output on its way into a folder."""
+    """An export in progress: the output, the folder, the options, and the result."""
 
     finished: FinishedOutput
     folder: str
     options: Options
     num_rows: int = 0
     num_bytes: int = 0
-    """Of the rows in Arrow."""
+    """Size of the rows in Arrow."""
     notes: list[str] = field(default_factory=list)
-    """What the user must know of the result."""
+    """Notes on the result for the user."""
 
     def write(self, writer: Writer, tables: Iterable[pa.Table]) -> Iterator[WrittenFile]:
-        """Write tables, a file of the wanted size each, and count."""
+        """Write tables as files of the requested size, and count their rows."""
         return writer(self.folder, self._counted(resized(tables, self.options.rows_per_file)))
 
     def _counted(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

@@ -1,1 +1,1 @@
-"""The output folder of a job: its layout, its columns, and how a finished one is read."""
+"""The output folder of a job: its layout, its columns, and readers, queries and comparisons of finished outputs."""

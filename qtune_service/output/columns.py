@@ -1,6 +1,6 @@
-"""The columns of an output's Parquet files, and token columns as numpy sees them.
+"""Columns of an output's Parquet files, and token columns as numpy arrays.
 
-Token columns are ragged lists over one flat buffer with offsets, so numpy sees a whole shard as a few arrays.
+Token columns are ragged lists over one flat buffer with offsets, so numpy handles a shard as a few arrays.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from qtune_service.selection.plane import Quadrant
 from qtune_service.selection.token_masks import prune_token_masks
 
 IGNORE_INDEX = -100
-"""The label that trainers leave out of the loss."""
+"""Label of tokens that trainers leave out of the loss."""
 
 SCORES_RESERVED = frozenset(
     {"sample_id", "source", "line", "truncated", "mean_nll", "perplexity", "mean_entropy", "num_tokens"}
@@ -35,17 +35,17 @@ class Ragged:
     offsets: NDArray[np.int64]  # (S + 1,)
 
     def rows(self) -> list[NDArray[np.generic]]:
-        """Views, one a row."""
+        """Return a view of each row."""
         return [self.flat[low:high] for low, high in pairwise(self.offsets.tolist())]
 
 
 def row_sums(lists: Ragged) -> NDArray[np.int64]:
-    """Sum of each row's values, (S,)."""
+    """Return the sum of each row's values, (S,)."""
     return np.diff(np.concatenate([[0], np.cumsum(lists.flat, dtype=np.int64)])[lists.offsets])
 
 
 def ragged(column: Any) -> Ragged:
-    """View a list column (a chunked array) as numpy."""
+    """Return a list column (a chunked array) as numpy arrays."""
     array = column.combine_chunks()
     offsets = array.offsets.to_numpy().astype(np.int64)
     flat = array.values.to_numpy(zero_copy_only=False)[offsets[0] : offsets[-1]]
@@ -53,17 +53,17 @@ def ragged(column: Any) -> Ragged:
 
 
 def list_column(flat: NDArray[np.generic], offsets: NDArray[np.int64], value_type: pa.DataType) -> Any:
-    """A list column of a flat array and its offsets."""
+    """Return the list column of a flat array and its offsets."""
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(flat, value_type))
 
 
 def final_masks(
     scores: pa.Table, labels: NDArray[np.int8], kept: NDArray[np.bool_], index: NDArray[np.int64], spec: PruneSpec
 ) -> Ragged:
-    """Stage 2 for rows of scores/: each one's final loss mask, as if it were kept.
+    """Return the final loss mask (stage 2) of each row of scores/, as if the row were kept.
 
-    labels, kept: (S,). Of dropped samples of the method, Q1 and Q3, every token stays. index: (S,) their places in the
-    population.
+    labels, kept, index: (S,), index being the position in the population. Dropped samples of the method (Q1 and Q3)
+    keep all tokens.
     """
     masks, nll = ragged(scores["loss_mask"]), ragged(scores["nll"])
     final = prune_token_masks(
@@ -82,12 +82,12 @@ def final_masks(
 
 
 def quadrant_names(labels: NDArray[np.int8]) -> Any:
-    """Q1 to Q4 as text, (S,)."""
+    """Return the names Q1 to Q4 of some labels, (S,)."""
     return pa.array(np.array([q.name for q in Quadrant])[labels.astype(np.int64) - 1], pa.string())
 
 
 def coded(column: Any) -> tuple[NDArray[np.int64], list[str]]:
-    """Each row's place (S,) among the texts of the distinct values, which come in order of appearance."""
+    """Return each row's code (S,), and the distinct values as text in order of appearance, which codes index."""
     array = column.combine_chunks()
     if not pa.types.is_string(array.type):
         array = pa.array([None if value is None else str(value) for value in array.to_pylist()], pa.string())

@@ -1,14 +1,12 @@
-"""What different strategies and ratios would keep of one scored dataset, without a model and without writing anything.
+"""Comparisons of finished outputs, without a model: of strategies over one output, and of two outputs of the same data.
 
-All of it works on three numbers a sample and on one column to group by, so the whole population is held in memory:
-some 150 bytes a sample while a strategy is ranked. Tokens left are counted, not chosen: how many tokens stage 2 leaves
-of a sample does not depend on which ones they are.
+`compare` counts the samples and tokens that strategies and ratios would keep of one scored output. It needs three
+numbers a sample and one column to group by, so the whole population is in memory: some 150 bytes a sample while a
+strategy is ranked. Tokens are counted and not chosen, since the number that stage 2 leaves of a sample does not depend
+on the choice.
 
-What became of the same samples in two finished outputs: which both keep, which changed their quadrant.
-
-A sample is the same where its file and its place in it are. Two outputs of the same input, the usual case, list the
-same samples in the same order, and their columns are compared as they are; else they are joined. Some 100 bytes a
-sample are in memory.
+`pair` matches the samples of two pruned outputs by input file and position in it. Two outputs of the same input, the
+usual case, list the same samples in the same order and need no join. Memory: some 100 bytes a sample.
 """
 
 from __future__ import annotations
@@ -33,23 +31,24 @@ from qtune_service.selection.token_masks import tokens_left
 
 MAX_SAMPLES = 50_000_000
 MAX_GROUPS = 1_000
+MAX_PAIRED_SAMPLES = 5_000_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoredColumns:
-    """All scored samples of an output, in their order."""
+    """The columns of all scored samples of an output, in their order."""
 
     mean_nll: NDArray[np.float64]  # (N,) nats
     mean_entropy: NDArray[np.float64]  # (N,) nats
     num_tokens: NDArray[np.int32]  # (N,) trained tokens
-    group: NDArray[np.int32]  # (N,) place in `groups`
+    group: NDArray[np.int32]  # (N,) position in `groups`
     groups: tuple[str, ...]
-    """Values of the column to group by, the most frequent first; empty without one."""
+    """Values of the column to group by, the most frequent first. Empty without such a column."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A way to choose samples, as it was named."""
+    """A named way to choose samples."""
 
     name: str
     prune: PruneSpec
@@ -58,46 +57,50 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Choice:
-    """What a candidate keeps at a ratio."""
+    """The samples that a candidate keeps at one ratio."""
 
     name: str
     sample_keep_ratio: float
     kept: NDArray[np.bool_]  # (N,)
     num_kept: int
     tokens: int
-    """Trained tokens left, after stage 2."""
+    """Trained tokens left after stage 2."""
     kept_by_group: NDArray[np.int64]  # (G,)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Comparison:
-    """Choices at one ratio."""
+    """The choices of all candidates at one ratio."""
 
     sample_keep_ratio: float
     choices: tuple[Choice, ...]
     overlap: NDArray[np.float64]
-    """(C, C): of what the row's choice keeps, the share that the column's keeps too."""
+    """(C, C): of the samples that the row's choice keeps, the share that the column's choice keeps too."""
 
 
 def read_columns(finished: FinishedOutput, by: str | None) -> ScoredColumns:
-    """Read what strategies go by. by: an own column of the records. Raises DataError and SpecError."""
+    """Read the columns that strategies need. by: a column of the records to group by.
+
+    Raise DataError for too many samples or none, and SpecError for an unknown column.
+    """
     if finished.num_samples > MAX_SAMPLES:
         raise DataError(
-            f"{finished.root} has {finished.num_samples:,} scored samples; more than {MAX_SAMPLES:,} are not compared",
-            "Score a sample of the data (--limit), or prune with each strategy: qtune prune --from-scores.",
+            f"{finished.root} has {finished.num_samples:,} scored samples, "
+            f"more than the {MAX_SAMPLES:,} that can be compared",
+            "Score a part of the data (--limit), or prune with each strategy: qtune prune --from-scores.",
         )
     name = _column(finished, by)
     names = ["mean_nll", "mean_entropy", "num_tokens", *([name] if name else [])]
     table = pa.concat_tables([finished.scores(shard, names) for shard in finished.shards])
     if not table.num_rows:
-        raise DataError(f"{finished.root} has no scored sample", "Look at its rejected/.")
+        raise DataError(f"{finished.root} has no scored sample", "Its rejected/ gives the reason for each record.")
     codes, groups = _groups(table[name]) if name else (np.zeros(table.num_rows, np.int32), ())
     nll, entropy, num_tokens = (table[n].to_numpy() for n in names[:3])
     return ScoredColumns(nll, entropy, num_tokens, codes, groups)
 
 
 def compare(columns: ScoredColumns, candidates: Sequence[Candidate], ratios: Sequence[float]) -> list[Comparison]:
-    """What each candidate keeps at each ratio."""
+    """Return the choice of each candidate at each ratio."""
     compared = []
     for ratio in ratios:
         choices = tuple(_choose(columns, candidate, ratio) for candidate in candidates)
@@ -107,14 +110,15 @@ def compare(columns: ScoredColumns, candidates: Sequence[Candidate], ratios: Seq
 
 
 def _choose(columns: ScoredColumns, candidate: Candidate, ratio: float) -> Choice:
-    prune = candidate.prune
+    prune, nll = candidate.prune, columns.mean_nll
+    priority = priority_of(prune.strategy, prune.strategy_order, prune.seed, lambda: mean_of(loss_sum(nll), len(nll)))
     selection = select(
-        columns.mean_nll,
+        nll,
         columns.mean_entropy,
         sample_keep_ratio=ratio,
         bisect_max_iter=prune.bisect_max_iter,
         rule=candidate.rule,
-        priority=_keys(columns, prune),
+        priority=None if priority is None else priority.keys(nll, columns.mean_entropy, columns.num_tokens, 0),
     )
     kept = selection.is_kept
     return Choice(
@@ -127,14 +131,8 @@ def _choose(columns: ScoredColumns, candidate: Candidate, ratio: float) -> Choic
     )
 
 
-def _keys(columns: ScoredColumns, prune: PruneSpec) -> NDArray[np.float64] | None:
-    nll = columns.mean_nll
-    priority = priority_of(prune.strategy, prune.strategy_order, prune.seed, lambda: mean_of(loss_sum(nll), len(nll)))
-    return None if priority is None else priority.keys(nll, columns.mean_entropy, columns.num_tokens, 0)
-
-
 def _tokens(columns: ScoredColumns, selection: Selection, prune: PruneSpec) -> int:
-    """Of the method stage 2 prunes Q2 samples, of the others all."""
+    """Count the trained tokens left. Stage 2 prunes the method's Q2 samples, and all samples of other strategies."""
     left = tokens_left(
         columns.num_tokens,
         token_keep_ratio=prune.token_keep_ratio,
@@ -145,13 +143,13 @@ def _tokens(columns: ScoredColumns, selection: Selection, prune: PruneSpec) -> i
     return int(np.where(is_pruned, left, columns.num_tokens)[selection.is_kept].sum())
 
 
-def _share(of: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
-    size = int(np.count_nonzero(of))
-    return int(np.count_nonzero(of & other)) / size if size else 0.0
+def _share(kept: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
+    size = int(np.count_nonzero(kept))
+    return int(np.count_nonzero(kept & other)) / size if size else 0.0
 
 
 def _column(finished: FinishedOutput, by: str | None) -> str | None:
-    """The name in scores/ of a column of the records."""
+    """Return the name in scores/ of a column of the records."""
     if by is None:
         return finished.category_column
     names = {own: name for name, own in finished.own_columns.items()}
@@ -161,80 +159,79 @@ def _column(finished: FinishedOutput, by: str | None) -> str | None:
 
 
 def _groups(column: Any) -> tuple[NDArray[np.int32], tuple[str, ...]]:
-    """Each row's group, and the groups' names, the most frequent first."""
+    """Return each row's group, and the names of the groups, the most frequent first."""
     codes, names = coded(column)
     if len(names) > MAX_GROUPS:
         raise SpecError(
             f"the column to group by has {len(names):,} different values", f"Choose one with at most {MAX_GROUPS:,}."
         )
     order = np.argsort(-np.bincount(codes, minlength=len(names)), kind="stable")
-    place = np.empty(len(names), np.int32)
-    place[order] = np.arange(len(names))
-    return place[codes], tuple(names[i] for i in order)
-
-
-MAX_PAIRED_SAMPLES = 5_000_000
+    rank = np.empty(len(names), np.int32)
+    rank[order] = np.arange(len(names))
+    return rank[codes], tuple(names[i] for i in order)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Side:
+class OutputSamples:
     """The samples of one output, in their order."""
 
-    places: pa.Table
-    """file, and the sample's place in it (S rows)."""
+    keys: pa.Table
+    """Input file, and position of the sample in it (S rows)."""
     quadrant: NDArray[np.int8]  # (S,) 1..4
     kept: NDArray[np.bool_]  # (S,)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pairing:
-    """Two outputs, a and b."""
+    """The samples of two outputs, a and b, matched."""
 
-    a: Side
-    b: Side
-    rows: NDArray[np.int64]  # (2, C) of the samples that both have: places in a and in b, in a's order
+    a: OutputSamples
+    b: OutputSamples
+    rows: NDArray[np.int64]  # (2, C) positions in a and in b of the common samples, in a's order
 
     @property
     def moves(self) -> NDArray[np.int64]:
-        """How many of the common samples are in which quadrant of a (row) and of b (column), (4, 4)."""
+        """Count the common samples by their quadrant in a (row) and in b (column), (4, 4)."""
         cells = 4 * (self.a.quadrant[self.rows[0]] - 1).astype(np.int64) + self.b.quadrant[self.rows[1]] - 1
         return np.bincount(cells, minlength=16).reshape(4, 4)
 
     @property
-    def fates(self) -> NDArray[np.int64]:
-        """How many of them are dropped (0) or kept (1) by a (row) and by b (column), (2, 2)."""
+    def kept_table(self) -> NDArray[np.int64]:
+        """Count the common samples that a (row) and b (column) drop (0) or keep (1), (2, 2)."""
         cells = 2 * self.a.kept[self.rows[0]].astype(np.int64) + self.b.kept[self.rows[1]]
         return np.bincount(cells, minlength=4).reshape(2, 2)
 
     def kept_by_one(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Places in a of what only a keeps, and in b of what only b keeps; (k,) each."""
+        """Return positions in a of the samples that only a keeps, and in b of those that only b keeps; (k,) each."""
         by_a, by_b = self.a.kept[self.rows[0]], self.b.kept[self.rows[1]]
         return self.rows[0][by_a & ~by_b], self.rows[1][by_b & ~by_a]
 
 
 def pair(a: FinishedOutput, b: FinishedOutput) -> Pairing:
-    """Read both. Raises DataError where they are too large, and OutputConflictError where one is only scored."""
+    """Read and match two outputs. Raise DataError for too many samples, OutputConflictError for an unpruned output."""
     for finished in (a, b):
         if finished.num_samples > MAX_PAIRED_SAMPLES:
             raise DataError(
-                f"{finished.root} has {finished.num_samples:,} samples; "
-                f"more than {MAX_PAIRED_SAMPLES:,} are not compared",
-                "Compare their counts, or ask with DuckDB: quadrants/ are Parquet files.",
+                f"{finished.root} has {finished.num_samples:,} samples, "
+                f"more than the {MAX_PAIRED_SAMPLES:,} that can be compared",
+                "Compare their counts, or query quadrants/, which are Parquet files, with DuckDB.",
             )
         _ = finished.prune
-    sides = _read(a), _read(b)
-    return Pairing(*sides, _common(sides[0].places, sides[1].places))
+    a_samples, b_samples = _read(a), _read(b)
+    return Pairing(a_samples, b_samples, _common(a_samples.keys, b_samples.keys))
 
 
-def _read(finished: FinishedOutput) -> Side:
+def _read(finished: FinishedOutput) -> OutputSamples:
     if not finished.shards:
-        places = pa.table({"source": pa.array([], pa.string()), "record": pa.array([], pa.string())})
-        return Side(places, np.empty(0, np.int8), np.empty(0, np.bool_))
+        keys = pa.table({"source": pa.array([], pa.string()), "record": pa.array([], pa.string())})
+        return OutputSamples(keys, np.empty(0, np.int8), np.empty(0, np.bool_))
     labels = [finished.labels(shard) for shard in finished.shards]
     names = pa.concat_tables([finished.scores(shard, ["sample_id", "source"]) for shard in finished.shards])
-    record = pc.replace_substring_regex(names["sample_id"], "^[^-]*-", "")  # without the number of its file
-    places = pa.table({"source": names["source"].cast(pa.string()), "record": record})
-    return Side(places, np.concatenate([label for label, _ in labels]), np.concatenate([kept for _, kept in labels]))
+    record = pc.replace_substring_regex(names["sample_id"], "^[^-]*-", "")  # without the file number
+    keys = pa.table({"source": names["source"].cast(pa.string()), "record": record})
+    return OutputSamples(
+        keys, np.concatenate([label for label, _ in labels]), np.concatenate([kept for _, kept in labels])
+    )
 
 
 def _common(a: pa.Table, b: pa.Table) -> NDArray[np.int64]:

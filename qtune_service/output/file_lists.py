@@ -1,7 +1,7 @@
-"""The files that a manifest or a marker lists, checked: whoever can write to an output can write these as well.
+"""Validation of the files that a manifest or a marker lists. Anyone who can write to an output can write these as well.
 
-Every shard file is `FOLDER/part-NNNNN.parquet`. This is the only place where a path is taken from a manifest or a
-marker; `Output.at` and `storage/folder_io.py` check again, after links, where it is used.
+Every shard file is `FOLDER/part-NNNNN.parquet`. Paths of a manifest or marker are taken only here. `Output.at` and
+`storage/folder_io.py` check them again, after links, where they are used.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class PartFile:
 
     @property
     def path(self) -> str:
-        """Its path below the output."""
+        """Return its path below the output."""
         return part_path(self.folder, self.shard)
 
     def to_dict(self) -> dict[str, Any]:
@@ -54,9 +54,9 @@ def part_path(folder: str, shard: int) -> str:
 
 
 def part_files(listed: Mapping[str, Any], *folders: str) -> list[PartFile]:
-    """Return the files that a manifest or marker lists, of some folders or of all.
+    """Return the files of a manifest or marker: of some folders, or of all.
 
-    Raise OutputConflictError where an entry is not one that this package writes.
+    Raise OutputConflictError for an entry that this package does not write.
     """
     entries = listed.get("files")
     if not isinstance(entries, list):
@@ -66,7 +66,7 @@ def part_files(listed: Mapping[str, Any], *folders: str) -> list[PartFile]:
 
 
 def rows_by_shard(files: Iterable[PartFile]) -> dict[int, int]:
-    """Return shard -> rows."""
+    """Return the number of rows of each shard."""
     return {file.shard: file.rows for file in files}
 
 
@@ -78,12 +78,12 @@ def _part_file(entry: Any) -> PartFile:
         raise damaged(f"a file's {'.'.join(map(str, first['loc'])) or 'entry'} is wrong: {first['msg']}") from None
     match = _PART.fullmatch(checked.path)
     if match is None or part_path(match[1], int(match[2])) != checked.path:
-        raise damaged(f"it lists {checked.path!r}, which is no file of a shard")
+        raise damaged(f"it lists {checked.path!r}, which is not a shard file")
     return PartFile(match[1], int(match[2]), checked.bytes, checked.sha256, checked.rows)
 
 
 def damaged(what: str) -> OutputConflictError:
-    """Return the error for a manifest or marker that this package did not write."""
+    """Return the error for a manifest or marker that was changed."""
     return OutputConflictError(
-        f"the output's manifest cannot be used: {what}", "Somebody changed it. Run the job again with another output."
+        f"the output's manifest is not valid: {what}", "It was changed. Run the job again with another output."
     )

@@ -1,21 +1,21 @@
-"""The output folder of a job: its layout, who owns it, and what of it is finished.
+"""The output folder of a job: its layout, its owner, and its finished shards.
 
-    OUT/_qtune/job.json            the spec that owns this output, written first
+    OUT/_qtune/job.json            the spec of the job that owns this output, written first
     OUT/_qtune/plan.json           the shards, planned once
     OUT/_qtune/input/              staged chunks of inputs that cannot be split in place
-    OUT/_qtune/<stage>/00000.json  a marker a shard, written after the shard's files: what it holds
-    OUT/_qtune/partial/00000.arrow scores of a shard that was in hand when the job was told to stop
-    OUT/_qtune/lock                who is at work: a file lock, or on an object store a lease
+    OUT/_qtune/<stage>/00000.json  a marker a shard with its contents, written after the shard's files
+    OUT/_qtune/partial/00000.arrow scores of a shard that was in progress when the job was stopped
+    OUT/_qtune/lock                the lock of the driver: a file lock, or on an object store a lease
     OUT/_qtune/ranks/              labels and ranks of a population too large for the driver
     OUT/_qtune/tokenizer.json      the names of the files in tokenizer/, written before them
     OUT/_qtune/adopted.json        the score shards taken from another output, written before them
-    OUT/_qtune/progress.json       for whoever follows the job
+    OUT/_qtune/progress.json       progress, for clients that follow the job
     OUT/scores|quadrants|pruned|rejected/part-00000.parquet
     OUT/tokenizer/, summary_statistics.json, plane.json, report.html
     OUT/manifest.json              written last: the output is complete
 
-A shard counts as finished when its marker is there. Its files are written before, each atomically, so a crash
-in between costs that shard's work and nothing else; writing it again gives the same files.
+A shard is finished when its marker exists. Its files are written before, each atomically, so a crash in between costs
+only the work on that shard, and writing it again gives the same files.
 """
 
 from __future__ import annotations
@@ -48,59 +48,59 @@ FILES = ("manifest.json", "summary_statistics.json", "plane.json", "report.html"
 NAMED_TEMPLATES = "additional_chat_templates"
 """Folder in `tokenizer/` for tokenizers with several chat templates, as transformers writes it."""
 JOB_VARIABLE = "QTUNE_JOB"
-"""Environment variable of a driver that a server starts: JOB:ATTEMPT."""
+"""Environment variable of drivers that a server starts: JOB:ATTEMPT."""
 MAX_FILE_BYTES = 256 << 20
-"""The largest that a JSON file or page of an output may be: some 100 bytes for each of two million shards."""
+"""Largest size of a JSON file or page of an output: some 100 bytes for each of two million shards."""
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Paths below one output folder; local or on an object store.
+    """Paths below one output folder, local or on an object store.
 
-    Files are read only where they really are inside it: see `storage/folder_io.py`.
+    Files are read only where they are really inside it, after links: see `storage/folder_io.py`.
     """
 
     root: str
     may_be_link: bool = True
-    """Whether the folder itself may be a symbolic link: not for a server, whose outputs others can write to."""
+    """Whether the folder itself may be a symbolic link. A server sets False: others can write to its outputs."""
 
     @property
     def _inside(self) -> Root:
         return Root(self.root, self.may_be_link)
 
     def at(self, *parts: str) -> str:
-        """URI of something below the output. Raises OutputConflictError for a path that is not plain."""
+        """Return the URI of a path below the output. Raise OutputConflictError for a path that is not plain."""
         return folder_io.uri_of(self._inside, *parts)
 
     def part(self, folder: str, shard: int) -> str:
-        """URI of a shard's Parquet file."""
+        """Return the URI of a shard's Parquet file."""
         return self.at(part_path(folder, shard))
 
     # --- reading
 
     def stat(self, *parts: str) -> file_io.Entry | None:
-        """Return size and version of a file; None where there is none. Raise OutputConflictError for a link."""
+        """Return size and version of a file, None if it does not exist. Raise OutputConflictError for a link."""
         return folder_io.stat(self._inside, *parts)
 
     def read_bytes(self, *parts: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
-        """Return a whole file. Raise OutputConflictError for a link, another kind of file, or one that is larger."""
+        """Read a whole file. Raise OutputConflictError for a link, another kind of file, or one over `max_bytes`."""
         return folder_io.read_bytes(self._inside, *parts, max_bytes=max_bytes)
 
     def read_json(self, *parts: str, max_bytes: int = MAX_FILE_BYTES) -> Any:
-        """Parse a JSON file. Raise as `read_bytes`, and StorageError where it is no JSON."""
+        """Parse a JSON file. Raise as `read_bytes` does, and StorageError for invalid JSON."""
         return folder_io.read_json(self._inside, *parts, max_bytes=max_bytes)
 
     def read_object(self, *parts: str, max_bytes: int = MAX_FILE_BYTES) -> dict[str, Any] | None:
-        """Parse a JSON object; None where there is no file. Raise OutputConflictError where it is none."""
+        """Parse a JSON object. Return None if the file does not exist, raise OutputConflictError for other JSON."""
         if self.stat(*parts) is None:
             return None
         body = self.read_json(*parts, max_bytes=max_bytes)
         if not isinstance(body, dict):
-            raise damaged(f"{'/'.join(parts)} holds no JSON object")
+            raise damaged(f"{'/'.join(parts)} is not a JSON object")
         return body
 
     def blocks(self, *parts: str, span: folder_io.Span = folder_io.WHOLE) -> Iterator[bytes]:
-        """Stream bytes of a file."""
+        """Stream the bytes of a file."""
         return folder_io.blocks(self._inside, *parts, span=span)
 
     def open_part(self, folder: str, shard: int) -> contextlib.AbstractContextManager[pq.ParquetFile]:
@@ -119,24 +119,24 @@ class Output:
     # --- taking over files
 
     def record(self, what: str, names: list[str]) -> None:
-        """Write down which files are about to be written, so that they are known again when they are removed."""
+        """Record the files that are about to be written, so that their removal can find them."""
         file_io.write_json(self.at("_qtune", f"{what}.json"), {"files": names})
 
     def adopt(self, origin: Output, path: str) -> None:
-        """Give a file of another output the same place in this one: a hard link where possible, else a copy.
+        """Link or copy a file of another output to the same path in this one.
 
-        Raise OutputConflictError where the path leads out of either output.
+        Raise OutputConflictError for a path that leads out of either output.
         """
         folder_io.link_or_copy(origin._inside, self._inside, path)
 
     # --- removing
 
     def remove_file(self, *parts: str) -> None:
-        """Remove a file, or a link itself, if it is there."""
+        """Remove a file, or a link itself, if it exists."""
         folder_io.remove_file(self._inside, *parts)
 
     def remove_folder_if_empty(self, *parts: str) -> None:
-        """Remove a folder, if it is there and empty."""
+        """Remove a folder if it exists and is empty."""
         folder_io.remove_folder_if_empty(self._inside, *parts)
 
     # --- manifest
@@ -148,32 +148,32 @@ class Output:
 
     @property
     def manifest(self) -> dict[str, Any] | None:
-        """The manifest; None while the output is not complete."""
+        """Return the manifest, None while the output is not complete."""
         return self.read_object("manifest.json")
 
     def require_manifest(self) -> dict[str, Any]:
-        """The manifest of a finished output. Raises OutputConflictError where the output is not complete."""
+        """Return the manifest. Raise OutputConflictError for an output that is not complete."""
         if (manifest := self.manifest) is not None:
             return manifest
         started = self.stat("_qtune", "job.json") is not None
         if started:
-            what, hint = "holds a job that has not finished", "Run its command again: it continues."
+            what, hint = "holds an unfinished job", "Run its command again to resume it."
         else:
-            what, hint = "holds no output of qtune", "Give the folder that a job wrote, its --output."
+            what, hint = "is not an output of qtune", "Pass the --output folder of a job."
         raise OutputConflictError(f"{self.root} {what}", hint)
 
     # --- markers
 
     def mark(self, stage: str, shard: int, record: dict[str, Any]) -> None:
-        """Note a shard as finished in a stage, with what it holds."""
+        """Write the marker of a finished shard of a stage, with a record of its contents."""
         file_io.write_bytes(self.at("_qtune", stage, f"{shard:05}.json"), json.dumps(record).encode())
 
     def marker(self, stage: str, shard: int) -> dict[str, Any] | None:
-        """A shard's marker; None while it is not finished in a stage."""
+        """Return a shard's marker, None while the shard is not finished in a stage."""
         return self.read_object("_qtune", stage, f"{shard:05}.json")
 
     def finished(self, stage: str) -> dict[int, dict[str, Any]]:
-        """The markers of a stage, by shard."""
+        """Return the markers of a stage by shard."""
         found = self._numbered(stage, "json")
         with ThreadPoolExecutor(16) as pool:
             bodies = pool.map(lambda name: self.read_json("_qtune", stage, name), found.values())
@@ -184,47 +184,49 @@ class Output:
         return frozenset(self._numbered(stage, "json"))
 
     def _numbered(self, folder: str, ending: str) -> dict[int, str]:
-        """Names 00000.ENDING in a working folder by number; not the half-written ones that a crash left there."""
+        """Return the files 00000.ENDING of a working folder by number, without half-written ones that a crash left."""
         matches = (re.fullmatch(rf"(\d+)\.{ending}", name) for name in self.list_files("_qtune", folder))
         return {int(match[1]): match[0] for match in matches if match}
 
     def partial_uri(self, shard: int) -> str:
-        """Where a shard's scores are kept that a stopped job had so far."""
+        """Return the URI of the partial scores of a shard, which a stopped job saves."""
         return self.at("_qtune", "partial", f"{shard:05}.arrow")
 
     def read_partial(self, shard: int) -> bytes:
-        """Return those scores."""
+        """Read the partial scores of a shard."""
         return self.read_bytes("_qtune", "partial", f"{shard:05}.arrow", max_bytes=1 << 40)
 
     def partials(self) -> frozenset[int]:
-        """Shards with such scores."""
+        """Return the shards with partial scores."""
         return frozenset(self._numbered("partial", "arrow"))
 
     def note_progress(self, body: bytes) -> None:
-        """Rewrite progress.json."""
+        """Write progress.json."""
         file_io.write_bytes(self.at("_qtune", "progress.json"), body)
 
     # --- ownership
 
     def check_owner(self, spec: JobSpec) -> None:
-        """Raise OutputConflictError where this output belongs to a job with another spec."""
+        """Raise OutputConflictError if this output belongs to a job with another spec."""
         owner = self.read_object("_qtune", "job.json")
         if owner is not None and owner.get("fingerprint") != spec.fingerprint():
             raise self._belongs_to_another(spec, owner)
 
     def claim(self, spec: JobSpec, model_fingerprint: str) -> None:
-        """Make this output the spec's own. Raises OutputConflictError where it holds something else."""
+        """Claim this output for a spec. Raise OutputConflictError if the folder holds anything else."""
         owner = self.read_object("_qtune", "job.json")
         if owner is not None:
-            self._check_owner(spec, model_fingerprint, owner)
+            fingerprints = owner.get("fingerprint"), owner.get("model_fingerprint")
+            if fingerprints != (spec.fingerprint(), model_fingerprint):
+                raise self._belongs_to_another(spec, owner)
             return
         foreign = [name for name in self.list_files() if not name.startswith(".")]
         foreign += [f"{name}/" for name in FOLDERS if name != "_qtune" and file_io.is_folder(self.at(name))]
         if foreign:
             raise OutputConflictError(
-                f"{self.root} is not empty and holds no job of qtune: it has {foreign[0]}",
-                "Choose another --output, or --overwrite to remove an earlier output there. What qtune did not write "
-                "is never removed.",
+                f"{self.root} is not empty and not an output of qtune: it contains {foreign[0]}",
+                "Choose another --output, or pass --overwrite to replace an earlier output there. "
+                "Files that qtune did not write are never removed.",
             )
         body = {
             "fingerprint": spec.fingerprint(),
@@ -236,9 +238,9 @@ class Output:
         file_io.write_json(self.at("_qtune", "job.json"), body)
 
     def owner(self) -> JobSpec | None:
-        """Return the spec of the job that this output belongs to by its own record; None where it has none.
+        """Return the spec of the job that owns this output, None without one.
 
-        Raise OutputConflictError where the record is damaged.
+        Raise OutputConflictError for a damaged record.
         """
         record = self.read_object("_qtune", "job.json") or self.manifest
         if record is None:
@@ -246,25 +248,22 @@ class Output:
         try:
             return JobSpec.model_validate(record.get("spec"))
         except ValidationError:
-            raise damaged("it has no valid spec") from None
+            raise damaged("its spec is not valid") from None
 
     def owning_job(self) -> str | None:
-        """Return the id of the server's job that began this output: empty for a command's, None where it is unknown.
+        """Return the id of the server's job that began this output, empty for a command's job, None if unknown.
 
-        Versions before this one did not record it.
+        Earlier versions did not record it.
         """
         job = (self.read_object("_qtune", "job.json") or {}).get("job")
         return job if isinstance(job, str) else None
 
-    def _check_owner(self, spec: JobSpec, model_fingerprint: str, owner: dict[str, Any]) -> None:
-        if owner.get("fingerprint") != spec.fingerprint() or owner.get("model_fingerprint") != model_fingerprint:
-            raise self._belongs_to_another(spec, owner)
-
     def _belongs_to_another(self, spec: JobSpec, owner: dict[str, Any]) -> OutputConflictError:
         differing = _differences(owner.get("spec"), spec.model_dump(mode="json")) or ["the files of the model"]
         return OutputConflictError(
-            f"{self.root} belongs to another job; it differs in {', '.join(differing)}",
-            "Choose another --output, or --overwrite to start anew. To change only the ratios, reuse its scores:\n"
+            f"{self.root} belongs to another job, which differs in {', '.join(differing)}",
+            "Choose another --output, or pass --overwrite to start from scratch. "
+            "To change only the ratios, reuse its scores:\n"
             f"  qtune prune --from-scores {self.root} --output NEW --sample-keep-ratio R",
         )
 
@@ -272,9 +271,9 @@ class Output:
     def locked(
         self, say: Callable[[str], None] = lambda _: None, on_lost: Callable[[], None] = end_process
     ) -> Iterator[None]:
-        """Keep a second driver away. On this machine the lock ends with the process, however that ends.
+        """Hold the driver's lock, which excludes a second driver. A local lock ends with the process in every case.
 
-        on_lost: what to do where the lease of an object store is lost. By default this process ends, as a driver must.
+        on_lost: called when the lease of an object store is lost. By default it ends this process, as a driver must.
         """
         uri = self.at("_qtune", "lock")
         location = file_io.resolve(uri)
@@ -287,7 +286,7 @@ def _file_lock(path: Path, root: str) -> Iterator[None]:
     import fcntl
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    # No link is followed, and a FIFO in the lock's place is an error instead of a wait without end.
+    # Links are not followed, and a FIFO at this path is an error instead of an endless wait.
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         descriptor = os.open(path, flags, 0o666)
@@ -305,7 +304,7 @@ def _file_lock(path: Path, root: str) -> Iterator[None]:
 
 
 def _differences(before: Any, now: Any, prefix: str = "") -> list[str]:
-    """Dotted names of the fields that differ."""
+    """Return the dotted names of the fields that differ, with their values."""
     if isinstance(before, dict) and isinstance(now, dict):
         names = sorted(set(before) | set(now))
         return [d for n in names for d in _differences(before.get(n), now.get(n), f"{prefix}{n}.")]

@@ -1,11 +1,8 @@
-"""A finished output, read back: what reports, exports, comparisons and the service know of a job.
+"""Reader of a finished output, for reports, exports, comparisons and the service. It needs no model.
 
-Nothing here needs a model. Rows of scores/ and quadrants/ lie side by side: row i of a shard is the same sample in
-both. A sample's place in the population, `index`, counts scored samples in shard order.
-
-Tokens of an output as text, by the tokenizer that made them.
-
-Single samples of a finished output, token by token: what was trained on, what was removed, and why.
+Rows of scores/ and quadrants/ are aligned: row i of a shard is the same sample in both. A sample's position in the
+population, `index`, counts scored samples in shard order. Single samples are read token by token, with loss mask, final
+mask and scores. Tokens become text by the tokenizer that is saved in the output.
 """
 
 from __future__ import annotations
@@ -34,7 +31,7 @@ Decode = Callable[[list[int]], str]
 
 
 def read_decoder(output: Output) -> Decode:
-    """A function from ids to text, special tokens included."""
+    """Return a function from token ids to text, special tokens included."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(output.read_bytes("tokenizer", "tokenizer.json").decode())
@@ -49,7 +46,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class _Scoring(BaseModel):
-    """The manifest's `scoring`, as far as it is used to read the output."""
+    """The fields of the manifest's `scoring` that readers use."""
 
     shards: dict[int, Annotated[int, Field(ge=0)]]
     own_columns: dict[str, str]
@@ -57,17 +54,17 @@ class _Scoring(BaseModel):
 
 
 class _Figures(BaseModel):
-    """Numbers of the manifest that are shown."""
+    """The figures of the manifest that are shown."""
 
     rejected_reasons: dict[str, int] = {}
     tokens: dict[str, int] = {}
     thresholds: dict[str, float | None] = {}
-    """JSON has no infinity: it is written as text."""
+    """Infinity is text, since JSON has no infinity."""
 
 
 @dataclass(frozen=True)
 class FinishedOutput:
-    """The folder of a job that is complete. Raises OutputConflictError where it is not."""
+    """The folder of a complete job. Its properties raise OutputConflictError if it is not complete."""
 
     root: str
     may_be_link: bool = True
@@ -75,17 +72,17 @@ class FinishedOutput:
 
     @property
     def folder(self) -> Output:
-        """Its paths."""
+        """Return the paths of the folder."""
         return Output(self.root, self.may_be_link)
 
     @cached_property
     def manifest(self) -> Mapping[str, Any]:
-        """Its manifest.json."""
+        """Return manifest.json."""
         return self.folder.require_manifest()
 
     @cached_property
     def spec(self) -> JobSpec:
-        """What the job was asked for. Raises OutputConflictError where the manifest has none that is valid."""
+        """Return the spec of the job. Raise OutputConflictError if the manifest has no valid one."""
         return _checked(JobSpec, self.manifest.get("spec"), "spec")
 
     @cached_property
@@ -99,22 +96,22 @@ class FinishedOutput:
 
     @property
     def rejected_reasons(self) -> dict[str, int]:
-        """Reason -> rejected records."""
+        """Return the number of rejected records by reason."""
         return self._figures.rejected_reasons
 
     @property
     def alpha(self) -> float | None:
-        """The alpha of the kept corners; None where the output was only scored."""
+        """Return the alpha of the kept corners, None for an output with scores only."""
         return self._figures.thresholds.get("alpha")
 
     @property
     def tokens(self) -> dict[str, int]:
-        """Tokens of the result: scored, before and after pruning."""
+        """Return the token counts: scored, before and after pruning."""
         return self._figures.tokens
 
     @property
     def prune(self) -> PruneSpec:
-        """How it was pruned. Raises OutputConflictError where it was only scored."""
+        """Return the arguments of the pruning. Raise OutputConflictError for an output with scores only."""
         if self.spec.prune is None:
             raise OutputConflictError(
                 f"{self.root} holds scores only",
@@ -124,45 +121,45 @@ class FinishedOutput:
 
     @cached_property
     def shards(self) -> dict[int, int]:
-        """Shards with scored samples, in order -> how many."""
+        """Return the number of scored samples of each shard that has any, in order."""
         return self._scoring.shards
 
     @cached_property
     def starts(self) -> dict[int, int]:
-        """Shards with scored samples -> the place of their first one in the population."""
+        """Return the population index of the first scored sample of each shard."""
         ends = np.cumsum(list(self.shards.values())).tolist()
         return {s: end - rows for (s, rows), end in zip(self.shards.items(), ends, strict=True)}
 
     @property
     def num_samples(self) -> int:
-        """Scored samples."""
+        """Return the number of scored samples."""
         return sum(self.shards.values())
 
     @cached_property
     def pruned_shards(self) -> dict[int, int]:
-        """Shards with kept samples, in order -> how many."""
+        """Return the number of kept samples of each shard that has any, in order."""
         return rows_by_shard(part_files(self.manifest, "pruned"))
 
     @property
     def own_columns(self) -> dict[str, str]:
-        """The records' own columns: name in scores/ -> name in the records."""
+        """Return the records' own columns: name in scores/ -> name in the records."""
         return dict(self._scoring.own_columns)
 
     @property
     def category_column(self) -> str | None:
-        """Column of scores/ that holds the category."""
+        """Return the column of scores/ with the category."""
         return self._scoring.category_column
 
     def decoder(self) -> Decode:
-        """From ids to text, special tokens included."""
+        """Return a function from token ids to text, special tokens included."""
         return read_decoder(self.folder)
 
     def scores(self, shard: int, columns: list[str] | None = None) -> pa.Table:
-        """Rows of scores/."""
+        """Read rows of scores/."""
         return self.folder.read_part("scores", shard, columns)
 
     def quadrants(self, shard: int) -> pa.Table:
-        """Rows of quadrants/: sample_id, quadrant, error_rank, entropy_rank, kept."""
+        """Read rows of quadrants/: sample_id, quadrant, error_rank, entropy_rank, kept."""
         table = self.folder.read_part("quadrants", shard)
         if "kept" in table.column_names:
             return table
@@ -170,23 +167,23 @@ class FinishedOutput:
         return table.append_column("kept", kept)
 
     def labels(self, shard: int) -> tuple[NDArray[np.int8], NDArray[np.bool_]]:
-        """Each sample's quadrant 1..4 (S,), and whether it is kept (S,)."""
+        """Return each sample's quadrant 1..4 (S,), and whether it is kept (S,)."""
         table = self.quadrants(shard)
         names = pc.index_in(table["quadrant"], pa.array([quadrant.name for quadrant in Quadrant]))
         return names.to_numpy().astype(np.int8) + np.int8(1), table["kept"].to_numpy()
 
     def pruned(self, shard: int, columns: list[str] | None = None) -> pa.Table:
-        """Rows of pruned/."""
+        """Read rows of pruned/."""
         return self.folder.read_part("pruned", shard, columns)
 
 
 def _checked(kind: type[Model], part: Any, what: str) -> Model:
-    """Return a part of a manifest, which others may have written. Raise OutputConflictError where it is damaged."""
+    """Validate a part of a manifest, which others may have written. Raise OutputConflictError if it is damaged."""
     try:
         return kind.model_validate(part)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        raise damaged(f"its {what} is wrong: {first['msg']}") from None
+        raise damaged(f"its {what} is not valid: {first['msg']}") from None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -202,7 +199,7 @@ class SampleTokens:
 
     @property
     def num_removed(self) -> int:
-        """Number of tokens that the job removes from the loss."""
+        """Return the number of tokens that the job removes from the loss."""
         return int(self.loss_mask.sum()) - int(self.final_mask.sum())
 
 
@@ -232,7 +229,7 @@ class ScoredSample:
     """A scored sample."""
 
     index: int
-    """Its place in the population."""
+    """Position in the population."""
     sample_id: str
     source: str
     line: int | None
@@ -244,9 +241,9 @@ class ScoredSample:
     error_rank: float  # mid-ranks in (0, 1)
     entropy_rank: float
     tokens: SampleTokens
-    """Of a dropped sample, the final mask is the one that it would have if it were kept."""
+    """The final mask of a dropped sample is the one that it would have if it were kept."""
     own: dict[str, Any]
-    """The record's own columns, by the names they have there."""
+    """The record's own columns, by their names in the record."""
 
 
 def read_samples(finished: FinishedOutput, shard: int, rows: Sequence[int]) -> list[ScoredSample]:

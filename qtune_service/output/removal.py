@@ -1,8 +1,8 @@
-"""Remove what jobs wrote to an output, and nothing else.
+"""Removal of the files that jobs wrote to an output, and of nothing else.
 
-What is removed is named one by one: parts of shards that a manifest, a plan or a marker knows, files under fixed
-names, working files in their numbered names, and the hidden temporary files of writes that a crash cut off. A folder
-goes when it is empty. So a user's own file in an output stays, whatever folder it is in, and no link is followed.
+Every removed file is named: shard files that a manifest, a plan or a marker lists, fixed names, numbered working files,
+and the hidden temporary files of writes that a crash interrupted. Folders are removed when they are empty. A user's own
+file in an output therefore stays, in whatever folder it is, and no link is followed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 
 from qtune_service.errors import DamagedFileError, OutputConflictError
 from qtune_service.ingest.plan import STAGED
@@ -24,7 +25,7 @@ TOKENIZER_FILES = frozenset(
         "vocab.json", "vocab.txt",
     }
 )  # fmt: skip
-"""Names of tokenizer files, for outputs of versions that did not write down which ones they saved."""
+"""Names of tokenizer files, for outputs of versions that did not record the files that they saved."""
 WORKING = {
     "input/input": STAGED.pattern,  # of earlier versions
     "input": STAGED.pattern,
@@ -33,19 +34,19 @@ WORKING = {
     "partial": r"\d{5,9}\.arrow",
     "ranks": r"[a-z_]{1,40}-\d{5,9}\.bin",
 }
-"""Folders of `_qtune` that only a running job needs -> names of its files there."""
+"""Folders of `_qtune` that only a running job needs -> pattern of their file names."""
 RECORDS = ("plan.json", "progress.json", "tokenizer.json", "adopted.json", "job.json", "lock")
-"""Files of `_qtune`, in the order of removal: until the end the output says whose it is."""
+"""Files of `_qtune` in the order of removal, so that the record of the owner remains until the end."""
 DAMAGED = (OutputConflictError, DamagedFileError)
-"""Errors of a record that somebody changed: the others are asked. That the storage fails is an error of the removal."""
+"""Errors of a record that was changed. The other records are used then. A storage error ends the removal."""
 _PART = re.compile(r"part-(\d{5,9})\.parquet", re.ASCII)
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?:\d+-)?[0-9a-f]{8}\.tmp", re.ASCII)
-"""What `storage` names a file that it has not finished writing."""
+"""Names of `storage` for files that are not completely written."""
 
 
 def clear(output: Output) -> None:
-    """Remove all that jobs wrote here, the manifest first. The caller holds the output's lock."""
-    shards = _shards(output)
+    """Remove all files that jobs wrote here, the manifest first. The caller holds the output's lock."""
+    shards = frozenset(chain.from_iterable(_shard_numbers(output)))
     _remove(output, (), ["manifest.json"])
     for folder in PART_FOLDERS:
         _remove(output, (folder,), (name for name in output.list_files(folder) if _is_part(name, shards)))
@@ -60,7 +61,7 @@ def clear(output: Output) -> None:
 
 
 def drop_strays(output: Output, listed: Iterable[str]) -> None:
-    """Remove what crashed runs left beside the files of the manifest: parts of no shard, and half-written ones."""
+    """Remove files of crashed runs that are not in the manifest: parts of no shard, and half-written files."""
     keep = set(listed)
     for folder in PART_FOLDERS:
         strays = (name for name in output.list_files(folder) if f"{folder}/{name}" not in keep and _is_part(name, None))
@@ -68,7 +69,7 @@ def drop_strays(output: Output, listed: Iterable[str]) -> None:
 
 
 def drop_working_files(output: Output) -> None:
-    """Remove what only a running job needs; the records stay and say whose output this is."""
+    """Remove files that only a running job needs. The records of the owner remain."""
     _drop_working_folders(output)
     output.remove_file("_qtune", "plan.json")
 
@@ -89,23 +90,19 @@ def _remove(output: Output, folder: tuple[str, ...], names: Iterable[str], *, ma
 
 
 def _plain(name: str) -> str:
-    """Return the name of a file, also of one that was half written."""
+    """Return the final name of a file, also for a half-written one."""
     match = _TEMPORARY.fullmatch(name)
     return match["name"] if match else name
 
 
 def _is_part(name: str, shards: frozenset[int] | None) -> bool:
-    """Return whether a name is that of a shard's file. shards: those that there are; None: any."""
+    """Return whether a name is that of a shard's file. shards: the existing shards; None: any."""
     match = _PART.fullmatch(_plain(name))
     return match is not None and (shards is None or int(match[1]) in shards)
 
 
-def _shards(output: Output) -> frozenset[int]:
-    """Return the numbers of the shards that the output's records know, whichever of these can be read."""
-    return frozenset(shard for numbers in _numbers(output) for shard in numbers)
-
-
-def _numbers(output: Output) -> Iterator[Iterable[int]]:
+def _shard_numbers(output: Output) -> Iterator[Iterable[int]]:
+    """Yield the shard numbers of each record of the output that can be read."""
     with contextlib.suppress(*DAMAGED):
         yield [file.shard for file in part_files(output.manifest or {"files": []})]
     with contextlib.suppress(*DAMAGED):

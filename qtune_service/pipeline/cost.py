@@ -26,14 +26,13 @@ from typing import Any
 from qtune_service.config import ModelSpec
 from qtune_service.errors import ModelError
 from qtune_service.scoring.model_config import load_text_config
+from qtune_service.selection.distributed import MAX_IN_MEMORY_SAMPLES
 
 SCORES_BYTES_PER_TOKEN = 4.4
 PRODUCT_BYTES_PER_TOKEN = 2.8
 """Of pruned/ and quadrants/, where half of the samples are kept."""
 CPU_S_PER_SAMPLE, CPU_S_PER_TOKEN = 100e-6, 1.3e-6
 """To read, encode, write and prune."""
-IN_MEMORY_SAMPLES = 4_194_304
-"""Up to here the driver finds thresholds in its memory, above by rounds over files."""
 THRESHOLD_BYTES_PER_SAMPLE, ROUNDS_BYTES_PER_SAMPLE = 32, 32
 """Memory of the driver. Files of the workers above that number of samples."""
 DRIVER_BYTES = 430 << 20
@@ -125,12 +124,12 @@ class Needs:
 
 def needs_of(samples: float, tokens: float, sample_keep_ratio: float) -> Needs:
     """Return the needs of a job by the figures of docs/reference/performance.md."""
-    in_memory = samples <= IN_MEMORY_SAMPLES
+    in_memory = samples <= MAX_IN_MEMORY_SAMPLES
     return Needs(
         scores_bytes=tokens * SCORES_BYTES_PER_TOKEN,
         product_bytes=tokens * PRODUCT_BYTES_PER_TOKEN * sample_keep_ratio / 0.5,
         cpu_core_hours=(samples * CPU_S_PER_SAMPLE + tokens * CPU_S_PER_TOKEN) / 3600,
-        driver_bytes=DRIVER_BYTES + min(samples, IN_MEMORY_SAMPLES) * THRESHOLD_BYTES_PER_SAMPLE,
+        driver_bytes=DRIVER_BYTES + min(samples, MAX_IN_MEMORY_SAMPLES) * THRESHOLD_BYTES_PER_SAMPLE,
         threshold_file_bytes=0.0 if in_memory else samples * ROUNDS_BYTES_PER_SAMPLE,
     )
 

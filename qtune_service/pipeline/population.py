@@ -1,7 +1,7 @@
-"""The population as stage 1 sees it: groups of consecutive score shards, and their columns.
+"""The population of stage 1: groups of consecutive score shards, and the columns that stage 1 reads.
 
-A group is what one process holds at a time. A population of one group is selected on the driver (see thresholds.py);
-a larger one never comes there.
+A group is what one process holds at a time. A population of one group is selected in the driver's memory
+(selection_stage.py). A larger one stays in its shards, and tasks go through it group by group.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtune_service.output.layout import Output
+from qtune_service.selection.distributed import MAX_IN_MEMORY_SAMPLES
 
-GROUP_SAMPLES = 1 << 22
-"""Samples that one process holds at a time; a shard with more is a group of its own. About 100 bytes each."""
 READ_THREADS = 8
 
 TYPES: Mapping[str, type[np.generic]] = {"mean_nll": np.float64, "mean_entropy": np.float64, "num_tokens": np.int32}
-"""What stage 1 and the report read of a sample: two scores in nats, and its trained tokens."""
+"""Columns that stage 1 and the report read of a sample: two scores in nats, and its trained tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +29,7 @@ class Group:
 
     index: int
     start: int
-    """Its first sample in the population."""
+    """Population index of its first sample."""
     shards: Mapping[int, int]
     """Shard index -> samples, in order."""
 
@@ -40,22 +39,22 @@ class Group:
         return sum(self.shards.values())
 
     def spans(self) -> dict[int, slice]:
-        """Where each shard's samples lie in the group."""
+        """Return the span of each shard's samples in the group."""
         ends = np.cumsum(list(self.shards.values())).tolist()
         return {s: slice(end - rows, end) for (s, rows), end in zip(self.shards.items(), ends, strict=True)}
 
 
 class Source(Protocol):
-    """Where columns come from. It travels to workers, so it is small."""
+    """Reader of columns. It is sent to workers, so it is small."""
 
     def read(self, group: Group, *names: str) -> list[NDArray[Any]]:
-        """Columns of a group's samples, (n,) of TYPES[name] each."""
+        """Return columns of a group's samples, (n,) of TYPES[name] each."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreShards:
-    """The scores/ of an output."""
+    """The scores/ folder of an output as a source."""
 
     root: str
 
@@ -84,11 +83,11 @@ class Population:
 
     @classmethod
     def of(cls, source: Source, shards: Mapping[int, int]) -> Population:
-        """Shards (index -> samples) in groups of at most GROUP_SAMPLES, or of one shard."""
+        """Arrange shards (index -> samples) in groups of at most MAX_IN_MEMORY_SAMPLES, or of one larger shard."""
         groups: list[dict[int, int]] = []
         filled = 0
         for shard, rows in shards.items():
-            if not groups or filled + rows > GROUP_SAMPLES:
+            if not groups or filled + rows > MAX_IN_MEMORY_SAMPLES:
                 groups.append({})
                 filled = 0
             groups[-1][shard] = rows

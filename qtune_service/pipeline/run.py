@@ -24,8 +24,8 @@ from qtune_service.pipeline.prepare import adopt_scores, load_rule, plan_shards,
 from qtune_service.pipeline.progress import FileSink, Sink, Tracker
 from qtune_service.pipeline.ray_executor import RayExecutor
 from qtune_service.pipeline.score_stage import Scored, ScoringRun, measure, summarise
-from qtune_service.pipeline.selection_stage import Verdict, find_thresholds
-from qtune_service.pipeline.selection_tasks import Ground
+from qtune_service.pipeline.selection_stage import SelectionResult, find_thresholds
+from qtune_service.pipeline.selection_tasks import SelectionContext
 from qtune_service.pipeline.shard_tables import own_names, pruned_names
 from qtune_service.pipeline.shutdown import Stop
 from qtune_service.pipeline.stages import JobContext, PrunedMarker, ScoredMarker, prepare, prune_shard
@@ -82,9 +82,9 @@ class _Job:
             self._check_rejected(scored)
             if self.spec.prune is None:
                 return finish_scored(self.spec, self.output, scored, self.tracker)
-            verdict = self._find_thresholds(scored, self.spec.prune, rule)
-            markers = self._prune(scored, verdict)
-            return finish_pruned(self.spec, self.output, scored, Pruned(verdict, markers), self.tracker)
+            selection = self._find_thresholds(scored, self.spec.prune, rule)
+            markers = self._prune(scored, selection)
+            return finish_pruned(self.spec, self.output, scored, Pruned(selection, markers), self.tracker)
         finally:
             self.executor.close()
             self.tracker.close()
@@ -155,13 +155,13 @@ class _Job:
 
     # --- thresholds and prune
 
-    def _find_thresholds(self, scored: Scored, prune: PruneSpec, rule: QuadrantRule | None) -> Verdict:
+    def _find_thresholds(self, scored: Scored, prune: PruneSpec, rule: QuadrantRule | None) -> SelectionResult:
         """Find the thresholds over all samples, and each sample's label."""
         self.tracker.stage("thresholds", scored.num_samples, unit="samples")
 
-        def workers(items: Sequence[tuple[int, bytes]], ground: Ground) -> Iterator[tuple[int, bytes]]:
+        def workers(items: Sequence[tuple[int, bytes]], context: SelectionContext) -> Iterator[tuple[int, bytes]]:
             self.executor.start(self.stop)
-            stage = Stage("thresholds", work, (ground,), num_cpus=1, shards_per_task=1)
+            stage = Stage("thresholds", work, (context,), num_cpus=1, shards_per_task=1)
             return ((result.shard, result.value) for result in self.executor.run(items, stage))
 
         return find_thresholds(
@@ -173,15 +173,15 @@ class _Job:
             advance=self.tracker.advance,
         )
 
-    def _prune(self, scored: Scored, verdict: Verdict) -> dict[int, PrunedMarker]:
+    def _prune(self, scored: Scored, selection: SelectionResult) -> dict[int, PrunedMarker]:
         """Prune the shards that are not finished, and return the markers of all."""
         markers = {shard: PrunedMarker.from_dict(body) for shard, body in self.output.finished("pruned").items()}
         self.tracker.stage("prune", len(scored.shards), resumed=len(markers))
         executor = self.executor.for_small_work() if scored.tokens <= SMALL_TOKENS else self.executor
-        todo = [(shard, where) for shard, where in verdict.shards().items() if shard not in markers]
+        todo = [(shard, where) for shard, where in selection.shards().items() if shard not in markers]
         if todo:
             executor.start(self.stop)
-        items = ((shard, verdict.of_shard(group, span)) for shard, (group, span) in todo)
+        items = ((shard, selection.of_shard(group, span)) for shard, (group, span) in todo)
         stage = Stage("prune", prune_shard, (self.spec, scored.renamed, scored.category_column))
         for result in executor.run(items, stage):
             markers[result.shard] = result.value

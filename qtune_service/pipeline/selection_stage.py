@@ -1,8 +1,9 @@
-"""Stage 1 of a job: thresholds, and each sample's label and ranks, whatever the number of samples.
+"""Stage 1 of a job: thresholds, and each sample's label and ranks, for any number of samples.
 
-A population of one group is selected in memory. A larger one stays where it is, and workers go through it in rounds
-(see rounds.py). Both ways give the same, bit for bit: ranks, labels, thresholds, counts, the report's figures and
-picks. Only a user's rule sees the difference: it is called at once, or group by group.
+A population of one group is selected in memory. The samples of a larger one stay in their shards, and workers go
+through them in rounds (distributed_selection.py). Both ways give the same bit for bit: ranks, labels, thresholds,
+counts, the what-if curve, and the report's figures and picks. Only a user's rule sees the difference: it is called once
+for all samples, or once a group.
 """
 
 from __future__ import annotations
@@ -14,17 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtune_service.config import PruneSpec
-from qtune_service.pipeline.distributed_selection import Rounds, Workers
+from qtune_service.pipeline.distributed_selection import DistributedSelection, Workers
 from qtune_service.pipeline.population import Group, Population
-from qtune_service.pipeline.selection_tasks import SCORES, Ground, count_entries
-from qtune_service.pipeline.shard_selection import FiledPlaces, Placement, Places, ShardVerdict
-from qtune_service.selection.curve import CurvePoint, EntryCounts
+from qtune_service.pipeline.selection_tasks import SCORES, SelectionContext, count_curve
+from qtune_service.pipeline.shard_selection import LabelSource, SampleLabels, ShardSelection, StoredLabels
+from qtune_service.samples import share_of
+from qtune_service.selection.curve import CurvePoint
 from qtune_service.selection.distributions import Distributions, describe
 from qtune_service.selection.even_sample import EvenSample, even_sample
 from qtune_service.selection.examples import ExampleKind, borderline_samples, typical_samples
 from qtune_service.selection.plane import QuadrantRule
 from qtune_service.selection.strategies import Priority, Weighing, WeightedSides, loss_sum, mean_of, priority_of
-from qtune_service.selection.thresholds import Totals, select
+from qtune_service.selection.thresholds import Totals, select, smallest_scaled_alphas
 
 EXAMPLES_PER_KIND = 4
 """Samples of each quadrant that the report shows as typical, and as borderline."""
@@ -36,13 +38,13 @@ CURVE_RATIOS = tuple(percent / 200 for percent in range(1, 201))
 class Picks:
     """Samples that the report shows: points of the plane, and examples with their tokens."""
 
-    points: NDArray[np.int64]  # (P,) places in the population, ascending
+    points: NDArray[np.int64]  # (P,) population indices, ascending
     examples: Mapping[int, ExampleKind]
-    """Place in the population, ascending -> why it is shown."""
+    """Population index, ascending -> why the sample is shown."""
 
     @classmethod
     def of(cls, sample: EvenSample, alpha: float) -> Picks:
-        """The same picks every time for the same scores."""
+        """Pick samples; the same scores always give the same picks."""
         kinds: dict[int, ExampleKind] = {}
         for rows in borderline_samples(sample, alpha, EXAMPLES_PER_KIND).values():
             kinds |= dict.fromkeys(sample.index[rows].tolist(), "borderline")
@@ -51,36 +53,36 @@ class Picks:
         return cls(sample.points().index, dict(sorted(kinds.items())))
 
     def within(self, start: int, rows: int) -> tuple[list[int], dict[int, ExampleKind]]:
-        """Rows of a shard that are points, and that are examples."""
+        """Return the rows of a shard that are points, and those that are examples."""
         stop = start + rows
         points = self.points[slice(*np.searchsorted(self.points, [start, stop]))] - start
         return points.tolist(), {at - start: why for at, why in self.examples.items() if start <= at < stop}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Verdict:
-    """What stage 1 gave."""
+class SelectionResult:
+    """Outcome of stage 1."""
 
     totals: Totals
     distributions: Distributions
     sample: EvenSample
     picks: Picks
     curve: tuple[CurvePoint, ...]
-    """What other ratios would keep; empty where another strategy, or a rule, chose."""
+    """Outcomes of other ratios. Empty where another strategy or a user's rule decides."""
     weighing: Weighing | None
-    """Of a strategy that weighs its samples."""
+    """Weights of a strategy that weighs its samples."""
     groups: tuple[Group, ...]
-    placement: Callable[[Group, slice], Placement]
-    """Of samples of a group."""
+    labels_of: Callable[[Group, slice], LabelSource]
+    """Returns the labels of a span of a group's samples."""
 
-    def of_shard(self, group: Group, span: slice) -> ShardVerdict:
-        """What a shard's pruning task is sent."""
+    def of_shard(self, group: Group, span: slice) -> ShardSelection:
+        """Return the input of a shard's pruning task."""
         start = group.start + span.start
         points, examples = self.picks.within(start, span.stop - span.start)
-        return ShardVerdict(self.placement(group, span), start, self.weighing, points, examples)
+        return ShardSelection(self.labels_of(group, span), start, self.weighing, points, examples)
 
     def shards(self) -> Mapping[int, tuple[Group, slice]]:
-        """Where each shard's samples are."""
+        """Return the group and the span of each shard's samples."""
         return {shard: (group, span) for group in self.groups for shard, span in group.spans().items()}
 
 
@@ -92,21 +94,22 @@ def find_thresholds(
     workers: Workers,
     folder: str,
     advance: Callable[[int], None],
-) -> Verdict:
-    """Select from a population. `folder` keeps files of the rounds; they are needed until the shards are pruned.
+) -> SelectionResult:
+    """Select from a population.
 
-    advance: called with a number of samples when these have their labels.
+    `folder` is for the files of a distributed selection, which are needed until the shards are pruned. `advance` is
+    called with a number of samples when these have their labels.
     """
     if len(population.groups) > 1:
-        ground = Ground(population.source, folder, population.num_samples, prune)
-        return _by_rounds(Rounds(population.groups, workers, ground), prune, rule, advance)
-    verdict = _at_once(population, prune, rule)
+        context = SelectionContext(population.source, folder, population.num_samples, prune)
+        return _select_distributed(DistributedSelection(population.groups, workers, context), rule, advance)
+    result = _select_in_memory(population, prune, rule)
     advance(population.num_samples)
-    return verdict
+    return result
 
 
-def _at_once(population: Population, prune: PruneSpec, rule: QuadrantRule | None) -> Verdict:
-    """In memory: about 100 bytes a sample, of one group."""
+def _select_in_memory(population: Population, prune: PruneSpec, rule: QuadrantRule | None) -> SelectionResult:
+    """Select from a population of one group, with about 100 bytes a sample."""
     (group,) = population.groups
     nll, entropy, num_tokens = population.source.read(group, *SCORES, "num_tokens")
     priority = _priority(prune, lambda: mean_of(loss_sum(nll), len(nll)))
@@ -120,43 +123,52 @@ def _at_once(population: Population, prune: PruneSpec, rule: QuadrantRule | None
     )
     labels, kept = selection.labels, selection.is_kept
 
-    def placement(_group: Group, span: slice) -> Placement:
-        return Places(labels[span], kept[span], selection.p(span), selection.e(span))
+    def labels_of(_group: Group, span: slice) -> LabelSource:
+        return SampleLabels(labels[span], kept[span], selection.p(span), selection.e(span))
 
-    sample = even_sample(selection.placed, labels=labels, kept=kept, num_tokens=num_tokens)
-    entries = count_entries(selection.placed, selection.entry, num_tokens, prune)
-    return Verdict(
+    sample = even_sample(selection.ranked, labels=labels, kept=kept, num_tokens=num_tokens)
+    ratios = _curve_ratios(prune)
+    alphas = smallest_scaled_alphas(selection.entry, [share_of(ratio, len(nll)) for ratio in ratios])
+    curve = count_curve(selection.ranked, selection.entry, num_tokens, alphas, prune)
+    return SelectionResult(
         totals=selection,
         distributions=describe(nll, entropy, num_tokens, labels),
         sample=sample,
         picks=Picks.of(sample, selection.thresholds.alpha),
-        curve=_curve(entries, prune),
+        curve=curve.points(ratios, len(nll)),
         weighing=_weighing(priority, None if priority is None else priority.sides(nll, kept)),
         groups=population.groups,
-        placement=placement,
+        labels_of=labels_of,
     )
 
 
-def _by_rounds(rounds: Rounds, prune: PruneSpec, rule: QuadrantRule | None, advance: Callable[[int], None]) -> Verdict:
-    """Where the samples are; see rounds.py."""
-    priority = _priority(prune, rounds.mean_loss)
-    ground = replace(rounds.ground, priority=priority)
-    found = replace(rounds, ground=ground).select(
-        sample_keep_ratio=prune.sample_keep_ratio, bisect_max_iter=prune.bisect_max_iter, rule=rule, advance=advance
+def _select_distributed(
+    selection: DistributedSelection, rule: QuadrantRule | None, advance: Callable[[int], None]
+) -> SelectionResult:
+    """Select from a population of several groups, by the workers."""
+    prune = selection.context.prune
+    priority = _priority(prune, selection.mean_loss)
+    context = replace(selection.context, priority=priority)
+    found = replace(selection, context=context).select(
+        sample_keep_ratio=prune.sample_keep_ratio,
+        bisect_max_iter=prune.bisect_max_iter,
+        rule=rule,
+        curve_ratios=_curve_ratios(prune),
+        advance=advance,
     )
 
-    def placement(group: Group, span: slice) -> Placement:
-        return FiledPlaces(ground, group.index, span)
+    def labels_of(group: Group, span: slice) -> LabelSource:
+        return StoredLabels(context, group.index, span)
 
-    return Verdict(
+    return SelectionResult(
         totals=found.totals,
         distributions=found.distributions,
         sample=found.sample,
         picks=Picks.of(found.sample, found.totals.thresholds.alpha),
-        curve=_curve(found.entries, prune),
+        curve=found.curve,
         weighing=_weighing(priority, found.sides),
-        groups=rounds.groups,
-        placement=placement,
+        groups=selection.groups,
+        labels_of=labels_of,
     )
 
 
@@ -164,11 +176,11 @@ def _priority(prune: PruneSpec, mean_loss: Callable[[], float]) -> Priority | No
     return priority_of(prune.strategy, prune.strategy_order, prune.seed, mean_loss)
 
 
-def _curve(entries: EntryCounts, prune: PruneSpec) -> tuple[CurvePoint, ...]:
+def _curve_ratios(prune: PruneSpec) -> list[float]:
+    """Return the keep ratios of the what-if curve, ascending; none where alpha alone does not decide."""
     if prune.strategy != "q_tuning" or prune.quadrant_rule is not None:
-        return ()
-    ratios = sorted({*CURVE_RATIOS, prune.sample_keep_ratio})
-    return entries.curve(ratios)
+        return []
+    return sorted({*CURVE_RATIOS, prune.sample_keep_ratio})
 
 
 def _weighing(priority: Priority | None, sides: WeightedSides | None) -> Weighing | None:

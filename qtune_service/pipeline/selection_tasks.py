@@ -1,17 +1,19 @@
-"""What is done to one group of samples, or to one range of scores, in each round of stage 1.
+"""Tasks of a distributed selection: the work on one group of samples, or on one range of scores, in each round.
 
     loss    a group: the sum of its losses, where a strategy needs their mean
-    sort    a group: each column's distinct values, sorted (partition.py)       writes a run a column
-    rank    a range of a column: merge what all runs have in it                 writes the ranks of each run's values
-    place   a group: hand the ranks to its samples                              writes all ranks of a sample
-    count   a group: corner entries by bin (search.py), a round each 16 bits
+    sort    a group: each column's distinct values, sorted                      writes a run a column
+    rank    a range of a column: merge the parts of all runs in it              writes the ranks of each run's values
+    place   a group: the ranks of its samples                                   writes all ranks of a sample
+    count   a group: scaled entry alphas by bin
+    list    a group: scaled entry alphas in the bins where a target is reached
     edge    a group: the scores at the edges of the corners
-    label   a group: quadrants, and what the report needs                       writes a label a sample
+    label   a group: quadrants, and its part of the report's figures            writes a label a sample
 
-What is small comes back to the driver (rounds.py) and merges; what is large goes through files, by ranges, so that
-a group and a range need not be on one machine and a lost task is just done again. Bytes a sample, if all scores
-differ: 24 in runs and 8 in ranks of ranges, both removed after `place`, then 9 (13 above 2^31 samples) until the job
-ends. Another strategy than Q-Tuning has a third column, its keys: half as much again.
+The algorithms are those of selection/distributed.py. Small results return to the driver (distributed_selection.py) and
+merge there. Large ones go through files, by ranges, so a group and a range need not be on one machine, and a lost task
+is simply repeated. Files take, if all scores differ, 24 bytes a sample in runs and 8 in ranks of ranges, which are
+removed after `place`, then 10 (18 above 2^31 samples) until the job ends. A strategy other than Q-Tuning has a third
+column, its keys: half as much again.
 """
 
 from __future__ import annotations
@@ -26,53 +28,69 @@ from numpy.typing import NDArray
 
 from qtune_service.config import PruneSpec
 from qtune_service.pipeline.population import READ_THREADS, Group, Source
-from qtune_service.selection.curve import EntryCounts
+from qtune_service.selection.curve import CurveCounts
+from qtune_service.selection.distributed import (
+    RUN,
+    Column,
+    EntryBins,
+    EntryList,
+    candidates_of,
+    part_within,
+    rank_range,
+    ranks_of_samples,
+    sorted_run,
+)
 from qtune_service.selection.distributions import Lengths, OrderStatistics
 from qtune_service.selection.even_sample import EvenSample, even_sample
-from qtune_service.selection.partition import RUN, Column, hand_out, part_within, rank_range, shown_values, sorted_run
-from qtune_service.selection.plane import Quadrant, QuadrantRule, Thresholds, corner_entry
-from qtune_service.selection.ranked_samples import Edges, Placed, check_finite, count_labels, count_within, kept_labels
+from qtune_service.selection.plane import Quadrant, QuadrantRule, Thresholds, scaled_entry_alphas
+from qtune_service.selection.ranked_samples import (
+    Edges,
+    RankedSamples,
+    check_finite,
+    count_kept,
+    count_labels,
+    kept_labels,
+)
 from qtune_service.selection.ranks import DoubleRanks, rank_type
-from qtune_service.selection.search import BinCounts, Window
 from qtune_service.selection.strategies import Priority, WeightedSides, loss_sum
 from qtune_service.selection.token_masks import tokens_left
 from qtune_service.storage import file_io
 
 SCORES = ("mean_nll", "mean_entropy")
 PRIORITY = "priority"
-"""The column of another strategy's keys."""
+"""Column of another strategy's keys."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
-    """What all rounds of a population share."""
+class SelectionContext:
+    """Facts and files that all rounds of a distributed selection share."""
 
     source: Source
     folder: str
-    """Where the rounds keep their files."""
+    """Folder of the rounds' files."""
     num_samples: int  # N
     prune: PruneSpec
     priority: Priority | None = None
-    """Another strategy than Q-Tuning."""
+    """A strategy other than Q-Tuning."""
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """What is ranked."""
+        """Names of the ranked columns."""
         return SCORES if self.priority is None else (*SCORES, PRIORITY)
 
     def read_columns(self, group: Group) -> list[Column]:
-        """A group's values of each column, (n,) float64."""
+        """Return a group's values of each ranked column, (n,) float64."""
         if self.priority is None:
             return self.source.read(group, *SCORES)
         nll, entropy, num_tokens = self.source.read(group, *SCORES, "num_tokens")
         return [nll, entropy, self.priority.keys(nll, entropy, num_tokens, group.start)]
 
     def file(self, kind: str, index: int) -> str:
-        """URI of a file of a group or range."""
+        """Return the URI of a file of a group or range."""
         return file_io.join(self.folder, f"{kind}-{index:05}.bin")
 
     def read(self, kind: str, index: int, dtype: np.dtype[Any], items: slice) -> NDArray[Any]:
-        """Some items of a file."""
+        """Read some items of a file."""
         start, stop = items.start * dtype.itemsize, items.stop * dtype.itemsize
         return np.frombuffer(file_io.read_range(self.file(kind, index), start, stop), dtype)
 
@@ -80,17 +98,22 @@ class Ground:
         """Write a file."""
         file_io.write_bytes(self.file(kind, index), np.ascontiguousarray(items).data.cast("B"))
 
-    def placed(self, group: Group) -> Placed:
-        """A group with the ranks that `place` found."""
+    def ranked(self, group: Group) -> RankedSamples:
+        """Return a group with the ranks that `place` wrote."""
         nll_ranks, entropy_ranks = self.ranks(group)[:2]
         nll, entropy = self.source.read(group, *SCORES)
-        return Placed(nll, entropy, nll_ranks, entropy_ranks, self.num_samples)
+        return RankedSamples(nll, entropy, nll_ranks, entropy_ranks, self.num_samples)
 
     def ranks(self, group: Group) -> tuple[NDArray[Any], ...]:
-        """The doubled mid-ranks of a group's samples in each column, (n,) each."""
+        """Return the doubled mid-ranks of a group's samples in each column, (n,) each."""
         width = len(self.columns)
         flat = self.read("ranks", group.index, rank_type(self.num_samples), slice(0, width * group.num_samples))
         return tuple(np.ascontiguousarray(column) for column in flat.reshape(-1, width).T)
+
+    def entry_alphas(self, group: Group, *, by_priority: bool) -> DoubleRanks:
+        """Return the scaled entry alphas of a group's samples (n,), or the ranks of another strategy's keys."""
+        ranks = self.ranks(group)
+        return ranks[2] if by_priority else scaled_entry_alphas(ranks[0], ranks[1], self.num_samples)
 
 
 # --- loss
@@ -98,14 +121,14 @@ class Ground:
 
 @dataclass(frozen=True, slots=True)
 class LossTask:
-    """A group."""
+    """Input of `sum_losses`."""
 
     group: Group
 
 
-def sum_losses(ground: Ground, task: LossTask) -> int:
-    """A group's part in the mean loss."""
-    (nll,) = ground.source.read(task.group, "mean_nll")
+def sum_losses(context: SelectionContext, task: LossTask) -> int:
+    """Return a group's part of the mean loss."""
+    (nll,) = context.source.read(task.group, "mean_nll")
     return loss_sum(nll)
 
 
@@ -114,28 +137,29 @@ def sum_losses(ground: Ground, task: LossTask) -> int:
 
 @dataclass(frozen=True, slots=True)
 class SortTask:
-    """A group, and which of its distinct values to show."""
+    """Input of `sort_group`."""
 
     group: Group
     step: int
+    """Every step-th distinct value is a candidate for a splitter."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SortedColumn:
-    """What the driver knows of a run."""
+    """Size of a run, and its candidates for splitters."""
 
     size: int
-    shown: Column
+    candidates: Column
 
 
-def sort_group(ground: Ground, task: SortTask) -> tuple[SortedColumn, ...]:
+def sort_group(context: SelectionContext, task: SortTask) -> tuple[SortedColumn, ...]:
     """Write the runs of a group."""
     found = []
-    for name, values in zip(ground.columns, ground.read_columns(task.group), strict=True):
+    for name, values in zip(context.columns, context.read_columns(task.group), strict=True):
         check_finite(task.group.start, **{name: values})
         run = sorted_run(values)
-        ground.write(name, task.group.index, run)
-        found.append(SortedColumn(len(run), shown_values(run, task.step)))
+        context.write(name, task.group.index, run)
+        found.append(SortedColumn(len(run), candidates_of(run, task.step)))
     return tuple(found)
 
 
@@ -144,7 +168,7 @@ def sort_group(ground: Ground, task: SortTask) -> tuple[SortedColumn, ...]:
 
 @dataclass(frozen=True, slots=True)
 class RankTask:
-    """A range (low, high] of a column, and where each group's run may have values of it."""
+    """Input of `rank_values`: a range (low, high] of a column, and the items of each run that may be in it."""
 
     name: str
     index: int
@@ -155,24 +179,24 @@ class RankTask:
 
 @dataclass(frozen=True, slots=True)
 class RankedPieces:
-    """What the driver knows of a ranked range."""
+    """Sizes and statistics of a ranked range."""
 
     sizes: tuple[int, ...]
-    """Values of each group in the range: its file holds their ranks in this order."""
+    """Values of each group in the range. The range's file holds their ranks in this order."""
     statistics: OrderStatistics
 
 
-def rank_values(ground: Ground, task: RankTask) -> RankedPieces:
+def rank_values(context: SelectionContext, task: RankTask) -> RankedPieces:
     """Write the ranks of all values of a range."""
 
     def read(item: tuple[int, slice]) -> NDArray[Any]:
         group, items = item
-        return ground.read(task.name, group, RUN, items)
+        return context.read(task.name, group, RUN, items)
 
-    parts = [part_within(items, task.low, task.high) for items in _together(read, list(enumerate(task.parts)))]
-    ranked = rank_range(parts, ground.num_samples)
-    ground.write(f"{task.name}-ranked", task.index, np.concatenate(ranked.ranks))
-    statistics = OrderStatistics.of_range(ranked.values, ranked.ends, ranked.below, ground.num_samples)
+    parts = [part_within(items, task.low, task.high) for items in _read_all(read, list(enumerate(task.parts)))]
+    ranked = rank_range(parts, context.num_samples)
+    context.write(f"{task.name}-ranked", task.index, np.concatenate(ranked.ranks))
+    statistics = OrderStatistics.of_range(ranked.values, ranked.ends, ranked.below, context.num_samples)
     return RankedPieces(tuple(len(ranks) for ranks in ranked.ranks), statistics)
 
 
@@ -181,120 +205,141 @@ def rank_values(ground: Ground, task: RankTask) -> RankedPieces:
 
 @dataclass(frozen=True, slots=True)
 class PlaceTask:
-    """A group, and where the ranks of its runs' values are: for each column, items of each range's file."""
+    """Input of `place_group`: a group, and for each column the items of each range's file with its values' ranks."""
 
     group: Group
     pieces: tuple[tuple[slice, ...], ...]
 
 
-def place_group(ground: Ground, task: PlaceTask) -> None:
-    """Write the ranks of a group's samples, (n, 2) or (n, 3), so that a shard's are in one place."""
-    dtype = rank_type(ground.num_samples)
-    ranks = np.empty((task.group.num_samples, len(ground.columns)), dtype)
-    columns = ground.read_columns(task.group)
-    for column, (name, pieces) in enumerate(zip(ground.columns, task.pieces, strict=True)):
+def place_group(context: SelectionContext, task: PlaceTask) -> None:
+    """Write the ranks of a group's samples, (n, 2) or (n, 3), so that those of a shard are in one range of a file."""
+    dtype = rank_type(context.num_samples)
+    ranks = np.empty((task.group.num_samples, len(context.columns)), dtype)
+    columns = context.read_columns(task.group)
+    for column, (name, pieces) in enumerate(zip(context.columns, task.pieces, strict=True)):
 
         def read(item: tuple[int, slice], kind: str = f"{name}-ranked") -> NDArray[Any]:
-            return ground.read(kind, item[0], dtype, item[1])
+            return context.read(kind, item[0], dtype, item[1])
 
-        run_ranks = np.concatenate(list(_together(read, list(enumerate(pieces)))))
-        ranks[:, column] = hand_out(columns[column], run_ranks)
-    ground.write("ranks", task.group.index, ranks)
+        run_ranks = np.concatenate(list(_read_all(read, list(enumerate(pieces)))))
+        ranks[:, column] = ranks_of_samples(columns[column], run_ranks)
+    context.write("ranks", task.group.index, ranks)
 
 
-# --- count, edge, label
+# --- count and list
 
 
 @dataclass(frozen=True, slots=True)
 class CountTask:
-    """A group, and the bounds to tell apart."""
+    """Input of `count_entries`."""
 
     group: Group
-    window: Window
     by_priority: bool
-    """Of the strategy's keys, not of the corners."""
+    """Whether to count the ranks of another strategy's keys instead of entry alphas."""
 
 
-def count_group(ground: Ground, task: CountTask) -> BinCounts:
-    """Entries of a group's samples by bin of the window."""
-    ranks = ground.ranks(task.group)
-    entry = ranks[2] if task.by_priority else corner_entry(ranks[0], ranks[1], ground.num_samples)
-    return task.window.count(entry)
+def count_entries(context: SelectionContext, task: CountTask) -> NDArray[np.int64]:
+    """Return the samples of a group in each bin of scaled entry alphas (B,)."""
+    return EntryBins(context.num_samples).count(context.entry_alphas(task.group, by_priority=task.by_priority))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ListTask:
+    """Input of `list_entries`."""
+
+    group: Group
+    by_priority: bool
+    bins: NDArray[np.int64]  # (W,) bins where a target is reached
+
+
+def list_entries(context: SelectionContext, task: ListTask) -> EntryList:
+    """Return the scaled entry alphas of a group that are in the given bins."""
+    entry = context.entry_alphas(task.group, by_priority=task.by_priority)
+    return EntryList.within(EntryBins(context.num_samples), task.bins, entry)
+
+
+# --- edge and label
 
 
 @dataclass(frozen=True, slots=True)
 class EdgeTask:
-    """A group, and the bound that was found."""
+    """Input of `find_edges`."""
 
     group: Group
-    bound: int
+    scaled_alpha: int
 
 
-def edge_group(ground: Ground, task: EdgeTask) -> Edges:
-    """A group's part in the thresholds."""
-    return ground.placed(task.group).edges(task.bound)
+def find_edges(context: SelectionContext, task: EdgeTask) -> Edges:
+    """Return a group's part of the thresholds."""
+    return context.ranked(task.group).edges(task.scaled_alpha)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class LabelTask:
-    """A group, and what decides on its samples."""
+    """Input of `label_group`."""
 
     group: Group
-    bound: int
+    scaled_alpha: int
     thresholds: Thresholds
     rule: QuadrantRule | None
-    priority_bound: int | None
-    """Of the strategy's keys."""
+    max_priority: int | None
+    """Largest kept rank of another strategy's keys."""
+    curve_alphas: NDArray[np.int64]  # (R,) scaled alphas of the what-if curve, ascending
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelledGroup:
-    """A group's part in totals and report."""
+    """A group's part of totals and report."""
 
     counts: dict[Quadrant, int]
     kept: int
-    within_half: int
+    disjoint_capacity: int
     """Samples in corners that do not overlap."""
     lengths: Lengths
     sample: EvenSample
     sides: WeightedSides | None
+    curve: CurveCounts
 
 
-def label_group(ground: Ground, task: LabelTask) -> tuple[LabelledGroup, EntryCounts]:
+def label_group(context: SelectionContext, task: LabelTask) -> LabelledGroup:
     """Write a group's labels, and whether each sample is kept."""
-    group, placed, num_samples = task.group, ground.placed(task.group), ground.num_samples
-    entry = placed.entry()
-    labels = placed.labels(entry, task.bound, task.thresholds, task.rule)
-    kept = kept_labels(labels) if task.priority_bound is None else ground.ranks(group)[2] <= task.priority_bound
-    ground.write("labels", group.index, np.stack([labels, kept.astype(np.int8)], axis=1))
-    (num_tokens,) = ground.source.read(group, "num_tokens")
-    labelled = LabelledGroup(
+    group, ranked, num_samples = task.group, context.ranked(task.group), context.num_samples
+    entry = ranked.entry_alphas()
+    labels = ranked.labels(entry, task.scaled_alpha, task.thresholds, task.rule)
+    kept = kept_labels(labels) if task.max_priority is None else context.ranks(group)[2] <= task.max_priority
+    context.write("labels", group.index, np.stack([labels, kept.astype(np.int8)], axis=1))
+    (num_tokens,) = context.source.read(group, "num_tokens")
+    return LabelledGroup(
         counts=count_labels(labels),
         kept=int(np.count_nonzero(kept)),
-        within_half=count_within(entry, num_samples),
+        disjoint_capacity=count_kept(entry, num_samples),
         lengths=Lengths.counted(num_tokens, labels),
         sample=even_sample(
-            placed, labels=labels, kept=kept, num_tokens=num_tokens, start=group.start, total=num_samples
+            ranked, labels=labels, kept=kept, num_tokens=num_tokens, start=group.start, total=num_samples
         ),
-        sides=None if ground.priority is None else ground.priority.sides(placed.mean_nll, kept),
+        sides=None if context.priority is None else context.priority.sides(ranked.mean_nll, kept),
+        curve=count_curve(ranked, entry, num_tokens, task.curve_alphas, context.prune),
     )
-    return labelled, count_entries(placed, entry, num_tokens, ground.prune)
 
 
-def count_entries(
-    placed: Placed, entry: DoubleRanks, num_tokens: NDArray[np.integer[Any]], prune: PruneSpec
-) -> EntryCounts:
-    """What samples (n,) add to the curve of keep ratios."""
+def count_curve(
+    ranked: RankedSamples,
+    entry: DoubleRanks,  # (n,) scaled entry alphas
+    num_tokens: NDArray[np.integer[Any]],  # (n,) trained tokens
+    scaled_alphas: NDArray[np.int64],  # (R,) ascending
+    prune: PruneSpec,
+) -> CurveCounts:
+    """Return the counts of n samples for the what-if curve."""
     left = tokens_left(
         num_tokens,
         token_keep_ratio=prune.token_keep_ratio,
         min_tokens_to_prune=prune.min_tokens_to_prune,
         token_strategy=prune.token_strategy,
     )
-    return EntryCounts.counted(placed.nll_ranks, placed.entropy_ranks, entry, num_tokens, left, placed.num_samples)
+    return CurveCounts.of(ranked, entry, num_tokens, left, scaled_alphas)
 
 
-def _together(read: Callable[[tuple[int, slice]], NDArray[Any]], items: Sequence[tuple[int, slice]]) -> Iterator[Any]:
-    """Read many small pieces at a time, in order."""
+def _read_all(read: Callable[[tuple[int, slice]], NDArray[Any]], items: Sequence[tuple[int, slice]]) -> Iterator[Any]:
+    """Read many small pieces in parallel, and yield them in order."""
     with ThreadPoolExecutor(READ_THREADS) as pool:
         yield from pool.map(read, items)

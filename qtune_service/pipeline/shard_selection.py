@@ -1,4 +1,4 @@
-"""Where samples lie on the plane and whether they are kept: what stage 1 tells the task that prunes a shard."""
+"""The selection of one shard: labels and ranks of its samples, as the task that prunes the shard gets them."""
 
 from __future__ import annotations
 
@@ -8,70 +8,71 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from qtune_service.pipeline.selection_tasks import Ground
+from qtune_service.pipeline.selection_tasks import SelectionContext
 from qtune_service.selection.examples import ExampleKind
 from qtune_service.selection.ranks import rank_type
 from qtune_service.selection.strategies import Weighing
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Places:
-    """Some samples' places on the plane."""
+class SampleLabels:
+    """Labels and ranks of n samples."""
 
-    labels: NDArray[np.int8]  # (n,) Quadrant
+    quadrants: NDArray[np.int8]  # (n,)
     kept: NDArray[np.bool_]  # (n,)
     error_rank: NDArray[np.float64]  # (n,) mid-rank of mean NLL in (0, 1)
     entropy_rank: NDArray[np.float64]  # (n,)
 
-    def read(self) -> Places:
-        """They are here."""
+    def read(self) -> SampleLabels:
+        """Return the labels, which are in memory."""
         return self
 
 
 @dataclass(frozen=True, slots=True)
-class FiledPlaces:
-    """The same, in the files of the rounds."""
+class StoredLabels:
+    """Labels and ranks of a span of a group, in the files of a distributed selection."""
 
-    ground: Ground
+    context: SelectionContext
     group: int
     span: slice
 
-    def read(self) -> Places:
-        """Read them."""
-        num_samples, span = self.ground.num_samples, self.span
-        width = len(self.ground.columns)
-        flat = self.ground.read("ranks", self.group, rank_type(num_samples), _rows(span, width))
+    def read(self) -> SampleLabels:
+        """Read the labels from the files."""
+        num_samples, span = self.context.num_samples, self.span
+        width = len(self.context.columns)
+        flat = self.context.read("ranks", self.group, rank_type(num_samples), _items(span, width))
         ranks = flat.reshape(-1, width) / (2 * num_samples)
-        verdicts = self.ground.read("labels", self.group, np.dtype(np.int8), _rows(span, 2)).reshape(-1, 2)
-        return Places(
-            np.ascontiguousarray(verdicts[:, 0]),
-            verdicts[:, 1] == 1,
+        labels = self.context.read("labels", self.group, np.dtype(np.int8), _items(span, 2)).reshape(-1, 2)
+        return SampleLabels(
+            np.ascontiguousarray(labels[:, 0]),
+            labels[:, 1] == 1,
             np.ascontiguousarray(ranks[:, 0]),
             np.ascontiguousarray(ranks[:, 1]),
         )
 
 
-class Placement(Protocol):
-    """Where a shard's samples lie."""
+class LabelSource(Protocol):
+    """Labels of a shard's samples, in memory or in files."""
 
-    def read(self) -> Places:
-        """Labels and ranks of the shard's samples."""
+    def read(self) -> SampleLabels:
+        """Return labels and ranks of the shard's samples."""
         ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ShardVerdict:
-    """What a shard's pruning task is sent."""
+class ShardSelection:
+    """Input of the task that prunes a shard."""
 
-    placement: Placement
+    labels: LabelSource
     start: int
-    """Place of its first sample in the population."""
+    """Population index of its first sample."""
     weighing: Weighing | None
     points: list[int]
-    """Rows that the report draws one by one."""
+    """Rows that the report draws as points."""
     examples: dict[int, ExampleKind]
-    """Rows that it shows with their tokens."""
+    """Rows that the report shows with their tokens."""
 
 
-def _rows(span: slice, width: int) -> slice:
+def _items(span: slice, width: int) -> slice:
+    """Return the items of a file with `width` items a sample."""
     return slice(width * span.start, width * span.stop)

@@ -27,7 +27,7 @@ from qtune_service.output.columns import (
     ragged,
     row_sums,
 )
-from qtune_service.pipeline.shard_selection import Places
+from qtune_service.pipeline.shard_selection import SampleLabels
 from qtune_service.samples import Sample, TokenScores, sample_means
 from qtune_service.selection.strategies import Weighing
 from qtune_service.selection.token_masks import neighbor_scores, trainable
@@ -150,14 +150,14 @@ def partial_scores(data: bytes, engine: str) -> dict[int, TokenScores]:
 
 
 def pruned_rows(
-    scores: pa.Table, masks: Ragged, places: Places, renamed: dict[str, str], weighing: Weighing | None
+    scores: pa.Table, masks: Ragged, labels: SampleLabels, renamed: dict[str, str], weighing: Weighing | None
 ) -> pa.Table:
     """Return the kept rows of a score shard with their final masks: the columns of pruned/.
 
     renamed: name in scores/ -> name here, for the own columns where these differ.
     """
-    kept = places.kept
-    rows, quadrants = scores.filter(pa.array(kept)), places.labels[kept]
+    kept = labels.kept
+    rows, quadrants = scores.filter(pa.array(kept)), labels.quadrants[kept]
     ids = ragged(rows["input_ids"])
     final = masks.flat[np.repeat(kept, np.diff(masks.offsets))]
     before = rows["num_tokens"].to_numpy().astype(np.int64)
@@ -204,15 +204,15 @@ def example_rows(
     return [row | place for row, place in zip(found, places, strict=True)]
 
 
-def quadrant_rows(scores: pa.Table, places: Places) -> pa.Table:
+def quadrant_rows(scores: pa.Table, labels: SampleLabels) -> pa.Table:
     """Return each sample's quadrant, ranks, and whether it is kept: the columns of quadrants/."""
     return pa.table(
         {
             "sample_id": scores["sample_id"],
-            "quadrant": quadrant_names(places.labels),
-            "error_rank": pa.array(places.error_rank, pa.float64()),
-            "entropy_rank": pa.array(places.entropy_rank, pa.float64()),
-            "kept": pa.array(places.kept, pa.bool_()),
+            "quadrant": quadrant_names(labels.quadrants),
+            "error_rank": pa.array(labels.error_rank, pa.float64()),
+            "entropy_rank": pa.array(labels.entropy_rank, pa.float64()),
+            "kept": pa.array(labels.kept, pa.bool_()),
         }
     )
 
@@ -277,11 +277,13 @@ def count_reasons_by(rejected: pa.Table, column: str) -> dict[str, dict[str, int
     return counts
 
 
-def tally(column: Any, places: Places, before: NDArray[np.int64], after: NDArray[np.int64]) -> dict[str, list[int]]:
+def tally(
+    column: Any, labels: SampleLabels, before: NDArray[np.int64], after: NDArray[np.int64]
+) -> dict[str, list[int]]:
     """Return for each value of a column: samples in Q1 to Q4, kept samples, trained tokens before and after."""
     codes, names = coded(column)
     size = len(names)
-    quadrants = np.bincount(codes * 4 + places.labels - 1, minlength=4 * size).reshape(-1, 4)
-    sums = [np.bincount(codes, weights=weight, minlength=size) for weight in (places.kept, before, after)]
+    quadrants = np.bincount(codes * 4 + labels.quadrants - 1, minlength=4 * size).reshape(-1, 4)
+    sums = [np.bincount(codes, weights=weight, minlength=size) for weight in (labels.kept, before, after)]
     counts = np.column_stack([quadrants, *(total.astype(np.int64) for total in sums)])
     return dict(zip(names, counts.tolist(), strict=True))

@@ -27,7 +27,7 @@ from qtune_service.output.file_lists import part_path
 from qtune_service.output.layout import Output
 from qtune_service.pipeline.executor import local_process_name
 from qtune_service.pipeline.retries import RetryPolicy, StoppedError
-from qtune_service.pipeline.shard_selection import ShardVerdict
+from qtune_service.pipeline.shard_selection import ShardSelection
 from qtune_service.pipeline.shard_tables import (
     ENCODED_FIELDS,
     REJECTED_SCHEMA,
@@ -304,30 +304,30 @@ def reject_shard(index: int, problem: str, context: JobContext) -> ScoredMarker:
 
 
 def prune_shard(
-    index: int, verdict: ShardVerdict, spec: JobSpec, renamed: dict[str, str], category: str | None
+    index: int, selection: ShardSelection, spec: JobSpec, renamed: dict[str, str], category: str | None
 ) -> PrunedMarker:
     """Write a shard's quadrants and pruned rows, count them, and pick the samples that the report shows."""
     output = Output(spec.output.path)
     if (finished := output.marker("pruned", index)) is not None:
         return PrunedMarker.from_dict(finished)
-    places = verdict.placement.read()
+    labels = selection.labels.read()
     assert spec.prune is not None
     scores = output.read_part("scores", index)
-    population = verdict.start + np.arange(scores.num_rows)
-    masks = final_masks(scores, places.labels, places.kept, population, spec.prune)
-    quadrants = quadrant_rows(scores, places)
-    pruned = pruned_rows(scores, masks, places, renamed, verdict.weighing)
+    population = selection.start + np.arange(scores.num_rows)
+    masks = final_masks(scores, labels.quadrants, labels.kept, population, spec.prune)
+    quadrants = quadrant_rows(scores, labels)
+    pruned = pruned_rows(scores, masks, labels, renamed, selection.weighing)
     before = scores["num_tokens"].to_numpy().astype(np.int64)
-    after = np.where(places.kept, row_sums(masks), 0)
-    points: Any = scores["sample_id"].take(pa.array(verdict.points, pa.int64())).to_pylist()
+    after = np.where(labels.kept, row_sums(masks), 0)
+    points: Any = scores["sample_id"].take(pa.array(selection.points, pa.int64())).to_pylist()
     marker = PrunedMarker(
         kept=pruned.num_rows,
-        tokens_before=int(before[places.kept].sum()),
+        tokens_before=int(before[labels.kept].sum()),
         tokens_after=int(after.sum()),
-        by_source=tally(scores["source"], places, before, after),
-        by_category=tally(scores[category], places, before, after) if category else {},
+        by_source=tally(scores["source"], labels, before, after),
+        by_category=tally(scores[category], labels, before, after) if category else {},
         points=points,
-        examples=example_rows(scores, quadrants, masks, verdict.examples, spec.prune),
+        examples=example_rows(scores, quadrants, masks, selection.examples, spec.prune),
         files=[*_write(output, "quadrants", index, quadrants), *_write(output, "pruned", index, pruned)],
     )
     output.mark("pruned", index, marker.to_dict())

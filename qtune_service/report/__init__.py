@@ -1,1 +1,1 @@
-"""What people look at: summaries and the report page."""
+"""The report of a job: page, charts, terminal tables, statistics and warnings."""

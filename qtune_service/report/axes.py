@@ -1,9 +1,9 @@
-"""Axes of the scores: which part of the data a picture spans, on which scale, with which ticks.
+"""Axes of the scores: the range of the data that a chart shows, its scale and its ticks.
 
-Perplexity and lengths are on log scales. Entropy is linear as people expect it, unless that would squeeze most samples
-into the first twentieth of the axis; then it is on a square-root scale, which also holds zero. A few far outliers must
-not squeeze the rest either: where the outermost 0.1% at each end would take a third of an axis, it ends a little beyond
-the others, and outliers are drawn on its edge.
+Perplexity and lengths have log scales. Entropy has a linear scale, unless most samples would then be in the first
+twentieth of the axis. In that case it has a square-root scale, which also holds zero. A few far outliers must not
+squeeze the other samples either: if the outermost 0.1% at each end would take a third of an axis, the axis ends a
+little beyond the others, and outliers are drawn at its edge.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from qtune_service.selection.plane import Thresholds
 Column = NDArray[np.float64]
 Scale = Literal["linear", "sqrt", "log"]
 
-MAX_DRAWN = 1e300  # Vega's log scale needs finite perplexities
-MAX_WARPED = 705.0  # exp of more is infinite; no entropy comes near
+MAX_DRAWN = 1e300  # Vega's log scale requires finite perplexities
+MAX_WARPED = 705.0  # exp of a larger number is infinite; entropies are far below
 OUTERMOST = 0.001
 MAX_SHARE_OF_OUTERMOST = 1 / 3
 MARGIN = 0.03
@@ -37,7 +37,7 @@ _UNWARP: Mapping[Scale, Callable[[Column], Column]] = {"linear": np.asarray, "sq
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A range of values on a scale. `low` and `high` are warped: logarithms, square roots or the values themselves."""
+    """A range of values on a scale. `low` and `high` are on that scale: logarithms, square roots or the values."""
 
     title: str
     scale: Scale
@@ -45,39 +45,39 @@ class Axis:
     high: float
     tick_format: str = ".3~g"
     num_beyond: int = 0
-    """Values that are drawn on its edge."""
+    """Number of values that are drawn at the edge."""
     is_whole: bool = False
-    """Whether values are integers: then no bin ends between two of them, but for their middle."""
+    """Whether values are integers. Bins then end at the middle between two of them."""
 
     @property
     def domain(self) -> list[float]:
-        """Both ends, as values."""
+        """Return both ends as values."""
         return [float(end) for end in _UNWARP[self.scale](np.array([self.low, self.high]))]
 
     def edges(self, num_bins: int) -> Column:
-        """Bounds of at most num_bins bins, of equal width on the page, as values (num_bins + 1,)."""
+        """Return the edges of at most num_bins bins of equal width on the page, as values (num_bins + 1,)."""
         edges = _UNWARP[self.scale](np.linspace(self.low, self.high, num_bins + 1))
         return np.unique(np.floor(edges) + 0.5) if self.is_whole else edges
 
     def bins(self, values: Column, num_bins: int) -> NDArray[np.int64]:
-        """The bin of each value (n,); what lies beyond an end is in the bin there."""
+        """Return the bin of each value (n,). Values beyond an end are in the bin there."""
         edges = self.edges(num_bins)
         return np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
 
     def share(self, value: float) -> float:
-        """Where a value lies between the ends, from 0 to 1."""
+        """Return the position of a value between the ends, from 0 to 1."""
         warped = float(_WARP[self.scale](np.array([value]))[0])
         return min(max((warped - self.low) / (self.high - self.low), 0.0), 1.0)
 
     def ticks(self) -> list[float]:
-        """Round values; nothing where Vega's own ticks do better."""
+        """Return round values, or none if Vega's own ticks are better."""
         low, high = self.domain
         if self.is_whole and high - low < FEW_INTEGERS:
             return [float(tick) for tick in range(math.ceil(low), math.floor(high) + 1)]
         return _log_ticks(low, high) if self.scale == "log" else _root_ticks(high) if self.scale == "sqrt" else []
 
     def encoding(self) -> dict[str, Any]:
-        """Scale, axis and title for an Altair channel."""
+        """Return scale, axis and title of an Altair channel."""
         scale = {"type": self.scale, "domain": self.domain, "nice": False, "clamp": True}
         if self.scale != "log":
             scale["zero"] = False
@@ -87,13 +87,13 @@ class Axis:
 
 
 def perplexity_axis(sample: EvenSample, thresholds: Thresholds | None) -> Axis:
-    """Of every sample and every threshold. No perplexity is below 1."""
+    """Return the axis of every sample and threshold. No perplexity is below 1."""
     lines = (thresholds.ppl_low, thresholds.ppl_high) if thresholds else ()
     return replace(_fitted("log", shown_perplexity(sample), lines), title="Perplexity, log scale", tick_format=".3~s")
 
 
 def entropy_axis(sample: EvenSample, thresholds: Thresholds | None) -> Axis:
-    """Of every sample and every threshold."""
+    """Return the axis of every sample and threshold."""
     lines = (thresholds.ent_low, thresholds.ent_high) if thresholds else ()
     values = sample.mean_entropy
     if len(values) and np.median(values) < SQUEEZED * values.max():
@@ -102,7 +102,7 @@ def entropy_axis(sample: EvenSample, thresholds: Thresholds | None) -> Axis:
 
 
 def length_axis(sample: EvenSample) -> Axis:
-    """Of every sample, with room for the bins of the shortest and of the longest."""
+    """Return the axis of every sample, with room for the bins of the shortest and the longest."""
     values = np.maximum(sample.num_tokens.astype(np.float64), 1.0)
     low, high = (float(values.min()), float(values.max())) if len(values) else (1.0, 1.0)
     ends = math.log(low - 0.5), math.log(high + 0.5)
@@ -110,17 +110,17 @@ def length_axis(sample: EvenSample) -> Axis:
 
 
 def rank_axis(title: str) -> Axis:
-    """From 0 to 1."""
+    """Return an axis from 0 to 1."""
     return Axis(title, "linear", 0.0, 1.0, tick_format=".2~f")
 
 
 def shown_perplexity(sample: EvenSample) -> Column:
-    """(S,) finite."""
+    """Return the perplexities that charts draw, (S,) finite."""
     return np.minimum(perplexity(sample.mean_nll), MAX_DRAWN)
 
 
 def _fitted(scale: Scale, values: Column, lines: Iterable[float]) -> Axis:
-    """An axis without a title. Neither entropy nor the logarithm of a perplexity is below 0."""
+    """Return an axis without a title. Neither entropy nor the logarithm of a perplexity is below 0."""
     drawn = np.array([line for line in lines if math.isfinite(line) and (line > 0 or scale != "log")])
     warped = _WARP[scale](values)
     low, high = _span(warped)
@@ -134,7 +134,7 @@ def _fitted(scale: Scale, values: Column, lines: Iterable[float]) -> Axis:
 
 
 def _span(warped: Column) -> tuple[float, float]:
-    """Both ends of the values, or of all but far outliers."""
+    """Return both ends of the values, or of all except far outliers."""
     if not len(warped):
         return 0.0, 1.0
     least, most = float(warped.min()), float(warped.max())
@@ -147,7 +147,7 @@ def _span(warped: Column) -> tuple[float, float]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 of each decade, or fewer where there are many."""
+    """Return 1, 2 and 5 of each decade, or fewer for many decades."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     step = max(1, len(decades) // 8)
     digits = (1, 2, 5) if len(decades) <= 3 else (1, 3) if len(decades) <= 6 else (1,)
@@ -157,7 +157,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _root_ticks(high: float) -> list[float]:
-    """0, and 1, 2 and 5 of three decades: evenly enough spread on a square-root scale."""
+    """Return 0, and 1, 2 and 5 of three decades: roughly even on a square-root scale."""
     top = 10.0 ** math.floor(math.log10(high))
     ticks = [digit * top / size for size in (100, 10, 1) for digit in (1, 2, 5)]
     return [0.0, *(tick for tick in ticks if tick <= high)]

@@ -1,23 +1,17 @@
-"""Layers that both planes have: the points, the examples as rings, the picked sample, and the quadrants' names.
+"""Layers that several charts share: points, rings of examples, the picked sample, names of quadrants, and density.
 
-What is kept is filled and what is dropped is hollow, beside the colour of the quadrant: that tells it without colours,
-and where another strategy than Q-Tuning chose, quadrant and fate are two things.
+Kept samples are filled and dropped ones hollow, in the colour of their quadrant, so the decision is visible without
+colours, and for other strategies than Q-Tuning, where quadrant and decision differ. Colours are a palette: a page
+passes CSS variables and follows light, dark and print without a new chart, and a chart file gets plain colours. The
+stylesheet repeats LIGHT and DARK; a test compares them.
 
-Colours and type of the pictures.
+Charts share the rows of their points: p and e are perplexity and entropy in nats, u and v their ranks, q the quadrant,
+k whether the sample is kept, n its trained tokens. Identifiers are whole if the page has room for them, since readers
+copy them into commands. Otherwise they are cut in the middle and marked (`cut`).
 
-They come in as a palette, so that a page can pass CSS variables (and follow light, dark and print by itself) while a
-picture file gets plain colours. The stylesheet repeats LIGHT and DARK; a test compares them.
-
-Samples that a picture draws one by one, as rows of Vega-Lite data: the points, and the examples.
-
-Both planes share the rows: p and e are perplexity and entropy in nats, u and v their ranks, q the quadrant, k whether
-the sample is kept, n its trained tokens. Identifiers are whole where the page has room for them, since a reader
-copies them into commands; where there is none they are cut in the middle and said to be (`cut`).
-
-Density of samples in a plane: a two-dimensional histogram for where there are more samples than points are drawn.
-
-A cell has the colour of the quadrant that most of its samples are in, and is the stronger the more there are (by the
-square root, so that sparse regions stay visible). Bins are of equal width on the page, whatever the scale.
+Density is a two-dimensional histogram, for populations with more samples than points are drawn. A cell has the colour
+of the quadrant of most of its samples, and its strength grows with the square root of their number, so that sparse
+regions stay visible. Bins are of equal width on the page, whatever the scale.
 """
 
 from __future__ import annotations
@@ -37,12 +31,20 @@ from qtune_service.selection.even_sample import EvenSample
 
 QUADRANT_LABELS = ("Q1", "Q2", "Q3", "Q4")
 PADDING = {"left": 4, "top": 4, "right": 16, "bottom": 4}
-"""Of pictures with names at their right: Vega measures text before the page's own fonts, which may be wider."""
+"""Padding of charts with names at their right: Vega measures text before the page loads its fonts."""
+MAX_ID_BYTES = 350_000
+"""Limit on the identifiers of all points together."""
+Row = dict[str, Any]
+NARROW = 230
+"""Width in pixels up to which there is no room for the decisions of quadrants."""
+FEW = 400
+"""Number of points up to which they are drawn larger."""
+_CORNERS = {"Q1": ("right", "top"), "Q2": ("left", "top"), "Q3": ("left", "bottom"), "Q4": ("right", "bottom")}
 
 
 @dataclass(frozen=True, slots=True)
 class Palette:
-    """Colours of the quadrants, in order, and of what surrounds them."""
+    """Colours of the quadrants, in order, and of the rest of a chart."""
 
     quadrants: tuple[str, str, str, str]
     ink: str
@@ -53,11 +55,11 @@ class Palette:
     font: str
 
     def of(self, label: str) -> str:
-        """A quadrant's colour."""
+        """Return the colour of a quadrant."""
         return self.quadrants[QUADRANT_LABELS.index(label)]
 
 
-# Told apart with any colour vision: at least 20 apart in CIELAB under simulated protanopia, deuteranopia, tritanopia.
+# Distinct for any colour vision: at least 20 apart in CIELAB under simulated protanopia, deuteranopia, tritanopia.
 LIGHT = Palette(
     ("#c8500a", "#0b5fa5", "#9c86b4", "#1a9e77"), "#1f2328", "#5d6570", "#e4e2dc", "#fffefb", "#fffefb",
     "Helvetica, Arial, sans-serif",
@@ -73,11 +75,11 @@ PAGE = Palette(
 
 
 def chart_config(palette: Palette) -> dict[str, Any]:
-    """Vega-Lite's config: how every picture looks."""
+    """Return Vega-Lite's config, which every chart shares."""
     return {
         "background": palette.background,
         "font": palette.font,
-        "aria": False,  # thousands of marks are no help to a screen reader: the page describes its pictures in words
+        "aria": False,  # thousands of marks do not help a screen reader: the page describes its charts in text
         "view": {"stroke": None},
         "axis": {
             "labelColor": palette.muted, "titleColor": palette.muted, "gridColor": palette.grid,
@@ -88,19 +90,13 @@ def chart_config(palette: Palette) -> dict[str, Any]:
     }  # fmt: skip
 
 
-MAX_ID_BYTES = 350_000
-"""Of all points' identifiers together."""
-
-Row = dict[str, Any]
-
-
 def point_rows(data: ReportData) -> list[Row]:
-    """One row a point, in the order of the population."""
+    """Return one row a point, in the order of the population."""
     return sample_rows(data.sample.points(), data.point_ids)
 
 
 def sample_rows(points: EvenSample, ids: Sequence[str]) -> list[Row]:
-    """One row for each of some samples, by their identifiers."""
+    """Return one row for each of some samples, with their identifiers."""
     columns = zip(
         shown_perplexity(points).tolist(),
         points.mean_entropy.tolist(),
@@ -119,7 +115,7 @@ def sample_rows(points: EvenSample, ids: Sequence[str]) -> list[Row]:
 
 
 def example_rows(data: ReportData) -> list[Row]:
-    """One row an example whose ranks are known; `at` is its place among the page's examples."""
+    """Return one row for each example with known ranks; `at` is its index among the page's examples."""
     shown = shown_samples(data.examples)
     names = _fitting([sample.sample_id for sample in shown])
     return [
@@ -138,7 +134,7 @@ def _example_row(sample: ExampleSample, at: int) -> Row:
 
 
 def _fitting(names: Sequence[str]) -> list[Row]:
-    """Identifiers, cut where they are longer than their share of the page."""
+    """Return identifiers, cut if they are longer than their share of the page."""
     share = MAX_ID_BYTES // max(len(names), 1)
     sizes = [len(name.encode("utf-8", "surrogatepass")) for name in names]
     if sum(sizes) <= MAX_ID_BYTES:
@@ -153,17 +149,9 @@ def _short(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-NARROW = 230
-"""Pixels up to which there is no room for what happens to a quadrant's samples."""
-FEW = 400
-"""Points up to which they are drawn larger."""
-
-_PLACES = {"Q1": ("right", "top"), "Q2": ("left", "top"), "Q3": ("left", "bottom"), "Q4": ("right", "bottom")}
-
-
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """Where a row says its quadrant, and whether it is kept."""
+    """The fields of a row with its quadrant and its decision."""
 
     quadrant: str = "q"
     kept: str = "k"
@@ -172,7 +160,7 @@ class Fields:
 def point_layers(
     alt: Any, x: Any, y: Any, palette: Palette, *, num_points: int, over_density: bool, fields: Fields = Fields()
 ) -> list[Any]:
-    """Points, rings of examples, and the ring of what a reader picks (dataset `picked`, empty at first)."""
+    """Return layers of points, rings of examples, and the ring of the pick (dataset `picked`, empty at first)."""
     size, opacity = (9, 0.5) if over_density else (17, 0.65) if num_points > FEW else (34, 0.75)
     color = {"legend": None, "scale": quadrant_scale(alt, palette)}
     fill = alt.Fill(f"{fields.quadrant}:N", **color)
@@ -196,15 +184,15 @@ def point_layers(
     return [points, examples, picked]
 
 
-def name_layers(alt: Any, palette: Palette, fates: Mapping[QuadrantName, str]) -> list[Any]:
-    """Each quadrant's label in its corner of the plane, and what happens to its samples.
+def name_layers(alt: Any, palette: Palette, decisions: Mapping[QuadrantName, str]) -> list[Any]:
+    """Return layers with each quadrant's label in its corner of the plane, and the decision on its samples.
 
-    A text is drawn twice, since a picture file paints its outline over it.
+    A text is drawn twice, since a chart file paints its outline over it.
     """
     layers = []
     for meaning in QUADRANTS:
-        label, (side, end) = meaning.label, _PLACES[meaning.label]
-        text = f"{label} {fates.get(label, '')}".strip()
+        label, (side, end) = meaning.label, _CORNERS[meaning.label]
+        text = f"{label} {decisions.get(label, '')}".strip()
         base = (
             alt.Chart(inline_row(alt, t=text, s=label))
             .transform_calculate(shown=f"width < {NARROW} ? datum.s : datum.t")
@@ -224,12 +212,12 @@ def name_layers(alt: Any, palette: Palette, fates: Mapping[QuadrantName, str]) -
 
 
 def inline_row(alt: Any, **values: float | str) -> Any:
-    """A dataset of one row."""
+    """Return a dataset of one row."""
     return alt.InlineData(values=[values])
 
 
 def quadrant_scale(alt: Any, palette: Palette) -> Any:
-    """From a quadrant to its colour."""
+    """Return the scale from quadrants to colours."""
     return alt.Scale(domain=list(QUADRANT_LABELS), range=list(palette.quadrants))
 
 
@@ -246,9 +234,9 @@ def _tooltip(alt: Any) -> list[Any]:
 def density_rows(
     x: tuple[Axis, Column], y: tuple[Axis, Column], quadrant: NDArray[np.int8], weight: float, shape: tuple[int, int]
 ) -> list[Row]:
-    """One row for each cell that holds samples: its edges, how many samples (times `weight`), and their quadrant.
+    """Return one row for each cell with samples: its edges, the number of samples (times `weight`), and their quadrant.
 
-    Axes with their values (S,); quadrant (S,) 1..4; shape: cells across and up.
+    x, y: axes with their values (S,). quadrant: (S,) 1..4. shape: number of cells across and up.
     """
     across, up = shape
     cell = y[0].bins(y[1], up) * across + x[0].bins(x[1], across)
@@ -268,7 +256,7 @@ def density_rows(
 
 
 def density_layer(alt: Any, name: str, rows: list[Row], palette: Palette, color: str = "q") -> Any:
-    """The cells of a dataset `name`, for channels of quantitative axes that other layers define."""
+    """Return a layer of the cells of dataset `name`, for quantitative axes that other layers define."""
     most = max((row["n"] for row in rows), default=1)
     strength = alt.Scale(type="sqrt", domain=[0, most], range=[0.05, 0.9])
     return (

@@ -1,12 +1,10 @@
-"""Every picture of a report by name, as Vega-Lite specifications: for the page, and for files.
+"""All charts of a report by name, as Vega-Lite specifications, and the histograms among them.
 
-import vl_convert
-png = vl_convert.vegalite_to_png(pictures(data)["plane"], scale=2)
+    import vl_convert
+    png = vl_convert.vegalite_to_png(report_charts(data)["plane"], scale=2)
 
-How perplexity, entropy and length lie: histograms over the even sample, stacked by quadrant, as Vega-Lite charts.
-
-What is kept stands at the bottom and is strong, so that its height can be read off; what is dropped stands on it and is
-fainter.
+Histograms of perplexity, entropy and length count the even sample, stacked by quadrant. Kept samples are at the bottom
+in full colour, so that their height can be read from the axis. Dropped samples are above them and fainter.
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ from qtune_service.selection.even_sample import EvenSample
 
 BINS = 40
 HEIGHT = 170
-STACK = tuple((fate, label) for fate in ("kept", "dropped") for label in ("Q2", "Q4", "Q1", "Q3"))
+STACK = tuple((decision, label) for decision in ("kept", "dropped") for label in ("Q2", "Q4", "Q1", "Q3"))
 """From the bottom up."""
 
 Row = dict[str, Any]
@@ -50,7 +48,7 @@ class _Histogram:
 
 
 def histogram_charts(data: ReportData, palette: Palette = LIGHT, width: int | str = 320) -> dict[str, dict[str, Any]]:
-    """Specifications by name: `perplexity`, `entropy`, `length`. Thresholds are dashed."""
+    """Return specifications by name: `perplexity`, `entropy`, `length`. Thresholds are dashed."""
     sample, t = data.sample, data.thresholds
     lengths = np.maximum(sample.num_tokens.astype(np.float64), 1.0)
     errors, entropies = ((t.ppl_low, t.ppl_high), (t.ent_low, t.ent_high)) if t else ((), ())
@@ -78,24 +76,25 @@ def _chart(histogram: _Histogram, sample: EvenSample, palette: Palette, width: i
             tooltip=[
                 alt.Tooltip("x:Q", title=f"{histogram.name} from", format=".3~g"),
                 alt.Tooltip("x2:Q", title="to", format=".3~g"), alt.Tooltip("q:N", title="quadrant"),
-                alt.Tooltip("f:N", title="fate"), alt.Tooltip("n:Q", title="samples", format=","),
+                alt.Tooltip("f:N", title="decision"), alt.Tooltip("n:Q", title="samples", format=","),
             ],
         )
     )  # fmt: skip
-    layers = [bars, *(_rule(alt, value, palette) for value in histogram.lines if _is_inside(value, histogram.axis))]
+    low, high = histogram.axis.domain
+    layers = [bars, *(_rule(alt, value, palette) for value in histogram.lines if low <= value <= high)]
     spec: dict[str, Any] = alt.layer(*layers).properties(width=width, height=HEIGHT, padding=4).to_dict()
     datasets = {**spec.get("datasets", {}), name: _rows(histogram, sample)}
     return spec | {"datasets": datasets, "config": chart_config(palette)}
 
 
 def _rows(histogram: _Histogram, sample: EvenSample) -> list[Row]:
-    """One row for each bin, quadrant and fate that has samples, with its place in the stack."""
+    """Return one row for each bin, quadrant and decision with samples, with its position in the stack."""
     kind = np.where(sample.kept, 0, 4) + (sample.quadrant.astype(np.int64) - 1)
     edges = [float(f"{edge:.5g}") for edge in histogram.axis.edges(BINS).tolist()]
     size = len(edges) - 1
-    place = histogram.axis.bins(histogram.values, BINS)
-    counts = np.bincount(kind * size + place, minlength=8 * size).reshape(8, size)
-    order = [4 * (fate == "dropped") + QUADRANT_LABELS.index(label) for fate, label in STACK]
+    at_bin = histogram.axis.bins(histogram.values, BINS)
+    counts = np.bincount(kind * size + at_bin, minlength=8 * size).reshape(8, size)
+    order = [4 * (decision == "dropped") + QUADRANT_LABELS.index(label) for decision, label in STACK]
     weight = sample.total / max(len(sample.index), 1)
     stacked = np.rint(counts[order] * weight).astype(np.int64)
     tops = np.cumsum(stacked, axis=0)
@@ -109,23 +108,13 @@ def _rows(histogram: _Histogram, sample: EvenSample) -> list[Row]:
     ]  # fmt: skip
 
 
-def _is_inside(value: float, axis: Axis) -> bool:
-    low, high = axis.domain
-    return low <= value <= high
-
-
 def _rule(alt: Any, value: float, palette: Palette) -> Any:
     style = {"strokeDash": [5, 4], "strokeWidth": 1.2, "color": palette.ink, "opacity": 0.75}
     return alt.Chart(inline_row(alt, x=value)).mark_rule(**style).encode(x="x:Q")
 
 
-__all__ = ["histogram_charts", "pictures", "plane_chart", "rank_plane_chart", "what_if_chart"]
-
-Spec = dict[str, Any]
-
-
-def pictures(data: ReportData, palette: Palette = LIGHT) -> dict[str, Spec]:
-    """Those that the data allow. With the palette PAGE they are as wide as what holds them, else of fixed sizes."""
+def report_charts(data: ReportData, palette: Palette = LIGHT) -> dict[str, dict[str, Any]]:
+    """Return all charts that the data allow. With the palette PAGE they fill their container."""
     if data.thresholds is None:
         return {}
     wide = {"width": "container"} if palette is PAGE else {}

@@ -1,4 +1,4 @@
-"""What a comparison of strategies says: tables for the terminal, plain data for scripts, and a picture."""
+"""A comparison of strategies as tables for the terminal, plain data for scripts, and a chart."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from qtune_service.output.compare import Choice, Comparison, ScoredColumns
 from qtune_service.report.text import count, percent
 
 MAX_GROUPS_SHOWN = 12
+PALETTE = ["#0b5fa5", "#8a8f98", "#c8500a", "#1a9e77", "#9c86b4", "#b8860b", "#5b2a86", "#3a7d44"]
+"""Distinct for any colour vision. The method is first."""
 
 
 def describe_comparison(
     columns: ScoredColumns, comparisons: Sequence[Comparison], by: str | None
 ) -> Iterator[RenderableType]:
-    """For each ratio: what each strategy keeps, how much of it they share, and what it keeps of each group."""
+    """Yield for each ratio the samples that each strategy keeps, their overlap, and the counts of each group."""
     for comparison in comparisons:
         yield Text(f"\nsample_keep_ratio {comparison.sample_keep_ratio:g}", style="bold")
         yield _kept_and_shared(columns, comparison)
@@ -28,7 +30,7 @@ def describe_comparison(
 
 
 def _kept_and_shared(columns: ScoredColumns, comparison: Comparison) -> Table:
-    """One row a strategy: samples, tokens, and of what it keeps the share that each other one keeps too."""
+    """Return a row for each strategy: samples, tokens, and the share of its samples that each other one keeps too."""
     table = _table("strategy", "samples", "tokens left", "of all", *(f"∩ {c.name}" for c in comparison.choices))
     total = int(columns.num_tokens.sum())
     for choice, shares in zip(comparison.choices, comparison.overlap, strict=True):
@@ -39,13 +41,13 @@ def _kept_and_shared(columns: ScoredColumns, comparison: Comparison) -> Table:
 
 
 def _by_group(columns: ScoredColumns, comparison: Comparison, by: str | None) -> Table:
-    """One row a group: the share of it that each strategy keeps."""
+    """Return a row for each group: the share that each strategy keeps."""
     table = _table(f"kept of {by or 'category'}", "samples", *(c.name for c in comparison.choices))
     sizes = np.bincount(columns.group, minlength=len(columns.groups))
     for i, name in enumerate(columns.groups[:MAX_GROUPS_SHOWN]):
         table.add_row(name, count(sizes[i]), *(percent(c.kept_by_group[i], sizes[i]) for c in comparison.choices))
     if (more := len(columns.groups) - MAX_GROUPS_SHOWN) > 0:
-        table.add_row(f"… {more} more: --json has all", *[""] * (len(comparison.choices) + 1))
+        table.add_row(f"… {more} more, see --json", *[""] * (len(comparison.choices) + 1))
     return table
 
 
@@ -58,7 +60,7 @@ def _table(first: str, *others: str) -> Table:
 
 
 def comparison_json(columns: ScoredColumns, comparisons: Sequence[Comparison], by: str | None) -> dict[str, Any]:
-    """All figures."""
+    """Return all figures."""
     sizes = np.bincount(columns.group, minlength=len(columns.groups)).tolist()
     return {
         "samples": len(columns.mean_nll),
@@ -82,15 +84,15 @@ def _choice_json(columns: ScoredColumns, choice: Choice) -> dict[str, Any]:
 
 
 def comparison_chart(columns: ScoredColumns, comparisons: Sequence[Comparison], by: str | None) -> dict[str, Any]:
-    """A Vega-Lite picture: the share of each group that each strategy keeps, a panel a ratio; or tokens left."""
+    """Return a Vega-Lite chart, a panel a ratio: the share of each group that strategies keep, or tokens left."""
     import altair as alt
 
     rows = list(_chart_rows(columns, comparisons))
-    what = f"kept of {by or 'category'}" if columns.groups else "trained tokens left"
+    measure = f"kept of {by or 'category'}" if columns.groups else "trained tokens left"
     names = [choice.name for choice in comparisons[0].choices]
     colors = alt.Scale(domain=names, range=PALETTE[: len(names)] if len(names) <= len(PALETTE) else alt.Undefined)
     base = alt.Chart(alt.InlineData(values=rows)).encode(
-        x=alt.X("share:Q", title=what, axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])),
+        x=alt.X("share:Q", title=measure, axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])),
         y=alt.Y("strategy:N", title=None, sort=names),
         color=alt.Color("strategy:N", scale=colors, legend=None),
         tooltip=["strategy:N", "group:N", alt.Tooltip("share:Q", format=".1%")],
@@ -102,10 +104,6 @@ def comparison_chart(columns: ScoredColumns, comparisons: Sequence[Comparison], 
     )
     spec: dict[str, Any] = chart.to_dict()
     return spec
-
-
-PALETTE = ["#0b5fa5", "#8a8f98", "#c8500a", "#1a9e77", "#9c86b4", "#b8860b", "#5b2a86", "#3a7d44"]
-"""Told apart with any colour vision; the method comes first."""
 
 
 def _chart_rows(columns: ScoredColumns, comparisons: Sequence[Comparison]) -> Iterator[dict[str, Any]]:

@@ -1,12 +1,10 @@
-"""What a report is made of: plain values that the pipeline fills in, free of files and engines.
+"""The values that a report consists of. The pipeline fills them in, and they know nothing of files and engines.
 
-The counts hold only what is independent (the quadrants, the kept and the rejected); read, scored and pruned are derived
-from them, so kept + pruned + rejected = read holds by construction, in the total and in every row of every table.
+The counts hold only independent numbers (the quadrants, kept and rejected samples). Read, scored and pruned are derived
+from them, so kept + pruned + rejected = read holds in the total and in every row of every table.
 
-Who chose the samples: the method, a rule of the user's in its place, or another strategy.
-
-By the method and by a rule, a sample's quadrant tells its fate. Another strategy keeps samples of every quadrant, and
-the quadrants only tell where samples lie.
+By the method and by a rule of the user, a sample's quadrant decides whether it is kept. Another strategy keeps samples
+of every quadrant, and the quadrants only describe the scores.
 """
 
 from __future__ import annotations
@@ -27,11 +25,11 @@ TokenState = Literal["prompt", "kept", "removed"]
 
 @dataclass(frozen=True, slots=True)
 class QuadrantMeaning:
-    """How a quadrant is called in a report, and what happens to its samples."""
+    """The name of a quadrant in a report, and the decision on its samples."""
 
     label: QuadrantName
     name: str
-    fate: str
+    decision: str
     place: str
     kept: bool
 
@@ -56,44 +54,44 @@ class Counts:
     q3: int = 0
     q4: int = 0
     kept: int = 0
-    """Samples in the product: Q2 and Q4, unless another strategy than Q-Tuning chose."""
+    """Kept samples: Q2 and Q4, unless another strategy than Q-Tuning chose."""
     tokens_before: int = 0
     """Trained tokens of all scored samples."""
     tokens_after: int = 0
-    """Of these, the ones that are still trained on."""
+    """The trained tokens that are left of these."""
     reasons: Mapping[str, int] = field(default_factory=dict)
-    """Of the rejected."""
+    """Number of rejected records by reason."""
 
     @classmethod
     def of(cls, reasons: Mapping[str, int], counts: Sequence[int]) -> Counts:
-        """From the rejected, and: Q1, Q2, Q3, Q4, kept, tokens before, tokens after."""
+        """Return the counts of rejected records, and of: Q1, Q2, Q3, Q4, kept, tokens before, tokens after."""
         q1, q2, q3, q4, kept, before, after = counts
         return cls(sum(reasons.values()), q1, q2, q3, q4, kept, before, after, reasons)
 
     @property
     def scored(self) -> int:
-        """Samples with a quadrant."""
+        """Return the number of samples with a quadrant."""
         return self.q1 + self.q2 + self.q3 + self.q4
 
     @property
     def read(self) -> int:
-        """All records."""
+        """Return the number of all records."""
         return self.scored + self.rejected
 
     @property
     def pruned(self) -> int:
-        """Samples scored and left out."""
+        """Return the number of scored samples that are not kept."""
         return self.scored - self.kept
 
     def as_dict(self) -> dict[str, int]:
-        """The nine counts by the names of manifest.json."""
+        """Return the nine counts under their names in manifest.json."""
         totals = {name: getattr(self, name) for name in ("read", "scored", "kept", "pruned", "rejected")}
         return totals | {"Q1": self.q1, "Q2": self.q2, "Q3": self.q3, "Q4": self.q4}
 
 
 @dataclass(frozen=True, slots=True)
 class TokenTotals:
-    """Trained tokens: those under the loss mask."""
+    """Numbers of trained tokens, which are those under the loss mask."""
 
     scored: int  # of all scored samples
     before: int  # of kept samples, before stage 2
@@ -109,12 +107,12 @@ class TokenView:
     nll: float | None = None  # nats
     entropy: float | None = None  # nats
     score: float | None = None
-    """What stage 2 orders by: its perplexity smoothed with its neighbours' (selection/token_masks.py)."""
+    """The order of stage 2: perplexity, smoothed with the neighbours' (selection/token_masks.py)."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExampleSample:
-    """A sample shown with its tokens. Of a dropped one all trained tokens go, whatever their state."""
+    """A sample with its tokens. A dropped sample loses all trained tokens, whatever their state."""
 
     sample_id: str
     source: str
@@ -131,31 +129,31 @@ class ExampleSample:
 
 @dataclass(frozen=True, slots=True)
 class ReportData:
-    """Everything that report.html and summary_statistics.json say."""
+    """All data of report.html and summary_statistics.json."""
 
     title: str
     spec: Mapping[str, Any]  # JobSpec.model_dump(mode="json")
     engine: Mapping[str, Any]  # EngineInfo, and versions
     created_at: str  # ISO 8601
-    thresholds: Thresholds | None  # None where nothing was scored
-    target: int  # samples asked for
-    disjoint_capacity: int  # most samples that corners without overlap hold
+    thresholds: Thresholds | None  # None if nothing was scored
+    target: int  # samples to keep
+    disjoint_capacity: int  # largest number of samples in corners without overlap
     counts: Counts
     tokens: TokenTotals
     sample: EvenSample
-    """An even sample of the population, for pictures."""
+    """An even sample of the population, for charts."""
     point_ids: tuple[str, ...]
     """Ids of `sample.points()`, in their order."""
     distributions: Distributions
     by_source: Mapping[str, Counts] = field(default_factory=dict)
     by_category: Mapping[str, Counts] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)  # stage -> wall-clock
-    warnings: tuple[str, ...] = ()  # the pipeline's own; findings.py adds what the numbers say
-    examples: tuple[ExampleSample, ...] = ()  # a few a quadrant; at most examples.MAX_PER_QUADRANT are shown
+    warnings: tuple[str, ...] = ()  # of the pipeline; text.py adds those of the numbers
+    examples: tuple[ExampleSample, ...] = ()  # a few a quadrant; examples.MAX_PER_QUADRANT limits those shown
     curve: tuple[CurvePoint, ...] = ()
-    """What other ratios would keep, ascending; empty where another strategy than Q-Tuning, or a rule, chose."""
+    """Results of other ratios, ascending. Empty for another strategy than Q-Tuning, and for a rule."""
     output: str = ""
-    """Where the job's output is, for commands to copy."""
+    """The folder of the job's output, for commands."""
 
 
 _STRATEGIES = {
@@ -165,7 +163,7 @@ _STRATEGIES = {
     "entropy": "the highest entropy first",
     "infobatch": "InfoBatch",
 }
-_TURNED = {
+_REVERSED = {
     "longest": "the shortest first",
     "perplexity": "the lowest perplexity first",
     "entropy": "the lowest entropy first",
@@ -173,29 +171,29 @@ _TURNED = {
 
 
 def prune_spec(data: ReportData) -> Mapping[str, Any]:
-    """The job's arguments of the method; empty where it has none."""
+    """Return the job's arguments of the method, empty if it has none."""
     part: Mapping[str, Any] = data.spec.get("prune") or {}
     return part
 
 
 def other_strategy(data: ReportData) -> str | None:
-    """What chose the samples, in words, where it was not the method."""
+    """Return a description of the strategy if it is not Q-Tuning."""
     prune = prune_spec(data)
     name = prune.get("strategy", "q_tuning")
     if name == "q_tuning":
         return None
-    turned = _TURNED.get(name) if prune.get("strategy_order") == "lowest" else None
-    return turned or _STRATEGIES.get(name, str(name))
+    reversed_name = _REVERSED.get(name) if prune.get("strategy_order") == "lowest" else None
+    return reversed_name or _STRATEGIES.get(name, str(name))
 
 
 def quadrant_rule(data: ReportData) -> str | None:
-    """The user's own rule, `module:function`."""
+    """Return the user's own rule, `module:function`."""
     rule: str | None = prune_spec(data).get("quadrant_rule")
     return rule
 
 
-def fates(data: ReportData) -> dict[QuadrantName, str]:
-    """What happens to a quadrant's samples, in a word or two; empty where the quadrant does not tell."""
+def decisions(data: ReportData) -> dict[QuadrantName, str]:
+    """Return a short text of the decision on each quadrant's samples, empty if quadrants do not decide."""
     if other_strategy(data) is not None:
         return {}
     is_masked = data.tokens.after < data.tokens.before

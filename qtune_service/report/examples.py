@@ -41,7 +41,7 @@ class ShownExample:
 
     sample: ExampleSample
     at: int
-    """Its place among the page's examples."""
+    """Its index among the page's examples."""
     runs: tuple[Run, ...]
     num_trained: int
     num_removed: int

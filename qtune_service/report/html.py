@@ -30,7 +30,7 @@ from qtune_service.report.data import (
     QuadrantMeaning,
     QuadrantName,
     ReportData,
-    fates,
+    decisions,
     other_strategy,
     quadrant_rule,
 )
@@ -46,10 +46,18 @@ MAX_WARNING_CHARS = 1_200
 MAX_SPEC_CHARS = 12_000
 ENGINE_FACTS = {"engine": "Engine", "name": "Engine", "version": "Version", "device": "Device", "dtype": "Precision"}
 STYLES = ("page", "figures", "tables", "samples", "media")
+SCRIPT_MODULES = ("format", "copy", "charts", "picking", "what_if", "tokens", "sorting", "start")
+"""In the order of the joined script: a module comes after those that it imports. Their names share one scope."""
+_IMPORT = re.compile(r"^import [^;]*;\n", re.MULTILINE)
+_EXPORT = re.compile(r"^export ", re.MULTILINE)
+MAX_ROWS = 100
+MAX_REASONS = 6
+TALL = 15
+"""Number of rows beyond which a table scrolls."""
 
 
 def render_report(data: ReportData) -> str:
-    """The page. Deterministic: the same data give the same bytes."""
+    """Return the page. The same data give the same bytes."""
     bundle = chart_library() if data.thresholds is not None else ""
     script = inline_script()
     page = (
@@ -60,7 +68,7 @@ def render_report(data: ReportData) -> str:
             data=data,
             quadrants=QUADRANTS,
             cards=quadrant_cards(data),
-            fates=fates(data),
+            decisions=decisions(data),
             flow=record_flow(data),
             groups=group_tables(data),
             reasons=largest(data.counts.reasons, MAX_ROWS),
@@ -92,12 +100,12 @@ def _texts(data: ReportData) -> dict[str, Any]:
 
 
 def _facts(data: ReportData) -> list[tuple[str, str]]:
-    """Model, engine and time; all that an engine says of itself stands below."""
+    """Return model, engine and time. A table below has all facts of the engine."""
     engine = data.engine
-    made = data.created_at.replace("T", " ").replace("+00:00", " UTC")
+    created = data.created_at.replace("T", " ").replace("+00:00", " UTC")
     found = [("Model", data.spec.get("model", {}).get("name", ""))]
     found += [(name, str(engine[key])) for key, name in ENGINE_FACTS.items() if engine.get(key)]
-    return [(key, value) for key, value in [*found, ("Made", made)] if value]
+    return [(key, value) for key, value in [*found, ("Created", created)] if value]
 
 
 def _num_beyond(data: ReportData) -> int:
@@ -106,7 +114,7 @@ def _num_beyond(data: ReportData) -> int:
 
 
 def _json_for_script(value: Any) -> Markup:
-    """JSON that can stand in a script element: no character in it can end the element or open another."""
+    """Return JSON for a script element: no character in it can end the element or open another."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))  # noqa: S704
 
@@ -132,14 +140,14 @@ def _environment() -> Environment:
     environment.globals.update(
         percent=wording.percent,
         largest=largest,
-        told_reasons=told_reasons,
+        reasons_text=reasons_text,
         max_reasons=MAX_REASONS,
     )
     return environment
 
 
 def _words(command: str) -> Markup:
-    """Each word is an element, so that a line ends between words and not at the hyphens of a flag."""
+    """Return an element for each word, so that lines break between words and not at the hyphens of a flag."""
     return Markup(" ").join(Markup("<span>{}</span>").format(word) for word in command.split(" "))
 
 
@@ -148,12 +156,6 @@ def _resource(name: str) -> str:
     loader = _environment().loader
     assert loader is not None
     return loader.get_source(_environment(), name)[0]
-
-
-SCRIPT_MODULES = ("format", "copy", "charts", "picking", "what_if", "tokens", "sorting", "start")
-"""In the order of the joined script: a module comes after those that it imports. Their names share one scope."""
-_IMPORT = re.compile(r"^import [^;]*;\n", re.MULTILINE)
-_EXPORT = re.compile(r"^export ", re.MULTILINE)
 
 
 @cache
@@ -177,15 +179,9 @@ def chart_library_version() -> str:
     return metadata.version("vl-convert-python")
 
 
-MAX_ROWS = 100
-MAX_REASONS = 6
-TALL = 15
-"""Rows beyond which a table scrolls inside itself."""
-
-
 @dataclass(frozen=True, slots=True)
 class GroupTable:
-    """A table of counts by source or category: its largest rows, and how many there are in all."""
+    """A table of counts by source or category: its largest rows, and the number of all rows."""
 
     key: str
     title: str
@@ -193,26 +189,26 @@ class GroupTable:
     rows: tuple[tuple[str, Counts], ...]
     total: int
     folder: str = ""
-    """What all names begin with, up to a slash: said once, since names are cut and differ at their ends."""
+    """The common beginning of all names, up to a slash, shown once: names are cut and differ at their ends."""
 
     @property
     def is_tall(self) -> bool:
-        """Whether it scrolls inside itself."""
+        """Return whether the table scrolls."""
         return len(self.rows) > TALL
 
 
 @dataclass(frozen=True, slots=True)
 class QuadrantCard:
-    """A quadrant: its samples, and what happens to them."""
+    """A quadrant, the number of its samples, and the decision on them."""
 
     meaning: QuadrantMeaning
     count: int
-    fate: str
+    decision: str
 
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """A part of the bar that shows where the records went; `css` is its colour's class."""
+    """A part of the bar of records. `css` is the class of its colour."""
 
     css: str
     name: str
@@ -220,22 +216,22 @@ class Flow:
 
 
 def record_flow(data: ReportData) -> list[Flow]:
-    """Kept, dropped and rejected: by quadrant where that tells a sample's fate."""
-    c, told = data.counts, fates(data)
+    """Return kept, dropped and rejected records: by quadrant if quadrants decide."""
+    c, known = data.counts, decisions(data)
     sizes: tuple[tuple[QuadrantName, int], ...] = (("Q2", c.q2), ("Q4", c.q4), ("Q1", c.q1), ("Q3", c.q3))
     parts = [Flow("chosen", "kept", c.kept), Flow("left-out", "dropped", c.pruned)]
-    if told:
-        parts = [Flow(label, f"{label} {told[label]}", size) for label, size in sizes]
+    if known:
+        parts = [Flow(label, f"{label} {known[label]}", size) for label, size in sizes]
     parts.append(Flow("rejected", "rejected before scoring", c.rejected))
     return [part for part in parts if part.size]
 
 
 def group_tables(data: ReportData) -> list[GroupTable]:
-    """Those that have rows."""
-    sides = (("source", "Source", data.by_source), ("category", "Category", data.by_category))
+    """Return the tables that have rows."""
+    groupings = (("source", "Source", data.by_source), ("category", "Category", data.by_category))
     tables = []
-    for key, heading, groups in sides:
-        rows = tuple(sorted(groups.items(), key=_by_size)[:MAX_ROWS])
+    for key, heading, groups in groupings:
+        rows = tuple(sorted(groups.items(), key=lambda item: (-item[1].read, item[0]))[:MAX_ROWS])
         folder = common_folder([name for name, _ in rows])
         rows = tuple((name.removeprefix(folder), counts) for name, counts in rows)
         tables.append(GroupTable(key, f"By {key}", heading, rows, len(groups), folder))
@@ -243,22 +239,22 @@ def group_tables(data: ReportData) -> list[GroupTable]:
 
 
 def quadrant_cards(data: ReportData) -> list[QuadrantCard]:
-    """One a quadrant, in order. Where another strategy chose, how much of it is kept: of the even sample."""
+    """Return a card for each quadrant, in order. For another strategy it has the kept share of the even sample."""
     sizes = (data.counts.q1, data.counts.q2, data.counts.q3, data.counts.q4)
-    told = fates(data)
+    known = decisions(data)
     return [
-        QuadrantCard(meaning, size, told.get(meaning.label) or _kept_share(data, number))
+        QuadrantCard(meaning, size, known.get(meaning.label) or _kept_share(data, number))
         for number, (meaning, size) in enumerate(zip(QUADRANTS, sizes, strict=True), start=1)
     ]
 
 
 def largest(values: Mapping[str, int], limit: int) -> list[tuple[str, int]]:
-    """Names with the largest numbers first."""
+    """Return the names with the largest numbers, in descending order."""
     return sorted(values.items(), key=lambda item: (-item[1], item[0]))[:limit]
 
 
 def common_folder(names: Sequence[str]) -> str:
-    """The longest beginning that ends in a slash and that all of several names share."""
+    """Return the longest common beginning of several names that ends in a slash."""
     if len(names) < 2:
         return ""
     first, last = min(names), max(names)
@@ -266,15 +262,11 @@ def common_folder(names: Sequence[str]) -> str:
     return first[: first.rfind("/", 0, length) + 1]
 
 
-def told_reasons(counts: Counts) -> str:
-    """A group's rejected by reason, in one line."""
+def reasons_text(counts: Counts) -> str:
+    """Return the reasons of a group's rejected records, in one line."""
     return ", ".join(f"{reason} {count(number)}" for reason, number in largest(counts.reasons, MAX_REASONS))
 
 
 def _kept_share(data: ReportData, number: int) -> str:
     of_quadrant = data.sample.kept[data.sample.quadrant == number]
     return f"{percent(float(of_quadrant.sum()), len(of_quadrant))} of them kept"
-
-
-def _by_size(item: tuple[str, Counts]) -> tuple[int, str]:
-    return -item[1].read, item[0]

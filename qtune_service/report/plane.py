@@ -1,16 +1,15 @@
-"""The EU plane (entropy across, perplexity up, on a log scale) as a Vega-Lite chart.
+"""The EU plane as Vega-Lite charts, in scores and in ranks.
 
-Axes are the way round that makes the quadrants those of mathematics: Q1 is at the upper right, Q2 at the upper left.
-The thresholds are drawn as they are: above alpha 0.5 they cross and the corners overlap, and the picture shows that. So
-is the line between Q1 and Q3 (or, where corners overlap, between Q2 and Q4): it is a diagonal in ranks (rank_plane.py)
-and goes through the quantiles of both scores here.
+In scores, entropy is the x axis and perplexity the y axis, on a log scale. With these axes the quadrants are those of
+mathematics: Q1 at the upper right, Q2 at the upper left. Thresholds are drawn at their values, so for alpha above 0.5
+they cross and the corners overlap. The line between Q1 and Q3 (or, where corners overlap, between Q2 and Q4) is a
+diagonal in ranks, and goes through the quantiles of both scores here.
 
-The plane in ranks, where the rule is straight lines: both axes run from 0 to 1, distances are shares of samples.
-
-The kept corners are squares of side alpha. Of the two diagonals one decides at a time: p + e = 1 parts the removed
-where the corners are disjoint, p = e parts the kept where they overlap (alpha > 1/2). All of that hangs on one number,
-the signal `alpha`, so a page moves it and the picture follows: corners, diagonals, and the quadrant of every point. At
-the job's own alpha the points have the job's own labels, which a rule of the user's may have changed.
+In ranks, the rule is straight lines: both axes run from 0 to 1, and distances are shares of samples. The kept corners
+are squares of side alpha. One of the two diagonals decides: p + e = 1 separates the removed samples if the corners are
+disjoint, and p = e the kept samples if they overlap (alpha > 1/2). All of this depends on one number, the signal
+`alpha`. When a page changes it, the corners, the diagonals and the quadrant of every point follow. At the job's own
+alpha the points have the job's own labels, which a rule of the user may have changed.
 """
 
 from __future__ import annotations
@@ -37,10 +36,10 @@ from qtune_service.report.chart_layers import (
     point_layers,
     point_rows,
 )
-from qtune_service.report.data import QuadrantName, ReportData, fates
+from qtune_service.report.data import QuadrantName, ReportData, decisions
 from qtune_service.report.text import number
 from qtune_service.selection.even_sample import EvenSample
-from qtune_service.selection.plane import Thresholds
+from qtune_service.selection.plane import Thresholds, entry_alpha_text
 
 CELLS = (84, 60)  # of the density, across and up
 BORDER_STEPS = 48
@@ -48,11 +47,13 @@ HEIGHT = 460
 NAME_HEIGHT = 13  # pixels of a line of names
 
 Row = dict[str, Any]
+RANK_CELLS = (48, 48)
+TICKS = [0, 0.25, 0.5, 0.75, 1]
 
 
 @dataclass(frozen=True, slots=True)
 class _Scene:
-    """What the layers are made for."""
+    """The inputs of the layers."""
 
     alt: Any
     x: Axis
@@ -62,23 +63,25 @@ class _Scene:
 
 
 def plane_chart(data: ReportData, palette: Palette = LIGHT, width: int | str = 720) -> dict[str, Any]:
-    """Vega-Lite specification of the plane; `data` must have thresholds."""
+    """Return the Vega-Lite specification of the plane. `data` must have thresholds."""
     assert data.thresholds is not None
     points, examples = point_rows(data), example_rows(data)
-    return plane_of(data.sample, data.thresholds, points, fates(data), examples=examples, palette=palette, width=width)
+    return plane_of(
+        data.sample, data.thresholds, points, decisions(data), examples=examples, palette=palette, width=width
+    )
 
 
 def plane_of(
     sample: EvenSample,
     thresholds: Thresholds,
     points: list[Row],
-    fates: Mapping[QuadrantName, str],
+    quadrant_decisions: Mapping[QuadrantName, str],
     *,
     examples: Sequence[Row] = (),
     palette: Palette = LIGHT,
     width: int | str = 720,
 ) -> dict[str, Any]:
-    """The same of samples, those of them that are drawn as points, and what happens to each quadrant's."""
+    """Return the plane of some samples, with the rows of those drawn as points, and the decision on each quadrant."""
     import altair as alt
 
     scene = _Scene(alt, entropy_axis(sample, thresholds), perplexity_axis(sample, thresholds), thresholds, palette)
@@ -91,7 +94,7 @@ def plane_of(
         *point_layers(alt, x, y, palette, num_points=len(points), over_density=bool(cells)),
         *_perplexity_rules(scene),
         *_entropy_rules(scene),
-        *name_layers(alt, palette, fates),
+        *name_layers(alt, palette, quadrant_decisions),
     ]
     spec: dict[str, Any] = alt.layer(*layers).properties(width=width, height=HEIGHT, padding=PADDING).to_dict()
     own = {"samples": points, "examples": list(examples), "picked": [], **({"plane_cells": cells} if cells else {})}
@@ -99,7 +102,7 @@ def plane_of(
 
 
 def _cells(scene: _Scene, sample: EvenSample, num_points: int) -> list[Row]:
-    """The density below the points, where these are not all."""
+    """Return the density below the points, empty if all samples are points."""
     if len(sample.index) <= num_points:
         return []
     weight = sample.total / len(sample.index)
@@ -108,23 +111,23 @@ def _cells(scene: _Scene, sample: EvenSample, num_points: int) -> list[Row]:
 
 
 def _corners(scene: _Scene) -> list[Any]:
-    """A faint sheet over each kept corner; where the corners overlap, so do the sheets."""
+    """Return a faint rectangle over each kept corner. If the corners overlap, the rectangles do too."""
     alt, t, (left, right), (low, high) = scene.alt, scene.thresholds, scene.x.domain, scene.y.domain
-    sheets = []
+    rectangles = []
     if 0 < t.ppl_high < math.inf and math.isfinite(t.ent_low):
-        sheets.append((left, t.ent_low, t.ppl_high, high, scene.palette.of("Q2")))
+        rectangles.append((left, t.ent_low, t.ppl_high, high, scene.palette.of("Q2")))
     if 0 < t.ppl_low < math.inf and math.isfinite(t.ent_high):
-        sheets.append((t.ent_high, right, low, t.ppl_low, scene.palette.of("Q4")))
+        rectangles.append((t.ent_high, right, low, t.ppl_low, scene.palette.of("Q4")))
     return [
         alt.Chart(inline_row(alt, x=x, x2=x2, y=y, y2=y2))
         .mark_rect(color=color, opacity=0.09, clip=True)
         .encode(x="x:Q", x2="x2:Q", y="y:Q", y2="y2:Q")
-        for x, x2, y, y2, color in sheets
+        for x, x2, y, y2, color in rectangles
     ]
 
 
 def _border(scene: _Scene, sample: EvenSample) -> Any:
-    """Where the method parts Q1 from Q3, or Q2 from Q4: a diagonal in ranks, mapped through both quantile functions."""
+    """Return the line between Q1 and Q3, or Q2 and Q4: a diagonal in ranks, mapped through both quantile functions."""
     alpha = scene.thresholds.alpha
     rank = np.linspace(min(alpha, 1 - alpha), max(alpha, 1 - alpha), BORDER_STEPS)
     entropy = np.quantile(sample.mean_entropy, rank, method="inverted_cdf")
@@ -138,11 +141,11 @@ def _border(scene: _Scene, sample: EvenSample) -> Any:
 
 
 def _perplexity_rules(scene: _Scene) -> list[Any]:
-    """Dashed thresholds across, named beyond the right edge; of two that are close, the upper one's name goes up."""
+    """Return dashed horizontal thresholds, named beyond the right edge. Names that are close move apart."""
     t = scene.thresholds
     found = [(name, value) for name, value in (("low", t.ppl_low), ("high", t.ppl_high)) if 0 < value < math.inf]
-    places = [HEIGHT * (1 - scene.y.share(value)) for _, value in found]  # pixels from the top
-    shifts = _apart(places)
+    pixels = [HEIGHT * (1 - scene.y.share(value)) for _, value in found]  # pixels from the top
+    shifts = _apart(pixels)
     layers = []
     for (name, value), shift in zip(found, shifts, strict=True):
         base = scene.alt.Chart(inline_row(scene.alt, y=value, t=f"{name} {number(value)}"))
@@ -153,7 +156,7 @@ def _perplexity_rules(scene: _Scene) -> list[Any]:
 
 
 def _entropy_rules(scene: _Scene) -> list[Any]:
-    """Dashed thresholds upwards, named above: the larger one to its right, the other to its left if there is room."""
+    """Return dashed vertical thresholds, named above: the larger at its right, the other at its left with room."""
     t = scene.thresholds
     layers = []
     for name, value, is_larger in (
@@ -164,7 +167,7 @@ def _entropy_rules(scene: _Scene) -> list[Any]:
             continue
         share = scene.x.share(value)
         to_the_right = (is_larger or share < 0.2) and share < 0.8
-        is_crowded = to_the_right != is_larger  # not on its own side: one line up
+        is_crowded = to_the_right != is_larger  # on the side of the other name: one line up
         base = scene.alt.Chart(inline_row(scene.alt, x=value, t=f"{name} {number(value)}"))
         text = base.mark_text(
             align="left" if to_the_right else "right",
@@ -177,12 +180,12 @@ def _entropy_rules(scene: _Scene) -> list[Any]:
     return layers
 
 
-def _apart(places: list[float]) -> list[float]:
-    """By how many pixels to move names, one or two, so that they do not meet."""
-    if len(places) < 2 or abs(places[0] - places[1]) >= NAME_HEIGHT:
-        return [0.0] * len(places)
-    half = (NAME_HEIGHT - abs(places[0] - places[1])) / 2
-    return [half, -half] if places[0] > places[1] else [-half, half]
+def _apart(pixels: list[float]) -> list[float]:
+    """Return the shift in pixels of one or two names, so that they do not overlap."""
+    if len(pixels) < 2 or abs(pixels[0] - pixels[1]) >= NAME_HEIGHT:
+        return [0.0] * len(pixels)
+    half = (NAME_HEIGHT - abs(pixels[0] - pixels[1])) / 2
+    return [half, -half] if pixels[0] > pixels[1] else [-half, half]
 
 
 def _line_style(palette: Palette) -> dict[str, Any]:
@@ -193,12 +196,8 @@ def _name_style(palette: Palette) -> dict[str, Any]:
     return {"fontSize": 11, "color": palette.ink}
 
 
-RANK_CELLS = (48, 48)
-TICKS = [0, 0.25, 0.5, 0.75, 1]
-
-
 def rank_plane_chart(data: ReportData, palette: Palette = LIGHT, width: int | str = 420) -> dict[str, Any]:
-    """Vega-Lite specification of the plane in ranks; `data` must have thresholds."""
+    """Return the Vega-Lite specification of the plane in ranks. `data` must have thresholds."""
     import altair as alt
 
     assert data.thresholds is not None
@@ -216,7 +215,7 @@ def rank_plane_chart(data: ReportData, palette: Palette = LIGHT, width: int | st
         *([_relabelled(density, alpha)] if density else []),
         *_diagonals(alt, palette),
         *(_relabelled(layer, alpha) for layer in points),
-        *name_layers(alt, palette, fates(data)),
+        *name_layers(alt, palette, decisions(data)),
     ]
     height = width if isinstance(width, int) else 420
     spec: dict[str, Any] = alt.layer(*layers).properties(width=width, height=height, padding=4).to_dict()
@@ -233,7 +232,7 @@ def _channel(title: str) -> dict[str, Any]:
 
 
 def _rank_cells(sample: EvenSample, num_points: int) -> list[Row]:
-    """The density below the points, where these are not all. A cell is relabelled by its middle (u, v)."""
+    """Return the density below the points, empty if all samples are points. The middle of a cell is (u, v)."""
     if len(sample.index) <= num_points:
         return []
     axis = rank_axis("")
@@ -248,8 +247,8 @@ def _rank_cells(sample: EvenSample, num_points: int) -> list[Row]:
 
 
 def _relabelled(layer: Any, alpha: float) -> Any:
-    """Quadrant and fate at the signal's alpha; the given ones while it stands at the job's."""
-    entry = "min(max(1 - datum.u, datum.v), max(datum.u, 1 - datum.v))"  # selection/plane.py: where a sample enters
+    """Add quadrant and decision at the signal's alpha. At the job's alpha they are those of the job."""
+    entry = entry_alpha_text("datum.u", "datum.v")
     moved = f"abs(alpha - {alpha!r}) > 1e-9"
     is_in = f"{entry} <= alpha + 1e-9"
     kept, removed = "datum.u >= datum.v ? 'Q2' : 'Q4'", "datum.u + datum.v > 1 ? 'Q1' : 'Q3'"
@@ -260,7 +259,7 @@ def _relabelled(layer: Any, alpha: float) -> Any:
 
 
 def _rank_corners(alt: Any, palette: Palette) -> list[Any]:
-    """A faint square over each kept corner; where they overlap, so do the sheets."""
+    """Return a faint square over each kept corner. If the corners overlap, the squares do too."""
     return [
         alt.Chart(inline_row(alt, s=0), name=f"corner_{label}")
         .transform_calculate(x=x, x2=x2, y=y, y2=y2)
@@ -273,7 +272,7 @@ def _rank_corners(alt: Any, palette: Palette) -> list[Any]:
 
 
 def _diagonals(alt: Any, palette: Palette) -> list[Any]:
-    """Both, faintly; and the part of the one that decides."""
+    """Return both diagonals, faint, and the part of the one that decides."""
     low, high = "min(alpha, 1 - alpha)", "max(alpha, 1 - alpha)"
     lines = (
         ("rising", 0.2, 1.0, {"x": "0", "x2": "1", "y": "0", "y2": "1"}),

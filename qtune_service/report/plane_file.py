@@ -1,15 +1,11 @@
-"""plane.json: all that a client needs to draw the plane by itself, and to move the keep ratio without asking.
+"""plane.json: all data that a client needs to draw the plane and to move the keep ratio without another request.
 
-It is written once, at a job's end, when the numbers exist; so the service answers in the same time for any number of
-samples. Beside the numbers it holds the charts of report.html, with the same data: the page of a job draws these.
-Bounded like the report: some thousands of points, two histograms of a fixed number of cells, one curve.
+The job writes it once at its end, so the service responds in the same time for any number of samples. It holds the
+charts of report.html with the same data, which the job's page draws. Its size is limited like the report's: some
+thousands of points, two histograms with a fixed number of cells, and one curve. Data are columns and not rows, since
+the field names of a point would take more space than its numbers. Charts share datasets by name.
 
-Commands that a reader copies from the page. The page's script puts in what was chosen: a ratio, a sample.
-
-What the page's script reads: the charts, their data, the curve, and what commands are made of.
-
-Data are columns, not rows: a point's field names would weigh more than its numbers. Charts share datasets by
-name.
+The commands that readers copy from the page are made here. The page's script inserts the chosen ratio or sample.
 """
 
 from __future__ import annotations
@@ -27,12 +23,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from qtune_service.config import PruneSpec
 from qtune_service.report.axes import Axis, Column, entropy_axis, perplexity_axis, rank_axis, shown_perplexity
 from qtune_service.report.chart_layers import PAGE
-from qtune_service.report.charts import pictures
+from qtune_service.report.charts import report_charts
 from qtune_service.report.data import (
     QUADRANTS,
     QuadrantName,
     ReportData,
-    fates,
+    decisions,
     other_strategy,
     prune_spec,
     quadrant_rule,
@@ -41,30 +37,34 @@ from qtune_service.report.plane import CELLS, RANK_CELLS
 from qtune_service.report.what_if import what_if, why_no_curve
 
 PLACEHOLDER = "OUT"
+Rows = Sequence[Mapping[str, Any]]
+QUADRANT_NAMES = tuple(meaning.label for meaning in QUADRANTS)
+Number = float | Literal["inf", "-inf"]
+"""Infinity is text, since JSON has no infinity."""
 
 
 def output_of(data: ReportData) -> str:
-    """Where the job's output is, or a word in its place."""
+    """Return the folder of the job's output, or a placeholder."""
     return data.output or PLACEHOLDER
 
 
 def inspect_command(data: ReportData) -> str:
-    """Up to the sample's identifier."""
+    """Return the command up to the sample's identifier."""
     return f"qtune inspect {shlex.quote(output_of(data))} --sample "
 
 
 def prune_command(data: ReportData, ratio: float) -> str:
-    """For one ratio; the page's script makes the others."""
+    """Return the command for one ratio. The page's script makes the others."""
     start, stem, flags = prune_parts(data)
     number = repr(ratio).removesuffix(".0")  # as a script writes it
     return f"{start}{shlex.quote(stem + number)} --sample-keep-ratio {number}{flags}"
 
 
 def prune_parts(data: ReportData) -> tuple[str, str, str]:
-    """The start up to the new output; that output up to its ratio, unquoted; and the flags after the ratio.
+    """Return the start up to the new output, that output up to its ratio, unquoted, and the flags after the ratio.
 
-    `qtune prune --from-scores` takes the method's arguments from its flags alone, so those of this job that are not the
-    defaults are repeated.
+    `qtune prune --from-scores` takes the arguments of the method from its flags alone, so the job's arguments that are
+    not defaults are repeated.
     """
     output = output_of(data)
     start = f"qtune prune --from-scores {shlex.quote(output)} --output "
@@ -80,12 +80,9 @@ def _flags(data: ReportData) -> list[str]:
     return flags
 
 
-Rows = Sequence[Mapping[str, Any]]
-
-
 def page_data(data: ReportData) -> dict[str, Any]:
-    """Plain data, ready for a strict JSON encoder; `data` must have thresholds."""
-    charts = pictures(data, PAGE)
+    """Return plain data for a strict JSON encoder. `data` must have thresholds."""
+    charts = report_charts(data, PAGE)
     datasets = {name: rows for chart in charts.values() for name, rows in chart["datasets"].items()}
     return {
         "charts": {name: {**chart, "datasets": sorted(chart["datasets"])} for name, chart in charts.items()},
@@ -97,7 +94,7 @@ def page_data(data: ReportData) -> dict[str, Any]:
 
 
 def as_columns(rows: Rows) -> dict[str, list[Any]] | Rows:
-    """A list for each field, where all rows have the same fields."""
+    """Return a list for each field if all rows have the same fields, else the rows."""
     fields = list(rows[0]) if rows else []
     if not fields or any(list(row) != fields for row in rows):
         return rows
@@ -118,17 +115,12 @@ def _curve(data: ReportData) -> dict[str, Any] | None:
     }
 
 
-QUADRANT_NAMES = tuple(meaning.label for meaning in QUADRANTS)
-Number = float | Literal["inf", "-inf"]
-"""JSON has no infinity."""
-
-
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
 class Bounds(_Part):
-    """Edges of the kept corners, in the data's own units; infinite where no sample lies beyond."""
+    """Edges of the kept corners, in units of the data. Infinite if no sample is beyond."""
 
     alpha: float = Field(description="Side of the corners, as a share of ranks.")
     ppl_low: Number
@@ -138,31 +130,31 @@ class Bounds(_Part):
 
 
 class QuadrantCount(_Part):
-    """A quadrant: what it means, and how many samples are there."""
+    """A quadrant: its meaning, and the number of its samples."""
 
     label: QuadrantName
     name: str
     place: str
-    fate: str = Field(description="What happened to its samples; empty where another strategy than Q-Tuning chose.")
+    fate: str = Field(description="The decision on its samples. Empty if another strategy than Q-Tuning chose.")
     count: int
 
 
 class Histogram(_Part):
-    """Samples in the cells of a plane, by quadrant."""
+    """Number of samples in the cells of a plane, by quadrant."""
 
     x_title: str
     y_title: str
-    x_scale: Literal["linear", "sqrt", "log"] = Field(description="On which cells are of equal width.")
+    x_scale: Literal["linear", "sqrt", "log"] = Field(description="The scale on which cells have equal width.")
     y_scale: Literal["linear", "sqrt", "log"]
-    x_edges: list[float] = Field(description="Ascending; one more than cells. Entropy in nats, or its rank.")
+    x_edges: list[float] = Field(description="Ascending, one more than cells. Entropy in nats, or its rank.")
     y_edges: list[float] = Field(description="Perplexity, or its rank.")
     counts: dict[QuadrantName, list[list[int]]] = Field(description="Rows of y, of cells of x, both ascending.")
-    samples_each: float = Field(description="Samples that each counted one stands for: 1 up to a million samples.")
-    num_beyond: int = Field(description="Far outliers; they are counted in the cells at the edge.")
+    samples_each: float = Field(description="Number of samples for each counted one: 1 up to a million samples.")
+    num_beyond: int = Field(description="Number of far outliers, which are counted in the cells at the edge.")
 
 
 class CurveColumns(_Part):
-    """What other keep ratios would lead to: a column each, one place a ratio."""
+    """Results of other keep ratios: a column for each, an index for each ratio."""
 
     sample_keep_ratio: list[float]
     alpha: list[float]
@@ -175,7 +167,7 @@ class CurveColumns(_Part):
 
 
 class Command(_Part):
-    """`qtune prune --from-scores` of another ratio: start + quoted(stem + ratio) + ratio flag + flags."""
+    """`qtune prune --from-scores` for another ratio: start + quoted(stem + ratio) + ratio flag + flags."""
 
     start: str
     stem: str
@@ -183,10 +175,10 @@ class Command(_Part):
 
 
 class Curve(_Part):
-    """The curve, and where on it the job is."""
+    """The curve, and the position of the job on it."""
 
     points: CurveColumns
-    here: int = Field(description="The job's own place.")
+    here: int = Field(description="Index of the job's own ratio.")
     all_tokens: int = Field(description="Trained tokens of all scored samples.")
     command: Command
 
@@ -195,34 +187,38 @@ class Plane(_Part):
     """The error-uncertainty plane of a finished job. Unlike points, histograms count all samples, or a million."""
 
     version: Literal[1] = 1
-    thresholds: Bounds | None = Field(description="null where nothing was scored.")
+    thresholds: Bounds | None = Field(description="null if nothing was scored.")
     counts: dict[str, int] = Field(description="read, scored, kept, pruned, rejected, Q1, Q2, Q3, Q4.")
-    tokens: dict[str, int] = Field(description="Trained tokens: scored; before and after, of the kept samples.")
-    target: int = Field(description="Samples asked for.")
-    disjoint_capacity: int = Field(description="The most that corners hold without overlap.")
-    strategy: str | None = Field(description="What chose the samples, in words, where it was not Q-Tuning.")
+    tokens: dict[str, int] = Field(
+        description="Trained tokens: scored, and before and after stage 2 of the kept samples."
+    )
+    target: int = Field(description="Number of samples to keep.")
+    disjoint_capacity: int = Field(description="Largest number of samples in corners without overlap.")
+    strategy: str | None = Field(description="Description of the strategy, if it was not Q-Tuning.")
     quadrant_rule: str | None
     quadrant_counts: list[QuadrantCount]
     histogram: Histogram | None = Field(description="By mean entropy and perplexity.")
     rank_histogram: Histogram | None = Field(description="By their ranks, from 0 to 1.")
     what_if: Curve | None
     why_no_curve: str
-    charts: dict[str, dict[str, Any]] = Field(description="Vega-Lite 6; `datasets` of each names what it draws.")
+    charts: dict[str, dict[str, Any]] = Field(description="Vega-Lite 6. `datasets` of each names its data.")
     datasets: dict[str, Any] = Field(
         description="Columns by name. `samples` holds the points: perplexity p, entropy e, their ranks u and v, "
-        "quadrant q, kept k, trained tokens n, sample id, and whether that is cut."
+        "quadrant q, kept k, trained tokens n, sample id, and cut: 1 if the id is shortened."
     )
     quadrants: dict[str, str]
     inspect: str = Field(description="The command that shows a sample, up to its id.")
 
 
 def plane_file(data: ReportData) -> Plane:
-    """Of a job's report."""
-    known, t = fates(data), data.thresholds
+    """Return the plane of a job's report."""
+    known, t = decisions(data), data.thresholds
     counts = data.counts.as_dict()
     empty: dict[str, Any] = {"charts": {}, "datasets": {}, "quadrants": {}, "inspect": "", "what_if": None}
     body = {
-        "thresholds": None if t is None else {name: _number(value) for name, value in asdict(t).items()},
+        "thresholds": None if t is None else {
+            name: value if math.isfinite(value) else str(value) for name, value in asdict(t).items()
+        },
         "counts": counts,
         "tokens": asdict(data.tokens),
         "target": data.target,
@@ -242,7 +238,7 @@ def plane_file(data: ReportData) -> Plane:
 
 
 def plane_bytes(data: ReportData) -> bytes:
-    """The file. Half of a surrogate pair, which JSON data can hold, stays an escape."""
+    """Return the file. Half of a surrogate pair, which JSON data can hold, stays an escape."""
     text = json.dumps(plane_file(data).model_dump(), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", "backslashreplace")
 
@@ -270,7 +266,3 @@ def _histogram(data: ReportData, x: tuple[Axis, Column], y: tuple[Axis, Column],
         samples_each=data.sample.total / max(len(data.sample.index), 1),
         num_beyond=x_axis.num_beyond + y_axis.num_beyond,
     )  # fmt: skip
-
-
-def _number(value: float) -> float | str:
-    return value if math.isfinite(value) else str(value)

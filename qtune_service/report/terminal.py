@@ -1,8 +1,7 @@
-"""What a finished job says in the terminal: quadrants, thresholds, tokens, rejects and time, from its manifest.
+"""Terminal views of a finished job: quadrants, thresholds, tokens, rejected records and time, from its manifest.
 
-Bars of characters, to an eighth of one.
-
-The error-uncertainty plane in characters, with one sample on it. Axes are ranks, so the kept corners are squares.
+Bars have a resolution of an eighth of a character. The error-uncertainty plane of one sample is drawn in characters.
+Its axes are ranks, so the kept corners are squares.
 """
 
 from __future__ import annotations
@@ -15,16 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 EIGHTHS = " ▏▎▍▌▋▊▉"
-
-
-def bar(share: float, width: int) -> str:
-    """A bar of `share` (0 to 1) of `width` characters. What is above nothing shows."""
-    eighths = round(min(max(share, 0.0), 1.0) * width * 8)
-    eighths = max(eighths, 1) if share > 0 else 0
-    full, rest = divmod(eighths, 8)
-    return "█" * full + (EIGHTHS[rest] if rest else "")
-
-
 BAR_WIDTH = 10
 QUADRANTS = {
     "Q1": ("harmful noise", "dropped"),
@@ -32,10 +21,22 @@ QUADRANTS = {
     "Q3": ("redundant knowledge", "dropped"),
     "Q4": ("calibration data", "kept whole"),
 }
+WIDTH, HEIGHT = 40, 12
+"""Characters. A character is about twice as high as wide, so the plane is wider than high."""
+KEPT, SAMPLE = "░", "●"
+NAMES = {(0, 1): "Q4", (0, WIDTH - 3): "Q1", (HEIGHT - 1, 1): "Q3", (HEIGHT - 1, WIDTH - 3): "Q2"}
+
+
+def bar(share: float, width: int) -> str:
+    """Return a bar of `share` (0 to 1) of `width` characters. A share above 0 is always visible."""
+    eighths = round(min(max(share, 0.0), 1.0) * width * 8)
+    eighths = max(eighths, 1) if share > 0 else 0
+    full, rest = divmod(eighths, 8)
+    return "█" * full + (EIGHTHS[rest] if rest else "")
 
 
 def describe_job(manifest: dict[str, Any]) -> Group:
-    """All there is to say about a finished job, as one renderable."""
+    """Return everything that the terminal shows of a finished job."""
     return Group(*_parts(manifest))
 
 
@@ -50,17 +51,17 @@ def _parts(m: dict[str, Any]) -> Iterator[RenderableType]:
 
 
 def _quadrants(counts: dict[str, int], strategy: str) -> Table:
-    """Under another strategy than the method's, quadrants only tell where samples lie."""
+    """Return the table of quadrants. For other strategies than the method's it shows no decisions."""
     decides = strategy == "q_tuning"
     table = Table(title="Samples by quadrant", title_justify="left", title_style="bold", box=None, pad_edge=False)
     for name, justify in (("quadrant", "left"), ("samples", "right"), ("share", "right"), ("", "left"), ("", "left")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     most = max(*(counts[name] for name in QUADRANTS), 1)
-    for name, (meaning, fate) in QUADRANTS.items():
+    for name, (meaning, decision) in QUADRANTS.items():
         share = counts[name] / max(counts["scored"], 1)
         style = "" if not decides else "green" if name in ("Q2", "Q4") else "dim"
         length = bar(counts[name] / most, BAR_WIDTH)
-        end = fate if decides else ""
+        end = decision if decides else ""
         table.add_row(f"{name} {meaning}", f"{counts[name]:,}", f"{share:.1%}", length, end, style=style)
     return table
 
@@ -116,14 +117,8 @@ def _number(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:,.4g}"
 
 
-WIDTH, HEIGHT = 40, 12
-"""Characters; one is about twice as high as wide, so the plane comes out wider than high."""
-KEPT, SAMPLE = "░", "●"
-NAMES = {(0, 1): "Q4", (0, WIDTH - 3): "Q1", (HEIGHT - 1, 1): "Q3", (HEIGHT - 1, WIDTH - 3): "Q2"}
-
-
 def draw_plane(error_rank: float, entropy_rank: float, alpha: float) -> Text:
-    """The plane: corners that are kept are grey, the sample is a dot."""
+    """Draw the plane. Kept corners are grey, and the sample is a dot."""
     at = (_cell(1 - entropy_rank, HEIGHT), _cell(error_rank, WIDTH))
     text = Text(f"entropy rank\n1 ┌{'─' * WIDTH}┐\n")
     for row in range(HEIGHT):

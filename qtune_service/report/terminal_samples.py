@@ -1,6 +1,6 @@
-"""Samples, groups and rejected records in the terminal.
+"""Terminal views of samples, groups and rejected records.
 
-A sample's tokens in the terminal: by colour where there is one, else by the signs of `git diff --word-diff`.
+The tokens of a sample are distinguished by colour, or without colour by the signs of `git diff --word-diff`.
 """
 
 from __future__ import annotations
@@ -22,25 +22,31 @@ from qtune_service.report.data import TokenState, TokenView
 from qtune_service.report.terminal import BAR_WIDTH, QUADRANTS, bar, draw_plane
 from qtune_service.report.text import NOTHING, count, number, percent, shorten
 from qtune_service.report.token_view import FIELDS, ShownSample, plain, visible_text
+from qtune_service.selection.plane import entry_alpha
 
 STYLES: dict[TokenState, str] = {"prompt": "dim", "kept": "green", "removed": "red strike"}
 SIGNS: dict[TokenState, tuple[str, str]] = {"prompt": ("", ""), "kept": ("{+", "+}"), "removed": ("[-", "-]")}
 LEGEND: tuple[tuple[TokenState, str], ...] = (("prompt", "prompt"), ("kept", "trained on"), ("removed", "removed"))
 
 INDENT = "  "
+SHOWN_ANYWAY = frozenset({*FIELDS, "entropy", "length"})
+VALUE_CHARS, CELL_CHARS, NAME_CHARS = 600, 48, 40
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """How much of a sample is shown; None: all."""
+    """Limits on the shown part of a sample. None: all."""
 
     prompt_chars: int | None = None
-    """Of each stretch of prompt: a quarter of it from the beginning, the rest from the end."""
+    """Of each prompt: a quarter from its beginning, the rest from its end."""
     trained_tokens: int | None = None
 
 
+BRIEF = Cut(prompt_chars=200, trained_tokens=150)
+
+
 def token_text(tokens: Iterable[TokenView], *, signs: bool, cut: Cut) -> Text:
-    """A sample's text, indented. signs: tell tokens apart without colour."""
+    """Return the text of a sample, indented. signs: mark tokens by signs and not by colour."""
     text = Text(INDENT)
     for state, run in _runs(tokens, cut):
         before, after = SIGNS[state] if signs else ("", "")
@@ -50,7 +56,7 @@ def token_text(tokens: Iterable[TokenView], *, signs: bool, cut: Cut) -> Text:
 
 
 def legend(*, signs: bool) -> Text:
-    """What the colours, or signs, mean."""
+    """Return the meaning of the colours or signs."""
     parts = []
     for state, meaning in LEGEND:
         before, after = SIGNS[state] if signs else ("", "")
@@ -59,7 +65,7 @@ def legend(*, signs: bool) -> Text:
 
 
 def _runs(tokens: Iterable[TokenView], cut: Cut) -> Iterator[tuple[TokenState, str]]:
-    """Stretches of tokens of one state."""
+    """Yield runs of tokens with the same state."""
     left = cut.trained_tokens
     hidden = 0
     for state, group in groupby(tokens, lambda token: token.state):
@@ -78,7 +84,7 @@ def _runs(tokens: Iterable[TokenView], cut: Cut) -> Iterator[tuple[TokenState, s
 
 
 def _marked(text: str) -> str:
-    """Line ends and tabs get a sign: they are tokens, and may be removed."""
+    """Mark line ends and tabs with a sign: they are tokens, and may be removed."""
     return visible_text(text).replace("\n", "⏎\n").replace("\t", "⇥\t")
 
 
@@ -89,29 +95,24 @@ def _shortened(text: str, limit: int | None) -> str:
     return f"{text[:head]} … {text[len(text) - (limit - head) :]}"
 
 
-BRIEF = Cut(prompt_chars=200, trained_tokens=150)
-SHOWN_ANYWAY = frozenset({*FIELDS, "entropy", "length"})
-VALUE_CHARS, CELL_CHARS, NAME_CHARS = 600, 48, 40
-
-
 def sample_card(sample: ShownSample, *, signs: bool) -> Lines:
-    """A sample in a list: what it is, where it is from, its text, cut."""
+    """Return a sample of a list: its scores, its source, and its text, cut."""
     more = [
         f"{_line(name, NAME_CHARS)} {_short(value)}"
         for name, value in sample.named.items()
         if name not in SHOWN_ANYWAY and not isinstance(value, list | dict)
     ]
     head = Text(f"{sample.fields['sample_id']}  ", style="bold").append("  ".join([*_facts(sample), *more]), "not bold")
-    place = Text(_place(sample.fields), style="dim")
-    return Lines(head, place, token_text(sample.tokens, signs=signs, cut=BRIEF), Text())
+    source = Text(_source(sample.fields), style="dim")
+    return Lines(head, source, token_text(sample.tokens, signs=signs, cut=BRIEF), Text())
 
 
 def sample_page(sample: ShownSample, finished: FinishedOutput, *, signs: bool) -> Lines:
-    """All that is known of one sample."""
+    """Return all data of one sample."""
     head = Text(f"{sample.fields['sample_id']}  ", style="bold").append("  ".join(_facts(sample)), "not bold")
     return Lines(
         head,
-        Text(f"{_place(sample.fields)}\n", style="dim"),
+        Text(f"{_source(sample.fields)}\n", style="dim"),
         *_plane(sample, finished),
         _pairs({name: _line(value, VALUE_CHARS) for name, value in sample.own.items()}),
         Text(),
@@ -122,7 +123,7 @@ def sample_page(sample: ShownSample, finished: FinishedOutput, *, signs: bool) -
 
 
 def _facts(sample: ShownSample) -> Iterator[str]:
-    """Quadrant, fate and scores in words."""
+    """Yield quadrant, decision and scores as text."""
     fields = sample.fields
     if "quadrant" in fields:
         yield f"{fields['quadrant']} {'kept' if fields['kept'] else 'dropped'}"
@@ -135,33 +136,33 @@ def _facts(sample: ShownSample) -> Iterator[str]:
         yield "truncated"
 
 
-def _place(fields: Mapping[str, Any]) -> str:
+def _source(fields: Mapping[str, Any]) -> str:
     line = "" if fields["line"] is None else f":{fields['line']}"
     return visible_text(f"{fields['source']}{line}")
 
 
 def _plane(sample: ShownSample, finished: FinishedOutput) -> Iterator[RenderableType]:
-    """Where it lies, and what that means for its fate."""
+    """Yield the position of a sample on the plane, and the reason for the decision on it."""
     if "quadrant" not in sample.fields:
         return
     p, e = sample.fields["error_rank"], sample.fields["entropy_rank"]
     alpha = finished.manifest["thresholds"]["alpha"]
     yield draw_plane(p, e, alpha)
     label = sample.fields["quadrant"]
-    yield Text(f"By perplexity it stands at {p:.1%} of all samples, by entropy at {e:.1%}.")
-    prune, entry = finished.prune, min(max(1 - p, e), max(p, 1 - e))
+    yield Text(f"Its perplexity rank is {p:.1%}, its entropy rank {e:.1%}.")
+    prune, entry = finished.prune, entry_alpha(p, e)
     if prune.strategy != "q_tuning":
-        fate = f"The strategy {prune.strategy} chose; on the plane it lies in {label}, {QUADRANTS[label][0]}."
+        reason = f"The strategy {prune.strategy} decides. The quadrant is {label}, {QUADRANTS[label][0]}."
     elif prune.quadrant_rule is not None:
-        fate = f"The rule {prune.quadrant_rule} made it {label}, {QUADRANTS[label][0]}."
+        reason = f"The rule {prune.quadrant_rule} labels it {label}, {QUADRANTS[label][0]}."
     else:
-        fate = f"{label}, {QUADRANTS[label][0]}: {QUADRANTS[label][1]}. "
-        fate += f"It is kept from alpha {entry:.4f} on; the job's is {alpha:.4f}."
-    yield Text(fate + "\n")
+        reason = f"{label}, {QUADRANTS[label][0]}: {QUADRANTS[label][1]}. "
+        reason += f"It is kept if alpha is at least {entry:.4f}. The job's alpha is {alpha:.4f}."
+    yield Text(reason + "\n")
 
 
 def _hardest(sample: ShownSample) -> Iterator[RenderableType]:
-    """The trained tokens with the highest perplexity."""
+    """Yield the trained tokens with the highest perplexity."""
     trained = [token for token in sample.tokens if token.nll is not None]
     worst = sorted(trained, key=lambda token: -(token.nll or 0.0))[:5]
     numbers = [("NLL", "right"), ("entropy", "right"), ("score", "right")]
@@ -174,7 +175,7 @@ def _hardest(sample: ShownSample) -> Iterator[RenderableType]:
 
 
 def rows_table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Table:
-    """Chosen columns, a row a sample."""
+    """Return chosen columns, a row a sample."""
     table = _table("", [(name, "left") for name in names])
     for row in rows:
         table.add_row(*(_cell(_short(row[name])) for name in names))
@@ -182,10 +183,10 @@ def rows_table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Table
 
 
 def groups_table(name: str, groups: Sequence[Group]) -> Table:
-    """How each value of a field fared."""
-    places = [*QUADRANTS, "kept"] if any(group.quadrants for group in groups) else []
-    columns = [(name, "left"), ("samples", "right"), *((place, "right") for place in places)]
-    columns += [("", "left")] if places else []
+    """Return the counts and scores of each value of a field."""
+    shares = [*QUADRANTS, "kept"] if any(group.quadrants for group in groups) else []
+    columns = [(name, "left"), ("samples", "right"), *((share, "right") for share in shares)]
+    columns += [("", "left")] if shares else []
     table = _table("", [*columns, ("perplexity", "right"), ("entropy", "right")], gap=1)
     for group in groups:
         value = Text(shorten(visible_text(group.value).replace("\n", "⏎"), NAME_CHARS))
@@ -203,8 +204,8 @@ def _shares(group: Group) -> Iterator[str]:
 
 
 def rejected_card(row: Mapping[str, Any]) -> Lines:
-    """A rejected record: where it was, why, and how it begins."""
-    head = Text(_place(row), style="bold").append(f"  {row['reason']}", "yellow not bold")
+    """Return a rejected record: its source, the reason, and its beginning."""
+    head = Text(_source(row), style="bold").append(f"  {row['reason']}", "yellow not bold")
     lines = [head, Text(f"  {_line(row['detail'] or '', VALUE_CHARS)}")]
     if row["record"]:
         lines.append(Text(f"  {_line(row['record'], VALUE_CHARS // 2)}", style="dim"))
@@ -212,7 +213,7 @@ def rejected_card(row: Mapping[str, Any]) -> Lines:
 
 
 def fields_table(records: Records) -> Table:
-    """What conditions, orders and columns can name."""
+    """Return the columns that conditions, orders and tables can name."""
     table = _table("", [("column", "left"), ("type", "left"), ("", "left")])
     for field in records.fields.values():
         table.add_row(Text(visible_text(field.name)), Text(shorten(str(field.type), NAME_CHARS)), _about(field))
@@ -245,7 +246,7 @@ def _pairs(values: Mapping[str, str]) -> Table:
 
 
 def _line(value: Any, limit: int) -> str:
-    """A value on one line; nested ones as JSON."""
+    """Return a value on one line, nested ones as JSON."""
     text = value if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False)
     return shorten(visible_text(text).replace("\n", "⏎").replace("\t", "⇥"), limit)
 

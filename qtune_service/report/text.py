@@ -1,15 +1,11 @@
-"""What a reader must know before using the result, in sentences with the numbers in them.
+"""Texts of a report: number formats, the warnings about a result, and summary_statistics.json.
 
-Each check is a function that yields at most one sentence; none of them changes anything.
+Numbers have separators and four significant digits. A share is 0% or 100% only if it is exactly that, so that a reader
+can trust it. Each warning is a check that returns at most one sentence and changes nothing.
 
-How numbers and long names read: counts with separators, four significant digits, shares that never round to a lie.
-
-A share is shown as 0% or 100% only when it is exactly that; a reader who sees 0% must be able to trust it.
-
-summary_statistics.json: the numbers of a job for scripts. `stage1` and `stage2` carry the names other tools use.
-
-JSON has no infinity: a threshold or perplexity that is infinite is null. All ratios are over scored samples, or over
-the trained tokens of kept samples; a ratio of nothing is null.
+summary_statistics.json has the numbers of a job for scripts. `stage1` and `stage2` use the names of other tools.
+Infinite thresholds and perplexities are null, since JSON has no infinity. Ratios are over scored samples, or over the
+trained tokens of kept samples, and null if there are none.
 """
 
 from __future__ import annotations
@@ -23,10 +19,17 @@ from qtune_service.selection.plane import Thresholds
 
 NOTHING = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
+SHORT_RESPONSE = 16  # trained tokens; below, the token with the highest perplexity is often the one to learn
+HIGH_REJECTED_SHARE = 0.05
+TIES_WITHOUT_REPEATS = 3  # the edges of both corners move together, so this many samples may enter in one step
+TRIVIAL_PERPLEXITY = 1.05
+HARD_PERPLEXITY = 100.0
+NAMES_SHOWN = 8
+NAME_CHARS = 40
 
 
 def shorten(text: str, limit: int) -> str:
-    """Cut in the middle, to at most `limit` characters: paths differ at their ends."""
+    """Cut a text in the middle, to at most `limit` characters: paths differ at their ends."""
     if len(text) <= limit:
         return text
     head = limit // 3
@@ -34,17 +37,17 @@ def shorten(text: str, limit: int) -> str:
 
 
 def file_name(path: str) -> str:
-    """The last part of a path or URI."""
+    """Return the last part of a path or URI."""
     return path.rstrip("/").rpartition("/")[2] or path
 
 
 def count(value: float) -> str:
-    """12345 -> '12,345'."""
+    """Format a number with separators: 12345 -> '12,345'."""
     return f"{value:,.0f}"
 
 
 def percent(part: float, whole: float) -> str:
-    """Share with at most one decimal: '15%', '2.5%', '<0.1%'; a dash where there is no whole."""
+    """Format a share with at most one decimal: '15%', '2.5%', '<0.1%', or a dash if `whole` is zero."""
     if whole <= 0:
         return NOTHING
     share = 100 * part / whole
@@ -56,7 +59,7 @@ def percent(part: float, whole: float) -> str:
 
 
 def number(value: float | None) -> str:
-    """Four significant digits, no exponent below a million; a dash for what is not there."""
+    """Format a number with four significant digits, without exponent below a million. A missing one is a dash."""
     if value is None or math.isnan(value):
         return NOTHING
     if math.isinf(value):
@@ -67,12 +70,12 @@ def number(value: float | None) -> str:
 
 
 def rank(value: float) -> str:
-    """A rank in (0, 1): three digits, '0.507'."""
+    """Format a rank in (0, 1) with three digits: '0.507'."""
     return f"{value:.3f}"
 
 
 def duration(seconds: float) -> str:
-    """'0.4 s', '12 s', '3 min 05 s', '2 h 10 min'."""
+    """Format seconds as '0.4 s', '12 s', '3 min 05 s' or '2 h 10 min'."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -84,17 +87,8 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-SHORT_RESPONSE = 16  # trained tokens; below, the token with the highest perplexity is often the very thing to learn
-HIGH_REJECTED_SHARE = 0.05
-TIES_WITHOUT_REPEATS = 3  # the corners' edges move together, so this many samples may enter at once
-TRIVIAL_PERPLEXITY = 1.05
-HARD_PERPLEXITY = 100.0
-NAMES_SHOWN = 8
-NAME_CHARS = 40
-
-
 def find_warnings(data: ReportData) -> tuple[str, ...]:
-    """The pipeline's own warnings, then what the numbers say. Safe to apply to its own result."""
+    """Return the pipeline's own warnings, then those of the numbers. Applied to its own result, it adds nothing."""
     found = (check(data) for check in CHECKS)
     return tuple(dict.fromkeys([*data.warnings, *(sentence for sentence in found if sentence)]))
 
@@ -108,8 +102,8 @@ def _another_strategy(data: ReportData) -> str | None:
     if strategy is None:
         return None
     return (
-        f"The samples were chosen by another strategy than Q-Tuning: {strategy}. Quadrants and corners only tell where "
-        "samples lie, not what becomes of them."
+        f"The samples were chosen by another strategy than Q-Tuning: {strategy}. Quadrants and corners describe the "
+        "scores of samples, and do not decide which are kept."
     )
 
 
@@ -120,9 +114,9 @@ def _overlapping_corners(data: ReportData) -> str | None:
     alpha = _alpha(data.thresholds.alpha)
     nearer = "" if quadrant_rule(data) else " Samples in both corners are labelled by the nearer one."
     return (
-        f"The target of {count(target)} samples ({percent(target, scored)}) needs alpha {alpha}, "
-        f"where the two kept corners overlap; {percent(capacity, scored)} ({count(capacity)} samples) is the most that "
-        f"disjoint corners hold.{nearer}"
+        f"The target of {count(target)} samples ({percent(target, scored)}) requires alpha {alpha}, where the two kept "
+        f"corners overlap. Disjoint corners hold at most {percent(capacity, scored)} "
+        f"({count(capacity)} samples).{nearer}"
     )
 
 
@@ -132,13 +126,13 @@ def _kept_is_not_target(data: ReportData) -> str | None:
     if over == 0:
         return None
     side = f"{count(abs(over))} {'over' if over > 0 else 'under'}"
-    where = f"{count(kept)} samples are kept where {count(target)} were asked for ({side})"
+    where = f"{count(kept)} samples are kept for a target of {count(target)} ({side})"
     if prune.get("quadrant_rule"):
         return f"{where}: the quadrant rule {prune['quadrant_rule']!r} decides."
     if prune.get("bisect_max_iter") and other_strategy(data) is None:
-        return f"{where}: the search for alpha was told to stop after {prune['bisect_max_iter']} steps."
+        return f"{where}: the search for alpha stopped after {prune['bisect_max_iter']} steps (bisect_max_iter)."
     if over > TIES_WITHOUT_REPEATS:
-        return f"{where}: samples with equal scores lie on the threshold, and all of them were taken."
+        return f"{where}: samples with equal scores are on the threshold, and all of them are kept."
     return None
 
 
@@ -150,9 +144,9 @@ def _short_responses(data: ReportData) -> str | None:
     if median is None or median >= SHORT_RESPONSE or data.tokens.after >= data.tokens.before or median < shortest:
         return None
     return (
-        f"The median {which}response has {number(median)} trained tokens. In answers this short the token with the "
-        "highest perplexity is often the very thing to be learned; min_tokens_to_prune "
-        f"({SHORT_RESPONSE}, for example) keeps them whole."
+        f"The median {which}response has {number(median)} trained tokens. In responses this short, the token with the "
+        "highest perplexity is often the one to learn. To keep them whole, set min_tokens_to_prune "
+        f"({SHORT_RESPONSE}, for example)."
     )
 
 
@@ -175,9 +169,9 @@ def _many_rejected(data: ReportData) -> str | None:
     if c.scored == 0 or c.rejected <= HIGH_REJECTED_SHARE * c.read:
         return None
     reason, most = max(data.counts.reasons.items(), key=lambda item: item[1], default=("", 0))
-    why = f"; the most common reason is {reason!r} ({count(most)})" if reason else ""
+    why = f" The most common reason is {reason!r} ({count(most)})." if reason else ""
     share = f"{percent(c.rejected, c.read)} of the records read were rejected"
-    return f"{share} ({count(c.rejected)} of {count(c.read)}){why}."
+    return f"{share} ({count(c.rejected)} of {count(c.read)}).{why}"
 
 
 def _ties(data: ReportData) -> str | None:
@@ -185,9 +179,9 @@ def _ties(data: ReportData) -> str | None:
     if scored < 2 or tie * 2 < scored:
         return None
     if tie == scored and data.distributions.entropy.get("min") == data.distributions.entropy.get("max"):
-        return "All samples have the same perplexity and the same entropy: there is nothing to choose by."
+        return "All samples have the same perplexity and the same entropy, so scores cannot rank them."
     share = f"{count(tie)} samples ({percent(tie, scored)})"
-    return f"{share} have one and the same perplexity; the thresholds cannot tell them apart."
+    return f"{share} have the same perplexity, so thresholds cannot separate them."
 
 
 def _too_easy_or_too_hard(data: ReportData) -> str | None:
@@ -196,15 +190,17 @@ def _too_easy_or_too_hard(data: ReportData) -> str | None:
         return None
     shown = number(median)
     if median <= TRIVIAL_PERPLEXITY:
-        return f"The model finds most of this data trivial (median perplexity {shown}): it may have been trained on it."
+        return (
+            f"Most of this data is trivial for the model (median perplexity {shown}). It may have been trained on it."
+        )
     return (
-        f"The model finds most of this data hard (median perplexity {shown}): its scores say little about which "
+        f"Most of this data is hard for the model (median perplexity {shown}), so its scores say little about which "
         "samples help. Score with the model that will be trained, and check the chat template."
     )
 
 
 def _alpha(alpha: float) -> str:
-    return f"{alpha:.2f}" if alpha >= 0.505 else f"{alpha:.4g}"  # never '0.50' for what is over a half
+    return f"{alpha:.2f}" if alpha >= 0.505 else f"{alpha:.4g}"  # never '0.50' for a number over a half
 
 
 CHECKS: tuple[Callable[[ReportData], str | None], ...] = (
@@ -221,7 +217,7 @@ CHECKS: tuple[Callable[[ReportData], str | None], ...] = (
 
 
 def summary_statistics(data: ReportData) -> dict[str, Any]:
-    """Plain data, ready for a strict JSON encoder."""
+    """Return plain data for a strict JSON encoder."""
     return {
         "title": data.title,
         "created_at": data.created_at,

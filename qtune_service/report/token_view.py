@@ -114,7 +114,7 @@ class ShownSample:
 
     @property
     def tokens_removed(self) -> int:
-        """Number of tokens that the job removes from the loss: for a dropped sample, all trained ones."""
+        """Return the number of tokens that the job removes from the loss: for a dropped sample, all trained ones."""
         return sum(token.state == "removed" for token in self.tokens)
 
     def to_json(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""What other keep ratios would lead to: the curve as a picture, and the numbers and the command behind the slider.
+"""Results of other keep ratios: the curve as a chart, and the numbers behind the slider.
 
-All of the picture's numbers are shares: of the scored samples by quadrant (stacked), of their trained tokens, and
-alpha, which is a share of ranks. So one scale from 0 to 1 serves them all.
+All numbers of the chart are shares: of the scored samples by quadrant (stacked), of their trained tokens, and alpha,
+which is a share of ranks. One scale from 0 to 1 therefore serves all.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class WhatIf:
-    """The slider's beginning: which point of the curve is the job's, and the first whose corners overlap."""
+    """The start of the slider: the point of the curve that is the job's, and the first one with overlapping corners."""
 
     points: tuple[CurvePoint, ...]
     here: int
@@ -30,27 +30,30 @@ class WhatIf:
 
     @property
     def now(self) -> CurvePoint:
-        """The job's own point."""
+        """Return the job's own point."""
         return self.points[self.here]
 
     @property
     def overlap_share(self) -> float | None:
-        """Where corners begin to overlap, as a share of the slider's way."""
+        """Return the position of the first overlap, as a share of the slider's length."""
         return None if self.first_overlap is None else self.first_overlap / max(len(self.points) - 1, 1)
 
     @property
     def names_apart(self) -> bool:
-        """Whether both places can be named below the slider."""
+        """Return whether both positions can be named below the slider."""
         way = max(len(self.points) - 1, 1)
         return self.first_overlap is not None and abs(self.first_overlap - self.here) > way / 4
 
 
 def what_if(data: ReportData) -> WhatIf | None:
-    """None where there is no curve. The job's own point is what the job gave; the curve's may be a few samples over."""
+    """Return the curve, None if the data have none.
+
+    The job's own point has the counts of the job, since those of the curve may be a few samples higher.
+    """
     if not data.curve or data.thresholds is None:
         return None
-    asked = prune_spec(data).get("sample_keep_ratio", data.target / max(data.counts.scored, 1))
-    distances = [abs(point.sample_keep_ratio - asked) for point in data.curve]
+    requested = prune_spec(data).get("sample_keep_ratio", data.target / max(data.counts.scored, 1))
+    distances = [abs(point.sample_keep_ratio - requested) for point in data.curve]
     here, points, c = distances.index(min(distances)), list(data.curve), data.counts
     points[here] = CurvePoint(
         points[here].sample_keep_ratio, data.thresholds.alpha, data.target, c.q1, c.q2, c.q3, c.q4, data.tokens.after
@@ -60,17 +63,17 @@ def what_if(data: ReportData) -> WhatIf | None:
 
 
 def why_no_curve(data: ReportData) -> str:
-    """A sentence for a page without a slider."""
+    """Return a sentence for a page without a slider."""
     strategy, rule = other_strategy(data), quadrant_rule(data)
     if strategy is not None:
-        return f"There is no slider for the keep ratio: these samples were chosen by another strategy ({strategy})."
+        return f"The keep ratio has no slider: these samples were chosen by another strategy ({strategy})."
     if rule is not None:
-        return f"There is no slider for the keep ratio: the quadrant rule {rule!r} decides, whatever the ratio."
-    return "There is no slider for the keep ratio: this output holds no curve of other ratios."
+        return f"The keep ratio has no slider: the quadrant rule {rule!r} decides, whatever the ratio."
+    return "The keep ratio has no slider: this output has no curve of other ratios."
 
 
 def what_if_chart(data: ReportData, palette: Palette = LIGHT, width: int | str = 560) -> dict[str, Any]:
-    """Vega-Lite specification of the curve; `data` must have one. The signal `ratio` moves the chosen ratio's line."""
+    """Return the Vega-Lite specification of the curve, which `data` must have. The signal `ratio` moves a line."""
     import altair as alt
 
     found = what_if(data)
@@ -91,7 +94,7 @@ def what_if_chart(data: ReportData, palette: Palette = LIGHT, width: int | str =
 
 
 def _lines(alt: Any, palette: Palette) -> list[Any]:
-    """Tokens left and alpha, with their names at their ends."""
+    """Return the lines of tokens left and of alpha, with their names at their ends."""
     layers = []
     for field, name, dash, down in (("t", "tokens", [1, 0], 7), ("a", "alpha", [2, 2], -5)):
         base = alt.Chart(alt.NamedData("shares"))
@@ -107,7 +110,7 @@ def _lines(alt: Any, palette: Palette) -> list[Any]:
 
 
 def _names(alt: Any, found: WhatIf, palette: Palette) -> list[Any]:
-    """The quadrants, where their bands are wide: the dropped ones at the left, the kept ones at the right."""
+    """Return the names of wide bands: dropped quadrants at the left, kept ones at the right."""
     inset = len(found.points) // 16
     dropped, kept = _bands([found.points[inset]])[2:], _bands([found.points[-1 - inset]])[:2]
     rows = [
@@ -120,7 +123,7 @@ def _names(alt: Any, found: WhatIf, palette: Palette) -> list[Any]:
 
 
 def _rules(alt: Any, found: WhatIf, palette: Palette) -> list[Any]:
-    """The chosen ratio, and where disjoint corners end."""
+    """Return the line of the chosen ratio, and the one where disjoint corners end."""
     chosen = (
         alt.Chart(inline_row(alt, s=2), name="chosen")
         .transform_calculate(r="ratio")

@@ -1,10 +1,9 @@
-"""What every keep ratio would lead to, from counts that add up over any cut of the population.
+"""The what-if curve: what each keep ratio would keep, exactly, from one ranking of the population.
 
-Whether a sample is kept at a bound A depends on its corner entry alone (plane.py), and what it would be labelled, kept
-or not, does not depend on A. So samples are counted by entry in 2^16 bins of the bounds, by both labels, with their
-trained tokens; sums from the left are what is kept at a bin's end, sums from the right what is removed. A ratio is
-answered with the first bin that reaches its target: exact up to 2^15 samples, where a bin is one bound; above, the
-count is over the target by what shares the bin, in practice about 2^-16 of the population.
+Whether a sample is kept at a scaled alpha depends on its entry alpha alone (plane.py). Its label if kept and its label
+if removed do not depend on alpha. So the scaled alphas of all ratios are order statistics of the entry alphas, and they
+divide the samples into segments. Samples are counted by segment and by both labels, with their trained tokens: sums
+from the left are kept, sums from the right are removed. Counts of groups add up to those of the population.
 """
 
 from __future__ import annotations
@@ -17,15 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtune_service.samples import share_of
+from qtune_service.selection.plane import is_noise
+from qtune_service.selection.ranked_samples import RankedSamples
 from qtune_service.selection.ranks import DoubleRanks, blocks
-from qtune_service.selection.search import BINS, Window
 
-NAMES = ("q1", "q2", "q3", "q4", "q2_tokens", "q4_tokens")
+COLUMNS = ("q1", "q2", "q3", "q4", "q2_tokens", "q4_tokens")
+"""Counts of a segment. q1 and q3 are labels of samples while they are removed, the others while they are kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class CurvePoint:
-    """What a sample_keep_ratio leads to."""
+    """Outcome of one sample_keep_ratio."""
 
     sample_keep_ratio: float
     alpha: float
@@ -35,64 +36,60 @@ class CurvePoint:
     q3: int
     q4: int
     tokens: int
-    """Trained tokens left, after stage 2."""
+    """Trained tokens left after stage 2."""
 
     @property
     def kept(self) -> int:
-        """Samples kept."""
+        """Number of kept samples."""
         return self.q2 + self.q4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class EntryCounts:
-    """Samples and tokens of some of the population by the bin in which they enter."""
+class CurveCounts:
+    """Samples and tokens of a population, or of a group of it, by segment between the scaled alphas of a curve."""
 
-    num_samples: int  # of the whole population
-    bins: NDArray[np.int64]  # (BINS, 6): see NAMES; q1 and q3 are the labels while removed
+    scaled_alphas: NDArray[np.int64]  # (R,) ascending, one for each ratio
+    segments: NDArray[np.int64]  # (R + 1, 6) COLUMNS of the samples up to each scaled alpha, and beyond the last
 
     @classmethod
-    def counted(
+    def of(
         cls,
-        nll_ranks: DoubleRanks,  # (n,)
-        entropy_ranks: DoubleRanks,  # (n,)
-        entry: DoubleRanks,  # (n,)
+        ranked: RankedSamples,  # n samples of N
+        entry: DoubleRanks,  # (n,) scaled entry alphas
         num_tokens: NDArray[np.integer[Any]],  # (n,) trained tokens
-        tokens_as_q2: NDArray[np.integer[Any]],  # (n,) of these, the ones that stage 2 would leave of a Q2 sample
-        num_samples: int,
-    ) -> EntryCounts:
-        """Of n samples of a population of `num_samples`."""
-        shift = Window.whole(num_samples).shift
-        bins = np.zeros((BINS, len(NAMES)), np.int64)
+        tokens_as_q2: NDArray[np.integer[Any]],  # (n,) trained tokens that stage 2 leaves of a Q2 sample
+        scaled_alphas: NDArray[np.int64],  # (R,) ascending
+    ) -> CurveCounts:
+        """Count n samples."""
+        size = len(scaled_alphas) + 1
+        segments = np.zeros((size, len(COLUMNS)), np.int64)
         for block in blocks(len(entry)):
-            p, e = nll_ranks[block], entropy_ranks[block]
-            place = (entry[block].astype(np.int64) - 1) >> shift
-            in_q2, in_q1 = p >= e, p > 2 * num_samples - e
+            p, e = ranked.nll_ranks[block], ranked.entropy_ranks[block]
+            segment = np.searchsorted(scaled_alphas, entry[block].astype(np.int64))
+            in_q1, in_q2 = is_noise(p, e, ranked.num_samples), p >= e
             columns = (in_q1, in_q2, ~in_q1, ~in_q2, in_q2 * tokens_as_q2[block], ~in_q2 * num_tokens[block])
-            for column, weight in enumerate(columns):
-                found = np.bincount(place, weights=weight, minlength=BINS)  # float64: exact below 2^53
-                bins[:, column] += found.astype(np.int64)
-        return cls(num_samples, bins)
+            for column, weights in enumerate(columns):
+                counted = np.bincount(segment, weights=weights, minlength=size)  # float64: exact below 2^53
+                segments[:, column] += counted.astype(np.int64)
+        return cls(scaled_alphas, segments)
 
-    @classmethod
-    def nothing(cls, num_samples: int) -> EntryCounts:
-        """Of no samples."""
-        return cls(num_samples, np.zeros((BINS, len(NAMES)), np.int64))
+    def plus(self, other: CurveCounts) -> CurveCounts:
+        """Return the counts of both, for the same scaled alphas."""
+        return CurveCounts(self.scaled_alphas, self.segments + other.segments)
 
-    def plus(self, other: EntryCounts) -> EntryCounts:
-        """Of both."""
-        return EntryCounts(self.num_samples, self.bins + other.bins)
-
-    def curve(self, ratios: Sequence[float]) -> tuple[CurvePoint, ...]:
-        """One point a ratio."""
-        entered = np.cumsum(self.bins, axis=0)
-        kept = entered[:, 1] + entered[:, 3]
-        shift, double_n = Window.whole(self.num_samples).shift, 2 * self.num_samples
-        points = []
-        for ratio in ratios:
-            target = share_of(ratio, self.num_samples)
-            place = int(np.searchsorted(kept, target))
-            q1, q2, q3, q4, q2_tokens, q4_tokens = entered[place].tolist()
-            out_q1, out_q3 = int(entered[-1, 0]) - q1, int(entered[-1, 2]) - q3
-            bound = min((place + 1) << shift, double_n)
-            points.append(CurvePoint(ratio, bound / double_n, target, out_q1, q2, out_q3, q4, q2_tokens + q4_tokens))
-        return tuple(points)
+    def points(self, ratios: Sequence[float], num_samples: int) -> tuple[CurvePoint, ...]:
+        """Return one point a ratio, for the R ascending ratios that the scaled alphas belong to."""
+        upto = np.cumsum(self.segments, axis=0)
+        removed = upto[-1] - upto
+        return tuple(
+            CurvePoint(
+                sample_keep_ratio=ratio,
+                alpha=scaled_alpha / (2 * num_samples),
+                target=share_of(ratio, num_samples),
+                q1=int(out[0]), q2=int(kept[1]), q3=int(out[2]), q4=int(kept[3]),
+                tokens=int(kept[4] + kept[5]),
+            )
+            for ratio, scaled_alpha, kept, out in zip(
+                ratios, self.scaled_alphas.tolist(), upto[:-1], removed[:-1], strict=True
+            )
+        )  # fmt: skip

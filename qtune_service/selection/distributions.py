@@ -1,9 +1,9 @@
-"""Quantiles, ties and correlation of the scores, from parts that merge: a job's samples need never be in one place.
+"""Quantiles, ties and rank correlation of the scores, from parts that merge, so no process needs all samples.
 
-Quantiles are order statistics (no interpolation, like the method's thresholds), so perplexity's are those of mean NLL
-exponentiated. They and the largest tie come from ranges of the sorted columns, which stage 1 makes anyway; numbers of
-tokens are counted by length. All of that is exact. Rank correlation needs two orders at once and gains nothing from
-more, so it is taken over an even sample of at most a million (see sample.py).
+Quantiles are order statistics without interpolation, as the method's thresholds are, so the quantiles of perplexity are
+those of mean NLL exponentiated. They and the largest tie come from ranges of the sorted columns, which stage 1 makes
+anyway. Numbers of tokens are counted by length. All of these are exact. Rank correlation needs two orders together and
+gains nothing from more samples, so it is taken over an even sample of at most a million (even_sample.py).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtune_service.samples import perplexity
+from qtune_service.selection.distributed import sorted_run
 from qtune_service.selection.even_sample import even_picks
-from qtune_service.selection.partition import sorted_run
 from qtune_service.selection.plane import Quadrant
 from qtune_service.selection.ranks import double_midranks
 
@@ -41,7 +41,7 @@ class Distributions:
 
 @dataclass(frozen=True, slots=True)
 class OrderStatistics:
-    """What a range of a sorted column tells, or all ranges together."""
+    """Quantiles and the largest tie of a range of a sorted column, or of the whole column."""
 
     quantiles: Mapping[str, float]
     largest_tie: int
@@ -50,17 +50,20 @@ class OrderStatistics:
     def of_range(
         cls, values: NDArray[np.float64], ends: NDArray[np.integer[Any]], below: int, num_samples: int
     ) -> OrderStatistics:
-        """Of ascending distinct values (D,), with the samples up to each (D,) and those below the range."""
+        """Compute the statistics of a range from its ascending distinct values (D,).
+
+        `ends` (D,) are the samples of the population up to each value, `below` those below the range.
+        """
         if not len(values):
             return cls({}, 0)
-        places = {name: place for name, place in _places(num_samples).items() if below <= place < ends[-1]}
-        found = np.searchsorted(ends, list(places.values()), side="right")
-        quantiles = dict(zip(places, values[found].tolist(), strict=True))
+        indices = {name: at for name, at in _quantile_indices(num_samples).items() if below <= at < ends[-1]}
+        found = np.searchsorted(ends, list(indices.values()), side="right")
+        quantiles = dict(zip(indices, values[found].tolist(), strict=True))
         return cls(quantiles, int(np.diff(ends.astype(np.int64), prepend=below).max()))
 
     @classmethod
     def merged(cls, ranges: Iterable[OrderStatistics]) -> OrderStatistics:
-        """Of a whole column."""
+        """Return the statistics of a whole column from those of its ranges."""
         parts = list(ranges)
         found = {name: value for part in parts for name, value in part.quantiles.items()}
         ordered = {name: found[name] for name in QUANTILES if name in found}
@@ -69,30 +72,30 @@ class OrderStatistics:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lengths:
-    """How many samples have so many trained tokens: of all, and of Q2. (L,) each, by number of tokens."""
+    """Number of samples by trained tokens, (L,) each: of all samples and of Q2."""
 
     every: NDArray[np.int64]
     q2: NDArray[np.int64]
 
     @classmethod
     def counted(cls, num_tokens: NDArray[np.integer[Any]], quadrant: NDArray[np.integer[Any]]) -> Lengths:
-        """Of some samples (n,), (n,) 1..4."""
+        """Count samples by their trained tokens (n,) and quadrants (n,), 1..4."""
         size = int(num_tokens.max(initial=0)) + 1
         in_q2 = num_tokens[quadrant == Quadrant.Q2]
         return cls(np.bincount(num_tokens, minlength=size), np.bincount(in_q2, minlength=size))
 
     def plus(self, other: Lengths) -> Lengths:
-        """Of both."""
+        """Return the counts of both."""
         return Lengths(_added(self.every, other.every), _added(self.q2, other.q2))
 
     def quantiles(self) -> dict[str, float]:
-        """Order statistics of all."""
+        """Return the quantiles of all samples' trained tokens."""
         ends = np.cumsum(self.every)
-        places = _places(int(ends[-1])) if ends[-1] else {}
-        return {name: float(np.searchsorted(ends, place, side="right")) for name, place in places.items()}
+        indices = _quantile_indices(int(ends[-1])) if ends[-1] else {}
+        return {name: float(np.searchsorted(ends, at, side="right")) for name, at in indices.items()}
 
     def q2_median(self) -> float | None:
-        """The median of Q2: the mean of the two in the middle where their number is even."""
+        """Return the median of Q2, the mean of the middle two for an even number. None where Q2 is empty."""
         ends = np.cumsum(self.q2)
         if not ends[-1]:
             return None
@@ -103,7 +106,7 @@ class Lengths:
 def describe_parts(
     nll: OrderStatistics, entropy: OrderStatistics, lengths: Lengths, correlation: float | None
 ) -> Distributions:
-    """Describe a population by what its parts told."""
+    """Describe a population by the merged statistics of its parts."""
     return Distributions(
         perplexity={name: float(perplexity(value)) for name, value in nll.quantiles.items()},
         entropy=dict(entropy.quantiles),
@@ -120,7 +123,7 @@ def describe(
     num_tokens: NDArray[np.integer[Any]],  # (N,) trained tokens
     quadrant: NDArray[np.integer[Any]],  # (N,) 1..4
 ) -> Distributions:
-    """Describe a population that is in one place."""
+    """Describe a population in memory."""
     nll, entropy = (
         OrderStatistics.of_range(run["value"], run["end"], 0, len(mean_nll))
         for run in (sorted_run(column) for column in (mean_nll, mean_entropy))
@@ -131,15 +134,15 @@ def describe(
 
 
 def rank_correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> float | None:
-    """Spearman's rank correlation with mid-ranks; None where either side is constant."""
+    """Return Spearman's rank correlation with mid-ranks; None where either column is constant."""
     if len(x) == 0 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
     ranks = [double_midranks(side).astype(np.float64) for side in (x, y)]
     return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
-def _places(num_samples: int) -> dict[str, int]:
-    """Where each quantile stands, from 0: the first place with at least that share at or below it."""
+def _quantile_indices(num_samples: int) -> dict[str, int]:
+    """Return the 0-based index of each quantile: the first with at least that share at or below it."""
     return {name: max(math.ceil(q * num_samples) - 1, 0) for name, q in QUANTILES.items()}
 
 

@@ -1,8 +1,9 @@
-"""An even sample of the population: all that pictures, examples and correlation need of it.
+"""An even sample of the population, from which charts, examples and the rank correlation are made.
 
-One sample from each of `limit` equal strides, at a place inside the stride that a hash of its number decides. That is
-deterministic, keeps densities true, and does not beat in time with data that repeat with a period, as taking every
-k-th sample would. A part of the population knows its own picks, so parts are taken where the samples are and joined.
+The population is divided into `limit` equal strides, and one sample is taken from each, at an offset that a hash of the
+stride's number decides. This is deterministic and keeps densities true. It does not resonate with data that repeat with
+a period, as taking every k-th sample would. A group of the population knows its own picks, so groups take them
+separately and the parts are joined.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtune_service.selection.hashing import split_mix
-from qtune_service.selection.ranked_samples import Placed
+from qtune_service.selection.ranked_samples import RankedSamples
 
 SAMPLE_LIMIT = 1_000_000
 MAX_POINTS = 4_000
-"""Samples that a picture draws one by one."""
+"""Samples that a chart draws as points."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EvenSample:
-    """Samples of a population, in its order: 46 bytes each."""
+    """Samples of a population, in its order. 46 bytes each."""
 
-    index: NDArray[np.int64]  # (S,) place in the population
+    index: NDArray[np.int64]  # (S,) population index
     mean_nll: NDArray[np.float64]  # (S,) nats
     mean_entropy: NDArray[np.float64]  # (S,) nats
     error_rank: NDArray[np.float64]  # (S,) mid-rank of mean_nll among the whole population, in (0, 1)
@@ -35,20 +36,20 @@ class EvenSample:
     quadrant: NDArray[np.int8]  # (S,) 1..4
     kept: NDArray[np.bool_]  # (S,)
     total: int
-    """Samples of the population."""
+    """Number of samples in the population."""
 
     @classmethod
     def joined(cls, parts: Sequence[EvenSample]) -> EvenSample:
-        """Of parts, in the order of the population."""
+        """Join parts, given in the order of the population."""
         columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS}
         return cls(**columns, total=parts[0].total)
 
     def taken(self, rows: NDArray[np.int64]) -> EvenSample:
-        """Some of its samples."""
+        """Return some of its samples, by their rows."""
         return EvenSample(**{name: getattr(self, name)[rows] for name in COLUMNS}, total=self.total)
 
     def points(self) -> EvenSample:
-        """Those that are drawn one by one."""
+        """Return the samples that a chart draws as points."""
         return self.taken(pick_points(len(self.index), MAX_POINTS))
 
 
@@ -56,7 +57,7 @@ COLUMNS = tuple(field.name for field in fields(EvenSample) if field.name != "tot
 
 
 def even_sample(
-    placed: Placed,
+    ranked: RankedSamples,  # n samples
     *,
     labels: NDArray[np.int8],  # (n,) 1..4
     kept: NDArray[np.bool_],  # (n,)
@@ -64,17 +65,20 @@ def even_sample(
     start: int = 0,
     total: int | None = None,
 ) -> EvenSample:
-    """The part of an even sample that lies in n consecutive samples, from `start` on, of `total`; by default, all."""
+    """Return the part of an even sample of `total` samples that is in n consecutive ones from index `start` on.
+
+    By default the n samples are the whole population.
+    """
     total = len(labels) if total is None else total
     picks = even_picks(total)
     index = picks[slice(*np.searchsorted(picks, [start, start + len(labels)]))]
     at = index - start
     return EvenSample(
         index,
-        placed.mean_nll[at],
-        placed.mean_entropy[at],
-        placed.nll_ranks[at] / (2 * total),
-        placed.entropy_ranks[at] / (2 * total),
+        ranked.mean_nll[at],
+        ranked.mean_entropy[at],
+        ranked.nll_ranks[at] / (2 * total),
+        ranked.entropy_ranks[at] / (2 * total),
         num_tokens[at].astype(np.int32),
         labels[at],
         kept[at],
@@ -83,12 +87,12 @@ def even_sample(
 
 
 def even_picks(total: int) -> NDArray[np.int64]:
-    """Places of an even sample in a population."""
+    """Return the population indices of an even sample."""
     return pick_points(total, SAMPLE_LIMIT)
 
 
 def pick_points(total: int, limit: int) -> NDArray[np.int64]:
-    """Indices of at most `limit` of `total` samples: ascending, distinct, the same every time."""
+    """Return the indices of at most `limit` of `total` samples: ascending, distinct and deterministic."""
     if total <= limit:
         return np.arange(total, dtype=np.int64)
     edges = (np.arange(limit + 1, dtype=np.int64) * total) // limit

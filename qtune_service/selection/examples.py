@@ -1,7 +1,8 @@
-"""Which samples to show with their tokens: the most typical of each quadrant, and the most borderline.
+"""Choose example samples: the most typical and the most borderline of each quadrant.
 
-Typical are those nearest to the quadrant's median in (log perplexity, entropy), each divided by its spread. Borderline
-are those whose fate a slightly different alpha would change: by how much is known from their ranks alone (plane.py).
+Typical samples are nearest to the quadrant's median in (log perplexity, entropy), each divided by its spread.
+Borderline samples are those that a slightly different alpha would keep or remove: their entry alpha (plane.py) is
+nearest to alpha.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtune_service.selection.even_sample import EvenSample
+from qtune_service.selection.plane import entry_alpha
 
 ExampleKind = Literal["typical", "borderline"]
 Rows = NDArray[np.int64]
-"""(k,) rows of an even sample, nearest first; equals in order of position."""
+"""(k,) rows of an even sample, nearest first; ties in order of position."""
 
 
 def typical_samples(sample: EvenSample, per_quadrant: int) -> dict[int, Rows]:
-    """Each quadrant's (1..4) most typical samples."""
+    """Return the most typical samples of each quadrant (1..4)."""
     return {
         label: members[np.argsort(_from_median(sample, members), kind="stable")[:per_quadrant]]
         for label, members in _members(sample).items()
@@ -27,19 +29,12 @@ def typical_samples(sample: EvenSample, per_quadrant: int) -> dict[int, Rows]:
 
 
 def borderline_samples(sample: EvenSample, alpha: float, per_quadrant: int) -> dict[int, Rows]:
-    """Each quadrant's (1..4) samples that come nearest to being decided otherwise."""
-    distance = np.abs(entry_alpha(sample) - alpha)
+    """Return the samples of each quadrant (1..4) whose entry alphas are nearest to alpha."""
+    distance = np.abs(entry_alpha(sample.error_rank, sample.entropy_rank) - alpha)
     return {
         label: members[np.argsort(distance[members], kind="stable")[:per_quadrant]]
         for label, members in _members(sample).items()
     }
-
-
-def entry_alpha(sample: EvenSample) -> NDArray[np.float64]:
-    """The smallest alpha at which each sample is kept, (S,)."""
-    p, e = sample.error_rank, sample.entropy_rank
-    entry: NDArray[np.float64] = np.minimum(np.maximum(1 - p, e), np.maximum(p, 1 - e))
-    return entry
 
 
 def _members(sample: EvenSample) -> dict[int, Rows]:
@@ -51,7 +46,7 @@ def _from_median(sample: EvenSample, members: Rows) -> NDArray[np.float64]:
 
 
 def _spread(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Distance from the median in units of the mean distance."""
+    """Return the distances from the median (n,) in units of the mean distance."""
     if len(values) == 0:
         return values
     distance = np.abs(values - np.median(values))

@@ -1,17 +1,19 @@
-"""The error-uncertainty plane: quadrants, corners, labels, and a user's rule in place of the method's.
+"""The error-uncertainty plane: the corner rule, quadrants, labels, and a user's rule in place of the method's.
 
-Each sample is a point (p, e), its mid-ranks of mean NLL and of mean entropy in (0, 1). For a number a, Q2's corner is
-p >= 1 - a and e <= a, Q4's is p <= a and e >= 1 - a. A sample therefore enters the kept set at
-min(max(1 - p, e), max(p, 1 - e)), which turns the search for a into counting (see thresholds.py). Ranks are doubled
-integers (see ranks.py), so P = 2N p, E = 2N e, and the bound is the integer A = 2N a.
+A sample is a point (p, e): its mid-ranks of mean NLL and of mean entropy, in (0, 1). For an alpha a, Q2's corner is
+p >= 1 - a and e <= a, and Q4's corner is p <= a and e >= 1 - a. So a sample is kept from its entry alpha on,
+min(max(1 - p, e), max(p, 1 - e)), and the search for alpha is an order statistic of the entry alphas (thresholds.py).
+`entry_alpha` is the only statement of this rule: SQL, Vega and JavaScript use text that `entry_alpha_text` renders
+from it. Ranks are doubled integers (ranks.py), so P = 2N p, E = 2N e, and the scaled alpha is A = 2N a.
 
-Source: Wang et al., Winning the Pruning Gamble, arXiv:2509.23873. The paper leaves open what a removed sample is
-called, and where a sample belongs that lies in both corners (a > 1/2): here it is the nearer corner, and
-the removed are parted by p + e > 1.
+Source: Wang et al., Winning the Pruning Gamble, arXiv:2509.23873. The paper does not say how to label a removed sample,
+nor a sample in both corners (a > 1/2). Here removed samples are divided by p + e > 1, and a sample in both corners
+belongs to the nearer one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Protocol, TypeVar
@@ -27,7 +29,7 @@ _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
 class Quadrant(IntEnum):
-    """Q2 and Q4 are kept, Q1 and Q3 are removed, always."""
+    """Label of a sample. Q2 and Q4 are kept; Q1 and Q3 are removed."""
 
     Q1 = 1  # harmful noise: high error, high uncertainty
     Q2 = 2  # valuable misconception: high error, low uncertainty
@@ -42,9 +44,9 @@ class Quadrant(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """The corners' edges in the data's own units: order statistics of the data.
+    """Edges of the kept corners in the units of the data, as order statistics.
 
-    Where no sample lies beyond an edge, entropies have -inf or +inf, and perplexities exp of these: 0 or inf.
+    Where no sample is beyond an edge, an entropy is -inf or +inf and a perplexity is exp of these: 0 or inf.
     """
 
     alpha: float
@@ -54,13 +56,94 @@ class Thresholds:
     ent_high: float  # nats
 
 
+# --- the corner rule
+
+
+def entry_alpha(
+    p: Any,
+    e: Any,
+    *,
+    one: int = 1,
+    minimum: Callable[[Any, Any], Any] = np.minimum,
+    maximum: Callable[[Any, Any], Any] = np.maximum,
+) -> Any:
+    """Return the smallest alpha at which samples at the ranks (p, e) are in a kept corner.
+
+    p and e are mid-ranks in (0, 1), numbers or arrays (n,). For doubled ranks pass `one` = 2N: the result is then the
+    scaled entry alpha.
+    """
+    return minimum(maximum(one - p, e), maximum(p, one - e))
+
+
+class _Operand(str):
+    """Name of a rank in generated text."""
+
+    __slots__ = ()
+
+    def __rsub__(self, other: object) -> str:
+        return f"{other} - {self}"
+
+
+def entry_alpha_text(p: str, e: str, *, one: int = 1, minimum: str = "min", maximum: str = "max") -> str:
+    """Return the corner rule as an expression of another language.
+
+    p and e are the names of the ranks there, `minimum` and `maximum` the names of its functions: `least` and
+    `greatest` for SQL, `Math.min` and `Math.max` for JavaScript, the defaults for Vega. `one` is that of `entry_alpha`.
+    """
+    text: str = entry_alpha(
+        _Operand(p),
+        _Operand(e),
+        one=one,
+        minimum=lambda a, b: f"{minimum}({a}, {b})",
+        maximum=lambda a, b: f"{maximum}({a}, {b})",
+    )
+    return text
+
+
+def scaled_entry_alphas(nll_ranks: DoubleRanks, entropy_ranks: DoubleRanks, num_samples: int) -> DoubleRanks:
+    """Return the scaled entry alphas (n,), from 1 to 2N - 1, of samples by their doubled ranks (n,)."""
+    scaled = np.empty_like(nll_ranks)
+    for block in blocks(len(nll_ranks)):
+        scaled[block] = entry_alpha(nll_ranks[block], entropy_ranks[block], one=2 * num_samples)
+    return scaled
+
+
+# --- labels
+
+
+def classify(
+    nll_ranks: DoubleRanks, entropy_ranks: DoubleRanks, entry: DoubleRanks, scaled_alpha: int, num_samples: int
+) -> NDArray[np.int8]:
+    """Return one label a sample (n,), from doubled ranks (n,) and scaled entry alphas (n,).
+
+    A kept sample (entry <= scaled_alpha) is Q2 if p >= e, else Q4. A removed sample is Q1 if p + e > 1, else Q3.
+    """
+    labels = np.empty(len(entry), dtype=np.int8)
+    q1, q2, q3, q4 = (np.int8(quadrant) for quadrant in Quadrant)
+    for block in blocks(len(entry)):
+        p, e = nll_ranks[block], entropy_ranks[block]
+        kept = np.where(p >= e, q2, q4)
+        removed = np.where(is_noise(p, e, num_samples), q1, q3)
+        labels[block] = np.where(entry[block] <= scaled_alpha, kept, removed)
+    return labels
+
+
+def is_noise(nll_ranks: DoubleRanks, entropy_ranks: DoubleRanks, num_samples: int) -> NDArray[np.bool_]:
+    """Return whether samples (n,) are Q1 when removed: p + e > 1."""
+    noise: NDArray[np.bool_] = nll_ranks > 2 * num_samples - entropy_ranks  # p + e could overflow
+    return noise
+
+
+# --- a user's rule
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class PlaneView:
-    """What a user's rule sees of the population. Arrays are (N,), in sample order, and read-only.
+    """The population as a user's rule sees it. Arrays are (N,), in sample order, and read-only.
 
-    A job of more samples than one process should hold (pipeline/population.py: GROUP_SAMPLES) calls the rule once for
-    each group of consecutive samples: arrays are (n,) then, of the group, while `p`, `e`, `thresholds` and
-    `num_samples` are always those of the whole population. So a rule should decide on each sample by these.
+    A job of more than MAX_IN_MEMORY_SAMPLES (selection/distributed.py) calls the rule once for each group of
+    consecutive samples. The arrays are then (n,), of the group, while `p`, `e`, `thresholds` and `num_samples` are
+    still those of the whole population. So a rule should decide on each sample by these.
     """
 
     mean_nll: NDArray[np.float64]  # nats
@@ -69,14 +152,14 @@ class PlaneView:
     p: NDArray[np.float64]  # mid-rank of mean_nll in (0, 1)
     e: NDArray[np.float64]  # mid-rank of mean_entropy in (0, 1)
     thresholds: Thresholds
-    labels: NDArray[np.int8]  # the method's own labels, 1..4; copy them to change some
+    labels: NDArray[np.int8]  # labels of the method, 1..4; copy them to change some
     num_samples: int  # N
 
 
 class QuadrantRule(Protocol):
     """A user's function in place of the method's labels.
 
-    For example, remove as noise only what lies far out and keep the rest of Q1 as calibration data:
+    For example, remove as noise only the samples far beyond the threshold and keep the rest of Q1 as calibration data:
 
         def lenient(plane: PlaneView) -> NDArray[np.int8]:
             labels = plane.labels.copy()
@@ -86,33 +169,8 @@ class QuadrantRule(Protocol):
     """
 
     def __call__(self, plane: PlaneView, /) -> NDArray[np.integer[Any]]:
-        """One label from 1 to 4 for each sample, (N,)."""
+        """Return one label from 1 to 4 for each sample, (N,)."""
         ...
-
-
-def corner_entry(nll_ranks: DoubleRanks, entropy_ranks: DoubleRanks, num_samples: int) -> DoubleRanks:
-    """The smallest A = 2N a at which each of some samples lies in a corner: (n,), from 1 to 2N - 1."""
-    entry = np.empty_like(nll_ranks)
-    double_n = 2 * num_samples
-    for block in blocks(len(nll_ranks)):
-        p, e = nll_ranks[block], entropy_ranks[block]
-        entry[block] = np.minimum(np.maximum(double_n - p, e), np.maximum(p, double_n - e))
-    return entry
-
-
-def classify(
-    nll_ranks: DoubleRanks, entropy_ranks: DoubleRanks, entry: DoubleRanks, bound: int, num_samples: int
-) -> NDArray[np.int8]:
-    """One label a sample (n,): kept (entry <= bound) is Q2 if p >= e else Q4; removed is Q1 if p + e > 1 else Q3."""
-    labels = np.empty(len(entry), dtype=np.int8)
-    double_n = 2 * num_samples
-    q1, q2, q3, q4 = (np.int8(quadrant) for quadrant in Quadrant)
-    for block in blocks(len(entry)):
-        p, e = nll_ranks[block], entropy_ranks[block]
-        kept = np.where(p >= e, q2, q4)
-        removed = np.where(p > double_n - e, q1, q3)  # not p + e, which could overflow
-        labels[block] = np.where(entry[block] <= bound, kept, removed)
-    return labels
 
 
 def plane_view(
@@ -125,7 +183,7 @@ def plane_view(
     labels: NDArray[np.int8],
     num_samples: int,
 ) -> PlaneView:
-    """The population, or a group of it, as a rule sees it."""
+    """Return the view of the population, or of a group of it, that a rule gets."""
     double_n = 2 * num_samples
     floats = (mean_nll, mean_entropy, perplexity(mean_nll), nll_ranks / double_n, entropy_ranks / double_n)
     nll, entropy, ppl, p, e = (_read_only(array) for array in floats)
@@ -133,7 +191,7 @@ def plane_view(
 
 
 def apply_rule(rule: QuadrantRule, plane: PlaneView) -> NDArray[np.int8]:
-    """The rule's labels (N,), checked. Raises SpecError where they are not one label from 1 to 4 a sample."""
+    """Return the labels (N,) of a user's rule. Raise SpecError unless they are one label from 1 to 4 a sample."""
     name = getattr(rule, "__qualname__", type(rule).__name__)
     labels = np.asarray(rule(plane))
     hint = f"It must return an array of {len(plane.labels)} integers from 1 (Q1) to 4 (Q4), in sample order."

@@ -1,8 +1,8 @@
-"""Samples with their places in the whole population: what a bound makes of them.
+"""Samples with their ranks in the whole population, and what a scaled alpha makes of them.
 
-All of it, or one group of many: ranks are among all N samples either way, so what a group gives is what it would
-give as a part of the whole, and edges and counts of groups merge into those of the population. Both ways of stage 1,
-in memory (thresholds.py) and by groups (pipeline/distributed_selection.py), go through here.
+The samples are the whole population or one group of it. Ranks are among all N samples in both cases, so edges and
+counts of groups merge into those of the population. Selection in memory (thresholds.py) and distributed selection
+(pipeline/distributed_selection.py) both use this module.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from qtune_service.selection.plane import (
     Thresholds,
     apply_rule,
     classify,
-    corner_entry,
     plane_view,
+    scaled_entry_alphas,
 )
 from qtune_service.selection.ranks import DoubleRanks, blocks
 
@@ -33,7 +33,7 @@ Column = NDArray[np.float64]  # (n,) nats
 
 @dataclass(frozen=True, slots=True)
 class Edges:
-    """The scores at the edges of the corners, in nats; infinite where no sample lies beyond."""
+    """Scores at the edges of the corners, in nats; infinite where no sample is beyond the edge."""
 
     nll_low: float = -math.inf
     nll_high: float = math.inf
@@ -42,7 +42,7 @@ class Edges:
 
     @classmethod
     def merged(cls, parts: Iterable[Edges]) -> Edges:
-        """Of several groups."""
+        """Return the edges of several groups together."""
         return reduce(cls._outer, parts, cls())
 
     def _outer(self, other: Edges) -> Edges:
@@ -53,39 +53,39 @@ class Edges:
             min(self.entropy_high, other.entropy_high),
         )
 
-    def thresholds(self, bound: int, num_samples: int) -> Thresholds:
-        """In the units of a report."""
+    def thresholds(self, scaled_alpha: int, num_samples: int) -> Thresholds:
+        """Return the edges as thresholds: perplexities instead of NLL, and alpha in [0, 1]."""
         ppl_low, ppl_high = (float(perplexity(edge)) for edge in (self.nll_low, self.nll_high))
-        return Thresholds(bound / (2 * num_samples), ppl_low, ppl_high, self.entropy_low, self.entropy_high)
+        return Thresholds(scaled_alpha / (2 * num_samples), ppl_low, ppl_high, self.entropy_low, self.entropy_high)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Placed:
-    """n samples of a population of N."""
+class RankedSamples:
+    """n samples of a population of N, with their ranks among all N."""
 
     mean_nll: Column
     mean_entropy: Column
-    nll_ranks: DoubleRanks  # (n,) doubled mid-ranks among all N, see ranks.py
+    nll_ranks: DoubleRanks  # (n,) doubled mid-ranks, see ranks.py
     entropy_ranks: DoubleRanks  # (n,)
     num_samples: int  # N
 
-    def entry(self) -> DoubleRanks:
-        """The bound at which each sample is kept, (n,)."""
-        return corner_entry(self.nll_ranks, self.entropy_ranks, self.num_samples)
+    def entry_alphas(self) -> DoubleRanks:
+        """Return the scaled alpha from which each sample is kept, (n,)."""
+        return scaled_entry_alphas(self.nll_ranks, self.entropy_ranks, self.num_samples)
 
-    def edges(self, bound: int) -> Edges:
-        """max{score : rank <= a} and min{score : rank >= 1 - a} of these samples."""
-        far = 2 * self.num_samples - bound
+    def edges(self, scaled_alpha: int) -> Edges:
+        """Return max{score : rank <= a} and min{score : rank >= 1 - a} of these samples."""
+        far = 2 * self.num_samples - scaled_alpha
         return Edges(
-            *_edges(self.mean_nll, self.nll_ranks, bound, far),
-            *_edges(self.mean_entropy, self.entropy_ranks, bound, far),
+            *_edges(self.mean_nll, self.nll_ranks, scaled_alpha, far),
+            *_edges(self.mean_entropy, self.entropy_ranks, scaled_alpha, far),
         )
 
     def labels(
-        self, entry: DoubleRanks, bound: int, thresholds: Thresholds, rule: QuadrantRule | None
+        self, entry: DoubleRanks, scaled_alpha: int, thresholds: Thresholds, rule: QuadrantRule | None
     ) -> NDArray[np.int8]:
-        """One quadrant a sample, (n,). Raises SpecError where the rule gives something else."""
-        labels = classify(self.nll_ranks, self.entropy_ranks, entry, bound, self.num_samples)
+        """Return one quadrant a sample (n,). Raise SpecError where the rule returns anything else."""
+        labels = classify(self.nll_ranks, self.entropy_ranks, entry, scaled_alpha, self.num_samples)
         if rule is None:
             return labels
         plane = plane_view(
@@ -100,24 +100,24 @@ class Placed:
         return apply_rule(rule, plane)
 
 
-def count_within(entry: DoubleRanks, bound: int) -> int:
-    """Samples that have entered at a bound."""
-    return sum(int(np.count_nonzero(entry[block] <= bound)) for block in blocks(len(entry)))
+def count_kept(entry: DoubleRanks, scaled_alpha: int) -> int:
+    """Return how many of some samples, by their scaled entry alphas (n,), are kept at a scaled alpha."""
+    return sum(int(np.count_nonzero(entry[block] <= scaled_alpha)) for block in blocks(len(entry)))
 
 
 def count_labels(labels: NDArray[np.int8]) -> dict[Quadrant, int]:
-    """Samples of each quadrant."""
+    """Return the number of samples of each quadrant, from labels (n,)."""
     return {quadrant: int(np.count_nonzero(labels == quadrant)) for quadrant in Quadrant}
 
 
 def kept_labels(labels: NDArray[np.int8]) -> NDArray[np.bool_]:
-    """Which samples the method keeps, (n,)."""
+    """Return which samples (n,) the method keeps, by their labels (n,)."""
     kept: NDArray[np.bool_] = (labels == Quadrant.Q2) | (labels == Quadrant.Q4)
     return kept
 
 
 def check_finite(start: int = 0, /, **columns: Column) -> None:
-    """Raise DataError for a score that cannot be ranked. start: the first sample's place in the population."""
+    """Raise DataError for the first score that is not finite. `start` is the population index of the first sample."""
     for name, column in columns.items():
         # The extremes are non-finite wherever a value is, and need no temporary array.
         if len(column) and not (math.isfinite(column.min()) and math.isfinite(column.max())):
@@ -127,9 +127,9 @@ def check_finite(start: int = 0, /, **columns: Column) -> None:
             )
 
 
-def _edges(values: Column, ranks: DoubleRanks, bound: int, far: int) -> tuple[float, float]:
+def _edges(values: Column, ranks: DoubleRanks, scaled_alpha: int, far: int) -> tuple[float, float]:
     low, high = -math.inf, math.inf
     for block in blocks(len(values)):
-        low = max(low, float(np.where(ranks[block] <= bound, values[block], -math.inf).max()))
+        low = max(low, float(np.where(ranks[block] <= scaled_alpha, values[block], -math.inf).max()))
         high = min(high, float(np.where(ranks[block] >= far, values[block], math.inf).min()))
     return low, high

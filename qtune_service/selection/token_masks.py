@@ -1,18 +1,18 @@
-"""Stage 2: within Q2 samples, drop the tokens that are hard together with their neighbours.
+"""Stage 2: within Q2 samples, remove the tokens whose own and neighbouring perplexities are high.
 
     ppl_i = exp(min(nll_i, 50));  score_i = (1 - lambda) ppl_i + lambda (ppl_{i-1} + ppl_{i+1}) / 2
 
 Neighbours are the adjacent scored tokens of the same contiguous span of the loss mask; where one is missing, ppl_i
 stands in. Of a sample's n scored tokens the max(1, ceil(ratio * n)) with the lowest scores keep their loss, equal
-scores in order of position. Tokens leave the loss, never the context: nothing here sees `input_ids`.
+scores in order of position. Tokens leave the loss, never the context: this module does not read `input_ids`.
 
 A whole shard is pruned in one pass over flat arrays: one lexicographic sort by (sample, score) instead of a loop over
-samples, for some 24 bytes a scored Q2 token. A span needs no bookkeeping: position 0 of every row is never trained
-on, so neighbours are just trained positions that differ by 1.
+samples. It takes some 24 bytes a scored Q2 token. Spans need no bookkeeping: position 0 of every row is never trained
+on, so neighbours are the trained positions that differ by 1.
 
 Source: Wang et al., arXiv:2509.23873. Its project page writes the neighbours' sum without the half; the mean is
-right for lambda in [0, 1]. For comparison there are the paper's baselines: tokens by their own perplexity (lambda 0),
-at random, in the reversed order (its worst ablation), or none removed.
+right for lambda in [0, 1]. The paper's baselines are strategies too: tokens by their own perplexity (lambda 0), at
+random, in the reversed order (its worst ablation), or none removed.
 """
 
 from __future__ import annotations
@@ -45,12 +45,13 @@ def prune_token_masks(
     seed: int = 0,
     row_index: NDArray[np.int64] | None = None,
 ) -> Mask:
-    """The final masks (L,) of S samples: the loss mask without the tokens that stage 2 removes.
+    """Return the final masks (L,) of S samples: the loss mask without the tokens that stage 2 removes.
 
     Row s of `loss_mask_flat` (L,) is [row_offsets[s], row_offsets[s + 1]); `nll_flat` (M,) holds the scored tokens
     of all rows in order, so M is the number of trained positions beyond each row's first. Rows with `prunable` (S,)
     false, or with fewer than `min_tokens_to_prune` scored tokens, keep every one. The strategy `random` draws by
-    `seed`, `row_index` (S,) (a row's place in the population; by default its place here) and position.
+    `seed`, `row_index` (S,) (population indices of the rows; by default their indices here) and position. Raise
+    SpecError for arguments out of range and DataError for arrays whose lengths or scores do not fit.
     """
     _check_arguments(token_keep_ratio, neighbor_lambda, min_tokens_to_prune, token_strategy)
     bounds = check_offsets(row_offsets, len(loss_mask_flat), "loss_mask_flat")
@@ -79,7 +80,7 @@ def prune_token_masks(
 
 
 def trainable(loss_mask_flat: Mask, row_offsets: NDArray[np.integer[Any]]) -> Mask:
-    """The loss masks (L,) as 0 and 1, with position 0 of each row, which has no prediction, forced to 0."""
+    """Return the loss masks (L,) as 0 and 1. Position 0 of each row, which has no prediction, is 0."""
     mask: Mask = np.not_equal(loss_mask_flat, 0).astype(np.int8)
     starts, ends = row_offsets[:-1], row_offsets[1:]
     mask[starts[starts < ends]] = 0
@@ -89,7 +90,7 @@ def trainable(loss_mask_flat: Mask, row_offsets: NDArray[np.integer[Any]]) -> Ma
 def neighbor_scores(
     nll: NDArray[np.float64], positions: NDArray[np.integer[Any]], neighbor_lambda: float
 ) -> NDArray[np.float64]:
-    """Each scored token's own perplexity mixed with its neighbours' mean (n,); neighbours are 1 apart in position."""
+    """Return each scored token's perplexity mixed with its neighbours' mean (n,). Neighbours are 1 apart."""
     ppl = np.exp(np.minimum(nll, MAX_NLL_NATS))
     adjacent = np.diff(positions) == 1
     left, right = ppl.copy(), ppl.copy()
@@ -100,7 +101,7 @@ def neighbor_scores(
 
 
 def lowest_of_each(scores: NDArray[np.float64], sizes: NDArray[np.int64], keep_ratio: float) -> NDArray[np.bool_]:
-    """True for the share of each run of `sizes` (R,) scores that is lowest (n,); ties go to the earlier ones."""
+    """Return which scores (n,) are the lowest share of their run of `sizes` (R,). Ties go to the earlier ones."""
     runs = np.repeat(np.arange(len(sizes)), sizes)
     order = np.lexsort((scores, runs))  # stable, and runs stay where they are
     place = np.arange(len(scores)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
@@ -114,7 +115,7 @@ def lowest_of_each(scores: NDArray[np.float64], sizes: NDArray[np.int64], keep_r
 def tokens_left(
     num_tokens: NDArray[np.integer[Any]], *, token_keep_ratio: float, min_tokens_to_prune: int, token_strategy: str
 ) -> NDArray[np.int64]:
-    """How many of its trained tokens (S,) each sample keeps if stage 2 prunes it, (S,)."""
+    """Return how many of its trained tokens (S,) each sample keeps if stage 2 prunes it, (S,)."""
     if token_strategy == "none":
         return num_tokens.astype(np.int64)
     distinct, which = np.unique(num_tokens, return_inverse=True)

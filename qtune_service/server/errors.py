@@ -15,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from qtune_service.config import error_text
 from qtune_service.errors import (
     BusyError,
     DamagedFileError,
@@ -127,7 +128,8 @@ def install(app: FastAPI) -> None:
         found = error.errors()
         total = error.total if isinstance(error, InvalidBodyError) else len(found)
         fields = [
-            FieldProblem(field=_field(e["loc"]), message=_cut(e["msg"], MAX_MESSAGE_CHARS)) for e in found[:MAX_LISTED]
+            FieldProblem(field=_field(e["loc"]), message=_cut(error_text(e["msg"]), MAX_MESSAGE_CHARS))
+            for e in found[:MAX_LISTED]
         ]
         listed = "" if total <= len(fields) else f"; the first {len(fields)} are listed"
         return answer(422, "invalid_request", f"{total} field(s) are invalid{listed}", errors=fields)

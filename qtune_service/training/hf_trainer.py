@@ -16,7 +16,6 @@ The trainer's class is replaced by a subclass, so methods of the user's own subc
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +91,7 @@ def enable_q_tuning(trainer: Any, arguments: QTuningArguments | None = None, **o
     would not be the loss of the kept tokens.
     """
     _check(trainer)
-    pruner = QTuningPruner(**asdict(arguments or QTuningArguments()), **options)
+    pruner = QTuningPruner(arguments or QTuningArguments(), **options)
     own = type(trainer)
     trainer.__class__ = type(f"QTuning{own.__name__}", (QTuningMixin, own), {})
     trainer.q_tuning, trainer.q_tuning_record = pruner, None

@@ -20,7 +20,7 @@ from qtune_service.report.data import QuadrantName
 from qtune_service.report.plane import plane_of
 from qtune_service.selection.even_sample import even_sample
 from qtune_service.selection.plane import Thresholds
-from qtune_service.selection.ranked_samples import Placed, kept_labels
+from qtune_service.selection.ranked_samples import RankedSamples, kept_labels
 from qtune_service.selection.ranks import double_midranks
 
 FATES: dict[QuadrantName, str] = {"Q1": "dropped", "Q2": "kept", "Q3": "dropped", "Q4": "kept"}
@@ -75,8 +75,8 @@ def plot_eu_plane(chosen: Chosen, path: str | Path, *, palette: Palette = LIGHT,
         raise DataError("no sample has a quadrant to draw", "Draw a step that scored samples: warm-up scores none.")
     nll, entropy = (np.asarray(values, np.float64)[shown] for values in (chosen.mean_nll, chosen.mean_entropy))
     labels, is_kept = np.asarray(chosen.quadrants, np.int8)[shown], np.asarray(chosen.is_kept, np.bool_)[shown]
-    placed = Placed(nll, entropy, double_midranks(nll), double_midranks(entropy), len(nll))
-    sample = even_sample(placed, labels=labels, kept=is_kept, num_tokens=np.zeros(len(nll), np.int32))
+    ranked = RankedSamples(nll, entropy, double_midranks(nll), double_midranks(entropy), len(nll))
+    sample = even_sample(ranked, labels=labels, kept=is_kept, num_tokens=np.zeros(len(nll), np.int32))
     points = sample.points()
     rows = sample_rows(points, [str(place) for place in shown[points.index]])
     is_by_quadrant = np.array_equal(is_kept, kept_labels(labels))  # otherwise quadrants do not determine the selection

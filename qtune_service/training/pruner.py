@@ -36,28 +36,27 @@ from qtune_service.training.metrics import RecordSink, StepRecord, log, log_step
 from qtune_service.training.step import Choice, PrunedStep
 from qtune_service.training.token_scores import BATCH_TOKENS, LOGITS_BYTES, Forward, TokenScorer, call_for_logits
 
+DEFAULTS = QTuningArguments()
+
 
 class QTuningPruner:
     """Prune batches with the model that is being trained.
 
+    sample_keep_ratio: a ratio, or a QTuningArguments in place of it and of the method's other arguments.
     group: the data-parallel ranks (by default all). rule: a user's quadrants in place of the method's. balance:
     rebalance kept rows over the ranks; without it each rank trains on its own kept rows. records: further sinks of each
-    record, on the first rank. is_quiet: log nothing, as where several groups prune the same rows. The other arguments
-    are those of QTuningArguments and of TokenScorer.
+    record, on the first rank. is_quiet: log nothing, as where several groups prune the same rows. forward, batch_tokens
+    and logits_bytes are those of TokenScorer. others: further fields of QTuningArguments.
     """
 
     def __init__(
         self,
-        sample_keep_ratio: float = 0.5,
-        token_keep_ratio: float = 0.7,
-        neighbor_lambda: float = 0.5,
-        bisect_max_iter: int | None = 10,
+        sample_keep_ratio: QTuningArguments | float = DEFAULTS.sample_keep_ratio,
+        token_keep_ratio: float = DEFAULTS.token_keep_ratio,
+        neighbor_lambda: float = DEFAULTS.neighbor_lambda,
+        bisect_max_iter: int | None = DEFAULTS.bisect_max_iter,
         group: Any = None,
         *,
-        min_tokens_to_prune: int = 1,
-        token_strategy: str = "neighbor",
-        warmup_steps: int = 0,
-        seed: int = 0,
         rule: QuadrantRule | None = None,
         balance: bool = True,
         records: Sequence[RecordSink] = (),
@@ -65,17 +64,20 @@ class QTuningPruner:
         forward: Forward = call_for_logits,
         batch_tokens: int = BATCH_TOKENS,
         logits_bytes: int = LOGITS_BYTES,
+        **others: Any,
     ) -> None:
-        self.arguments = QTuningArguments(
-            sample_keep_ratio=sample_keep_ratio,
-            token_keep_ratio=token_keep_ratio,
-            neighbor_lambda=neighbor_lambda,
-            bisect_max_iter=bisect_max_iter,
-            min_tokens_to_prune=min_tokens_to_prune,
-            token_strategy=token_strategy,
-            warmup_steps=warmup_steps,
-            seed=seed,
-        )
+        given = {
+            "token_keep_ratio": token_keep_ratio,
+            "neighbor_lambda": neighbor_lambda,
+            "bisect_max_iter": bisect_max_iter,
+            **others,
+        }
+        if not isinstance(sample_keep_ratio, QTuningArguments):
+            self.arguments = QTuningArguments(sample_keep_ratio, **given)
+        elif all(value == getattr(DEFAULTS, name, None) for name, value in given.items()):
+            self.arguments = sample_keep_ratio
+        else:
+            raise TypeError("QTuningPruner takes either a QTuningArguments or its fields, not both")
         self.step = 0
         """Number of the next step. Set it when training resumes, or load the pruner's state."""
         self._group, self._balance, self._is_quiet = group, balance, is_quiet

@@ -12,8 +12,8 @@ from fastapi.testclient import TestClient
 
 from qtune_service.cli import app as commands
 from qtune_service.server.app import create_app
+from qtune_service.server.form import form_fields
 from qtune_service.server.routes import pages
-from qtune_service.server.routes.pages import form_fields
 from qtune_service.wire import JobRequest
 from tests.api.servers import scripted, settings
 

@@ -29,7 +29,7 @@ def data_files(out: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dict[str, Any]]]:
-    """The same records, some of them bad, pruned under both executors with the reference engine."""
+    """Prune the same records, some of them bad, under both executors with the reference engine."""
     folder = tmp_path_factory.mktemp("executors")
     data = write_jsonl(folder / "data.jsonl", demo_records())
     with data.open("a") as file:

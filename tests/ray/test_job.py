@@ -268,7 +268,7 @@ def test_a_population_too_large_for_the_driver_gives_the_same(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where Ray tasks take the samples through stage 1 in groups, every table and figure is the same."""
-    monkeypatch.setattr(population, "GROUP_SAMPLES", 50)
+    monkeypatch.setattr(population, "MAX_IN_MEMORY_SAMPLES", 50)
     out = tmp_path / "groups"
     spec = JobSpec.model_validate(manifest(finished)["spec"])
     spec = spec.model_copy(update={"output": OutputSpec(path=str(out)), "from_scores": str(finished)})

@@ -185,7 +185,7 @@ wrong_paths = paths | st.sampled_from(
 @hypothesis.given(path=wrong_paths | st.none() | st.integers() | st.lists(st.text()))
 def test_paths_of_manifests(path: Any) -> None:
     """A manifest lists files of shards and nothing else."""
-    with pytest.raises(OutputConflictError, match="manifest cannot be used"):
+    with pytest.raises(OutputConflictError, match="manifest is not valid"):
         part_files({"files": [GOOD, {**GOOD, "path": path}]})
 
 

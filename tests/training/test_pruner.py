@@ -5,16 +5,18 @@ from __future__ import annotations
 import inspect
 import itertools
 import logging
+from dataclasses import asdict, fields
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from qtune_service.config import PruneSpec
 from qtune_service.errors import DataError, SpecError
 from qtune_service.selection.thresholds import select
 from qtune_service.selection.token_masks import prune_token_masks
-from qtune_service.training import QTuningPruner, StepRecord
+from qtune_service.training import QTuningArguments, QTuningPruner, StepRecord
 from tests.training.models import VOCAB, exact_means, packed, padded, ragged, tiny_llama
 
 SCORE_TOLERANCE = 2e-5
@@ -360,3 +362,26 @@ def test_arguments_out_of_range_are_refused(name: str) -> None:
     wrong: dict[str, Any] = {name: -1}
     with pytest.raises(SpecError, match=name):
         QTuningPruner(**wrong)
+
+
+def test_one_object_holds_all_arguments() -> None:
+    """As well as keywords, which are its fields; both together would contradict each other."""
+    arguments = QTuningArguments(sample_keep_ratio=0.25, warmup_steps=2, seed=3)
+    assert QTuningPruner(arguments).arguments == arguments
+    assert QTuningPruner(**asdict(arguments)).arguments == arguments
+    assert QTuningPruner(0.25, warmup_steps=2, seed=3).arguments == arguments
+    for both in ({"token_keep_ratio": 0.5}, {"seed": 4}):
+        with pytest.raises(TypeError, match="not both"):
+            QTuningPruner(arguments, **both)
+    with pytest.raises(TypeError, match="colour"):
+        QTuningPruner(colour="red")
+
+
+def test_arguments_are_those_of_jobs() -> None:
+    """The names and defaults of PruneSpec; steps of the bisection are the paper's, and warm-up is new."""
+    shared = {field.name: field.default for field in fields(QTuningArguments)}
+    assert set(shared) - set(PruneSpec.model_fields) == {"warmup_steps"}
+    differing = {
+        name for name in shared if name in PruneSpec.model_fields and shared[name] != getattr(PruneSpec(), name)
+    }
+    assert differing == {"bisect_max_iter"}

@@ -1,14 +1,14 @@
-"""Questions to a finished output: which samples match, in which order, how many of each kind, and what they hold.
+"""Queries of a finished output: matching samples, their order, counts by group, and their contents.
 
     records = samples_of(FinishedOutput(uri))                            or rejected_of(...)
     found = find(records, Selection(quadrant="Q2", where="perplexity > 50", sort="borderline", limit=5))
     rows = read_rows(records, found.index, ["sample_id", "perplexity", "category"])
     tokens = read_tokens(finished, found.index)
 
-DuckDB evaluates conditions, in a sandbox (sandbox.py, conditions.py), over Arrow tables that are read through
-data/storage, so an output on an object store is asked like a local one. One shard's columns are in memory at a time
-(and the few that are read ahead), only those that the question names; token columns are read for the samples that are
-shown.
+DuckDB evaluates conditions in a sandbox (conditions.py) over Arrow tables that are read through `storage`, so an output
+on an object store is queried like a local one. The columns of one shard are in memory at a time, with those of a few
+shards that are read ahead, and only the columns that the query names. Token columns are read only for the samples that
+are shown.
 """
 
 from qtune_service.output.query.conditions import Limits

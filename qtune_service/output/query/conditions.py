@@ -1,23 +1,18 @@
-"""A user's condition, checked before it is evaluated: one SQL expression over the fields, and nothing else.
+"""Conditions of users: one SQL expression over the fields, checked before DuckDB evaluates it in a sandbox.
 
-DuckDB's own parser says what the text means; what it found must be on the lists here, and what is not known is refused.
-So there are no subqueries, other tables or statements, whatever the text pretends to close or to comment out, and every
-column that it names is known: only those are read.
+DuckDB's own parser parses the text, and every node of the result must be on the lists here. Subqueries, other tables
+and statements are refused, whatever the text closes or comments out. Every column of the expression is known, and only
+these columns are read.
 
-DuckDB's memory limit does not count the texts that functions make (measured: `repeat(s, 100000000)` ended the process
-under a limit of 256 MB). Hence the list of functions: each makes at most about as much as it is given, and an
-expression has a bounded number of them. That leaves out, among others, repeat, lpad, replace, ||, range, string_split,
-format and lambdas, which a condition can do without.
+DuckDB's memory limit does not count the texts that functions build (measured: `repeat(s, 100000000)` ended the process
+under a limit of 256 MB). The listed functions each build about as much as their input at most, and an expression has a
+limited number of them. This excludes repeat, lpad, replace, ||, range, string_split, format and lambdas, among others,
+which conditions do not need. Functions that recurse natively over their input are excluded too: json_contains follows
+nested brackets to any depth and ends the process. So are aggregates of lists by name (list_aggr), since some, such as
+string_agg, build long texts. list_sum, list_min, list_max, list_avg and list_count are on the list.
 
-Functions that recurse natively over what they are given are left out too: json_contains follows a text of brackets as
-deep as it is, and ends the process. So are aggregates of lists by name (list_aggr): some, as string_agg, build long
-texts. list_sum, list_min, list_max, list_avg and list_count are on the list.
-
-These lists are the first barrier. The second: the service evaluates conditions in child processes (questions/).
-
-DuckDB with nothing but the tables that it is given: no files, no network, no extensions, no settings to change.
-
-conditions.py keeps out what this does not bound. The service evaluates conditions in child processes (questions/).
+The sandbox is a DuckDB connection with the given tables only: no files, network, extensions or changes of settings. The
+lists are the first barrier. As the second, the service evaluates conditions in child processes (server/questions/).
 """
 
 from __future__ import annotations
@@ -38,27 +33,73 @@ from qtune_service.output.query.fields import Records, quoted
 if TYPE_CHECKING:
     import duckdb
 
+
+def _split(names: str) -> frozenset[str]:
+    return frozenset(names.split())
+
+
 MAX_EXPRESSION_DEPTH = "250"
-"""Beyond, DuckDB's parser, which recurses, refuses a statement. Parentheses count too."""
+"""DuckDB's parser recurses. It refuses statements beyond this depth; parentheses count too."""
 MAX_ERROR_CHARS = 500
-"""Of what DuckDB says: it quotes values, which may be as long as a record."""
+"""Limit on DuckDB's messages, which quote values as long as a record."""
+MAX_CHARS, SHOWN_CHARS = 20_000, 200
+MAX_NODES, MAX_CALLS = 200, 50
+"""Parts of an expression without constants, and calls in it. Each call may hold a copy of a shard's text."""
+MAX_DEPTH = 100
+"""Levels of nested expressions."""
+KINDS = frozenset(
+    {"BETWEEN", "CASE", "CAST", "COLLATE", "COLUMN_REF", "COMPARISON", "CONJUNCTION", "CONSTANT", "FUNCTION"}
+    | {"OPERATOR", "TYPE"}
+)
+FUNCTIONS = _split("""
+    + - * / // % ** ^ @ & | << >> ~ abs add ceil ceiling divide exp floor greatest least ln log log10 log2 mod multiply
+    pow power round sign sqrt subtract trunc isfinite isinf isnan bit_count xor hash
+    ~~ !~~ ~~* !~~* ~~~ ^@ like_escape not_like_escape ilike_escape not_ilike_escape contains starts_with ends_with
+    prefix suffix lower lcase upper ucase trim ltrim rtrim left right substr substring split_part strip_accents
+    length len strlen char_length character_length octet_length position strpos instr ascii ord unicode md5
+    regexp_matches regexp_full_match regexp_extract
+    array_extract list_extract list_element element_at array_length list_contains list_has array_contains array_has
+    list_has_any list_has_all array_has_any array_has_all && @> <@ list_position list_indexof array_position
+    array_indexof list_value list_sum list_min list_max list_avg list_count list_unique
+    cardinality map_contains map_extract map_extract_value map_keys map_values
+    struct_extract struct_extract_at struct_pack row
+    -> ->> json_extract json_extract_string json_extract_path json_extract_path_text json_value json_exists json_type
+    json_valid json_array_length json_keys
+    date_part datepart date_trunc datetrunc date_diff datediff year month day hour minute second dayofweek weekday week
+    quarter epoch epoch_ms strptime try_strptime now today current_date get_current_timestamp
+    to_years to_months to_weeks to_days to_hours to_minutes to_seconds
+    typeof nullif ifnull
+""")
+TYPES = _split("""
+    bool boolean tinyint smallint int integer bigint hugeint utinyint usmallint uinteger ubigint float real double
+    decimal numeric varchar text string char date time timestamp timestamptz interval json
+""") | {"timestamp with time zone"}
+"""Types of casts. Arrays of a fixed length are excluded, since their type decides their size."""
+_UNSUPPORTED = {
+    "SUBQUERY": "a subquery",
+    "WINDOW": "a window function",
+    "LAMBDA": "a lambda",
+    "STAR": "*",
+    "PARAMETER": "a parameter",
+    "POSITIONAL_REFERENCE": "#",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a question may take."""
+    """The resources that a query may use."""
 
     memory_bytes: int = 512 << 20
-    """Of sorting and grouping; the tables themselves are not counted."""
+    """For sorting and grouping, without the tables themselves."""
     threads: int = 2
     seconds: float | None = None
 
 
 class Sandbox:
-    """A connection for one question. `hint` is shown with each error: what can be asked for."""
+    """A connection for one query. Each error shows `hint`, the available columns."""
 
     def __init__(self, limits: Limits, hint: str = "") -> None:
-        import duckdb  # 30 MB, which only those pay who ask
+        import duckdb  # 30 MB, needed only for queries
 
         self._limits, self._hint = limits, hint
         settings = {
@@ -89,7 +130,7 @@ class Sandbox:
         self._connection.close()
 
     def table(self, sql: str, tables: Mapping[str, pa.Table]) -> pa.Table:
-        """The rows of a statement over some tables. Raises QueryError."""
+        """Evaluate a statement over some tables and return its rows. Raise QueryError."""
         with self._explained():
             for name, table in tables.items():
                 self._connection.register(name, table)
@@ -104,7 +145,9 @@ class Sandbox:
     def _explained(self) -> Iterator[None]:
         import duckdb
 
-        late = QueryError(f"the query took more than {self._limits.seconds} s", "Ask for less, or of a smaller output.")
+        late = QueryError(
+            f"the query took more than {self._limits.seconds} s", "Narrow the query, or use a smaller output."
+        )
         if self._is_late:
             raise late
         try:
@@ -114,61 +157,19 @@ class Sandbox:
         except duckdb.OutOfMemoryException as error:
             megabytes = self._limits.memory_bytes >> 20
             raise QueryError(
-                f"the query needs more than {megabytes} MiB", "Give it a --limit, or narrow it."
+                f"the query needs more than {megabytes} MiB", "Set a limit, or narrow the query."
             ) from error
-        except UnicodeDecodeError as error:  # a function cut a character in two
+        except UnicodeDecodeError as error:  # a function split a character
             raise QueryError(f"the query failed: a value is not UTF-8 text ({error.reason})", self._hint) from error
         except duckdb.Error as error:
             raise QueryError(f"the query failed: {_plain(error)}", self._hint) from error
 
 
 def _plain(error: duckdb.Error) -> str:
-    """What DuckDB says, without its kind and the statement, of which the user wrote a part only."""
+    """Return DuckDB's message without its kind and the statement, of which the user wrote only a part."""
     text = str(error).split("\n\nLINE", 1)[0].strip()
     kind, _, rest = text.partition(": ")
     return (rest if kind.endswith("Error") else text)[:MAX_ERROR_CHARS]
-
-
-MAX_CHARS, SHOWN_CHARS = 20_000, 200
-MAX_NODES, MAX_CALLS = 200, 50
-"""Parts of an expression, constants not counted, and of these calls: each may hold a copy of a shard's text."""
-MAX_DEPTH = 100
-"""Of expressions within each other."""
-
-KINDS = frozenset(
-    {"BETWEEN", "CASE", "CAST", "COLLATE", "COLUMN_REF", "COMPARISON", "CONJUNCTION", "CONSTANT", "FUNCTION"}
-    | {"OPERATOR", "TYPE"}
-)
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-FUNCTIONS = _words("""
-    + - * / // % ** ^ @ & | << >> ~ abs add ceil ceiling divide exp floor greatest least ln log log10 log2 mod multiply
-    pow power round sign sqrt subtract trunc isfinite isinf isnan bit_count xor hash
-    ~~ !~~ ~~* !~~* ~~~ ^@ like_escape not_like_escape ilike_escape not_ilike_escape contains starts_with ends_with
-    prefix suffix lower lcase upper ucase trim ltrim rtrim left right substr substring split_part strip_accents
-    length len strlen char_length character_length octet_length position strpos instr ascii ord unicode md5
-    regexp_matches regexp_full_match regexp_extract
-    array_extract list_extract list_element element_at array_length list_contains list_has array_contains array_has
-    list_has_any list_has_all array_has_any array_has_all && @> <@ list_position list_indexof array_position
-    array_indexof list_value list_sum list_min list_max list_avg list_count list_unique
-    cardinality map_contains map_extract map_extract_value map_keys map_values
-    struct_extract struct_extract_at struct_pack row
-    -> ->> json_extract json_extract_string json_extract_path json_extract_path_text json_value json_exists json_type
-    json_valid json_array_length json_keys
-    date_part datepart date_trunc datetrunc date_diff datediff year month day hour minute second dayofweek weekday week
-    quarter epoch epoch_ms strptime try_strptime now today current_date get_current_timestamp
-    to_years to_months to_weeks to_days to_hours to_minutes to_seconds
-    typeof nullif ifnull
-""")
-TYPES = _words("""
-    bool boolean tinyint smallint int integer bigint hugeint utinyint usmallint uinteger ubigint float real double
-    decimal numeric varchar text string char date time timestamp timestamptz interval json
-""") | {"timestamp with time zone"}
-"""What values may be cast to. Arrays of a fixed length are as large as their type says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,11 +178,11 @@ class Condition:
 
     sql: str
     fields: frozenset[str]
-    """What it names."""
+    """The fields of the condition."""
 
 
 def parse_condition(text: str, records: Records, sandbox: Sandbox) -> Condition:
-    """Check a condition. Raises QueryError that says what is wrong, and which columns there are."""
+    """Check a condition. Raise QueryError with the reason and the available columns."""
     if len(text) > MAX_CHARS:
         raise QueryError(f"the condition has {len(text):,} characters, more than {MAX_CHARS:,}")
     if not text.strip():
@@ -204,7 +205,7 @@ def parse_condition(text: str, records: Records, sandbox: Sandbox) -> Condition:
 
 
 def _sole_condition(statements: list[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The expression, if that is all there is."""
+    """Return the expression if the statements consist of it alone."""
     if len(statements) != 1:
         return None
     node = dict(statements[0]["node"])
@@ -218,21 +219,23 @@ def _sole_condition(statements: list[Mapping[str, Any]]) -> Mapping[str, Any] | 
 
 
 def _checked(expression: Any, text: str, records: Records) -> Iterator[str]:
-    """The fields that an expression names."""
+    """Yield the fields of an expression. Raise QueryError for a part that is not on the lists."""
     deep = [(node, depth) for node, depth in _nodes(expression) if node["class"] != "CONSTANT"]
     if max((depth for _, depth in deep), default=0) > MAX_DEPTH:
         raise _refused(f"it is nested more than {MAX_DEPTH} levels deep", text, records)
     nodes = [node for node, _ in deep]
     if len(nodes) > MAX_NODES or sum(node["class"] in ("FUNCTION", "CAST") for node in nodes) > MAX_CALLS:
-        raise _refused(f"it has more than {MAX_NODES} parts, or {MAX_CALLS} calls of functions", text, records)
+        raise _refused(f"it has more than {MAX_NODES} parts or {MAX_CALLS} function calls", text, records)
     for node in nodes:
         kind = node["class"]
         if kind not in KINDS:
-            raise _refused(f"{_WORDS.get(kind, kind.lower())} cannot be used", text, records)
+            raise _refused(f"{_UNSUPPORTED.get(kind, kind.lower())} is not supported", text, records)
         if kind == "FUNCTION" and not _is_known_function(node):
-            raise _refused(f"the function {node['function_name']} cannot be used, or not so", text, records)
+            raise _refused(
+                f"the function {node['function_name']} is not supported, or not with these arguments", text, records
+            )
         if kind == "TYPE" and node["type_name"].lower() not in TYPES:
-            raise _refused(f"the type {node['type_name']} cannot be used", text, records)
+            raise _refused(f"the type {node['type_name']} is not supported", text, records)
         if kind == "COLUMN_REF":
             path = node["column_names"]
             is_qualified = path[0].lower() == "records" and len(path) > 1
@@ -240,7 +243,7 @@ def _checked(expression: Any, text: str, records: Records) -> Iterator[str]:
 
 
 def _is_known_function(node: Mapping[str, Any]) -> bool:
-    """Whether a call is on the list, and a path into JSON one text: of many paths each would give a copy."""
+    """Return whether a call is on the list. A path into JSON must be constant: each path gives a copy."""
     name = node["function_name"].lower()
     is_plain = not any((node["schema"], node["catalog"], node["filter"], node["distinct"]))
     if name.startswith(("json", "->")) and any(a["expression"]["class"] != "CONSTANT" for a in node["arguments"][1:]):
@@ -248,18 +251,8 @@ def _is_known_function(node: Mapping[str, Any]) -> bool:
     return is_plain and name in FUNCTIONS
 
 
-_WORDS = {
-    "SUBQUERY": "a subquery",
-    "WINDOW": "a window function",
-    "LAMBDA": "a lambda",
-    "STAR": "*",
-    "PARAMETER": "a parameter",
-    "POSITIONAL_REFERENCE": "#",
-}
-
-
 def _nodes(value: Any) -> Iterator[tuple[Mapping[str, Any], int]]:
-    """All expressions within one, and how deep each is inside of others."""
+    """Yield all expressions inside an expression with their depth."""
     left = [(value, 0)]
     while left:
         value, depth = left.pop()

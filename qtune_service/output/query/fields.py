@@ -1,16 +1,12 @@
-"""What can be asked for: the fields of an output's samples, or of its rejected records.
+"""The fields that queries can name: those of an output's samples, or of its rejected records.
 
-Stored fields are columns of scores/, quadrants/ or rejected/; derived ones are SQL over these. Token columns are none
-of them. SQL does not tell cases of names apart, so names are unique in lower case: a record's own column whose name is
-taken is called `original_NAME` here.
+Stored fields are columns of scores/, quadrants/ or rejected/. Derived fields are SQL over these. Token columns are not
+fields. SQL ignores the case of names, so names are unique in lower case: a record's own column with a name in use is
+called `original_NAME`. `parts` reads the fields of a query shard by shard, as Arrow tables.
 
-Shards of what is asked about, as Arrow tables of the fields that a question names, and no others.
-
-Fields that are not stored: SQL over those that are.
-
-`typical` is how far a sample is from the middle of its quadrant, as in the report (selection/examples.py). The middle
-is the median of (mean NLL, mean entropy). Distances are in units of the mean distance from it. Medians are exact up
-to a million samples; beyond, they are those of an even sample, which a hash of the index draws.
+`typical` is the distance of a sample from the middle of its quadrant, as in the report (selection/examples.py). The
+middle is the median of (mean NLL, mean entropy), and distances are in units of the mean distance from it. Medians are
+exact up to a million samples. Beyond, they are those of an even sample, which a hash of the index draws.
 """
 
 from __future__ import annotations
@@ -32,28 +28,29 @@ from qtune_service.output.file_lists import damaged, part_files, rows_by_shard
 from qtune_service.output.layout import Output
 from qtune_service.output.reader import FinishedOutput
 from qtune_service.selection.hashing import split_mix
+from qtune_service.selection.plane import entry_alpha_text
 
-ENTRY_ALPHA = "least(greatest(1 - error_rank, entropy_rank), greatest(error_rank, 1 - entropy_rank))"
-"""The smallest alpha at which a sample is kept; see selection/plane.py."""
+ENTRY_ALPHA = entry_alpha_text("error_rank", "entropy_rank", minimum="least", maximum="greatest")
+"""SQL of the smallest alpha at which a sample is kept."""
 
 ABOUT: Mapping[str, str] = {
-    "index": "place among all samples, from 0",
+    "index": "position among all samples, from 0",
     "sample_id": "input file and line",
-    "source": "the file that it came from",
-    "line": "its line there",
+    "source": "input file",
+    "line": "line in the input file",
     "truncated": "cut to the length limit",
     "mean_nll": "nats a token",
     "perplexity": "exp of mean_nll",
     "mean_entropy": "nats a token",
     "num_tokens": "trained tokens",
     "quadrant": "Q1 to Q4",
-    "kept": "whether it is in pruned/",
+    "kept": "in pruned/ or not",
     "error_rank": "mid-rank of mean_nll, 0 to 1",
     "entropy_rank": "mid-rank of mean_entropy, 0 to 1",
-    "reason": "why it was rejected",
-    "detail": "what was wrong",
-    "category": "its category",
-    "record": "its beginning",
+    "reason": "reason for the rejection",
+    "detail": "the problem in detail",
+    "category": "category of the record",
+    "record": "beginning of the record",
 }
 STORED: Mapping[str, tuple[str, ...]] = {
     "scores": (
@@ -62,52 +59,61 @@ STORED: Mapping[str, tuple[str, ...]] = {
     "quadrants": ("quadrant", "error_rank", "entropy_rank", "kept"),
     "rejected": ("sample_id", "source", "line", "reason", "detail", "category", "record"),
 }  # fmt: skip
+DERIVED_NAMES = ("index", "kept", "entropy", "length", "borderline", "typical")
+CENTRED = ("mean_nll", "mean_entropy")
+AHEAD = 4
+"""Number of shards that are read ahead: an object store has a high latency and a high throughput."""
+BATCH_ROWS = 1024
+"""Number of rows decoded at a time when few are needed."""
+SAMPLE_LIMIT = 1_000_000
+Centre = tuple[float, float]
+"""Median, and mean distance from it, 1 where all values are equal."""
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One thing that is known of every record."""
+    """A column that conditions can name."""
 
     name: str
     type: pa.DataType
     folder: str = ""
-    """Where it is stored; empty where it is derived."""
+    """The folder that stores it, empty for a derived field."""
     column: str = ""
-    """Its name there."""
+    """Its column there."""
     sql: str = ""
-    """Of a derived field. That of `typical` follows from the data; see derived.py."""
+    """SQL of a derived field. That of `typical` depends on the data, see `derived_sql`."""
     needs: tuple[str, ...] = ()
     """The stored fields that it is derived from."""
     about: str = ""
     is_own: bool = False
-    """Whether it comes from the records themselves."""
+    """Whether it is a column of the records themselves."""
 
 
 @dataclass(frozen=True)
 class Records:
-    """What a question goes over: rows of shards, in order. Rows of all `folders` lie side by side."""
+    """The rows that a query goes over, shard by shard in order. Rows of all `folders` are aligned."""
 
     output: Output
     shards: Mapping[int, int]
-    """Shard -> rows."""
+    """Shard -> number of rows."""
     folders: tuple[str, ...]
     fields: Mapping[str, Field]
     found_sql: dict[str, str] = field(default_factory=dict, compare=False)
-    """SQL of derived fields that was found from the data, to be found once."""
+    """Cache of the SQL of derived fields that depends on the data."""
 
     @cached_property
     def starts(self) -> Mapping[int, int]:
-        """Shard -> the index of its first row."""
+        """Return the index of the first row of each shard."""
         ends = np.cumsum(list(self.shards.values())).tolist()
         return {s: end - rows for (s, rows), end in zip(self.shards.items(), ends, strict=True)}
 
     @property
     def num_rows(self) -> int:
-        """Records of all shards."""
+        """Return the number of records of all shards."""
         return sum(self.shards.values())
 
     def field(self, name: str) -> Field:
-        """A field by its name in any case. Raises QueryError that lists the fields."""
+        """Return a field by its name in any case. Raise QueryError with the list of fields."""
         found = self._by_lower_name.get(name.lower())
         if found is None and self.folders == ("scores",) and name.lower() in (*STORED["quadrants"], "borderline"):
             raise QueryError(
@@ -125,19 +131,19 @@ class Records:
         return {name.lower(): field for name, field in self.fields.items()}
 
     def hint(self) -> str:
-        """What can be asked for, as the hint of an error."""
+        """Return the hint of an error: the available columns."""
         ours = ", ".join(field.name for field in self.fields.values() if not field.is_own)
         own = ", ".join(field.name for field in self.fields.values() if field.is_own)
-        return f"Columns: {ours}" + (f"\nOf the records: {own}" if own else "") + "\nText goes in single quotes: 'x'."
+        return f"Columns: {ours}" + (f"\nOf the records: {own}" if own else "") + "\nPut text in single quotes: 'x'."
 
     def stored(self, names: Iterable[str]) -> list[Field]:
-        """The stored fields behind some fields, each once, in the order of `fields`."""
+        """Return the stored fields behind some fields, each one time, in the order of `fields`."""
         wanted = {need for name in names for need in (self.fields[name].needs or (name,))}
         return [field for name, field in self.fields.items() if name in wanted and field.folder]
 
 
 def samples_of(finished: FinishedOutput) -> Records:
-    """The scored samples. Raises OutputConflictError where the output is not complete."""
+    """Return the scored samples. Raise OutputConflictError for an output that is not complete."""
     folders = ("scores", "quadrants") if finished.spec.prune else ("scores",)
     shards = finished.shards
     stored = _stored_fields(finished.folder, folders, next(iter(shards), None), finished.own_columns)
@@ -146,7 +152,7 @@ def samples_of(finished: FinishedOutput) -> Records:
 
 
 def rejected_of(finished: FinishedOutput) -> Records:
-    """The rejected records."""
+    """Return the rejected records."""
     shards = rows_by_shard(part_files(finished.manifest, "rejected"))
     stored = _stored_fields(finished.folder, ("rejected",), next(iter(shards), None), {})
     return Records(finished.folder, shards, ("rejected",), {"index": _index(), **stored})
@@ -155,7 +161,7 @@ def rejected_of(finished: FinishedOutput) -> Records:
 def _stored_fields(
     output: Output, folders: tuple[str, ...], shard: int | None, own: Mapping[str, str]
 ) -> dict[str, Field]:
-    """By name: ours first, then the records' own columns under names that are free."""
+    """Return fields by name: the job's first, then the records' own columns under names that are free."""
     if shard is None:
         return {}
     fields, schemas = {}, {folder: _schema(output, folder, shard) for folder in folders}
@@ -184,12 +190,8 @@ def _index() -> Field:
     return Field("index", pa.int64(), about=ABOUT["index"])
 
 
-DERIVED_NAMES = ("index", "kept", "entropy", "length", "borderline", "typical")
-CENTRED = ("mean_nll", "mean_entropy")
-
-
 def _with_derived(stored: Mapping[str, Field], alpha: float | None) -> dict[str, Field]:
-    """Stored fields of samples, and what follows from them. alpha: of the job; None where it only scored."""
+    """Add the derived fields of samples to stored ones. alpha: of the job, None for an output with scores only."""
     fields = {"index": _index(), **{name: field for name, field in stored.items() if not field.is_own}}
     number, ranks = pa.float64(), ("error_rank", "entropy_rank")
     if alpha is not None and "kept" not in stored:  # outputs of earlier versions
@@ -200,7 +202,7 @@ def _with_derived(stored: Mapping[str, Field], alpha: float | None) -> dict[str,
     fields["entropy"] = Field("entropy", number, sql="mean_entropy", needs=("mean_entropy",), about="mean_entropy")
     fields["length"] = Field("length", pa.int32(), sql="num_tokens", needs=("num_tokens",), about="num_tokens")
     if alpha is not None:
-        about = "how far alpha would have to move to change its fate"
+        about = "smallest change of alpha that reverses the decision"
         sql = f"abs({ENTRY_ALPHA} - {double(alpha)})"
         fields["borderline"] = Field("borderline", number, sql=sql, needs=ranks, about=about)
     needs = (*CENTRED, "quadrant") if alpha is not None else CENTRED
@@ -209,23 +211,17 @@ def _with_derived(stored: Mapping[str, Field], alpha: float | None) -> dict[str,
 
 
 def double(value: float) -> str:
-    """A number as SQL, exactly: a plain literal would be a decimal."""
+    """Return a number as SQL, exactly: a plain literal would be a decimal."""
     return f"CAST('{value!r}' AS DOUBLE)"
 
 
 def quoted(text: str, sign: str = "'") -> str:
-    """A text as SQL; with double quotes as the sign, a name."""
+    """Return a text as SQL. With double quotes as the sign, it is a name."""
     return f"{sign}{text.replace(sign, 2 * sign)}{sign}"
 
 
-AHEAD = 4
-"""Shards that are read while one is worked on: an object store takes its time to answer, not to send."""
-BATCH_ROWS = 1024
-"""Rows decoded at a time where few are wanted."""
-
-
 def parts(records: Records, names: Iterable[str]) -> Iterator[pa.Table]:
-    """All shards in order: `index` and the stored fields behind `names`."""
+    """Yield all shards in order, with `index` and the stored fields behind `names`."""
     wanted = list(names)
     waiting: deque[Future[pa.Table]] = deque()
     with ThreadPoolExecutor(AHEAD) as pool:
@@ -238,7 +234,7 @@ def parts(records: Records, names: Iterable[str]) -> Iterator[pa.Table]:
 
 
 def read_part(records: Records, shard: int, names: Iterable[str], rows: NDArray[np.int64] | None = None) -> pa.Table:
-    """A shard, or some of its rows (ascending)."""
+    """Read a shard, or some of its rows (ascending)."""
     at = np.arange(records.shards[shard]) if rows is None else rows
     columns: dict[str, Any] = {"index": pa.array(records.starts[shard] + at, pa.int64())}
     schema = [pa.field("index", pa.int64())]
@@ -251,8 +247,8 @@ def read_part(records: Records, shard: int, names: Iterable[str], rows: NDArray[
         if table.num_rows != len(at):
             raise StorageError(
                 f"{folder} of shard {shard} in {records.output.root} has {table.num_rows:,} rows, "
-                f"not the {len(at):,} of the manifest",
-                "The output is damaged; run the job again.",
+                f"but {len(at):,} in the manifest",
+                "The output is damaged. Run the job again.",
             )
         columns |= {field.name: table[field.column] for field in fields}
         schema += [table.schema.field(field.column).with_name(field.name) for field in fields]
@@ -260,7 +256,7 @@ def read_part(records: Records, shard: int, names: Iterable[str], rows: NDArray[
 
 
 def empty_part(records: Records, names: Iterable[str]) -> pa.Table:
-    """No rows of the same columns."""
+    """Return a table with the same columns and no rows."""
     stored: list[Field] = records.stored(names)
     return pa.schema([pa.field("index", pa.int64()), *(pa.field(f.name, f.type) for f in stored)]).empty_table()
 
@@ -268,7 +264,7 @@ def empty_part(records: Records, names: Iterable[str]) -> pa.Table:
 def read_rows_of(
     output: Output, folder: str, shard: int, columns: Sequence[str], rows: NDArray[np.int64] | None = None
 ) -> pa.Table:
-    """Columns of a shard's file; of some rows (ascending) without holding the others."""
+    """Read columns of a shard's file, or of some of its rows (ascending) without holding the others."""
     with output.open_part(folder, shard) as file:
         if rows is None:
             return file.read(columns=list(columns))
@@ -283,14 +279,8 @@ def read_rows_of(
         return pa.concat_tables(taken)
 
 
-SAMPLE_LIMIT = 1_000_000
-
-Centre = tuple[float, float]
-"""Median, and mean distance from it; 0 where all are equal."""
-
-
 def derived_sql(records: Records, names: Iterable[str]) -> str:
-    """The derived ones of some fields, as more columns of a SELECT over the fields that they need."""
+    """Return the derived ones of some fields as further columns of a SELECT over the fields that they need."""
     derived = {name: records.fields[name].sql for name in names}
     if "typical" in derived:
         derived["typical"] = records.found_sql.get("typical") or _typical_sql(records)
@@ -299,7 +289,7 @@ def derived_sql(records: Records, names: Iterable[str]) -> str:
 
 
 def _typical_sql(records: Records) -> str:
-    """Distance from the middle of a sample's quadrant, or of all samples where there are no quadrants."""
+    """Return the distance from the middle of a sample's quadrant, or of all samples without quadrants."""
     by_quadrant = {name: _distance(columns) for name, columns in _columns(records).items()}
     if "quadrant" not in records.fields:
         return by_quadrant[""]
@@ -320,7 +310,7 @@ def _centre(values: NDArray[np.float64]) -> Centre:
 
 
 def _columns(records: Records) -> Mapping[str, NDArray[np.float64]]:
-    """Quadrant -> its samples' mean NLL and mean entropy, (2, n)."""
+    """Return mean NLL and mean entropy of the samples of each quadrant, (2, n)."""
     has_quadrants = "quadrant" in records.fields
     quadrants, scores = [], []
     for taken, names in _picked(records):
@@ -333,7 +323,7 @@ def _columns(records: Records) -> Mapping[str, NDArray[np.float64]]:
 
 
 def _picked(records: Records) -> Iterator[tuple[NDArray[np.float64], NDArray[np.str_]]]:
-    """Of each shard, an even sample: scores (2, n), quadrants (n,)."""
+    """Yield an even sample of each shard: scores (2, n), quadrants (n,)."""
     stride = np.uint64(-(-records.num_rows // SAMPLE_LIMIT))
     for part in parts(records, ["typical"]):
         picked = split_mix(part["index"].to_numpy().astype(np.uint64)) % stride == 0

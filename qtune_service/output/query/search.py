@@ -1,14 +1,10 @@
-"""Which records match, in which order: one pass over the shards, of which the best few are kept.
+"""Search of records: find and order matches, read records and tokens by index, and group by a field.
 
-A shard at a time gives (index, sort key) of its matches; they join the best so far, of which no more than asked for
-stay. Order is total: equal keys go by index, and what has no key comes last, so the same question has one answer and
-pages (`offset`) fit together.
-
-Records by their index, as plain values: only the shards that hold them are read, and of these only their rows.
-
-The tokens of some samples, whether their output was pruned or only scored.
-
-How the values of a field fared: samples, quadrants and scores for each, in one pass over the shards.
+`find` makes one pass over the shards. Each shard gives (index, sort key) of its matches, which join the best so far,
+and only the requested number of these is kept. The order is total: equal keys are ordered by index, and records without
+a key come last. The same query therefore has one answer, and pages (`offset`) fit together. `read_rows` and
+`read_tokens` read only the shards that hold the requested records. `group_by` sums samples, quadrants and scores of
+each value of a field in one pass.
 """
 
 from __future__ import annotations
@@ -29,9 +25,17 @@ from qtune_service.output.query.conditions import Limits, Sandbox, parse_conditi
 from qtune_service.output.query.fields import Records, derived_sql, empty_part, parts, quoted, read_part, read_rows_of
 from qtune_service.output.reader import TOKEN_COLUMNS, FinishedOutput, SampleTokens, sample_tokens
 
+DEFAULTS = Limits()
+SPARE_ROWS = 50_000
+"""Number of matches that are collected before the best of them are selected."""
+QUADRANTS = ("Q1", "Q2", "Q3", "Q4")
+MEASURED = ("num_tokens", "mean_nll", "mean_entropy")
+MAX_NLL_NATS = 709.0
+"""The largest argument of exp with a finite result."""
+
 
 def read_rows(records: Records, index: NDArray[np.int64], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Fields of some records (k,), in the order asked for. JSON text of the records' own columns is parsed."""
+    """Read fields of some records (k,), in the given order. JSON text of the records' own columns is parsed."""
     if not len(index):
         return []
     names = [records.field(name).name for name in names]
@@ -44,7 +48,7 @@ def read_rows(records: Records, index: NDArray[np.int64], names: Sequence[str]) 
 
 
 def rows_by_shard(records: Records, index: NDArray[np.int64]) -> Mapping[int, NDArray[np.int64]]:
-    """Shard, in order -> rows there of some records (k,)."""
+    """Return the shards, in order, with the rows of some records (k,) there."""
     shards, starts = np.array(list(records.starts)), np.array(list(records.starts.values()))
     at = np.searchsorted(starts, index, side="right") - 1
     return {int(shards[i]): index[at == i] - starts[i] for i in np.unique(at)}
@@ -53,7 +57,7 @@ def rows_by_shard(records: Records, index: NDArray[np.int64]) -> Mapping[int, ND
 def _derived(
     records: Records, table: pa.Table, names: Sequence[str], rows: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The rows of a table, in order of index, with the derived ones of some fields."""
+    """Return the rows of a table, in order of index, with the derived ones of some fields."""
     more = derived_sql(records, names)
     if not more:
         return rows
@@ -64,7 +68,7 @@ def _derived(
 
 
 def read_tokens(finished: FinishedOutput, records: Records, index: NDArray[np.int64]) -> list[SampleTokens]:
-    """Read the tokens of some samples (k,), in this order. Only the shards that hold them are read.
+    """Read the tokens of some samples (k,), in the given order, from the shards that hold them.
 
     The final mask of a dropped sample is zero.
     """
@@ -88,45 +92,40 @@ def _final_masks(
     return [mask if is_kept else np.zeros_like(mask) for mask, is_kept in zip(masks, kept[rows].tolist(), strict=True)]
 
 
-DEFAULTS = Limits()
-SPARE_ROWS = 50_000
-"""Matches that wait until the best of them are picked."""
-
-
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which records, and in which order."""
+    """A selection of records and their order."""
 
     quadrant: Literal["Q1", "Q2", "Q3", "Q4"] | None = None
     kept: bool | None = None
     where: str | None = None
     """SQL over the fields."""
     sort: str = ""
-    """A field; with `-` before it, the highest first. Empty: in order of index."""
+    """A field; with `-` before it, in descending order. Empty: in order of index."""
     limit: int | None = None
-    """At most so many; None: all, at 16 bytes each."""
+    """Largest number of records. None: all, at 16 bytes each."""
     offset: int = 0
-    """Leave out so many of the first."""
+    """Number of first records to leave out."""
 
     @property
     def is_all(self) -> bool:
-        """Whether every record matches."""
+        """Return whether every record matches."""
         return self.quadrant is None and self.kept is None and self.where is None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Found:
-    """The answer."""
+    """The records that a query found."""
 
-    index: NDArray[np.int64]  # (k,) of those asked for, in their order
+    index: NDArray[np.int64]  # (k,) in the requested order
     num_matching: int
-    """All that match, whatever the limit."""
+    """Number of all matches, whatever the limit."""
     fields: tuple[str, ...] = ()
-    """What the question names: its sort key, and the fields of its condition."""
+    """The fields that the query names: its sort key, and the fields of its condition."""
 
 
 def find(records: Records, selection: Selection, limits: Limits = DEFAULTS) -> Found:
-    """Look through all records. Raises QueryError."""
+    """Search all records. Raise QueryError."""
     if not records.shards:
         return Found(np.empty(0, np.int64), num_matching=0)
     with Sandbox(limits, records.hint()) as sandbox:
@@ -136,14 +135,14 @@ def find(records: Records, selection: Selection, limits: Limits = DEFAULTS) -> F
 
 
 def sort_of(records: Records, sort: str) -> tuple[str, str]:
-    """A field, and ASC or DESC."""
+    """Return the field to sort by, and ASC or DESC."""
     order = "DESC" if sort.startswith("-") else "ASC"
     return records.field(sort.removeprefix("-") or "index").name, order
 
 
 @dataclass(frozen=True, slots=True)
 class Filtered:
-    """The matching records of a shard: a table `part` seen as `records`, with its derived fields."""
+    """The matching records of a shard: the table `part` as `records`, with its derived fields."""
 
     records: Records
     fields: tuple[str, ...]
@@ -152,7 +151,7 @@ class Filtered:
 
     @classmethod
     def of(cls, records: Records, selection: Selection, names: Sequence[str], sandbox: Sandbox) -> Filtered:
-        """With the fields of the condition, and those of `names`."""
+        """Return the matches of a selection, with the fields of its condition and those of `names`."""
         terms = []
         used = {records.field(name).name for name in names}
         if selection.quadrant is not None:
@@ -177,7 +176,7 @@ def _search(filtered: Filtered, key: str, order: str, selection: Selection, sand
     limit = "" if last is None else f" LIMIT {last}"
     match_sql = f"SELECT index, {key} AS key {filtered.sql}"
     best_sql = f"SELECT * FROM best ORDER BY key {order} NULLS LAST, index{limit}"  # noqa: S608 - ours
-    # What is wrong with a condition shows on no rows, before any are read.
+    # An empty table shows the errors of a condition before any rows are read.
     best = [sandbox.table(match_sql, {"part": empty_part(records, filtered.fields)})]
     for part in parts(records, filtered.fields):
         best.append(sandbox.table(match_sql, {"part": part}))
@@ -189,7 +188,7 @@ def _search(filtered: Filtered, key: str, order: str, selection: Selection, sand
 
 
 def index_of(records: Records, sample_id: str) -> int | None:
-    """The index of a record by its id; None where there is none."""
+    """Return the index of a record by its id, None if there is none."""
     for part in parts(records, ["sample_id"]):
         rows = np.flatnonzero(part["sample_id"].to_numpy() == sample_id)
         if len(rows):
@@ -198,7 +197,7 @@ def index_of(records: Records, sample_id: str) -> int | None:
 
 
 def find_sample(records: Records, sample_id: str, limits: Limits = DEFAULTS) -> int:
-    """The same, but raises QueryError that names the nearest ids."""
+    """Return the index of a record by its id. Raise QueryError with the nearest ids if there is none."""
     index = index_of(records, sample_id)
     if index is not None:
         return index
@@ -208,25 +207,19 @@ def find_sample(records: Records, sample_id: str, limits: Limits = DEFAULTS) -> 
     raise QueryError(
         f"{records.output.root} has no sample {sample_id!r}" + (f"; the nearest are {near}" if near else ""),
         "An id is the number of the input file and the line there, as in 0000-00000004. "
-        f'To find one by something else: --where "{example}"',
+        f'To find a sample by another field: --where "{example}"',
     )
 
 
 def _nearest_ids(records: Records, sample_id: str, limits: Limits) -> list[str]:
     if not records.shards:
         return []
-    wanted = Selection(limit=3)
+    nearest = Selection(limit=3)
     with Sandbox(limits) as sandbox:
-        filtered = Filtered.of(records, wanted, ["sample_id"], sandbox)
+        filtered = Filtered.of(records, nearest, ["sample_id"], sandbox)
         key = f"damerau_levenshtein(sample_id, {quoted(sample_id[:64])})"
-        found = _search(filtered, key, "ASC", wanted, sandbox)
+        found = _search(filtered, key, "ASC", nearest, sandbox)
     return [row["sample_id"] for row in read_rows(records, found.index, ["sample_id"])]
-
-
-QUADRANTS = ("Q1", "Q2", "Q3", "Q4")
-MEASURED = ("num_tokens", "mean_nll", "mean_entropy")
-MAX_NLL_NATS = 709.0
-"""The largest that exp takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,30 +227,31 @@ class Group:
     """The samples that share a value."""
 
     value: str
-    """As text; null is (none)."""
+    """As text. A missing value is (none)."""
     num_samples: int
     quadrants: Mapping[str, int]
-    """Samples in Q1 to Q4; empty where the output was only scored."""
+    """Number of samples in Q1 to Q4, empty for an output with scores only."""
     kept: int | None
     num_tokens: int
     """Trained tokens."""
     perplexity: float
-    """Geometric mean of its samples'."""
-    entropy: float  # mean of its samples', nats
+    """Geometric mean of the samples' perplexities."""
+    entropy: float  # mean of the samples' entropies, nats
 
 
 def group_by(records: Records, name: str, selection: Selection, limits: Limits = DEFAULTS) -> list[Group]:
-    """The groups of a field among the samples that match, largest first, at most `selection.limit` from `offset` on.
+    """Return the groups of a field among the matching samples, largest first, within limit and offset.
 
-    All distinct values are in memory. Raises QueryError.
+    All distinct values are in memory. Raise QueryError.
     """
     value = records.field(name).name
-    places = [name for name in ("quadrant", "kept") if name in records.fields]
+    decisions = [name for name in ("quadrant", "kept") if name in records.fields]
     with Sandbox(limits, records.hint()) as sandbox:
-        filtered = Filtered.of(records, selection, [value, *MEASURED, *places], sandbox)
-        split = _split_sql(quoted(value, '"'), bool(places), filtered.sql)
+        filtered = Filtered.of(records, selection, [value, *MEASURED, *decisions], sandbox)
+        split = _split_sql(quoted(value, '"'), bool(decisions), filtered.sql)
         groups = sandbox.table(split, {"part": empty_part(records, filtered.fields)})
-        merge = _merge_sql(groups.column_names[1:])
+        sums = ", ".join(f"sum({name}) AS {name}" for name in groups.column_names[1:])
+        merge = f"SELECT value, {sums} FROM groups GROUP BY value"  # noqa: S608 - ours
         for part in parts(records, filtered.fields):
             groups = sandbox.table(merge, {"groups": pa.concat_tables([groups, sandbox.table(split, {"part": part})])})
     rows = groups.sort_by([("samples", "descending"), ("value", "ascending")]).to_pylist()
@@ -265,19 +259,14 @@ def group_by(records: Records, name: str, selection: Selection, limits: Limits =
     return [_group(row) for row in rows[selection.offset : last]]
 
 
-def _split_sql(value: str, has_places: bool, source: str) -> str:
-    """Sums for each value of a shard."""
+def _split_sql(value: str, has_decisions: bool, source: str) -> str:
+    """Return SQL for the sums of each value in a shard."""
     sums = {"samples": "count(*)", **{name: f"sum({name})" for name in MEASURED}}
-    if has_places:
+    if has_decisions:
         sums |= {name: f"count(*) FILTER (quadrant = '{name}')" for name in QUADRANTS}
         sums |= {"in_product": "count(*) FILTER (kept)"}
     columns = ", ".join(f"CAST({sql} AS DOUBLE) AS {name}" for name, sql in sums.items())
     return f"SELECT coalesce(CAST({value} AS VARCHAR), '(none)') AS value, {columns} {source} GROUP BY 1"
-
-
-def _merge_sql(names: list[str]) -> str:
-    sums = ", ".join(f"sum({name}) AS {name}" for name in names)
-    return f"SELECT value, {sums} FROM groups GROUP BY value"  # noqa: S608 - ours
 
 
 def _group(row: Mapping[str, Any]) -> Group:

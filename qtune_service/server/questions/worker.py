@@ -49,7 +49,7 @@ def compare_outputs(a: FinishedOutput, b: FinishedOutput, num_examples: int) -> 
 
 def _compared(paired: Pairing, a: FinishedOutput, b: FinishedOutput, num_examples: int) -> dict[str, Any]:
     common = paired.rows.shape[1]
-    (neither, by_b), (by_a, by_both) = paired.fates.tolist()
+    (neither, by_b), (by_a, by_both) = paired.kept_table.tolist()
     either = by_a + by_b + by_both
     only_a, only_b = paired.kept_by_one()
     return {

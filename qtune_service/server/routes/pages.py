@@ -6,27 +6,19 @@ cached files are never stale.
 
 The chart library comes from an installed package, which runs a JavaScript engine to bundle it and needs 90 MB of
 memory. So a child process writes the bundle to the server's data folder, once for each version.
-
-The form of a new job, made from the request's own schema: names, texts, limits and defaults stand in config.py only.
-
-A field is a control with the dotted name that the API's errors use, so an error finds its control. The template places
-some fields by hand and lists the rest.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from threading import Lock
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Response
 from fastapi.responses import FileResponse, HTMLResponse
@@ -39,14 +31,15 @@ from qtune_service import __version__
 from qtune_service.errors import StorageError
 from qtune_service.job_states import JobStatus
 from qtune_service.report.html import chart_library_version
+from qtune_service.selection.plane import entry_alpha_text
 from qtune_service.server.dependencies import PageReader, TheServer
+from qtune_service.server.form import PARTS, form_fields
 from qtune_service.server.isolation.processes import child_environment
-from qtune_service.wire import JobRequest
 
-charts_router = APIRouter(include_in_schema=False)
+scripts_router = APIRouter(include_in_schema=False)
 JAVASCRIPT = "text/javascript; charset=utf-8"
 KEPT = {"Cache-Control": "public, max-age=31536000, immutable"}
-"""The library's version is part of the digest in its path."""
+"""The digest in the path covers the library's version and the corner rule."""
 MAKE_TIMEOUT_S = 60
 _making = Lock()
 _WRITE = """
@@ -66,7 +59,20 @@ def library_file(server: TheServer) -> Path:
     return path
 
 
-@charts_router.get("/static/{digest}/vega.js")
+@cache
+def corner_rule() -> str:
+    """Return the corner rule (selection/plane.py) as an ES module."""
+    rule = entry_alpha_text("errorRank", "entropyRank", minimum="Math.min", maximum="Math.max")
+    return f"export const entryAlpha = (errorRank, entropyRank) => {rule};\n"
+
+
+@scripts_router.get("/static/{digest}/js/corner_rule.js")
+def corner_rule_script() -> Response:
+    """Return the module with `entryAlpha(errorRank, entropyRank)`."""
+    return Response(corner_rule(), media_type=JAVASCRIPT, headers=KEPT)
+
+
+@scripts_router.get("/static/{digest}/vega.js")
 def library(path: Annotated[Path, Depends(library_file)]) -> FileResponse:
     """Return Vega, Vega-Lite and Vega-Embed as one classic script."""
     return FileResponse(path, media_type=JAVASCRIPT, headers=KEPT)
@@ -86,120 +92,6 @@ def _make(path: Path) -> None:
         ) from error
 
 
-Kind = Literal["text", "lines", "pairs", "number", "checkbox", "choice"]
-PARTS = ("input", "model", "prune", "engine", "limits", "output")
-FLAGS = {
-    "input.paths": "",
-    "model.name": "--model",
-    "engine.name": "--engine",
-    "output.path": "--output",
-    "engine.enable_prefix_caching": "--prefix-caching",
-}
-"""Where a flag of `qtune prune` has another name than its field; the empty one has none before its values."""
-LABELS = {"engine.name": "Engine", "output.path": "Output folder or URI; by default a folder of the server"}
-"""Where a field's own name says too little without its part."""
-WITHOUT_FLAG = {
-    "engine.cpus_per_actor", "engine.logits_bytes", "engine.head_kernel", "engine.gpu_memory_utilization",
-    "engine.cpu_kv_cache_bytes", "limits.stop_grace_s",
-}  # fmt: skip
-"""Fields of job files only."""
-
-
-@dataclass(frozen=True, slots=True)
-class FormField:
-    """A control."""
-
-    name: str
-    label: str
-    help: str
-    kind: Kind
-    default: Any
-    is_required: bool
-    choices: tuple[str, ...]
-    minimum: float | None
-    maximum: float | None
-    step: str
-    flag: str | None
-
-    @property
-    def id(self) -> str:
-        """Of its element."""
-        return self.name.replace(".", "-")
-
-    @property
-    def attributes(self) -> Mapping[str, Any]:
-        """Of its element; what is None is left out. The script reads those that begin with data-."""
-        common: dict[str, Any] = {
-            "id": self.id,
-            "data-field": self.name,
-            "data-kind": self.kind,
-            "data-default": json.dumps(self.default),
-            "data-flag": self.flag,
-            "aria-describedby": f"{self.id}-help {self.id}-error",
-            "required": "" if self.is_required else None,
-        }
-        return common | self._typed()
-
-    def _typed(self) -> dict[str, Any]:
-        if self.kind == "number":
-            return {"type": "number", "step": self.step, "min": self.minimum, "max": self.maximum}
-        return {"type": self.kind} if self.kind in ("text", "checkbox") else {}
-
-
-@cache
-def form_fields() -> Mapping[str, FormField]:
-    """All fields of a request by their dotted names."""
-    schema = JobRequest.model_json_schema()
-    found = [_field("name", "name", schema["properties"]["name"], is_required=False)]
-    for part in PARTS:
-        body = _body(schema["properties"][part], schema["$defs"])
-        needed = body.get("required", ()) if part in schema["required"] else ()
-        found += [
-            _field(f"{part}.{name}", name, field, is_required=name in needed)
-            for name, field in body["properties"].items()
-        ]
-    return {field.name: field for field in found}
-
-
-def _body(part: Mapping[str, Any], definitions: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The schema of a part, which may be null."""
-    reference = next(option["$ref"] for option in part.get("anyOf", [part]) if "$ref" in option)
-    body: Mapping[str, Any] = definitions[reference.rpartition("/")[2]]
-    return body
-
-
-def _field(name: str, last: str, schema: Mapping[str, Any], *, is_required: bool) -> FormField:
-    options = [option for option in schema.get("anyOf", [schema]) if option.get("type") != "null"]
-    body = {**schema, **options[0]}
-    kind = _kind(name, body)
-    bounds = [body.get(key) for key in ("minimum", "exclusiveMinimum") if body.get(key) is not None]
-    return FormField(
-        name=name,
-        label=LABELS.get(name, last.replace("_", " ").capitalize()),
-        help=" ".join(schema.get("description", "").split()),
-        kind=kind,
-        default=schema.get("default", {} if kind == "pairs" else None),
-        is_required=is_required,
-        choices=tuple(body.get("enum", ())),
-        minimum=bounds[0] if bounds else None,
-        maximum=body.get("maximum"),
-        step="1" if body.get("type") == "integer" else "any",
-        flag=None if name in WITHOUT_FLAG or name == "name" else FLAGS.get(name, f"--{last.replace('_', '-')}"),
-    )
-
-
-def _kind(name: str, body: Mapping[str, Any]) -> Kind:
-    if "enum" in body:
-        return "choice"
-    if name == "engine.num_actors":  # a number or MIN-MAX
-        return "text"
-    kinds: dict[str, Kind] = {
-        "array": "lines", "object": "pairs", "boolean": "checkbox", "integer": "number", "number": "number",
-        "string": "text",
-    }  # fmt: skip
-    return kinds[body["type"]]
-
-
 STATIC = Path(str(files("qtune_service.server"))) / "static"
 REPORT = Path(str(files("qtune_service.report"))) / "templates"
 STYLES = (
@@ -217,7 +109,7 @@ router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 def install(app: FastAPI) -> None:
     """Install the pages and their static files."""
     app.include_router(router)
-    app.include_router(charts_router)
+    app.include_router(scripts_router)
     app.mount("/static/{digest}/report/css", _CachedFiles(directory=REPORT / "css"))
     app.mount("/static/{digest}/report/js", _CachedFiles(directory=REPORT / "js"))
     app.mount("/static/{digest}", _CachedFiles(directory=STATIC))
@@ -263,7 +155,7 @@ def job(job_id: str, _who: PageReader) -> str:
 @cache
 def digest() -> str:
     """Return a digest of all static files."""
-    found = hashlib.sha256(chart_library_version().encode())
+    found = hashlib.sha256(f"{chart_library_version()}\n{corner_rule()}".encode())
     for root in (STATIC, REPORT / "css", REPORT / "js"):
         for path in sorted(p for p in root.rglob("*") if p.is_file()):
             found.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())

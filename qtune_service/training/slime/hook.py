@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import asdict
 from types import FrameType, SimpleNamespace
 from typing import Any
 
@@ -53,7 +52,7 @@ def postprocess(args: Any, rollout_id: int | None = None, rollout_data: dict[str
     _check(args, rollout_data)
     group = mpu.get_data_parallel_group(with_context_parallel=False)
     is_first = mpu.get_tensor_model_parallel_rank() == 0 and mpu.get_context_parallel_rank() == 0
-    pruner = QTuningPruner(**asdict(arguments), group=group, is_quiet=not is_first)
+    pruner = QTuningPruner(arguments, group=group, is_quiet=not is_first)
     pruner.step = rollout_id or 0
     device = rollout_data["log_probs"][0].device
     masks = _pruned_masks(args, pruner, rollout_data, mpu.get_context_parallel_world_size(), device)

@@ -107,10 +107,10 @@ def test_pictures(outputs: FinishedOutputs, tmp_path: Path, name: str, begins: b
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--strategies", "best"), "--strategies 'best' is none that there is"),
+        (("--strategies", "best"), "--strategies: 'best' is not a strategy"),
         (("--strategies", "perplexity:middle"), "perplexity"),
         (("--by", "colour"), "the records have no column 'colour'"),
-        (("--plot", "a.pdf"), "no picture is written as '.pdf'"),
+        (("--plot", "a.pdf"), "charts cannot be written as '.pdf'"),
         (("--ratios", "1.5"), "sample_keep_ratio"),
     ],
 )

@@ -11,7 +11,7 @@ import yaml
 from datasets import Features, load_dataset
 
 from qtune_service.errors import DataError
-from qtune_service.export.hub import named_features, to_yaml
+from qtune_service.export.hub import front_matter, named_features
 from qtune_service.export.run import export
 from qtune_service.export.writers import Options
 from qtune_service.output.reader import FinishedOutput
@@ -93,6 +93,15 @@ def test_cards_of_other_strategies_do_not_speak_of_quadrants(weighed: FinishedOu
     assert "kept whole" not in body
 
 
+SPLITS = {"splits": [{"num_examples": 1}]}
+
+
+def dataset_info(about: dict[str, Any]) -> dict[str, Any]:
+    """Return `dataset_info` as it is read back from the front matter of a card."""
+    info: dict[str, Any] = yaml.safe_load(front_matter(about | SPLITS, None))["dataset_info"]
+    return info
+
+
 TYPES: dict[str, pa.DataType] = {
     "null": pa.null(), "bool": pa.bool_(), "uint8": pa.uint8(), "half": pa.float16(), "single": pa.float32(),
     "time": pa.time64("us"), "day": pa.date32(), "moment": pa.timestamp("us", "UTC"), "span": pa.duration("ms"),
@@ -106,8 +115,8 @@ TYPES: dict[str, pa.DataType] = {
 def test_features_of_any_type_are_those_that_datasets_infers() -> None:
     """Every type that can come out of Parquet, also under names that YAML takes for something else."""
     schema = pa.schema(TYPES)
-    front = yaml.safe_load(to_yaml({"features": named_features(schema)}))
-    assert Features._from_yaml_list(front["features"]) == Features.from_arrow_schema(schema)
+    about = dataset_info({"features": named_features(schema)})
+    assert Features._from_yaml_list(about["features"]) == Features.from_arrow_schema(schema)
 
 
 def test_a_type_that_datasets_lacks_is_told(tmp_path: Path) -> None:
@@ -124,4 +133,4 @@ def test_yaml_reads_back_as_it_was() -> None:
         "nested": [{"a": [], "b": {}}, {"c": [{"d": [[1], [2, [3]]]}]}], "quote": 'a "b" \\ c\nd',
         "~": "~", "@x": "`y`",
     }  # fmt: skip
-    assert yaml.safe_load(to_yaml(value)) == value
+    assert dataset_info(value) == value | SPLITS

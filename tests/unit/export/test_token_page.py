@@ -140,4 +140,4 @@ def test_long_samples_are_cut_and_say_so(
 
 def test_a_page_without_samples_says_so(finished: FinishedOutput) -> None:
     """Where Q2 is empty there is still a page."""
-    assert "There is no such sample" in analysis.render_page([], finished)
+    assert "There are no samples to show" in analysis.render_page([], finished)

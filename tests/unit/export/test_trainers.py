@@ -141,7 +141,7 @@ def test_a_folder_with_files_is_left_alone(out: Path, tmp_path: Path) -> None:
     export(str(out), "trl", str(tmp_path), Options(), overwrite=True)
     assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".parquet"}
     (tmp_path / "thesis.tex").write_text("two years of work")
-    with pytest.raises(OutputConflictError, match=r"thesis\.tex, which no export writes"):
+    with pytest.raises(OutputConflictError, match=r"thesis\.tex, which is not a file of an export"):
         export(str(out), "trl", str(tmp_path), Options(), overwrite=True)
     assert len(list(tmp_path.iterdir())) > 1, "nothing was removed"
 
@@ -167,8 +167,8 @@ def test_hidden_files_neither_matter_nor_go(out: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "problem"),
     [
-        ("trl", Options(pack_length=512), "--pack-length goes with --to megatron-bridge"),
-        ("trl", Options(license="mit"), "--license goes with --to hub"),
+        ("trl", Options(pack_length=512), "--pack-length applies to --to megatron-bridge only"),
+        ("trl", Options(license="mit"), "--license applies to --to hub only"),
         ("analysis", Options(rows_per_file=5), "--rows-per-file"),
         ("megatron-bridge", Options(), "packed rows"),
     ],
@@ -189,7 +189,7 @@ def test_outputs_without_a_product_are_refused(tmp_path: Path) -> None:
         with pytest.raises(OutputConflictError, match="scores only") as refusal:
             export(scored.root, name, str(tmp_path / "x"), Options())
         assert "--from-scores" in refusal.value.hint
-    with pytest.raises(OutputConflictError, match="no output of qtune"):
+    with pytest.raises(OutputConflictError, match="not an output of qtune"):
         export(str(tmp_path), "trl", str(tmp_path / "x"), Options())
 
 

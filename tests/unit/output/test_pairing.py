@@ -24,8 +24,8 @@ def test_another_ratio_of_the_same_scores(outputs: FinishedOutputs, tmp_path: Pa
     assert paired.moves.sum() == NUM_SAMPLES
     assert paired.moves[0, 1] == int(np.sum((a == 1) & (b == 2)))
     only_a, only_b = paired.kept_by_one()
-    assert len(only_a) == paired.fates[1, 0] == 0
-    assert len(only_b) == paired.fates[0, 1] > 0
+    assert len(only_a) == paired.kept_table[1, 0] == 0
+    assert len(only_b) == paired.kept_table[0, 1] > 0
     assert set(a[only_b]) <= {1, 3}
     assert set(b[only_b]) <= {2, 4}
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from qtune_service.pipeline.cost import IN_MEMORY_SAMPLES, Lengths, ModelCost, ModelShape, devices_of, needs_of
+from qtune_service.pipeline.cost import Lengths, ModelCost, ModelShape, devices_of, needs_of
+from qtune_service.selection.distributed import MAX_IN_MEMORY_SAMPLES
 
 SMALL = ModelShape(layers=2, hidden=8, heads=2, kv_heads=1, head_dim=4, vocab=10, mlp=3 * 8 * 16)
 
@@ -51,9 +52,9 @@ def test_needs_follow_the_figures_of_the_docs() -> None:
 
 def test_memory_of_the_driver_is_bounded() -> None:
     """It grows with the samples until thresholds are found over files, and no further."""
-    bound = needs_of(IN_MEMORY_SAMPLES, 1, 0.5)
+    bound = needs_of(MAX_IN_MEMORY_SAMPLES, 1, 0.5)
     assert needs_of(1, 1, 0.5).driver_bytes < bound.driver_bytes == needs_of(1e10, 1, 0.5).driver_bytes
-    assert bound.threshold_file_bytes == 0 < needs_of(IN_MEMORY_SAMPLES + 1, 1, 0.5).threshold_file_bytes
+    assert bound.threshold_file_bytes == 0 < needs_of(MAX_IN_MEMORY_SAMPLES + 1, 1, 0.5).threshold_file_bytes
     assert bound.driver_bytes < 1 << 30
 
 

@@ -19,9 +19,9 @@ from qtune_service.errors import DataError, SpecError
 from qtune_service.pipeline import population
 from qtune_service.pipeline.distributed_selection import work
 from qtune_service.pipeline.population import Group, Population, ScoreShards
-from qtune_service.pipeline.selection_stage import Verdict, find_thresholds
-from qtune_service.pipeline.selection_tasks import Ground
-from qtune_service.pipeline.shard_selection import Places
+from qtune_service.pipeline.selection_stage import SelectionResult, find_thresholds
+from qtune_service.pipeline.selection_tasks import SelectionContext
+from qtune_service.pipeline.shard_selection import SampleLabels
 from qtune_service.selection import even_sample
 from qtune_service.selection.even_sample import EvenSample
 from qtune_service.selection.plane import PlaneView, Quadrant, QuadrantRule
@@ -32,7 +32,7 @@ from qtune_service.storage import file_io
 TIED = st.sampled_from([0.5, 1.0, 1.0, 1.0, 2.0])
 SCORES = TIED | st.floats(0, 12)
 PAIRS = st.lists(st.tuples(SCORES, SCORES), min_size=2, max_size=60)
-PLACES = ("labels", "kept", "error_rank", "entropy_rank")
+LABELS = ("quadrants", "kept", "error_rank", "entropy_rank")
 RATIOS = st.floats(0.001, 1) | st.sampled_from([0.125, 0.5, 1.0])
 
 
@@ -55,15 +55,15 @@ def held(nll: Sequence[float] | NDArray[np.float64], entropy: Sequence[float] | 
     )
 
 
-def backwards(items: Sequence[tuple[int, bytes]], ground: Ground) -> Iterator[tuple[int, bytes]]:
+def backwards(items: Sequence[tuple[int, bytes]], context: SelectionContext) -> Iterator[tuple[int, bytes]]:
     """Workers that finish in another order than they are given tasks in."""
     for index, payload in reversed(items):
-        yield index, work(index, payload, ground)
+        yield index, work(index, payload, context)
 
 
 def find(
     source: Any, shards: list[int], folder: Path, prune: PruneSpec | None = None, rule: QuadrantRule | None = None
-) -> Verdict:
+) -> SelectionResult:
     """Stage 1 over shards of so many samples."""
     return find_thresholds(
         Population.of(source, dict(enumerate(shards))),
@@ -75,26 +75,26 @@ def find(
     )
 
 
-def places(verdict: Verdict) -> Places:
+def labels_of(result: SelectionResult) -> SampleLabels:
     """Of all samples, read shard by shard as pruning does."""
-    parts = [verdict.placement(group, span).read() for group, span in verdict.shards().values()]
-    return Places(*(np.concatenate([getattr(p, n) for p in parts]) for n in PLACES))
+    parts = [result.labels_of(group, span).read() for group, span in result.shards().values()]
+    return SampleLabels(*(np.concatenate([getattr(p, n) for p in parts]) for n in LABELS))
 
 
-def check_same(by_rounds: Verdict, at_once: Verdict) -> None:
+def check_same(distributed: SelectionResult, in_memory: SelectionResult) -> None:
     """All that a job writes of stage 1."""
     for name in ("thresholds", "target", "kept", "disjoint_capacity", "num_samples", "counts"):
-        assert getattr(by_rounds.totals, name) == getattr(at_once.totals, name), name
-    assert by_rounds.distributions == at_once.distributions
-    for name in PLACES:
-        np.testing.assert_array_equal(getattr(places(by_rounds), name), getattr(places(at_once), name))
-    assert by_rounds.picks.examples == at_once.picks.examples
-    np.testing.assert_array_equal(by_rounds.picks.points, at_once.picks.points)
+        assert getattr(distributed.totals, name) == getattr(in_memory.totals, name), name
+    assert distributed.distributions == in_memory.distributions
+    for name in LABELS:
+        np.testing.assert_array_equal(getattr(labels_of(distributed), name), getattr(labels_of(in_memory), name))
+    assert distributed.picks.examples == in_memory.picks.examples
+    np.testing.assert_array_equal(distributed.picks.points, in_memory.picks.points)
     for column in fields(EvenSample):
-        got, want = (getattr(v.sample, column.name) for v in (by_rounds, at_once))
+        got, want = (getattr(v.sample, column.name) for v in (distributed, in_memory))
         np.testing.assert_array_equal(got, want)
-    assert by_rounds.curve == at_once.curve
-    assert by_rounds.weighing == at_once.weighing
+    assert distributed.curve == in_memory.curve
+    assert distributed.weighing == in_memory.weighing
 
 
 def cut(total: int, sizes: list[int]) -> list[int]:
@@ -115,26 +115,26 @@ def test_rounds_give_what_one_selection_gives(
     max_iter: int | None,
     sizes: list[int],
 ) -> None:
-    """Thresholds, labels, ranks, counts, figures and picks are equal; and are those of core.thresholds.select."""
+    """Thresholds, labels, ranks, counts, figures and picks are equal; and are those of selection.thresholds.select."""
     nll, entropy = np.array(pairs).T
     source, shards = held(nll, entropy), cut(len(pairs), sizes)
     prune = PruneSpec(sample_keep_ratio=ratio, bisect_max_iter=max_iter)
-    at_once = find(source, shards, tmp_path, prune)
+    in_memory = find(source, shards, tmp_path, prune)
     with monkeypatch.context() as patch:
-        patch.setattr(population, "GROUP_SAMPLES", 5)
-        by_rounds = find(source, shards, tmp_path, prune)
-    check_same(by_rounds, at_once)
+        patch.setattr(population, "MAX_IN_MEMORY_SAMPLES", 5)
+        distributed = find(source, shards, tmp_path, prune)
+    check_same(distributed, in_memory)
     selection = select(nll, entropy, sample_keep_ratio=ratio, bisect_max_iter=max_iter)
-    found, everything = places(by_rounds), slice(0, len(pairs))
-    np.testing.assert_array_equal(found.labels, selection.labels)
+    found, everything = labels_of(distributed), slice(0, len(pairs))
+    np.testing.assert_array_equal(found.quadrants, selection.labels)
     np.testing.assert_array_equal(found.error_rank, selection.p(everything))
     np.testing.assert_array_equal(found.entropy_rank, selection.e(everything))
-    assert by_rounds.totals.thresholds == selection.thresholds
+    assert distributed.totals.thresholds == selection.thresholds
 
 
 @pytest.mark.parametrize("strategy", NAMES)
 @pytest.mark.parametrize("ratio", [0.1, 0.6])
-def test_other_strategies_choose_the_same_by_rounds(
+def test_other_strategies_choose_the_same_distributed(
     strategy: SampleStrategy, ratio: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who is kept, by how much it weighs, and where it lies on the method's plane."""
@@ -142,17 +142,19 @@ def test_other_strategies_choose_the_same_by_rounds(
     nll, entropy = rng.lognormal(size=(2, 2_000)).round(2)
     source, shards = held(nll, entropy), cut(2_000, [90, 30])
     prune = PruneSpec(sample_keep_ratio=ratio, strategy=strategy, seed=3)
-    at_once = find(source, shards, tmp_path, prune)
-    monkeypatch.setattr(population, "GROUP_SAMPLES", 300)
-    by_rounds = find(source, shards, tmp_path, prune)
-    check_same(by_rounds, at_once)
-    assert int(places(by_rounds).kept.sum()) == by_rounds.totals.kept >= by_rounds.totals.target == 2_000 * ratio
-    assert (by_rounds.weighing is None) == (strategy != "infobatch")
+    in_memory = find(source, shards, tmp_path, prune)
+    monkeypatch.setattr(population, "MAX_IN_MEMORY_SAMPLES", 300)
+    distributed = find(source, shards, tmp_path, prune)
+    check_same(distributed, in_memory)
     assert (
-        by_rounds.totals.thresholds
+        int(labels_of(distributed).kept.sum()) == distributed.totals.kept >= distributed.totals.target == 2_000 * ratio
+    )
+    assert (distributed.weighing is None) == (strategy != "infobatch")
+    assert (
+        distributed.totals.thresholds
         == find(source, shards, tmp_path, PruneSpec(sample_keep_ratio=ratio)).totals.thresholds
     )
-    assert by_rounds.curve == ()
+    assert distributed.curve == ()
 
 
 @pytest.mark.parametrize("kind", ["distinct", "tenths", "half equal", "all equal", "sorted"])
@@ -172,11 +174,11 @@ def test_thousands_of_samples_with_a_sample_of_a_part(
         nll = np.sort(nll)
     monkeypatch.setattr(even_sample, "SAMPLE_LIMIT", 10_000)
     source, shards = held(nll, entropy), cut(len(nll), [3_000, 700])
-    at_once = find(source, shards, tmp_path)
-    monkeypatch.setattr(population, "GROUP_SAMPLES", 10_000)
-    by_rounds = find(source, shards, tmp_path)
-    assert len(by_rounds.groups) == 12
-    check_same(by_rounds, at_once)
+    in_memory = find(source, shards, tmp_path)
+    monkeypatch.setattr(population, "MAX_IN_MEMORY_SAMPLES", 10_000)
+    distributed = find(source, shards, tmp_path)
+    assert len(distributed.groups) == 12
+    check_same(distributed, in_memory)
     kinds = [uri.rsplit("/", 1)[-1].rpartition("-")[0] for uri in file_io.list_files(str(tmp_path / "ranks"))]
     assert sorted(kinds) == ["labels"] * 12 + ["ranks"] * 12
 
@@ -195,11 +197,11 @@ def test_a_rule_is_called_group_by_group_with_ranks_among_all(tmp_path: Path, mo
         return labels
 
     source, shards = held(nll, entropy), cut(1_000, [90])
-    at_once = find(source, shards, tmp_path, rule=lenient)
-    monkeypatch.setattr(population, "GROUP_SAMPLES", 300)
-    by_rounds = find(source, shards, tmp_path, rule=lenient)
-    check_same(by_rounds, at_once)
-    assert at_once.totals.kept > at_once.totals.target
+    in_memory = find(source, shards, tmp_path, rule=lenient)
+    monkeypatch.setattr(population, "MAX_IN_MEMORY_SAMPLES", 300)
+    distributed = find(source, shards, tmp_path, rule=lenient)
+    check_same(distributed, in_memory)
+    assert in_memory.totals.kept > in_memory.totals.target
     whole, *groups = seen
     assert [len(g.labels) for g in groups] == [270, 270, 270, 190]
     assert {plane.num_samples for plane in seen} == {1_000}
@@ -209,14 +211,14 @@ def test_a_rule_is_called_group_by_group_with_ranks_among_all(tmp_path: Path, mo
 
 def test_a_rule_that_breaks_on_a_group_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same error as at once."""
-    monkeypatch.setattr(population, "GROUP_SAMPLES", 20)
+    monkeypatch.setattr(population, "MAX_IN_MEMORY_SAMPLES", 20)
     with pytest.raises(SpecError, match=r"returned shape \(3,\) for 20 samples"):
         find(held(list(range(60)), list(range(60))), [10] * 6, tmp_path, rule=lambda _: np.ones(3, np.int8))
 
 
 def test_a_score_that_cannot_be_ranked_is_named_by_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also in a later group."""
-    monkeypatch.setattr(population, "GROUP_SAMPLES", 20)
+    monkeypatch.setattr(population, "MAX_IN_MEMORY_SAMPLES", 20)
     nll = [math.nan if i == 47 else i / 8 for i in range(60)]
     with pytest.raises(DataError, match="mean_nll of sample 47 is nan"):
         find(held(nll, list(range(60))), [10] * 6, tmp_path)
@@ -224,7 +226,7 @@ def test_a_score_that_cannot_be_ranked_is_named_by_its_place(tmp_path: Path, mon
 
 def test_groups_are_consecutive_and_no_larger_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A shard is never cut, so one that is too large is a group of its own."""
-    monkeypatch.setattr(population, "GROUP_SAMPLES", 10)
+    monkeypatch.setattr(population, "MAX_IN_MEMORY_SAMPLES", 10)
     shards = {0: 4, 2: 6, 3: 1, 4: 25, 7: 5, 8: 5}
     groups = Population.of(held([], []), shards).groups
     assert [dict(g.shards) for g in groups] == [{0: 4, 2: 6}, {3: 1}, {4: 25}, {7: 5, 8: 5}]

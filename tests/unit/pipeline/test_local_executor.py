@@ -60,7 +60,7 @@ class DeadScorer(DrawnScorer):
 
 
 def job(folder: Path, out: str, engine: str = "DrawnScorer", **limits: int) -> JobSpec:
-    """A job over several shards."""
+    """Run a job over several shards."""
     folder.mkdir(exist_ok=True)
     data = folder / "data.jsonl"
     if not data.exists():

@@ -31,8 +31,8 @@ def test_overlapping_corners_are_told_with_alpha_and_capacity() -> None:
     assert data.thresholds is not None
     (warning,) = find_warnings(data)
     share = 100 * data.disjoint_capacity / data.counts.scored
-    assert f"needs alpha {data.thresholds.alpha:.2f}, where the two kept corners overlap" in warning
-    assert f"{share:.1f}% ({data.disjoint_capacity} samples) is the most that disjoint corners hold" in warning
+    assert f"requires alpha {data.thresholds.alpha:.2f}, where the two kept corners overlap" in warning
+    assert f"Disjoint corners hold at most {share:.1f}% ({data.disjoint_capacity} samples)." in warning
 
 
 def test_alpha_just_over_a_half_is_not_shown_as_a_half() -> None:
@@ -60,14 +60,14 @@ def test_kept_over_the_target_by_ties_is_told_by_how_much() -> None:
     kept = data.counts.kept
     assert find_warnings(replace(data, target=kept - 3)) == ()
     (warning,) = find_warnings(replace(data, target=kept - 40))
-    assert f"{kept} samples are kept where {kept - 40} were asked for (40 over): samples with equal scores" in warning
+    assert f"{kept} samples are kept for a target of {kept - 40} (40 over): samples with equal scores" in warning
 
 
 def test_other_reasons_for_missing_the_target_are_named() -> None:
     """A user's rule and an early stop are not called ties, and may also keep fewer."""
     data = replace(_quiet(), target=_quiet().counts.kept + 5)
     assert "(5 under): the quadrant rule 'm:f' decides" in find_warnings(_with_prune(data, quadrant_rule="m:f"))[0]
-    assert "stop after 10 steps" in find_warnings(_with_prune(data, bisect_max_iter=10))[0]
+    assert "stopped after 10 steps" in find_warnings(_with_prune(data, bisect_max_iter=10))[0]
 
 
 def test_vanished_categories_are_named_largest_first() -> None:
@@ -96,7 +96,7 @@ def test_equal_scores_are_told() -> None:
     assert any("All samples have the same perplexity and the same entropy" in text for text in find_warnings(data))
     half = np.concatenate([equal, np.linspace(1, 2, 50)])
     data = made_up_report((half, np.linspace(0.1, 2, 100), np.full(100, 90)), keep_ratio=0.25)
-    assert any(text.startswith("50 samples (50%) have one and the same perplexity") for text in find_warnings(data))
+    assert any(text.startswith("50 samples (50%) have the same perplexity") for text in find_warnings(data))
 
 
 def test_a_model_that_finds_all_trivial_or_all_hard_is_told() -> None:

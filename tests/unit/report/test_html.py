@@ -131,9 +131,7 @@ def test_the_page_says_who_chose() -> None:
     data = made_up_report(curve=())
     other = _body(render_report(replace(data, spec={"prune": {"strategy": "random"}})))
     assert "Chosen by another strategy than Q-Tuning: <b>random choice</b>" in other
-    assert (
-        "There is no slider for the keep ratio: these samples were chosen by another strategy (random choice)" in other
-    )
+    assert "The keep ratio has no slider: these samples were chosen by another strategy (random choice)" in other
     assert 'id="ratio"' not in other
     assert "kept whole" not in other
     ruled = _body(render_report(replace(data, spec={"prune": {"quadrant_rule": "mine:rule"}})))

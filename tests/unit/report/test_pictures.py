@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import vl_convert
 
-from qtune_service.report.charts import histogram_charts, pictures
+from qtune_service.report.charts import histogram_charts, report_charts
 from qtune_service.report.what_if import what_if, what_if_chart, why_no_curve
 from qtune_service.selection.thresholds import select
 from tests.report_data import made_up_report, made_up_scores
@@ -88,7 +88,7 @@ def test_no_curve_has_a_reason() -> None:
 
 def test_every_picture_is_drawn_to_a_file() -> None:
     """By the installed library alone, with plain colours."""
-    found = pictures(made_up_report(made_up_scores(200)))
+    found = report_charts(made_up_report(made_up_scores(200)))
     assert list(found) == NAMES
     for spec in found.values():
         assert vl_convert.vegalite_to_png(spec)[:4] == b"\x89PNG"
@@ -99,10 +99,10 @@ def test_jobs_of_one_sample_or_of_equal_samples_have_pictures() -> None:
     """No axis is empty, no scale breaks."""
     for size in (1, 40):
         same = np.full(size, 1.25)
-        for spec in pictures(made_up_report((same, same / 2, np.full(size, 7)))).values():
+        for spec in report_charts(made_up_report((same, same / 2, np.full(size, 7)))).values():
             assert "NaN" not in vl_convert.vegalite_to_svg(spec)
 
 
 def test_nothing_scored_has_no_picture() -> None:
     """And no error."""
-    assert pictures(made_up_report(thresholds=None)) == {}
+    assert report_charts(made_up_report(thresholds=None)) == {}

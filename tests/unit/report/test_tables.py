@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from qtune_service.report.data import Counts
-from qtune_service.report.html import MAX_ROWS, common_folder, group_tables, quadrant_cards, told_reasons
+from qtune_service.report.html import MAX_ROWS, common_folder, group_tables, quadrant_cards, reasons_text
 from tests.report_data import made_up_report, made_up_scores
 
 
@@ -29,16 +29,16 @@ def test_tables_are_largest_first_and_bounded() -> None:
 
 def test_reasons_are_told_in_one_line() -> None:
     """The most common first."""
-    assert told_reasons(Counts.of({"a": 1, "b": 2_000}, [0] * 7)) == "b 2,000, a 1"
+    assert reasons_text(Counts.of({"a": 1, "b": 2_000}, [0] * 7)) == "b 2,000, a 1"
 
 
 def test_cards_of_another_strategy_tell_what_it_kept() -> None:
     """Since the quadrant does not."""
     data = made_up_report(made_up_scores(400))
-    assert [card.fate for card in quadrant_cards(data)] == ["dropped", "kept, masked", "dropped", "kept whole"]
+    assert [card.decision for card in quadrant_cards(data)] == ["dropped", "kept, masked", "dropped", "kept whole"]
     kept = np.zeros(400, dtype=np.bool_)
     kept[np.flatnonzero(data.sample.quadrant == 3)[:1]] = True
     other = replace(data, spec={"prune": {"strategy": "random"}}, sample=replace(data.sample, kept=kept))
-    fates = [card.fate for card in quadrant_cards(other)]
+    fates = [card.decision for card in quadrant_cards(other)]
     assert fates[0] == fates[1] == fates[3] == "0% of them kept"
     assert fates[2] not in ("0% of them kept", "dropped")

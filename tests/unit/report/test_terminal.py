@@ -100,7 +100,7 @@ def test_sample_page(signs: bool, outputs: FinishedOutputs) -> None:
     shown = printed(sample_page(sample, outputs.pruned, signs=signs))
     assert f"Q2 kept  perplexity {sample.fields['perplexity']:.4g}" in shown
     assert SAMPLE in shown
-    assert "It is kept from alpha" in shown
+    assert "It is kept if alpha is at least" in shown
     assert f'meta      {{"a": {sample.fields["index"]}}}' in shown
     assert sample.own["messages"][0]["content"] in shown
     hardest = max(sample.tokens, key=lambda token: token.nll or 0.0)
@@ -178,7 +178,7 @@ def test_tables(outputs: FinishedOutputs) -> None:
     assert "kept" not in printed(groups_table("topic", [Group("math", 8, {}, None, 80, 2.5, 0.5)]))
     fields = printed(fields_table(samples_of(outputs.pruned)))
     assert "the records' own Entropy" in fields
-    assert "how far alpha would have to move" in fields
+    assert "change of alpha" in fields
 
 
 def test_plain_data() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from qtune_service.selection import even_sample as sample
 from qtune_service.selection.even_sample import COLUMNS, EvenSample, even_sample, pick_points
-from qtune_service.selection.ranked_samples import Placed
+from qtune_service.selection.ranked_samples import RankedSamples
 from qtune_service.selection.thresholds import select
 from tests.report_data import made_up_scores
 
@@ -48,12 +48,12 @@ def test_parts_of_a_population_give_the_sample_of_the_whole(monkeypatch: pytest.
     cuts = [0, 1, 130, 130, 399, 400]
     parts = [
         even_sample(
-            _part(found.placed, a, b), labels=found.labels[a:b], kept=found.is_kept[a:b], num_tokens=lengths[a:b],
+            _part(found.ranked, a, b), labels=found.labels[a:b], kept=found.is_kept[a:b], num_tokens=lengths[a:b],
             start=a, total=400,
         )
         for a, b in itertools.pairwise(cuts)
     ]  # fmt: skip
-    whole = even_sample(found.placed, labels=found.labels, kept=found.is_kept, num_tokens=lengths)
+    whole = even_sample(found.ranked, labels=found.labels, kept=found.is_kept, num_tokens=lengths)
     joined = EvenSample.joined(parts)
     assert len(whole.index) == min(limit, 400)
     assert joined.total == whole.total == 400
@@ -68,12 +68,12 @@ def test_ranks_are_those_among_the_whole_population(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sample, "SAMPLE_LIMIT", 30)
     nll, entropy, lengths = made_up_scores(100)
     found = select(nll, entropy, sample_keep_ratio=0.4)
-    picked = even_sample(found.placed, labels=found.labels, kept=found.is_kept, num_tokens=lengths)
+    picked = even_sample(found.ranked, labels=found.labels, kept=found.is_kept, num_tokens=lengths)
     below = np.array([np.sum(nll < value) for value in picked.mean_nll])
     np.testing.assert_allclose(picked.error_rank, (below + 0.5) / 100)
 
 
-def _part(placed: Placed, start: int, stop: int) -> Placed:
+def _part(ranked: RankedSamples, start: int, stop: int) -> RankedSamples:
     span = slice(start, stop)
-    scores = placed.mean_nll[span], placed.mean_entropy[span]
-    return Placed(*scores, placed.nll_ranks[span], placed.entropy_ranks[span], placed.num_samples)
+    scores = ranked.mean_nll[span], ranked.mean_entropy[span]
+    return RankedSamples(*scores, ranked.nll_ranks[span], ranked.entropy_ranks[span], ranked.num_samples)

@@ -7,7 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from qtune_service.selection.even_sample import EvenSample, even_sample
-from qtune_service.selection.examples import borderline_samples, entry_alpha, typical_samples
+from qtune_service.selection.examples import borderline_samples, typical_samples
+from qtune_service.selection.plane import entry_alpha
 from qtune_service.selection.thresholds import select
 from tests.report_data import made_up_report, made_up_scores
 
@@ -15,7 +16,7 @@ from tests.report_data import made_up_report, made_up_scores
 def _sample(nll: NDArray[np.float64], entropy: NDArray[np.float64], labels: list[int]) -> EvenSample:
     found = select(nll, entropy, sample_keep_ratio=0.5)
     quadrant = np.array(labels, dtype=np.int8)
-    return even_sample(found.placed, labels=quadrant, kept=found.is_kept, num_tokens=np.full(len(nll), 9))
+    return even_sample(found.ranked, labels=quadrant, kept=found.is_kept, num_tokens=np.full(len(nll), 9))
 
 
 def test_typical_samples_lie_nearest_to_their_quadrants_median() -> None:
@@ -29,7 +30,7 @@ def test_borderline_samples_are_those_that_another_alpha_would_decide_otherwise(
     """Of each quadrant, the ones whose entry into a corner is nearest to alpha, on their own side of it."""
     data = made_up_report(made_up_scores(500))
     assert data.thresholds is not None
-    alpha, entry = data.thresholds.alpha, entry_alpha(data.sample)
+    alpha, entry = data.thresholds.alpha, entry_alpha(data.sample.error_rank, data.sample.entropy_rank)
     for label, rows in borderline_samples(data.sample, alpha, 3).items():
         members = data.sample.quadrant == label
         assert len(rows) == 3

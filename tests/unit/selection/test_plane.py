@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from qtune_service.errors import SpecError
-from qtune_service.selection.plane import PlaneView, Quadrant, QuadrantRule, classify, corner_entry
+from qtune_service.selection.plane import PlaneView, Quadrant, QuadrantRule, classify, scaled_entry_alphas
 from qtune_service.selection.thresholds import Selection, select
 
 RNG = np.random.default_rng(5)
@@ -31,7 +31,7 @@ def test_labels_of_a_hand_drawn_plane() -> None:
     """Four samples in the middles of the quadrants, one in the centre; ranks of N = 5 doubled are 1, 3, 5, 7, 9."""
     nll = np.array([9, 7, 1, 3, 5], dtype=np.uint32)
     entropy = np.array([7, 1, 3, 9, 5], dtype=np.uint32)
-    entry = corner_entry(nll, entropy, 5)
+    entry = scaled_entry_alphas(nll, entropy, 5)
     assert entry.tolist() == [7, 3, 7, 3, 5]
     labels = {bound: classify(nll, entropy, entry, bound, 5).tolist() for bound in (2, 3, 5, 7)}
     assert labels == {2: [1, 3, 3, 1, 3], 3: [1, 2, 3, 4, 3], 5: [1, 2, 3, 4, 2], 7: [2, 2, 4, 4, 2]}

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from qtune_service.errors import DataError, SpecError
 from qtune_service.samples import perplexity
-from qtune_service.selection.plane import Quadrant, corner_entry
+from qtune_service.selection.plane import Quadrant, scaled_entry_alphas
 from qtune_service.selection.ranks import double_midranks
-from qtune_service.selection.thresholds import Selection, select
+from qtune_service.selection.thresholds import Selection, select, stop_early
 
 Pairs = list[tuple[float, float]]
 
@@ -51,7 +51,7 @@ def run(pairs: Pairs, ratio: float, max_iter: int | None = None) -> Selection:
 def entries(pairs: Pairs) -> NDArray[np.int64]:
     """2N times the smallest a at which each sample is kept."""
     nll, entropy = columns(pairs)
-    return corner_entry(double_midranks(nll), double_midranks(entropy), len(pairs)).astype(np.int64)
+    return scaled_entry_alphas(double_midranks(nll), double_midranks(entropy), len(pairs)).astype(np.int64)
 
 
 def midranks(values: list[float]) -> list[Fraction]:
@@ -186,6 +186,24 @@ def test_an_early_stop_keeps_too_many_never_too_few(pairs: Pairs, ratio: float, 
     excess = round((early.thresholds.alpha - exact.thresholds.alpha) * grid)
     assert 0 <= excess <= math.ceil(grid / 2**max_iter) - 1
     assert early.kept >= exact.kept >= exact.target == early.target
+
+
+@given(st.integers(1, 10_000), st.integers(1, 20), st.data())
+def test_an_early_stop_is_a_bisection_step_by_step(num_samples: int, max_iter: int, data: st.DataObject) -> None:
+    """A bisection that counts at each halving ends at the same scaled alpha."""
+    entry = np.array(data.draw(st.lists(st.integers(1, 2 * num_samples - 1), min_size=1, max_size=30)))
+    target = data.draw(st.integers(1, len(entry)))
+    low, high = 0, 2 * num_samples
+    for _ in range(max_iter):
+        if high - low > 1:
+            middle = (low + high) // 2
+            if np.count_nonzero(entry <= middle) >= target:
+                high = middle
+            else:
+                low = middle
+    smallest = int(np.sort(entry)[target - 1])
+    assert stop_early(smallest, num_samples, max_iter) == high
+    assert stop_early(smallest, num_samples, None) == smallest == stop_early(smallest, num_samples, 64)
 
 
 def test_ten_iterations_are_exact_for_a_batch() -> None:

@@ -34,7 +34,18 @@ export const clearError = (control, summary) => {
   place.textContent = "";
 };
 
-export const showErrors = (form, summary, errors) => {
+// Put labels in place of the fields that a message names, as in "`take` needs `category_field`". An error of a part of
+// the job is shown at the first of these fields.
+const withLabels = (form, { field, message }) => {
+  const named = (name) => controlOf(form, `${field}.${name}`);
+  const first = [...message.matchAll(/`([a-z_]+)`/g)].map((match) => match[1]).find(named);
+  const labelOf = (name) => `“${named(name).labels[0].textContent.trim()}”`;
+  const text = message.replace(/`([a-z_]+)`/g, (whole, name) => (named(name) ? labelOf(name) : whole));
+  return { field: first && !controlOf(form, field) ? `${field}.${first}` : field, message: text };
+};
+
+export const showErrors = (form, summary, found) => {
+  const errors = found.map((error) => withLabels(form, error));
   clearErrors(form, summary);
   const items = errors.map(({ field, message }) => {
     const control = nearestControl(form, field);

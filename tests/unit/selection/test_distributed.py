@@ -1,9 +1,10 @@
-"""selection/partition.py: ranks by groups and ranges are the ranks of the whole column."""
+"""selection/distributed.py: ranks and scaled alphas by groups are those of the whole population."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,19 +12,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from qtune_service.selection.partition import (
-    hand_out,
-    part_to_read,
+from qtune_service.selection.distributed import (
+    MAX_IN_MEMORY_SAMPLES,
+    EntryBins,
+    EntryList,
+    candidates_of,
     part_within,
     rank_range,
-    shown_values,
+    ranks_of_samples,
+    slice_to_read,
+    smallest_in_bins,
     sorted_run,
     splitters,
+    target_bins,
 )
 from qtune_service.selection.ranks import DoubleRanks, double_midranks
+from qtune_service.selection.thresholds import smallest_scaled_alphas
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 TIED = st.sampled_from([0.0, -0.0, 1.0, 1.0, 1.0, 2.5, -1e308, 5e-324])
+DOCS = Path(__file__).resolve().parents[3] / "docs"
 GROUPS = st.lists(st.lists(FINITE | TIED, min_size=1, max_size=30), min_size=1, max_size=6)
 
 
@@ -33,13 +41,13 @@ def by_ranges(
     """Ranks of each group's samples; the items that each range got, and how many it read in vain."""
     total = sum(len(group) for group in groups)
     runs = [sorted_run(group) for group in groups]
-    shown = [shown_values(run, step) for run in runs]
+    candidates = [candidates_of(run, step) for run in runs]
     run_ranks: list[list[DoubleRanks]] = [[] for _ in groups]
     sizes: list[int] = []
     in_vain: list[int] = []
     covered = 0
-    for low, high in itertools.pairwise([-math.inf, *splitters(shown, num_ranges)]):
-        reads = [part_to_read(s, len(run), step, low, high) for s, run in zip(shown, runs, strict=True)]
+    for low, high in itertools.pairwise([-math.inf, *splitters(candidates, num_ranges)]):
+        reads = [slice_to_read(s, len(run), step, low, high) for s, run in zip(candidates, runs, strict=True)]
         parts = [part_within(run[read], low, high) for run, read in zip(runs, reads, strict=True)]
         ranked = rank_range(parts, total)
         assert ranked.below == covered, "a range begins where the last one ended"
@@ -49,8 +57,8 @@ def by_ranges(
         sizes.append(sum(len(part.values) for part in parts))
         in_vain.append(max(r.stop - r.start - len(p.values) for r, p in zip(reads, parts, strict=True)))
     assert covered == total
-    handed_out = [hand_out(group, np.concatenate(found)) for group, found in zip(groups, run_ranks, strict=True)]
-    return handed_out, sizes, in_vain
+    by_group = [ranks_of_samples(group, np.concatenate(found)) for group, found in zip(groups, run_ranks, strict=True)]
+    return by_group, sizes, in_vain
 
 
 @settings(max_examples=200)
@@ -99,3 +107,54 @@ def test_ranks_of_more_samples_than_32_bits_hold() -> None:
     ranked = rank_range([type(billions)(billions.values, np.array([3_000_000_000]), 500)], 3_000_000_500)
     assert ranked.ranks[0].tolist() == [2 * 500 + 3_000_000_000]
     assert ranked.ends.tolist() == [3_000_000_500]
+
+
+def by_bins(groups: list[NDArray[np.unsignedinteger]], num_samples: int, targets: list[int]) -> list[int]:
+    """Scaled alphas of the targets from counts and lists of each group."""
+    bins = EntryBins(num_samples)
+    counts = np.sum([bins.count(group) for group in groups], axis=0)
+    wanted = target_bins(counts, targets)
+    found = EntryList.merged([EntryList.within(bins, wanted, group) for group in groups])
+    assert set(bins.bins_of(found.scaled_alphas.astype(np.uint64)).tolist()) <= set(wanted.tolist())
+    alphas: list[int] = smallest_in_bins(bins, counts, found, targets).tolist()
+    return alphas
+
+
+@given(st.lists(st.integers(1, 199), min_size=1, max_size=100), st.data())
+def test_scaled_alphas_are_order_statistics_of_the_entry_alphas(entries: list[int], data: st.DataObject) -> None:
+    """However the samples are divided into groups, and for any number of targets."""
+    targets = data.draw(st.lists(st.integers(1, len(entries)), min_size=1, max_size=5))
+    cut = data.draw(st.integers(0, len(entries)))
+    entry = np.array(entries, dtype=np.uint32)
+    want = [sorted(entries)[target - 1] for target in targets]
+    assert by_bins([entry[:cut], entry[cut:]], 100, targets) == want
+    assert smallest_scaled_alphas(entry, targets).tolist() == want
+
+
+@pytest.mark.parametrize("num_samples", [40_000, 10**9, 2**31 - 1, 2**31 + 5, 10**12])
+def test_scaled_alphas_of_large_populations_are_exact(num_samples: int) -> None:
+    """Entry alphas over the whole range, at its ends, close to each other and tied."""
+    rng = np.random.default_rng(0)
+    spread = rng.integers(1, 2 * num_samples, 5_000)
+    crowd = num_samples + np.arange(-500, 500)
+    ties = np.full(1_000, num_samples // 3)
+    dtype = np.uint32 if 2 * num_samples < 1 << 32 else np.uint64
+    entry = np.concatenate([[1, 2 * num_samples - 1], spread, crowd, ties]).astype(dtype)
+    ordered = np.sort(entry)
+    targets = [1, 2_000, 2_501, 3_000, 3_500, 6_001, len(entry)]
+    want = [int(ordered[target - 1]) for target in targets]
+    assert by_bins(np.array_split(entry, 5), num_samples, targets) == want
+    assert EntryBins(num_samples).size <= 1 << 16
+
+
+def test_ties_cost_a_group_one_item() -> None:
+    """A list holds distinct entry alphas, however many samples share them."""
+    found = EntryList.within(EntryBins(10_000), np.array([9_999]), np.full(10_000, 10_000, np.uint32))
+    assert (found.scaled_alphas.tolist(), found.counts.tolist()) == ([10_000], [10_000])
+
+
+def test_docs_state_the_limit_of_selection_in_memory() -> None:
+    """The method page has the constant's value."""
+    pages = [page.read_text(encoding="utf-8") for page in DOCS.rglob("method.md")]
+    assert pages
+    assert all(f"more than {MAX_IN_MEMORY_SAMPLES:,} samples" in page for page in pages)

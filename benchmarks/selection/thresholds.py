@@ -1,16 +1,16 @@
-"""Time and memory of stage 1 over populations of growing size, both ways, as a Markdown table.
+"""Measure time and memory of stage 1 over populations of growing size, both ways, as a Markdown table.
 
-`memory` is core.thresholds.select over two arrays in one process. `rounds` is what a job does above
-pipeline/population.py:GROUP_SAMPLES: workers go through groups of samples, the driver sees none of them. Here these are
-processes of this machine instead of Ray tasks, with files in a folder. Each row runs in a process of its own, so that
-its peak resident memory is its own. Where a size runs both ways, thresholds and counts must be equal.
+`memory` is selection.thresholds.select over two arrays in one process. `distributed` is the way of a job above
+selection.distributed.MAX_IN_MEMORY_SAMPLES: workers go through groups of samples, and the driver reads none of them.
+Here the workers are processes of this machine instead of Ray tasks, with files in a folder. Each row runs in a process
+of its own, so its peak resident memory is its own. Where a size runs both ways, thresholds and counts must be equal.
 
-The data are correlated log-normal scores, as perplexity and entropy are, and heavily tied ones. Each group is made
-from its own seed whenever it is read, so `rounds` never holds them all; the time that takes is part of its seconds and
-shown beside (CPU seconds over the number of workers). `memory` has its arrays before the clock starts, and they are
-part of its peak.
+The data are correlated log-normal scores, as perplexity and entropy are, and heavily tied ones. Each group is generated
+from its own seed whenever it is read, so `distributed` never holds them all. The time for that is part of its seconds
+and is in a column of its own (CPU seconds over the number of workers). `memory` has its arrays before the clock starts,
+and they are part of its peak.
 
-    python benchmarks/thresholds.py --sizes 1e5 1e6 1e7 1e8 --large 1e9
+    python benchmarks/selection/thresholds.py --sizes 1e5 1e6 1e7 1e8 --large 1e9
 """
 
 from __future__ import annotations
@@ -35,24 +35,26 @@ from numpy.typing import NDArray
 
 from qtune_service.config import PruneSpec
 from qtune_service.pipeline import distributed_selection
-from qtune_service.pipeline.distributed_selection import Rounds
-from qtune_service.pipeline.population import GROUP_SAMPLES, Group
-from qtune_service.pipeline.selection_tasks import Ground
+from qtune_service.pipeline.distributed_selection import DistributedSelection
+from qtune_service.pipeline.population import Group
+from qtune_service.pipeline.selection_stage import CURVE_RATIOS
+from qtune_service.pipeline.selection_tasks import SelectionContext
+from qtune_service.selection.distributed import MAX_IN_MEMORY_SAMPLES
 from qtune_service.selection.thresholds import Totals, select
 
 CORRELATION = 0.8
 DISK_BYTES = 45
-"""A sample's share of the files of the rounds, at most."""
+"""Most bytes of the rounds' files for a sample."""
 
 
 @dataclass(frozen=True, slots=True)
 class MadeUp:
-    """A source that makes each group from its own seed. `tied` rounds both scores to tenths."""
+    """A source that generates each group from its own seed. `tied` rounds both scores to tenths."""
 
     tied: bool
 
     def read(self, group: Group, *names: str) -> list[NDArray[Any]]:
-        """Scores in nats, and lengths of 1 to 400 tokens."""
+        """Return scores in nats, or lengths of 1 to 400 tokens."""
         if names == ("num_tokens",):
             return [np.random.default_rng([1, group.index]).integers(1, 401, group.num_samples, dtype=np.int32)]
         rng = np.random.Generator(np.random.SFC64([0, group.index]))
@@ -70,7 +72,7 @@ class MadeUp:
 
 @dataclass(frozen=True, slots=True)
 class Clocked:
-    """A source that knows how long it took, in this process."""
+    """A source that measures its CPU time in this process."""
 
     source: MadeUp
 
@@ -85,22 +87,22 @@ class Clocked:
 SPENT = {"read_s": 0.0}
 
 
-def work(index: int, payload: bytes, ground: Ground) -> tuple[bytes, float, int]:
-    """One task, with the seconds that its data took to make and this process's peak memory."""
+def work(index: int, payload: bytes, context: SelectionContext) -> tuple[bytes, float, int]:
+    """Run a task. Return its result, the CPU seconds that its data took and this process's peak memory in bytes."""
     SPENT["read_s"] = 0.0
-    return distributed_selection.work(index, payload, ground), SPENT["read_s"], peak_bytes()
+    return distributed_selection.work(index, payload, context), SPENT["read_s"], peak_bytes()
 
 
 class Processes:
-    """Workers of this machine."""
+    """Worker processes of this machine."""
 
     def __init__(self, count: int) -> None:
         self.count, self.read_s, self.peak_bytes = count, 0.0, 0
         self._pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"))
 
-    def __call__(self, items: Sequence[tuple[int, bytes]], ground: Ground, /) -> Iterator[tuple[int, bytes]]:
+    def __call__(self, items: Sequence[tuple[int, bytes]], context: SelectionContext, /) -> Iterator[tuple[int, bytes]]:
         """Run the tasks of a round."""
-        futures = {self._pool.submit(work, index, payload, ground): index for index, payload in items}
+        futures = {self._pool.submit(work, index, payload, context): index for index, payload in items}
         for future in as_completed(list(futures)):
             result, read_s, peak = future.result()
             self.read_s += read_s
@@ -113,25 +115,25 @@ class Processes:
 
 
 def peak_bytes() -> int:
-    """Peak resident memory of this process."""
+    """Return the peak resident memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def cpu_s() -> float:
-    """CPU seconds of this process and of those that it has ended."""
+    """Return the CPU seconds of this process and of its ended children."""
     parts = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(part.ru_utime + part.ru_stime for part in parts)
 
 
 def groups_of(size: int, group_samples: int) -> tuple[Group, ...]:
-    """A population in groups of one shard each."""
+    """Return a population in groups of one shard each."""
     starts = range(0, size, group_samples)
     return tuple(Group(i, lo, {i: min(group_samples, size - lo)}) for i, lo in enumerate(starts))
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a row is about."""
+    """Settings of a row."""
 
     size: int
     way: str
@@ -143,8 +145,8 @@ class Setting:
 
 
 def measure(setting: Setting) -> dict[str, Any]:
-    """One selection, in this process and its workers."""
-    measured = _in_memory(setting) if setting.way == "memory" else _by_rounds(setting)
+    """Measure one selection, in this process and its workers."""
+    measured = _in_memory(setting) if setting.way == "memory" else _distributed(setting)
     totals: Totals = measured.pop("totals")
     outcome = {
         "alpha": totals.thresholds.alpha,
@@ -167,7 +169,7 @@ def _in_memory(setting: Setting) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - start_s, "cpu_seconds": cpu_s() - cpu_start_s, "totals": totals}
 
 
-def _by_rounds(setting: Setting) -> dict[str, Any]:
+def _distributed(setting: Setting) -> dict[str, Any]:
     free = shutil.disk_usage(setting.folder).free
     if free < DISK_BYTES * setting.size:
         sys.exit(
@@ -176,10 +178,14 @@ def _by_rounds(setting: Setting) -> dict[str, Any]:
         )
     with tempfile.TemporaryDirectory(dir=setting.folder) as folder:
         workers = Processes(setting.workers)
-        ground = Ground(Clocked(MadeUp(setting.tied)), f"{folder}/ranks", setting.size, PruneSpec())
+        context = SelectionContext(Clocked(MadeUp(setting.tied)), f"{folder}/ranks", setting.size, PruneSpec())
         start_s, cpu_start_s = time.perf_counter(), cpu_s()
-        found = Rounds(groups_of(setting.size, setting.group_samples), workers, ground).select(
-            sample_keep_ratio=setting.ratio, bisect_max_iter=None, rule=None, advance=lambda _samples: None
+        found = DistributedSelection(groups_of(setting.size, setting.group_samples), workers, context).select(
+            sample_keep_ratio=setting.ratio,
+            bisect_max_iter=None,
+            rule=None,
+            curve_ratios=CURVE_RATIOS,
+            advance=lambda _samples: None,
         )
         seconds = time.perf_counter() - start_s
         workers.close()
@@ -193,7 +199,7 @@ def _by_rounds(setting: Setting) -> dict[str, Any]:
 
 
 def measure_apart(setting: Setting) -> dict[str, Any]:
-    """The same in a fresh process."""
+    """Measure one selection in a new process."""
     command = [sys.executable, __file__, "--one", json.dumps([getattr(setting, n) for n in Setting.__slots__])]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     result: dict[str, Any] = json.loads(done.stdout)
@@ -237,9 +243,9 @@ def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", type=float, default=[1e5, 1e6, 1e7, 1e8], help="samples, both ways")
-    parser.add_argument("--large", nargs="*", type=float, default=[], help="samples, by rounds only")
+    parser.add_argument("--large", nargs="*", type=float, default=[], help="samples, distributed only")
     parser.add_argument("--ratio", type=float, default=0.5, help="sample_keep_ratio")
-    parser.add_argument("--group", type=float, default=GROUP_SAMPLES, help="samples of a group")
+    parser.add_argument("--group", type=float, default=MAX_IN_MEMORY_SAMPLES, help="samples of a group")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--folder", default=tempfile.gettempdir(), help=f"for files, {DISK_BYTES} bytes a sample")
     parser.add_argument("--one", help="measure one setting here and print JSON")
@@ -249,9 +255,9 @@ def main() -> None:
         return
     common = Setting(0, "", False, arguments.ratio, int(arguments.group), arguments.workers, arguments.folder)
     sizes, large = [[int(size) for size in given] for given in (arguments.sizes, arguments.large)]
-    settings = [replace(common, size=size, way=way) for way in ("memory", "rounds") for size in sizes]
-    settings += [replace(common, size=max(sizes), way=way, tied=True) for way in ("memory", "rounds")]
-    settings += [replace(common, size=size, way="rounds") for size in large]
+    settings = [replace(common, size=size, way=way) for way in ("memory", "distributed") for size in sizes]
+    settings += [replace(common, size=max(sizes), way=way, tied=True) for way in ("memory", "distributed")]
+    settings += [replace(common, size=size, way="distributed") for size in large]
     table(settings)
 
 

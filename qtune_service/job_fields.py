@@ -1,0 +1,155 @@
+"""The fields of a job as the command line, the form, the reference and `job_command` need them.
+
+`job_fields` walks JobSpec once and returns a `JobField` for each field that a user sets, with its dotted name. Names of
+flags, groups and help come from config.py. Texts there name other fields in backticks; `in_terminal` and `on_page`
+replace these names by flags and by labels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from qtune_service.config import JOB_FILE_ONLY, Flag, JobSpec, error_text
+
+_NAMED = re.compile(r"`([^`]+)`")
+
+
+@dataclass(frozen=True, slots=True)
+class JobField:
+    """A field of a job: `input.format`, or `from_scores` without a part."""
+
+    path: str
+    info: FieldInfo
+    flag: Flag | None
+    """None for a field of job files only."""
+
+    @property
+    def name(self) -> str:
+        """Return the last part of the path."""
+        return self.path.rpartition(".")[2]
+
+    @property
+    def option(self) -> str | None:
+        """Return the flag, such as `--format`; None for a field of job files only."""
+        return None if self.flag is None else f"--{self.flag.name or self.name.replace('_', '-')}"
+
+    @property
+    def is_argument(self) -> bool:
+        """Return whether the command line takes the values without a flag."""
+        return self.path == "input.paths"
+
+    @property
+    def negative(self) -> str | None:
+        """Return the flag that turns a switch off, if it is on by default."""
+        return f"--no-{self.option[2:]}" if self.default is True and self.option else None
+
+    @property
+    def help(self) -> str:
+        """Return the text under the field."""
+        return " ".join((self.info.description or "").split())
+
+    @property
+    def label(self) -> str:
+        """Return the name in the form."""
+        return (self.flag and self.flag.label) or self.name.replace("_", " ").capitalize()
+
+    @property
+    def is_required(self) -> bool:
+        """Return whether the field has no default."""
+        return self.info.is_required()
+
+    @property
+    def default(self) -> Any:
+        """Return the default; None where there is none."""
+        return None if self.is_required else self.info.get_default(call_default_factory=True)
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """Return the allowed values of a field with a fixed list of them."""
+        return next((get_args(kind) for kind in self._kinds() if get_origin(kind) is Literal), ())
+
+    @property
+    def is_switch(self) -> bool:
+        """Return whether the field is true or false."""
+        return bool in self._kinds()
+
+    @property
+    def is_mapping(self) -> bool:
+        """Return whether the field holds names with numbers, such as `take`."""
+        return any(get_origin(kind) is dict for kind in self._kinds())
+
+    def _kinds(self) -> tuple[Any, ...]:
+        """Return the types of the field without Annotated, None and Optional."""
+        kind = self.info.annotation
+        kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+        return tuple(get_args(each)[0] if get_origin(each) is Annotated else each for each in kinds)
+
+    def parse(self, text: str) -> Any:
+        """Parse a text into the field's value. Raises ValueError that names the allowed values."""
+        if self.choices and text not in self.choices:
+            raise ValueError(f"{text!r} is not one of {', '.join(map(repr, self.choices))}.")
+        try:
+            return _adapter(self.path).validate_python(text)
+        except ValidationError as error:
+            wrong = error.errors(include_url=False)[0]
+            if wrong["type"] == "string_pattern_mismatch" and self.flag:
+                raise ValueError(f"expected {self.flag.metavar}, got {text!r}") from None
+            raise ValueError(error_text(wrong["msg"])) from None
+
+
+@cache
+def job_fields() -> Mapping[str, JobField]:
+    """Return all fields of a job by their dotted names, in the order of JobSpec."""
+    return {field.path: field for field in _walk(JobSpec, "")}
+
+
+def _walk(model: type[BaseModel], prefix: str) -> Iterator[JobField]:
+    for name, info in model.model_fields.items():
+        part = next((kind for kind in (info.annotation, *get_args(info.annotation)) if _is_part(kind)), None)
+        if part is not None:
+            yield from _walk(part, f"{prefix}{name}.")
+            continue
+        flag = next((each for each in info.metadata if isinstance(each, Flag)), None)
+        if (flag is None) != (JOB_FILE_ONLY in info.metadata):
+            raise TypeError(f"{prefix}{name} needs either a Flag or JOB_FILE_ONLY, see config.py")
+        yield JobField(prefix + name, info, flag)
+
+
+def _is_part(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+@cache
+def _adapter(path: str) -> TypeAdapter[Any]:
+    info = job_fields()[path].info
+    kind: Any = Annotated[info.annotation, *info.metadata]  # each field has a Flag at least
+    return TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False))
+
+
+def in_terminal(text: str) -> str:
+    """Return a text with flags in place of the fields that it names, and without backticks."""
+    return _named(text, lambda field: field.option, "{}")
+
+
+def on_page(text: str) -> str:
+    """Return a text with labels of the form in place of the fields that it names."""
+    return _named(text, lambda field: f"“{field.label}”", "`{}`")
+
+
+def _named(text: str, name_of: Callable[[JobField], str | None], other: str) -> str:
+    by_name = {field.name: field for field in job_fields().values() if field.name not in ("name", "path")}
+    by_name |= job_fields()
+
+    def named(match: re.Match[str]) -> str:
+        field = by_name.get(match[1])
+        return (field and name_of(field)) or other.format(match[1])
+
+    return _NAMED.sub(named, text)
