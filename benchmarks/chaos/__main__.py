@@ -25,23 +25,23 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from benchmarks.chaos.hosts import Host, host_of
 from benchmarks.chaos.job import DisturbedJob, Struck
 from benchmarks.chaos.kinds import DECK, Assignment, Kill, deal
-from benchmarks.chaos.places import Place, place_of
 from benchmarks.chaos.table import JobResult, kill_line, summary
 from tests.compare import differences, max_score_difference
 from tests.jobs import DEMO_DATA, DEMO_MODEL, REPO, check_output, qtune
 
 NUM_RECORDS, BAD_EVERY = 600, 60
 SHARD_BYTES = 2048
-"""About 75 shards: many moments between two of them."""
+"""About 75 shards, so there are many moments between two shards."""
 KILLS_A_JOB = 6
 TOLERANCE = {"local, reference": 1e-6, "local, vllm": 1e-6, "two nodes, reference": 1e-5}
 SETTINGS = tuple(dict.fromkeys(kind.setting for kind in DECK))
 
 
 def write_data(path: Path) -> Path:
-    """Demo records with some that cannot be used among them."""
+    """Write demo records, some of them unusable."""
     records = DEMO_DATA.read_text(encoding="utf-8").splitlines(keepends=True)[:NUM_RECORDS]
     for i in range(0, NUM_RECORDS, BAD_EVERY):
         records[i] = '{"messages": [\n'
@@ -50,7 +50,7 @@ def write_data(path: Path) -> Path:
 
 
 class Campaign:
-    """Jobs under kills, one after the other, and what came of them."""
+    """Jobs under kills, one after the other, and their results."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self._folder, self._chance = folder, random.Random(seed)
@@ -75,13 +75,13 @@ class Campaign:
             print(f"undisturbed run, {engine}: {time.monotonic() - began_s:.1f} s", flush=True)
         return out
 
-    def run(self, assignment: Assignment, place: Place) -> list[Kill]:
+    def run(self, assignment: Assignment, host: Host) -> list[Kill]:
         """Run one job to its end under its kills. Returns the kills that found no moment or no victim."""
         number, engine = len(self.jobs) + 1, assignment.setting.rpartition(", ")[2]
         expected, out = self.undisturbed(engine), self._folder / f"job-{number}"
         began_s = time.monotonic()
         job = DisturbedJob(
-            self.arguments(engine, out), out, place, self._env(engine), self._folder / f"job-{number}.log"
+            self.arguments(engine, out), out, host, self._env(engine), self._folder / f"job-{number}.log"
         )
         job.on_kill = self._note
         job.run(assignment.kills)
@@ -126,14 +126,14 @@ def _checked(out: Path) -> list[str]:
 def campaign(arguments: argparse.Namespace, folder: Path) -> Campaign:
     """Deal kills to jobs until so many have been made."""
     running, seed = Campaign(folder, arguments.seed), arguments.seed
-    places = random.Random(seed)
+    chance = random.Random(seed)
     while (wanted := arguments.kills - len(running.struck)) > 0:
         jobs = deal(wanted, seed, KILLS_A_JOB, arguments.settings)
         for setting in arguments.settings:  # a cluster is started once
             if own := [job for job in jobs if job.setting == setting]:
-                with place_of(setting, places) as place:
+                with host_of(setting, chance) as host:
                     for job in own:
-                        running.run(job, place)
+                        running.run(job, host)
         seed += 1_000
     return running
 

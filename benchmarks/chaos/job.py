@@ -1,4 +1,4 @@
-"""One job under kills: start it, strike at the moments dealt, run the same command again until it is complete.
+"""Run one job under kills: start it, kill at the moments dealt, repeat the command until the output is complete.
 
 What is noted of each kill: the stage that it really hit, how it ended, and the seconds until the job had finished
 something new. A kill that the job should survive by itself and that ended it instead is told as such.
@@ -14,22 +14,22 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.chaos.hosts import Host
 from benchmarks.chaos.kinds import ENDS_THE_DRIVER, STAGES, Kill
-from benchmarks.chaos.places import Place
 from tests.jobs import QTUNE, environment
 from tests.nodes import Node
 from tests.processes import finished, kill_all, progress, tree
 
 POLL_S = 0.005
 EXIT_S = 150
-"""A driver that was told to stop, or lost its cluster, ends within this time."""
+"""A driver that got SIGTERM, or lost its cluster, ends within this time."""
 QUIET_S = 240
 """A job that finishes nothing for so long hangs."""
 ORPHANS_S = 90
 """Processes of a killed driver end within this time. Ray's agents take a minute to give up on its dead server."""
 MAX_RUNS = 30
 SHARDS_IN_FLIGHT = 3
-"""What was on its way behind a victim may still be finished; with more than that the job has recovered."""
+"""Shards in flight behind a victim may still finish. With more shards than that the job has recovered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +38,12 @@ class Struck:
 
     kill: Kill
     stage: str
-    """Where the job really was."""
+    """The stage in which the kill really hit."""
     at_s: float
     """Since the job's first start."""
     shards_done: int
     exit_code: int | None = None
-    """Of the driver, where the kill ended it."""
+    """Exit code of the driver, where the kill ended it."""
     outcome: str = ""
     seconds: float | None = None
     """From the kill until shards are finished again, or the output is complete; None where another kill came first."""
@@ -55,13 +55,13 @@ class DisturbedJob:
 
     arguments: Sequence[object]
     out: Path
-    place: Place
+    host: Host
     env: dict[str, str]
     log: Path
     struck: list[Struck] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     missed: list[Kill] = field(default_factory=list)
-    """Kills whose victim or moment did not come any more."""
+    """Kills whose victim or moment did not occur."""
     runs: int = 0
     on_kill: Callable[[Struck], None] = lambda _: None
     _driver: subprocess.Popen[str] | None = None
@@ -95,7 +95,7 @@ class DisturbedJob:
             if not self._wait_for_moment(kill):
                 self.missed += kills[i:]
                 return
-            if targets := self.place.targets(kill.kind.victim, self._running):
+            if targets := self.host.targets(kill.kind.victim, self._running):
                 self._strike(kill, targets)
             else:
                 self.missed.append(kill)
@@ -111,11 +111,11 @@ class DisturbedJob:
             raise RuntimeError(f"the job did not complete in {MAX_RUNS} runs; see {self.log}")
         self._launched_at_s, self._at_launch = time.time(), self._count()
         self._seen, self._seen_s = self._at_launch, time.monotonic()
-        command = [*QTUNE, *map(str, self.arguments), *self.place.arguments]
+        command = [*QTUNE, *map(str, self.arguments), *self.host.arguments]
         with self.log.open("a") as log:
             self._driver = subprocess.Popen(
                 command,
-                env={**environment(self.place.env), **self.env},
+                env={**environment(self.host.env), **self.env},
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -169,7 +169,7 @@ class DisturbedJob:
         else:
             self.struck[self._open] = replace(self.struck[self._open], exit_code=code)
             self._close("ENDED THE JOB, resumed")
-        self.place.repair()
+        self.host.repair()
         self._launch()
 
     def _close(self, outcome: str) -> None:
@@ -197,7 +197,7 @@ class DisturbedJob:
                 break
             time.sleep(POLL_S)
         until_s = time.monotonic() + (kill.delay_s if stage == goal else 0)
-        while time.monotonic() < until_s or not self.place.targets(kill.kind.victim, self._running):
+        while time.monotonic() < until_s or not self.host.targets(kill.kind.victim, self._running):
             if not self._is_going():
                 return False
             time.sleep(POLL_S)
@@ -212,20 +212,20 @@ class DisturbedJob:
         doomed = tree(self._running.pid)
         at_s, done = time.monotonic() - self._began_s, self._count()
         self._seen, self._seen_s = done, time.monotonic()
-        self.place.strike(victim, targets)
+        self.host.strike(victim, targets)
         self.struck.append(Struck(kill, stage, at_s, done))
         self._open = len(self.struck) - 1
         if victim not in ENDS_THE_DRIVER:
             self.struck[-1] = replace(self.struck[-1], outcome="survived")
-            self.place.repair()
+            self.host.repair()
             return
         code = self._wait_for_exit()
         self.struck[-1] = replace(self.struck[-1], exit_code=code, outcome=_outcome(victim, code))
         if code is None:
             self.problems.append(f"{victim} in {stage}: the driver did not end within {EXIT_S} s")
             self._end_driver()
-        self._orphans += [] if self.place.cluster else doomed
-        self.place.repair()
+        self._orphans += [] if self.host.cluster else doomed
+        self.host.repair()
         self._launch()
 
     def _wait_for_exit(self) -> int | None:
@@ -243,7 +243,7 @@ class DisturbedJob:
     # --- what must not have happened
 
     def _remember_finished(self) -> None:
-        """Files of shards with a marker: they are never to be written again."""
+        """Remember files of shards with a marker, which must never be written again."""
         for stage, folders in (("scored", ("scores", "rejected")), ("pruned", ("pruned", "quadrants"))):
             for marker in finished(self.out, stage):
                 for folder in folders:

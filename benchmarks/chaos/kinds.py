@@ -1,4 +1,4 @@
-"""What is killed, and at which moments of a job; and how a seed deals kills to jobs.
+"""Define the victims and moments of kills, and deal kills to jobs by a seed.
 
 A moment is a stage of the job plus a random amount: of shards finished since the last kill, and of seconds. Kills of
 one job are sorted by stage, so that one job takes several. All kinds come once before any comes again.
@@ -22,7 +22,7 @@ STAGES = ("prepare", "plan", "encode", "score", "thresholds", "prune", "report",
 ENDS_THE_DRIVER = frozenset({"driver", "driver by SIGTERM", "head node"})
 MAX_SHARDS = 8
 MAX_DELAY_S = {"prepare": 6.0, "plan": 0.3, "encode": 4.0, "score": 0.4, "prune": 0.2, "report": 1.5}
-"""Of the stages that last; a kill in another one comes at its begin, give or take INSTANT_S."""
+"""Delays in the stages that last. A kill in another stage comes at its start, within INSTANT_S."""
 INSTANT_S = 0.03
 
 
@@ -66,7 +66,7 @@ DECK = (
 
 
 def deal(num_kills: int, seed: int, kills_a_job: int, settings: Sequence[str]) -> list[Assignment]:
-    """Jobs with their kills; the same seed gives the same."""
+    """Return jobs with their kills. The same seed gives the same kills."""
     chance = random.Random(seed)
     drawn = [_kill(kind, chance) for kind in islice(_endless(chance, settings), num_kills)]
     jobs = []

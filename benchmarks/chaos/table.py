@@ -1,4 +1,4 @@
-"""Lines and tables of what was seen, in Markdown."""
+"""Write kills and jobs as lines and tables in Markdown."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class JobResult:
     runs: int
     seconds: float
     differences: tuple[str, ...]
-    """To the undisturbed output, and all else that must not be."""
+    """Differences to the undisturbed output, and all other problems."""
     max_score_difference: float
     """In nats."""
 
 
 def kill_line(number: int, struck: Struck) -> str:
-    """One line about a kill."""
+    """Return one line about a kill."""
     kind = struck.kill.kind
     planned = "" if kind.stage == struck.stage else f" (meant for {kind.stage})"
     seconds = "-" if struck.seconds is None else f"{struck.seconds:.1f} s"
@@ -36,7 +36,7 @@ def kill_line(number: int, struck: Struck) -> str:
 
 
 def summary(struck: Sequence[Struck], jobs: Sequence[JobResult]) -> str:
-    """Tables of kills and of jobs."""
+    """Return tables of kills and of jobs."""
     head = "| killed | in stage | setting | kills | outcome | median s until shards finish again |"
     lines = [head, "|---|---|---|---:|---|---:|"]
     groups: dict[tuple[str, str, str], list[Struck]] = {}

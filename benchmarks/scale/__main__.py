@@ -1,4 +1,4 @@
-"""The pipeline without an engine's work: rows/s by stage, memory, growth, one huge file, and mixed lengths.
+"""Measure the pipeline without an engine's work: rows/s by stage, memory, growth, one huge file, mixed lengths.
 
 Everything runs the real command with an engine that costs nothing (engine.py), in a process of its own, one
 run after the other. Rows/s of a stage are its records over its seconds in the manifest, so `score` is reading,
@@ -31,7 +31,7 @@ GIB = 1 << 30
 
 
 def measure_size(num_records: int, work: Path, model: Path) -> dict[str, Any]:
-    """One job over so many short records."""
+    """Run one job over so many short records."""
     data = work / f"data-{num_records}"
     if not data.is_dir():
         unfinished = data.with_name(f"{data.name}.unfinished")
@@ -97,7 +97,7 @@ def measure_one_file(gib: float, for_s: float, work: Path, model: Path) -> dict[
 
 
 def measure_mixed(num_records: int, work: Path, model: Path) -> dict[str, Any]:
-    """Two actors on records of 8 to 8,000 tokens, with an engine whose time grows with the tokens."""
+    """Run two actors on records of 8 to 8,000 tokens, with an engine whose time grows with the tokens."""
     data, out = work / f"mixed-{num_records}.jsonl", work / "out-mixed"
     if not data.exists():
         write_mixed(data, num_records)
@@ -144,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Measure what was asked for; print tables."""
+    """Measure what the flags ask for, and print tables."""
     arguments = _parser().parse_args()
     work = Path(arguments.work)
     work.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Engines that cost next to nothing, or a known time a token, for `--engine benchmarks.scale.engine:NAME`.
+"""Provide engines that cost next to nothing, or a known time a token, for `--engine benchmarks.scale.engine:NAME`.
 
 Scores are made of the token ids by a hash, so that they are the same every time and spread over the plane. They mean
 nothing; the pipeline around them is what is measured. Nothing is done token by token.
@@ -37,7 +37,7 @@ class HashScorer:
         self._seconds_per_token = seconds_per_token
 
     def score(self, samples: Sequence[Sample]) -> list[TokenScores]:
-        """All samples at once."""
+        """Score all samples at once."""
         ids = np.concatenate([sample.input_ids for sample in samples]).astype(np.uint32)  # (L,)
         mask = np.concatenate([sample.loss_mask for sample in samples])
         sizes = np.fromiter((len(sample.input_ids) for sample in samples), np.int64, len(samples))
@@ -51,11 +51,11 @@ class HashScorer:
         return [TokenScores(*pair) for pair in zip(np.split(nll, cuts), np.split(entropy, cuts), strict=True)]
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: the scorer holds nothing."""
 
 
 def _spread(hashed: NDArray[np.uint32]) -> NDArray[np.float32]:
-    """Numbers from 0 to 8."""
+    """Return numbers from 0 to 8."""
     return (hashed >> np.uint32(8)).astype(np.float32) * np.float32(8 / (1 << 24))
 
 

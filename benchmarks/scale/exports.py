@@ -1,4 +1,4 @@
-"""Rows per second and peak memory of every export, as a Markdown table.
+"""Measure rows per second and peak memory of every export, as a Markdown table.
 
 The output that is exported is made here: short conversations with made-up scores, pruned by the real method, in
 `--shards` shards. Each export runs in a process of its own, so that its peak resident memory is its own; `before` is
@@ -46,7 +46,7 @@ QUESTION = "Where in the valley can I find a dalox, and what does it live on?"
 
 
 def make_output(root: Path, num_kept: int, num_shards: int) -> None:
-    """A finished output with about so many kept rows: half of the samples, quadrants in equal parts."""
+    """Write a finished output with about so many kept rows: half of the samples, quadrants in equal parts."""
     output = Output(str(root))
     spec = JobSpec(
         input=InputSpec(paths=("made-up.jsonl",)),
@@ -136,7 +136,7 @@ def _scores(rng: np.random.Generator, shard: int, num_samples: int) -> pa.Table:
 
 
 def run_one(output: str, name: str, folder: str) -> dict[str, float]:
-    """One export, in this process."""
+    """Run one export in this process."""
     before_kib, begun_s = peak_kib(), time.perf_counter()
     done = export(output, name, folder, Options(pack_length=PACK_LENGTH if name == "megatron-bridge" else None))
     seconds = time.perf_counter() - begun_s
@@ -145,13 +145,13 @@ def run_one(output: str, name: str, folder: str) -> dict[str, float]:
 
 
 def peak_kib() -> int:
-    """Most resident memory of this process so far. Not getrusage's, which a child has from its parent."""
+    """Return the peak resident memory of this process. getrusage's figure includes the parent's peak."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1])
 
 
 def measure(output: Path, name: str, folder: Path) -> dict[str, float]:
-    """The same in a process of its own."""
+    """Run one export in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.scale.exports", "--one", str(output), name, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""Inputs of any size, made fast and always the same: short records, one huge file, lengths from 8 to 8,000 tokens.
+"""Make inputs of any size, the same every time: short records, one huge file, lengths from 8 to 8,000 tokens.
 
 Short records are half chats of two turns, half prompt/completion pairs, some 30 tokens each, in the invented language
 of benchmarks.scoring. Every one is different, so caches that real data would not fill gain nothing. numpy makes them a
@@ -38,7 +38,7 @@ def make_model(folder: Path, *, has_markers: bool) -> Path:
 
 
 def write_short(folder: Path, num_records: int) -> list[Path]:
-    """Chats and pairs, half of each, one file a kind."""
+    """Write chats and pairs, half of each, one file a kind."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "chats.jsonl", folder / "pairs.jsonl"]
     for path, kind, count in zip(
@@ -50,7 +50,7 @@ def write_short(folder: Path, num_records: int) -> list[Path]:
 
 
 def chats(num_records: int) -> Iterator[str]:
-    """Lines of two-turn conversations."""
+    """Yield lines of two-turn conversations."""
     for number, (asked, told) in enumerate(_texts(num_records, *CHAT_WORDS, seed=1)):
         yield (
             f'{{"id": {number}, "messages": [{{"role": "user", "content": "{asked}?"}}, '
@@ -59,7 +59,7 @@ def chats(num_records: int) -> Iterator[str]:
 
 
 def pairs(num_records: int) -> Iterator[str]:
-    """Lines of a prompt and its completion."""
+    """Yield lines of a prompt and its completion."""
     for number, (asked, told) in enumerate(_texts(num_records, *PAIR_WORDS, seed=2)):
         yield f'{{"id": {number}, "prompt": "{asked}?", "completion": "{told}."}}\n'
 
@@ -76,7 +76,7 @@ def _texts(num_records: int, num_asked: int, num_told: int, *, seed: int) -> Ite
 
 
 def write_one(path: Path, num_bytes: int) -> None:
-    """One JSONL file of at least so many bytes: a block of different chats, again and again."""
+    """Write one JSONL file of at least so many bytes: a block of different chats, repeated."""
     path.parent.mkdir(parents=True, exist_ok=True)
     block = "".join(chats(100_000)).encode()
     with path.open("wb") as file:
@@ -85,7 +85,7 @@ def write_one(path: Path, num_bytes: int) -> None:
 
 
 def write_mixed(path: Path, num_records: int) -> None:
-    """Chats of 8 to 8,000 tokens, their lengths even on a logarithmic scale; every other word is the answer's."""
+    """Write chats of 8 to 8,000 tokens, even on a logarithmic scale. Every other word is the answer's."""
     words = invented_words()
     rng = np.random.default_rng(3)
     with path.open("w", encoding="utf-8") as file:

@@ -94,7 +94,7 @@ def _role(member: psutil.Process) -> str:
 
 
 def run(arguments: Sequence[object], log: Path, until: Callable[[], bool] | None = None) -> tuple[Watch, int]:
-    """`qtune` with these arguments to its end, or stopped when `until` says so; what was seen, and its exit status."""
+    """Run `qtune` to its end, or stop it when `until` returns true. Return the memory peaks and the exit status."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     command = [sys.executable, "-m", "qtune_service.cli", *map(str, arguments)]
     with log.open("w") as out:

@@ -1,4 +1,4 @@
-"""Size, time and memory of report.html over jobs of growing size, as a Markdown table.
+"""Measure size, time and memory of report.html over jobs of growing size, as a Markdown table.
 
 Scores are made up (log-normal perplexity and entropy, correlated) and pruned by the real method; the clock begins when
 the report's contents are there, as they are in a job. The page is built twice: the first time includes the imports of

@@ -11,7 +11,7 @@ MEMORY = ["driver MiB (unique)", "largest worker MiB (unique)"]
 
 
 def render(found: dict[str, Any]) -> str:
-    """All tables that there are figures for."""
+    """Return all tables that there are figures for."""
     parts = []
     if found["sizes"]:
         parts += [_sizes(found["sizes"]), _memory(found["sizes"])]

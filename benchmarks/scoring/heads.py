@@ -1,4 +1,4 @@
-"""Ways from hidden states to scores on one device: time, memory, and error against float64.
+"""Measure ways from hidden states to scores on one device: time, memory, and error against float64.
 
 Hidden states and weight are random, of the size that makes logits of standard deviation LOGIT_SPREAD. Memory is the
 most that was allocated during a call, beyond what was there before it; on a CPU it is not measured.
@@ -20,7 +20,7 @@ from qtune_service.scoring.statistics import CompiledPartials, eager_partials, n
 
 CHECKED_ROWS, REPEATS = 64, 5
 CPU_TILES = (Tile(16, 64, 32, 4, 2),)
-"""What Triton's interpreter gets through in seconds."""
+"""Tiles that Triton's interpreter runs in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class HeadRow:
 
 
 def measure_heads(name: str, shape: Shape, dtype: torch.dtype, device: torch.device, rows: int) -> list[HeadRow]:
-    """All ways over random rows of one shape."""
+    """Measure all ways over random rows of one shape."""
     torch.manual_seed(0)
     weight = (torch.randn(shape.vocab, shape.hidden, device=device) * LOGIT_SPREAD / shape.hidden**0.5).to(dtype)
     matrix = Matrix(weight, None)
@@ -73,7 +73,7 @@ def _measure(
 
 
 def _time(head: Head, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[float, int | None]:
-    """Least seconds of a call, and the most bytes that it held."""
+    """Return the least seconds of a call, and the most bytes that it held."""
     on_gpu = hidden.is_cuda
     times, before_bytes = [], 0
     if on_gpu:

@@ -1,4 +1,4 @@
-"""What all routes are measured on: random-weight models, a tokenizer, chat records and their tokens.
+"""Make the inputs of all routes: random-weight models, a tokenizer, chat records and their tokens.
 
 Speed depends on shapes and lengths, not on what the weights know, so the models are random. The tokenizer is a small
 BPE trained on the records' own invented language, with a chat template that marks the answers; nearly every word is
@@ -122,7 +122,7 @@ def make_tokenizer() -> Any:
 
 
 def make_records(num_records: int, seed: int = 0) -> Iterator[dict[str, Any]]:
-    """Chats of one question and one answer, which is TRAINED_SHARE of the words."""
+    """Yield chats of one question and one answer, which is TRAINED_SHARE of the words."""
     words = invented_words()
     rng = np.random.default_rng(seed)
     odds = 1 / np.arange(10, NUM_WORDS + 10)  # Zipf's law, its head cut
@@ -136,7 +136,7 @@ def make_records(num_records: int, seed: int = 0) -> Iterator[dict[str, Any]]:
 
 
 def invented_words() -> NDArray[np.str_]:
-    """Invented words (NUM_WORDS,) of one to four syllables; the same on every call."""
+    """Return invented words (NUM_WORDS,) of one to four syllables, the same on every call."""
     rng = np.random.default_rng(7)
     syllables = [a + b for a in "bdfghjklmnprstvz" for b in ("a", "e", "i", "o", "u", "an", "er", "il")]
     made: dict[str, None] = {}

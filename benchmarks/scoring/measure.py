@@ -55,7 +55,7 @@ def measure_peak(dtype: str, sizes: Sequence[tuple[int, int, int]] = PEAK_SIZES)
 
 
 def flops_needed(shape: Shape, samples: Sequence[Sample]) -> float:
-    """Floating-point operations to score the samples once."""
+    """Return the floating-point operations that score the samples once."""
     head_dim = shape.hidden // shape.heads
     attention = 2 * shape.hidden * shape.hidden + 2 * shape.hidden * shape.kv_heads * head_dim  # weights of a layer
     body = shape.layers * (attention + 3 * shape.hidden * shape.intermediate)

@@ -1,4 +1,4 @@
-"""What shared prefixes and duplicates save: the engine with and without its prefix cache, side by side in one run.
+"""Measure what shared prefixes and duplicates save: the engine with its prefix cache against without it.
 
 Three kinds of data, random tokens on a random model in float32, 60% of what is not shared is trained:
 
@@ -65,7 +65,7 @@ def _sample(ids: np.ndarray, own: int) -> Sample:
 
 
 def measure(model: Path, kind: str, vocab: int, *, caching: bool) -> dict[str, float]:
-    """Best time of some runs in this process, and the scores in a file beside the model."""
+    """Return the best time of some runs in this process, and write the scores to the model's parent folder."""
     from qtune_service.scoring.vllm.engine import VllmScorer
 
     scorer = VllmScorer(ModelSpec(name=str(model), dtype="float32"), EngineSpec(enable_prefix_caching=caching))

@@ -34,7 +34,7 @@ REPO = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What the routes of one model share."""
+    """Inputs and settings that the routes of one model share."""
 
     model: Path
     dtype: str
@@ -47,7 +47,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one route showed. `error` is empty for a route that ran."""
+    """Figures of one route. `error` is empty for a route that ran."""
 
     route: str
     startup_s: float = 0.0
@@ -64,13 +64,13 @@ class RouteFailedError(RuntimeError):
 
 
 def measure_peak_apart(setting: Setting) -> float:
-    """FLOP/s of this machine at the dtype and threads of the setting."""
+    """Return this machine's FLOP/s at the dtype and threads of the setting."""
     _run_worker(PEAK, setting)
     return float(_result(PEAK, setting)["flops_per_s"])
 
 
 def run_route(route: str, setting: Setting, samples: Sequence[Sample]) -> Outcome:
-    """Run a route; a failure is part of the outcome, so that the other routes still run."""
+    """Run a route. A failure is part of the outcome, so the other routes still run."""
     try:
         return _run_qtune(setting, samples) if route == "qtune" else _run_in_worker(route, setting)
     except RouteFailedError as error:
@@ -111,7 +111,7 @@ def _result(route: str, setting: Setting) -> dict[str, Any]:
 def _watch(
     route: str, arguments: Sequence[str], setting: Setting, environment: Mapping[str, str]
 ) -> tuple[float, float, int]:
-    """Run a process to its end: when it began (epoch), its seconds, its tree's peak resident bytes."""
+    """Run a process to its end. Return its start (epoch), its seconds and its tree's peak resident bytes."""
     own = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "RAY_ADDRESS")}
     log = setting.folder / f"{route}.log"
     began_at_s, began_s = time.time(), time.perf_counter()

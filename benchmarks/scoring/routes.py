@@ -1,4 +1,4 @@
-"""The routes that score samples inside one process, each built once and then called with all samples.
+"""Define the routes that score samples inside one process, each built once and then called with all samples.
 
 `script` and `batched` are written as people write them, with full logits, and are not made worse than that: inference
 mode, the fused attention kernel, batches of like length. `prompt-logprobs` uses vLLM's flat log-probability lists, the
@@ -44,7 +44,7 @@ def build_reference(model: ModelSpec) -> ScoreAll:
 
 
 def build_script(model: ModelSpec) -> ScoreAll:
-    """One sample at a time: full logits, softmax, and a loop over the trained tokens."""
+    """Build scoring of one sample at a time: full logits, softmax, and a loop over the trained tokens."""
     network = _load(model)
 
     def score(samples: Sequence[Sample]) -> list[TokenScores]:
@@ -120,7 +120,7 @@ def _load(model: ModelSpec) -> Any:
 
 
 def build_prompt_logprobs(model: ModelSpec) -> ScoreAll:
-    """Run vLLM as a generator that returns the 20 likeliest tokens at each place of the prompt."""
+    """Run vLLM as a generator that returns the 20 likeliest tokens at each position of the prompt."""
     apply_environment()
     with quiet_libraries():
         from vllm import LLM, SamplingParams
@@ -148,13 +148,13 @@ def build_prompt_logprobs(model: ModelSpec) -> ScoreAll:
 
 
 def _from_top(sample: Sample, flat: Sequence[float], vocab: int) -> TokenScores:
-    """Scores from rows of log-probabilities, one a token from token 1 on: the token's own, then the TOP_K best."""
+    """Return scores from rows of log-probabilities, one a token from token 1 on: its own, then the TOP_K best."""
     rows = np.asarray(flat, np.float32).reshape(len(sample.input_ids) - 1, TOP_K + 1)[scored_positions(sample) - 1]
     return TokenScores(nll=-rows[:, 0], entropy=entropy_guess(rows[:, 1:], vocab))
 
 
 def entropy_guess(top: NDArray[np.float32], vocab: int) -> NDArray[np.float32]:
-    """Entropy (n,) in nats if the mass outside of the top log-probabilities (n, k) were spread evenly."""
+    """Return the entropy (n,) in nats as if the mass outside the top log-probabilities (n, k) were spread evenly."""
     p = np.exp(top)
     rest = np.clip(1 - p.sum(1), TINIEST, 1)
     guess: NDArray[np.float32] = -(p * top).sum(1) - rest * np.log(rest / (vocab - top.shape[1]))

@@ -1,4 +1,4 @@
-"""The results as a Markdown table, and as plain data."""
+"""Write the results as a Markdown table, and as plain data."""
 
 from __future__ import annotations
 

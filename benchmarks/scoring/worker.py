@@ -1,4 +1,4 @@
-"""One route, or the peak, in a process of its own. Started by processes.py with the task on the command line.
+"""Run one route, or the peak, in a process of its own. processes.py starts it with the task as an argument.
 
 A route is built, called once with a few samples to warm up, and then timed over all of them. What it found goes to
 RESULT.json, its scores to RESULT.npz.
@@ -34,7 +34,7 @@ BUILDERS: dict[str, Callable[[ModelSpec], routes.ScoreAll]] = {
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a worker does."""
+    """A worker's task."""
 
     route: str
     model: str
@@ -51,7 +51,7 @@ def save_scores(path: Path, scores: Sequence[TokenScores]) -> None:
 
 
 def run(task: Task) -> dict[str, float | list[int]]:
-    """Do the task; times are in seconds, `ready_at_s` since the epoch."""
+    """Do the task. Times are in seconds, `ready_at_s` since the epoch."""
     if task.route == PEAK:
         peak = measure_peak(task.dtype)
         return {"flops_per_s": peak.flops_per_s, "size": list(peak.size)}

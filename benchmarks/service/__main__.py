@@ -1,4 +1,4 @@
-"""How the service's front end holds up: GET /jobs with many jobs stored, many event streams, memory, import time.
+"""Measure the service: GET /jobs with many jobs stored, many event streams, memory, import time.
 
 A server of its own (`qtune serve`) on a free port, with a database filled beforehand; clients are processes with one
 kept-alive connection each, so that they do not share a lock. They run on the same cores as the server.
@@ -47,13 +47,13 @@ CHANGES = 20
 
 
 def tell(output: str, done: int) -> None:
-    """Write down progress as a driver does; for the first time far ahead, so that it counts as alive."""
+    """Write progress as a driver does, dated an hour ahead, so that the driver counts as alive."""
     body = {"stage": "score", "done": done, "total": CHANGES, "tokens_done": done, "tokens_per_s": 1.0, "eta_s": 1.0}
     file_io.write_json(Output(output).at("_qtune", "progress.json"), {**body, "updated_at_s": time.time() + 3600})
 
 
 def fill(engine: Engine, num_jobs: int, output: str) -> str:
-    """Store jobs in all final states, and one that runs; its id."""
+    """Store jobs in all final states and a running one. Return its id."""
     store = JobStore(engine)
     spec = {"input": {"paths": ["/data/sft/gsm8k.jsonl"]}, "model": {"name": "/models/base"}, "prune": {}}
     job, _ = store.create(NewJob("gsm8k", spec, output, "ann", "local"))
@@ -99,7 +99,7 @@ def served(root: Path, database_url: str) -> Iterator[tuple[int, psutil.Process,
 
 
 def ask(port: int, path: str, seconds: float, answers: Any) -> None:
-    """Ask again and again over one connection; put the latencies."""
+    """Send requests over one connection, and put the latencies."""
     connection = http.client.HTTPConnection("127.0.0.1", port)
     latencies, end = [], time.perf_counter() + seconds
     while (began := time.perf_counter()) < end:
@@ -112,7 +112,7 @@ def ask(port: int, path: str, seconds: float, answers: Any) -> None:
 
 
 def load(port: int, path: str, clients: int) -> dict[str, float]:
-    """Requests/s and latencies of several clients."""
+    """Return requests/s and latencies of several clients."""
     answers: Any = multiprocessing.Queue()
     processes = [multiprocessing.Process(target=ask, args=(port, path, SECONDS, answers)) for _ in range(clients)]
     for process in processes:
@@ -129,7 +129,7 @@ def load(port: int, path: str, clients: int) -> dict[str, float]:
 
 
 async def follow(port: int, job_id: str, changes: int, seen: list[tuple[int, float]]) -> None:
-    """One stream: note when each version of the job arrives."""
+    """Follow one stream, and note when each version of the job arrives."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
     writer.write(f"GET /api/v1/jobs/{job_id}/events HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
     found = 0
@@ -144,7 +144,7 @@ async def follow(port: int, job_id: str, changes: int, seen: list[tuple[int, flo
 
 
 async def streams(port: int, job_id: str, number: int, output: str) -> dict[str, float]:
-    """Change a job while many follow it: how late the changes arrive, and what another request waits meanwhile."""
+    """Change a job while many follow it. Return the delays of the changes and of other requests."""
     seen: list[list[tuple[int, float]]] = [[] for _ in range(number)]
     tasks = [asyncio.create_task(follow(port, job_id, CHANGES, each)) for each in seen]
     await asyncio.sleep(5)
@@ -171,7 +171,7 @@ async def streams(port: int, job_id: str, number: int, output: str) -> dict[str,
 
 
 def import_time() -> float:
-    """Seconds to import the application, the best of five fresh processes."""
+    """Return the seconds to import the application, the best of five fresh processes."""
     code = "import time; t = time.perf_counter(); import qtune_service.server.app; print(time.perf_counter() - t)"
     runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(5)]
     return min(float(run.stdout) for run in runs)

@@ -1,4 +1,4 @@
-"""Questions to an output by a child process, as the service answers them, against the same in this process.
+"""Compare questions to an output by a child process, as in the service, with the same in this process.
 
 Both answer each question in turn, so that what else the machine does meets both. Times are of the whole answer: samples
 found, read, with their tokens as text, and turned into plain data; of the child also the way there and back as JSON.
@@ -57,13 +57,13 @@ def compare(
 
 
 def cpu_s(questions: Questions) -> float:
-    """Processor seconds of this process and of the child, of which one waits."""
+    """Return the processor seconds of this process and of the child, of which one waits."""
     times = [psutil.Process(pid).cpu_times() for pid in questions.pids]
     return time.process_time() + sum(of.user + of.system for of in times)
 
 
 def main() -> None:
-    """Make an output, and ask it."""
+    """Make an output, and query it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=float, default=1e5)
     parser.add_argument("--rounds", type=int, default=30)

@@ -1,4 +1,4 @@
-"""Downloads from a server on this machine: MB/s, and peak memory of both ends, as a Markdown table.
+"""Measure downloads from a server on this machine: MB/s and peak memory of both ends, as a Markdown table.
 
 A finished output is made of random bytes: one large file, and as much again in eight. Server and clients are processes
 of their own; each client is started anew. The kernel's caches are warm, so this is the cost of the programs, and they
@@ -88,7 +88,7 @@ def _add_job(data_root: Path, spec: Any) -> str:
 
 @contextmanager
 def serving(data_root: Path) -> Iterator[tuple[str, int]]:
-    """`qtune serve`: its URL and process number."""
+    """Run `qtune serve`, and yield its URL and process number."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

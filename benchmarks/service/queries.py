@@ -1,4 +1,4 @@
-"""Time and memory of `qtune inspect` over a large output, as a Markdown table.
+"""Measure time and memory of `qtune inspect` over a large output, as a Markdown table.
 
 The output is made up: log-normal scores, ranked and labelled by the real method, in shards as a job writes them, with
 token columns, a category and a text of its own for each sample. Each command runs in a process of its own, started
@@ -138,7 +138,7 @@ def _manifest(root: str, chosen: Selection, shards: dict[str, int], files: list[
 
 
 def measure(command: tuple[str, ...], root: str, num_samples: int) -> tuple[float, int]:
-    """Seconds and peak resident bytes of `qtune inspect`. Exits where it fails."""
+    """Return seconds and peak resident bytes of `qtune inspect`, or exit where it fails."""
     flags = [f"0000-{num_samples:08d}" if flag == "LAST" else flag for flag in command]
     started = time.perf_counter()
     with tempfile.TemporaryFile() as said:

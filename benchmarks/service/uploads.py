@@ -1,4 +1,4 @@
-"""Uploads of datasets to a server in a process of its own: MB/s, its memory, and whether it still answers others.
+"""Measure uploads to a server in a process of its own: MB/s, memory, and the latency of other requests.
 
 The file is made while it is sent, so no disk is read. `answers p99` is of /healthz, asked for all the while.
 `peak` is the server's largest resident memory (VmHWM) after the upload, `at rest` before it; `CPU s` is the server's.
@@ -139,7 +139,7 @@ def _resident(pid: int, name: str) -> int:
 
 
 def lines(chars: int) -> bytes:
-    """About a MiB of JSON lines, with answers of so many characters."""
+    """Return about a MiB of JSON lines, with answers of so many characters."""
     answer = "It lives in gardens. " * (chars // 21)
     record = {"messages": [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": answer}]}
     line = json.dumps(record).encode() + b"\n"

@@ -1,4 +1,4 @@
-"""What pruning costs a training step, and what it saves: times side by side in one process, memory in one each.
+"""Measure what pruning costs a training step and what it saves: times in one process, memory in one each.
 
 For each shape, on the same batch, in turn:
 
@@ -41,7 +41,7 @@ class Shape:
     longest: int = 256
     vocab: int = 16_000
     spread: bool = True
-    """Rows from an eighth of the longest on; else all are as long."""
+    """True for rows of an eighth of the longest length and more, False for rows of equal length."""
     hidden: int = 256
     layers: int = 4
     checkpointing: bool = False
@@ -75,7 +75,7 @@ class Bench:
 
     @classmethod
     def of(cls, shape: Shape, device: str) -> Bench:
-        """Random weights and tokens: neither changes what is computed."""
+        """Make a model and a batch with random weights and tokens, since neither changes what is computed."""
         from transformers import LlamaConfig, LlamaForCausalLM
 
         torch.manual_seed(0)
@@ -106,11 +106,11 @@ class Bench:
         self.model(**self.batch)
 
     def score(self) -> None:
-        """Scoring and choosing alone."""
+        """Run scoring and selection alone."""
         self.pruner.prune(self.model, self.batch)
 
     def naive(self) -> None:
-        """Full logits in float32, softmax, entropy."""
+        """Compute full logits in float32, softmax and entropy."""
         with torch.no_grad():
             logits = self.model(input_ids=self.batch["input_ids"], attention_mask=self.batch["attention_mask"]).logits
             log_p = torch.log_softmax(logits.float(), -1)
@@ -136,7 +136,7 @@ class Bench:
 
 
 def _batch(shape: Shape, device: str) -> dict[str, torch.Tensor]:
-    """Right-padded rows; the first 40% of each is a prompt."""
+    """Return right-padded rows. The first 40% of each is a prompt."""
     random = np.random.default_rng(0)
     shortest = shape.longest // 8 if shape.spread else shape.longest
     lengths = np.exp(random.uniform(np.log(shortest), np.log(shape.longest), shape.rows)).round().astype(int)
@@ -150,7 +150,7 @@ def _batch(shape: Shape, device: str) -> dict[str, torch.Tensor]:
 
 
 def timed(run: Callable[[], None], device: str) -> float:
-    """Seconds of a call."""
+    """Return the seconds of a call."""
     began = time.perf_counter()
     run()
     if device == "cuda":
@@ -159,7 +159,7 @@ def timed(run: Callable[[], None], device: str) -> float:
 
 
 def times(shape: Shape, rounds: int, device: str) -> tuple[dict[str, float], float]:
-    """Median seconds of each way, taken in turn; the share of tokens that a pruned step trains on."""
+    """Return the median seconds of each way, run in turn, and the share of tokens that a pruned step trains on."""
     bench = Bench.of(shape, device)
     runs: dict[str, list[float]] = {way: [] for way in WAYS}
     for number in range(rounds + 1):
@@ -171,7 +171,7 @@ def times(shape: Shape, rounds: int, device: str) -> tuple[dict[str, float], flo
 
 
 def memory(shape: Shape, way: str, threads: int, device: str, answer: Any) -> None:
-    """MiB that a way adds to a model with its optimizer; in a process of its own."""
+    """Put the MiB that a way adds to a model with its optimizer into `answer`, in a process of its own."""
     torch.set_num_threads(threads)
     bench = Bench.of(shape, device)
     for parameter in bench.model.parameters():
@@ -196,7 +196,7 @@ def _peak_mib() -> float:
 
 
 def grown(shape: Shape, way: str, threads: int, device: str) -> float:
-    """MiB, from another process."""
+    """Return the MiB that a way adds, from another process."""
     context = multiprocessing.get_context("spawn")
     answer = context.Queue()
     process = context.Process(target=memory, args=(shape, way, threads, device, answer))

@@ -1,4 +1,4 @@
-"""Where a job runs, and whom a kill hits there: on this machine alone, or on a cluster of two nodes."""
+"""Run a job on this machine or on a cluster of two nodes, and find the victims of kills there."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tests.nodes import Node, Nodes, ray_nodes
 from tests.processes import ACTOR, ENGINE, TASK, kill_all, titled
 
 CPUS = (4, 4)
-"""Of the head and of each worker node: an actor and its tasks fit on either."""
+"""CPUs of the head and of each worker node: an actor and its tasks fit on either."""
 
 
 @dataclass(slots=True)
-class Place:
-    """A machine or a cluster; each kill is a `kill -9` of the very processes, chosen at random among those fit."""
+class Host:
+    """A machine or a cluster. Each kill is a `kill -9` of one process, chosen at random among the possible victims."""
 
     chance: random.Random
     cluster: Nodes | None = None
@@ -33,7 +33,7 @@ class Place:
 
     @property
     def env(self) -> dict[str, str]:
-        """Variables that the command needs to run here."""
+        """Return the environment variables that the command needs to run here."""
         return {} if self.cluster is None else self.cluster.env
 
     def targets(self, victim: Victim, driver: Popen[str]) -> list[psutil.Process | Node]:
@@ -71,10 +71,10 @@ class Place:
 
 
 @contextmanager
-def place_of(setting: str, chance: random.Random) -> Iterator[Place]:
-    """Yield the place of a setting for as long as it is needed."""
+def host_of(setting: str, chance: random.Random) -> Iterator[Host]:
+    """Yield the machine or cluster of a setting while it is needed."""
     if not setting.startswith("two nodes"):
-        yield Place(chance)
+        yield Host(chance)
         return
     with ray_nodes(*CPUS, has_dashboard=False) as cluster:
-        yield Place(chance, cluster)
+        yield Host(chance, cluster)
