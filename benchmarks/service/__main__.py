@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import http.client
 import json
-import multiprocessing
 import os
 import socket
 import statistics
@@ -24,11 +22,11 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
 from sqlalchemy import Engine
 
+from benchmarks.service.load import load
 from qtune_service.job_states import JobStatus
 from qtune_service.output.layout import Output
 from qtune_service.server.jobs.database import jobs, open_database, upgrade, writing
@@ -42,7 +40,6 @@ PATHS = {
     "one": "/api/v1/jobs/{id}",
 }
 CLIENTS = (1, 8)
-SECONDS = 3.0
 CHANGES = 20
 
 
@@ -96,33 +93,6 @@ def served(root: Path, database_url: str) -> Iterator[tuple[int, psutil.Process,
     finally:
         server.terminate()
         server.wait()
-
-
-def ask(port: int, path: str, seconds: float, answers: Any) -> None:
-    """Send requests over one connection, and put the latencies."""
-    connection = http.client.HTTPConnection("127.0.0.1", port)
-    latencies, end = [], time.perf_counter() + seconds
-    while (began := time.perf_counter()) < end:
-        connection.request("GET", path)
-        response = connection.getresponse()
-        response.read()
-        assert response.status == 200, response.status
-        latencies.append(time.perf_counter() - began)
-    answers.put(latencies)
-
-
-def load(port: int, path: str, clients: int) -> dict[str, float]:
-    """Return requests/s and latencies of several clients."""
-    answers: Any = multiprocessing.Queue()
-    processes = [multiprocessing.Process(target=ask, args=(port, path, SECONDS, answers)) for _ in range(clients)]
-    for process in processes:
-        process.start()
-    latencies = sorted(latency for _ in processes for latency in answers.get())
-    for process in processes:
-        process.join()
-    places = {"p50_ms": 0.5, "p99_ms": 0.99}
-    shown = {name: 1e3 * latencies[int(share * (len(latencies) - 1))] for name, share in places.items()}
-    return {"per_s": len(latencies) / SECONDS, **shown}
 
 
 # --- event streams
