@@ -46,34 +46,34 @@ bench-thresholds: install ## Thresholds from 1e5 to 1e8 samples
 	$(BIN)/python benchmarks/selection/thresholds.py
 
 bench-scoring: install ## Scoring engines side by side
-	$(BIN)/python benchmarks/scoring.py
+	$(BIN)/python -m benchmarks.scoring
 
 bench-gpu: install ## A GPU's share of its peak on 0.5B and 7B shapes, and the kernel against blocks of logits
-	$(BIN)/python benchmarks/gpu.py
+	$(BIN)/python -m benchmarks.scoring.gpu
 
 bench-chaos: install ## Random kills of every part of a job, compared with an undisturbed run
 	$(BIN)/python -m benchmarks.chaos --kills 40 --seed 1
 
 bench-scale: install ## Ten million records through a whole job (half an hour)
-	$(BIN)/python benchmarks/scale.py --sizes 1e5 1e6 1e7
+	$(BIN)/python -m benchmarks.scale --sizes 1e5 1e6 1e7
 
 bench-exports: install ## Rows/s and memory of every export, at a million rows
-	$(BIN)/python benchmarks/exports.py
+	$(BIN)/python -m benchmarks.scale.exports
 
 bench-report: install ## Size and build time of the report at 1e4 and 1e6 samples
-	$(BIN)/python -m benchmarks.report
+	$(BIN)/python -m benchmarks.scale.report
 
 bench-inspect: install ## Questions to an output of a million samples
-	$(BIN)/python benchmarks/inspecting.py
+	$(BIN)/python -m benchmarks.service.queries
 
 bench-conditions: install ## Questions by a child process against the same in one process
-	$(BIN)/python -m benchmarks.conditions
+	$(BIN)/python -m benchmarks.service.conditions
 
 bench-service: install ## The front end: requests/s, event streams, memory, import time
 	$(BIN)/python -m benchmarks.service
 
 bench-downloads: install ## Downloads of 2 GiB from a server on this machine
-	$(BIN)/python benchmarks/downloads.py
+	$(BIN)/python -m benchmarks.service.downloads
 
 bench-training: install ## What a pruned training step costs and saves
 	$(BIN)/python -m benchmarks.training

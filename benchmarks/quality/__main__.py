@@ -5,7 +5,7 @@
     python -m benchmarks.quality report --results benchmarks/quality/results.jsonl benchmarks/quality/agreement.jsonl
 
 Each run's result is a line of JSON, written when it ends; a run whose line is there is not made again. The report
-fills the marked tables of benchmarks/RESULTS-quality.md and draws its charts. Everything runs on one thread.
+fills the marked tables of benchmarks/quality/RESULTS.md and draws its charts. Everything runs on one thread.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, nargs="+", required=True)
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--page", type=Path, default=Path("benchmarks/RESULTS-quality.md"))
+    parser.add_argument("--page", type=Path, default=Path("benchmarks/quality/RESULTS.md"))
     parser.add_argument("--images", type=Path, default=Path("docs/images"))
     given = parser.parse_args()
     quiet()

@@ -1,4 +1,4 @@
-"""Tables of benchmarks/RESULTS-quality.md and its charts, from the results of all runs.
+"""Tables of benchmarks/quality/RESULTS.md and its charts, from the results of all runs.
 
 A figure over seeds is `mean ± standard deviation (number of seeds)`. One is marked where seeds leave no doubt against
 random rows: its worst seed is above the best of random (+), or its best is below random's worst (-).

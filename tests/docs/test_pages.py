@@ -21,7 +21,7 @@ OTHERS = [
     "../CONTRIBUTING.md",
     "../SECURITY.md",
     *(f"../{path.relative_to(REPO)}" for path in sorted(REPO.glob("examples/*/README.md"))),
-    *(f"../{path.relative_to(REPO)}" for path in sorted(REPO.glob("benchmarks/*.md"))),
+    *(f"../{path.relative_to(REPO)}" for path in sorted(REPO.glob("benchmarks/*/*.md"))),
     *(str(path.relative_to(DOCS)) for path in sorted((DOCS / "adr").glob("*.md"))),
 ]
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)

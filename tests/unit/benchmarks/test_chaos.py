@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks.disturbances.job import Struck
-from benchmarks.disturbances.kinds import DECK, STAGES, Kill, deal
-from benchmarks.disturbances.table import JobResult, kill_line, summary
+from benchmarks.chaos.job import Struck
+from benchmarks.chaos.kinds import DECK, STAGES, Kill, deal
+from benchmarks.chaos.table import JobResult, kill_line, summary
 
 SETTINGS = tuple(dict.fromkeys(kind.setting for kind in DECK))
 

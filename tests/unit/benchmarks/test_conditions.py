@@ -11,7 +11,7 @@ from tests.jobs import REPO
 
 def test_it_fills_its_table(tmp_path: Path) -> None:
     """A line for each question, and what a child takes."""
-    command = [sys.executable, "-m", "benchmarks.conditions", "--samples", "2000", "--rounds", "2"]
+    command = [sys.executable, "-m", "benchmarks.service.conditions", "--samples", "2000", "--rounds", "2"]
     done = subprocess.run(
         [*command, "--folder", str(tmp_path)], capture_output=True, text=True, check=False, cwd=REPO, timeout=120
     )

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-SCRIPT = Path(__file__).resolve().parents[3] / "benchmarks/gpu.py"
+from tests.jobs import REPO
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the script in a process of its own: it sets Triton up before it is imported."""
+    """Run the benchmark in a process of its own: it sets Triton up before it is imported."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, os.fspath(SCRIPT), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    command = [sys.executable, "-m", "benchmarks.scoring.gpu", *arguments]
+    return subprocess.run(command, env=environment, cwd=REPO, capture_output=True, text=True, check=False, timeout=300)
 
 
 def test_all_of_it_runs_on_a_cpu(tmp_path: Path) -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import importlib
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
+from benchmarks.scoring import material, measure
 from qtune_service.cli import app
 from qtune_service.config import ModelSpec, parse_spec
 from qtune_service.errors import DataError, ModelError, SpecError
@@ -68,16 +66,7 @@ def test_a_measured_run_on_a_cpu(tmp_path: Path) -> None:
     assert found.weight_bytes == pytest.approx(494e6 * 2, rel=0.01), "0.49 billion weights"
 
 
-@pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Import the scoring benchmark's parts by name, and forget them afterwards."""
-    monkeypatch.syspath_prepend(str(REPO / "benchmarks"))
-    yield lambda name: importlib.import_module(f"side_by_side.{name}")
-    for name in [name for name in sys.modules if name.partition(".")[0] == "side_by_side"]:
-        del sys.modules[name]
-
-
-def test_it_counts_as_the_benchmark_does(bench: Any, tmp_path: Path) -> None:
+def test_it_counts_as_the_benchmark_does(tmp_path: Path) -> None:
     """Which has a count of its own, for the shares of the peak in docs/reference/performance.md."""
     spec = parse_spec(
         {"input": {"paths": [str(DEMO_DATA)]}, "model": {"name": DEMO_MODEL}, "output": {"path": "nowhere"}}
@@ -90,7 +79,7 @@ def test_it_counts_as_the_benchmark_does(bench: Any, tmp_path: Path) -> None:
     cost = cost_of(model_of(tmp_path, **QWEN_05B))
     size = look(DEMO_DATA, 50, 50)
     mean, _ = size.lengths.flops_per_sample(cost)
-    counted = bench("measure").flops_needed(bench("material").SHAPES["0.5b"], samples)
+    counted = measure.flops_needed(material.SHAPES["0.5b"], samples)
     assert mean * 50 == pytest.approx(counted, rel=1e-9)
 
 

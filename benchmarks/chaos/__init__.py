@@ -1,0 +1,1 @@
+"""Kill the parts of running jobs, and compare what they leave."""

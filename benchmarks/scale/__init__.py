@@ -1,0 +1,1 @@
+"""Measure whole jobs, exports and reports at growing sizes."""

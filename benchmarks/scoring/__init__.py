@@ -1,0 +1,1 @@
+"""Measure ways to score the same samples, side by side."""

@@ -1,0 +1,1 @@
+"""Measure the service: requests, event streams, uploads, downloads and queries."""

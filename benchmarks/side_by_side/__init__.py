@@ -1,1 +1,0 @@
-"""Ways to score the same samples, measured side by side; see ../scoring.py."""

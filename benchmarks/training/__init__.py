@@ -1,0 +1,1 @@
+"""Measure what pruning costs a training step, and what it saves."""
