@@ -18,11 +18,9 @@ from qtune_service.report.data import (
     TokenView,
 )
 from qtune_service.samples import perplexity, share_of
-from qtune_service.selection.curve import CurveCounts
-from qtune_service.selection.distributions import describe
-from qtune_service.selection.even_sample import EvenSample, even_sample
+from qtune_service.selection.distributions import EvenSample, describe, even_sample
 from qtune_service.selection.examples import ExampleKind, borderline_samples, typical_samples
-from qtune_service.selection.thresholds import select, smallest_scaled_alphas
+from qtune_service.selection.thresholds import CurveCounts, select, smallest_scaled_alphas
 
 Scores = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]  # mean_nll, mean_entropy, num_tokens: (N,)
 WORDS = (

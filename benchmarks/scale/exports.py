@@ -28,8 +28,7 @@ from qtune_service.config import InputSpec, JobSpec, ModelSpec, OutputSpec, Prun
 from qtune_service.export.run import FORMATS, export
 from qtune_service.export.writers import Options
 from qtune_service.output.columns import final_masks, list_column, row_sums
-from qtune_service.output.file_lists import part_path
-from qtune_service.output.layout import Output
+from qtune_service.output.layout import Output, part_path
 from qtune_service.pipeline.shard_selection import SampleLabels
 from qtune_service.pipeline.shard_tables import pruned_rows, quadrant_rows
 from qtune_service.samples import sample_means

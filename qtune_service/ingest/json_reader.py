@@ -14,8 +14,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from qtune_service.ingest.decompress import BrokenStreamError, iter_bytes
-from qtune_service.ingest.discovery import SourceFile
+from qtune_service.ingest.discovery import BrokenStreamError, SourceFile, iter_bytes
 from qtune_service.ingest.jsonl import RecordProblem, problem_line
 
 _SPACE = re.compile(r"[ \t\r\n]*")

@@ -15,8 +15,17 @@ from pathlib import Path
 import orjson
 
 from qtune_service.errors import BadDatasetError, DataError, StorageError
-from qtune_service.ingest.decompress import NARROW, BrokenStreamError, Compression, decompress
-from qtune_service.ingest.discovery import ENDING, HEAD_BYTES, SUPPORTED, Kind, identify
+from qtune_service.ingest.discovery import (
+    ENDING,
+    HEAD_BYTES,
+    NARROW,
+    SUPPORTED,
+    BrokenStreamError,
+    Compression,
+    Kind,
+    decompress,
+    identify,
+)
 from qtune_service.ingest.json_reader import JsonBreakError, LongValueError, ValueReader, decoded, objects
 from qtune_service.ingest.jsonl import RecordProblem, is_blank, parse_line
 from qtune_service.ingest.parquet import footer

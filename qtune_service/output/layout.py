@@ -16,6 +16,10 @@
 
 A shard is finished when its marker exists. Its files are written before, each atomically, so a crash in between costs
 only the work on that shard, and writing it again gives the same files.
+
+Other users who can write to an output can also write manifests and markers. So their file lists are validated here:
+every shard file is `FOLDER/part-NNNNN.parquet`. `Output.at` and `storage/folder_io.py` check paths again, after links,
+where they are used.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,16 +36,89 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qtune_service import __version__
 from qtune_service.config import JobSpec
 from qtune_service.errors import OutputConflictError
-from qtune_service.output.file_lists import PART_FOLDERS, damaged, part_path
 from qtune_service.storage import file_io, folder_io
 from qtune_service.storage.confined import Root
 from qtune_service.storage.filesystems import explain
 from qtune_service.storage.lease import end_process, leased
+
+PART_FOLDERS = ("scores", "quadrants", "pruned", "rejected")
+_PART = re.compile(rf"({'|'.join(PART_FOLDERS)})/part-(\d{{5,9}})\.parquet", re.ASCII)
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    path: str = Field(max_length=100)
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    rows: int = Field(ge=0)
+
+
+@dataclass(frozen=True, slots=True)
+class PartFile:
+    """A shard's Parquet file."""
+
+    folder: str
+    shard: int
+    size_bytes: int
+    sha256: str
+    rows: int
+
+    @property
+    def path(self) -> str:
+        """Return its path below the output."""
+        return part_path(self.folder, self.shard)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entry as a manifest has it."""
+        return {"path": self.path, "rows": self.rows, "bytes": self.size_bytes, "sha256": self.sha256}
+
+
+def part_path(folder: str, shard: int) -> str:
+    """Return the path of a shard's file below its output."""
+    return f"{folder}/part-{shard:05}.parquet"
+
+
+def part_files(listed: Mapping[str, Any], *folders: str) -> list[PartFile]:
+    """Return the files of a manifest or marker: of some folders, or of all.
+
+    Raise OutputConflictError for an entry that this package does not write.
+    """
+    entries = listed.get("files")
+    if not isinstance(entries, list):
+        raise damaged("it lists no files")
+    files = [_part_file(entry) for entry in entries]
+    return [file for file in files if not folders or file.folder in folders]
+
+
+def rows_by_shard(files: Iterable[PartFile]) -> dict[int, int]:
+    """Return the number of rows of each shard."""
+    return {file.shard: file.rows for file in files}
+
+
+def _part_file(entry: Any) -> PartFile:
+    try:
+        checked = _Entry.model_validate(entry)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise damaged(f"a file's {'.'.join(map(str, first['loc'])) or 'entry'} is wrong: {first['msg']}") from None
+    match = _PART.fullmatch(checked.path)
+    if match is None or part_path(match[1], int(match[2])) != checked.path:
+        raise damaged(f"it lists {checked.path!r}, which is not a shard file")
+    return PartFile(match[1], int(match[2]), checked.bytes, checked.sha256, checked.rows)
+
+
+def damaged(what: str) -> OutputConflictError:
+    """Return the error for a manifest or marker that was changed."""
+    return OutputConflictError(
+        f"the output's manifest is not valid: {what}", "It was changed. Run the job again with another output."
+    )
+
 
 FOLDERS = (*PART_FOLDERS, "tokenizer", "_qtune")
 FILES = ("manifest.json", "summary_statistics.json", "plane.json", "report.html")

@@ -22,8 +22,7 @@ from qtune_service.config import JobSpec, PruneSpec
 from qtune_service.errors import OutputConflictError
 from qtune_service.ingest.schema import restore
 from qtune_service.output.columns import final_masks, ragged
-from qtune_service.output.file_lists import damaged, part_files, rows_by_shard
-from qtune_service.output.layout import Output
+from qtune_service.output.layout import Output, damaged, part_files, rows_by_shard
 from qtune_service.selection.plane import Quadrant
 from qtune_service.selection.token_masks import neighbor_scores, trainable
 

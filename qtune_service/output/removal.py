@@ -15,8 +15,7 @@ from itertools import chain
 
 from qtune_service.errors import DamagedFileError, OutputConflictError
 from qtune_service.ingest.plan import STAGED
-from qtune_service.output.file_lists import PART_FOLDERS, part_files
-from qtune_service.output.layout import FILES, Output
+from qtune_service.output.layout import FILES, PART_FOLDERS, Output, part_files
 
 TOKENIZER_FILES = frozenset(
     {

@@ -49,7 +49,6 @@ from qtune_service.pipeline.selection_tasks import (
     sum_losses,
 )
 from qtune_service.samples import share_of
-from qtune_service.selection.curve import CurveCounts, CurvePoint
 from qtune_service.selection.distributed import (
     EntryBins,
     EntryList,
@@ -60,16 +59,16 @@ from qtune_service.selection.distributed import (
 )
 from qtune_service.selection.distributions import (
     Distributions,
+    EvenSample,
     Lengths,
     OrderStatistics,
     describe_parts,
     rank_correlation,
 )
-from qtune_service.selection.even_sample import EvenSample
 from qtune_service.selection.plane import Quadrant, QuadrantRule
 from qtune_service.selection.ranked_samples import Edges
 from qtune_service.selection.strategies import WeightedSides, mean_of
-from qtune_service.selection.thresholds import Totals, check_target, stop_early
+from qtune_service.selection.thresholds import CurveCounts, CurvePoint, Totals, check_target, stop_early
 from qtune_service.storage import file_io, folder_io
 from qtune_service.storage.confined import Root
 

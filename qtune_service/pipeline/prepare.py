@@ -16,8 +16,7 @@ from qtune_service.errors import SpecError
 from qtune_service.importing import import_named
 from qtune_service.ingest.discovery import discover
 from qtune_service.ingest.planner import Chunk, ChunkScan, Plan, is_enough, make_plan, split
-from qtune_service.output.file_lists import part_files
-from qtune_service.output.layout import Output
+from qtune_service.output.layout import Output, part_files
 from qtune_service.pipeline.executor import Executor, LocalExecutor, Stage
 from qtune_service.pipeline.progress import Tracker
 from qtune_service.pipeline.score_stage import Scored

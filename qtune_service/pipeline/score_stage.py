@@ -14,7 +14,7 @@ import psutil
 
 from qtune_service.errors import EngineError
 from qtune_service.importing import import_transformers_without_torch
-from qtune_service.output.file_lists import part_files
+from qtune_service.output.layout import part_files
 from qtune_service.pipeline.executor import Executor, Pool, Stage
 from qtune_service.pipeline.progress import Tracker
 from qtune_service.pipeline.retries import StoppedError

@@ -20,13 +20,11 @@ from qtune_service.pipeline.population import Group, Population
 from qtune_service.pipeline.selection_tasks import SCORES, SelectionContext, count_curve
 from qtune_service.pipeline.shard_selection import LabelSource, SampleLabels, ShardSelection, StoredLabels
 from qtune_service.samples import share_of
-from qtune_service.selection.curve import CurvePoint
-from qtune_service.selection.distributions import Distributions, describe
-from qtune_service.selection.even_sample import EvenSample, even_sample
+from qtune_service.selection.distributions import Distributions, EvenSample, describe, even_sample
 from qtune_service.selection.examples import ExampleKind, borderline_samples, typical_samples
 from qtune_service.selection.plane import QuadrantRule
 from qtune_service.selection.strategies import Priority, Weighing, WeightedSides, loss_sum, mean_of, priority_of
-from qtune_service.selection.thresholds import Totals, select, smallest_scaled_alphas
+from qtune_service.selection.thresholds import CurvePoint, Totals, select, smallest_scaled_alphas
 
 EXAMPLES_PER_KIND = 4
 """Samples of each quadrant that the report shows as typical, and as borderline."""

@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 
 from qtune_service.config import PruneSpec
 from qtune_service.pipeline.population import READ_THREADS, Group, Source
-from qtune_service.selection.curve import CurveCounts
 from qtune_service.selection.distributed import (
     RUN,
     Column,
@@ -40,8 +39,7 @@ from qtune_service.selection.distributed import (
     ranks_of_samples,
     sorted_run,
 )
-from qtune_service.selection.distributions import Lengths, OrderStatistics
-from qtune_service.selection.even_sample import EvenSample, even_sample
+from qtune_service.selection.distributions import EvenSample, Lengths, OrderStatistics, even_sample
 from qtune_service.selection.plane import Quadrant, QuadrantRule, Thresholds, scaled_entry_alphas
 from qtune_service.selection.ranked_samples import (
     Edges,
@@ -53,6 +51,7 @@ from qtune_service.selection.ranked_samples import (
 )
 from qtune_service.selection.ranks import DoubleRanks, rank_type
 from qtune_service.selection.strategies import Priority, WeightedSides, loss_sum
+from qtune_service.selection.thresholds import CurveCounts
 from qtune_service.selection.token_masks import tokens_left
 from qtune_service.storage import file_io
 

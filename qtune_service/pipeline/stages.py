@@ -23,8 +23,7 @@ from qtune_service.errors import OutputConflictError, StorageError
 from qtune_service.ingest.planner import Chunk, ChunkScan, Plan, scan
 from qtune_service.ingest.reader import RecordProblem, read_shard, sample_id
 from qtune_service.output.columns import final_masks, ragged, row_sums
-from qtune_service.output.file_lists import part_path
-from qtune_service.output.layout import Output
+from qtune_service.output.layout import Output, part_path
 from qtune_service.pipeline.executor import local_process_name
 from qtune_service.pipeline.retries import RetryPolicy, StoppedError
 from qtune_service.pipeline.shard_selection import ShardSelection

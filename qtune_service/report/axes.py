@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtune_service.samples import perplexity
-from qtune_service.selection.even_sample import EvenSample
+from qtune_service.selection.distributions import EvenSample
 from qtune_service.selection.plane import Thresholds
 
 Column = NDArray[np.float64]

@@ -27,7 +27,7 @@ from qtune_service.report.axes import MAX_DRAWN, Axis, Column, shown_perplexity
 from qtune_service.report.data import QUADRANTS, ExampleSample, QuadrantName, ReportData
 from qtune_service.report.examples import shown_samples, trained_tokens
 from qtune_service.report.text import shorten
-from qtune_service.selection.even_sample import EvenSample
+from qtune_service.selection.distributions import EvenSample
 
 QUADRANT_LABELS = ("Q1", "Q2", "Q3", "Q4")
 PADDING = {"left": 4, "top": 4, "right": 16, "bottom": 4}

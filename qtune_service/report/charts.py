@@ -27,7 +27,7 @@ from qtune_service.report.chart_layers import (
 from qtune_service.report.data import ReportData
 from qtune_service.report.plane import plane_chart, rank_plane_chart
 from qtune_service.report.what_if import what_if_chart
-from qtune_service.selection.even_sample import EvenSample
+from qtune_service.selection.distributions import EvenSample
 
 BINS = 40
 HEIGHT = 170

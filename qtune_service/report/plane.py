@@ -38,7 +38,7 @@ from qtune_service.report.chart_layers import (
 )
 from qtune_service.report.data import QuadrantName, ReportData, decisions
 from qtune_service.report.text import number
-from qtune_service.selection.even_sample import EvenSample
+from qtune_service.selection.distributions import EvenSample
 from qtune_service.selection.plane import Thresholds, entry_alpha_text
 
 CELLS = (84, 60)  # of the density, across and up

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from qtune_service.selection.even_sample import EvenSample
+from qtune_service.selection.distributions import EvenSample
 from qtune_service.selection.plane import entry_alpha
 
 ExampleKind = Literal["typical", "borderline"]

@@ -44,8 +44,7 @@ from numpy.typing import NDArray
 
 from qtune_service.ingest.records import Conversation, Message, RecordError
 from qtune_service.tokenize.chat_template import PROBE, ChatTemplate, Span, split_reasoning
-from qtune_service.tokenize.encoded_batch import offsets_of
-from qtune_service.tokenize.token_offsets import LocatedTokens
+from qtune_service.tokenize.encoded_batch import LocatedTokens, offsets_of
 
 MAX_SHAPES = 256
 """Cached shapes. Datasets with more shapes have long conversations, where one rendering matters less."""

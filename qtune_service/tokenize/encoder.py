@@ -36,9 +36,16 @@ from qtune_service.tokenize.chat_template import (
     check_context,
     describe_fallbacks,
 )
-from qtune_service.tokenize.encoded_batch import Encoded, EncodedBatch, Tokens, concatenated, limit_length, offsets_of
+from qtune_service.tokenize.encoded_batch import (
+    Encoded,
+    EncodedBatch,
+    TokenLocator,
+    Tokens,
+    concatenated,
+    limit_length,
+    offsets_of,
+)
 from qtune_service.tokenize.named_sources import model_folder, read_chat_template
-from qtune_service.tokenize.token_offsets import TokenLocator
 
 __all__ = ["Encoded", "Encoder", "load_tokenizer"]
 

@@ -18,7 +18,7 @@ from qtune_service.errors import DataError
 from qtune_service.report.chart_layers import LIGHT, Palette, sample_rows
 from qtune_service.report.data import QuadrantName
 from qtune_service.report.plane import plane_of
-from qtune_service.selection.even_sample import even_sample
+from qtune_service.selection.distributions import even_sample
 from qtune_service.selection.plane import Thresholds
 from qtune_service.selection.ranked_samples import RankedSamples, kept_labels
 from qtune_service.selection.ranks import double_midranks

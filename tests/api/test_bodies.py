@@ -123,12 +123,12 @@ def test_many_errors_are_counted_and_some_are_listed(client: httpx.Client) -> No
     for number in (21, 5000):
         answer = client.post("/api/v1/jobs", content=job(**{f"{i}{'k' * 150}": 1 for i in range(number)}), headers=JSON)
         problem = answer.json()
-        assert problem["detail"] == f"{number} field(s) are wrong; the first 20 are listed"
+        assert problem["detail"] == f"{number} field(s) are invalid; the first 20 are listed"
         assert {error["message"] for error in problem["errors"]} == {"Extra inputs are not permitted"}
     answer = client.post("/api/v1/jobs", content=job(**{"k" * 100_000: 1}), headers=JSON)
     assert len(answer.json()["errors"][0]["field"]) == 200
     some = client.post("/api/v1/jobs", content=job(input={"paths": ["a"] * 5000 + [1] * 5000}), headers=JSON).json()
-    assert some["detail"] == "5000 field(s) are wrong; the first 1 are listed"
+    assert some["detail"] == "5000 field(s) are invalid; the first 1 are listed"
     assert some["errors"][0]["message"] == "5000 values are wrong"
 
 

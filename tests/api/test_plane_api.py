@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from qtune_service.config import JobSpec
-from qtune_service.job_command import job_command
+from qtune_service.job_fields import job_command
 from qtune_service.report.plane_file import Plane
 from qtune_service.server.routes.pages import digest
 from tests.api.servers import scripted, serving, settings

@@ -13,7 +13,7 @@ from botocore.config import Config
 
 from qtune_service.client import Client
 from qtune_service.job_states import JobStatus
-from qtune_service.storage.presign import presigned
+from qtune_service.storage.filesystems import presigned
 from tests.api.servers import scripted, serving, settings
 from tests.api.stored import database_of, store_job
 from tests.finished_outputs import FinishedOutputs

@@ -12,8 +12,7 @@ import hypothesis.strategies as st
 import pytest
 
 from qtune_service.errors import DamagedFileError, OutputConflictError, StorageError
-from qtune_service.output.file_lists import part_files, part_path
-from qtune_service.output.layout import Output
+from qtune_service.output.layout import Output, part_files, part_path
 from qtune_service.storage import folder_io
 from qtune_service.storage.confined import MAX_SEGMENTS, Root, is_really_below, segments
 

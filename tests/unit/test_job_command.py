@@ -17,8 +17,7 @@ from qtune_service import config
 from qtune_service.cli import app
 from qtune_service.cli.job_flags import body_of, spec_of
 from qtune_service.config import JobSpec, PruneSpec
-from qtune_service.job_command import job_command
-from qtune_service.job_fields import JobField, in_terminal, job_fields, on_page
+from qtune_service.job_fields import JobField, in_terminal, job_command, job_fields, on_page
 from qtune_service.server.form import form_fields
 from tests.jobs import REPO
 

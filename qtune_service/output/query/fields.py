@@ -24,8 +24,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from qtune_service.errors import QueryError, StorageError
-from qtune_service.output.file_lists import damaged, part_files, rows_by_shard
-from qtune_service.output.layout import Output
+from qtune_service.output.layout import Output, damaged, part_files, rows_by_shard
 from qtune_service.output.reader import FinishedOutput
 from qtune_service.selection.hashing import split_mix
 from qtune_service.selection.plane import entry_alpha_text

@@ -19,12 +19,11 @@ from fastapi import Depends, Header, Response
 from fastapi.responses import StreamingResponse
 
 from qtune_service.errors import NotFoundError, OutputConflictError
-from qtune_service.output.file_lists import PartFile, part_files
-from qtune_service.output.layout import Output
+from qtune_service.output.layout import Output, PartFile, part_files
 from qtune_service.output.reader import FinishedOutput
 from qtune_service.server.errors import answer
+from qtune_service.storage.filesystems import presigned
 from qtune_service.storage.folder_io import Span
-from qtune_service.storage.presign import presigned
 
 OTHERS = ("manifest.json", "report.html", "summary_statistics.json", "plane.json")
 TYPES = {"parquet": "application/vnd.apache.parquet", "json": "application/json", "html": "text/html; charset=utf-8"}

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from qtune_service.config import parse_spec
 from qtune_service.errors import NotFoundError, OutputConflictError, QTuneError
-from qtune_service.job_command import job_command
+from qtune_service.job_fields import job_command
 from qtune_service.job_states import Job, JobStatus
 from qtune_service.output.layout import Output
 from qtune_service.output.query import Selection

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from qtune_service.errors import OutputConflictError, SpecError
-from qtune_service.export.trainer_columns import slime as slime_columns
+from qtune_service.export.trainers import slime as slime_columns
 from qtune_service.output.reader import FinishedOutput
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ import pytest
 
 from qtune_service.errors import DataError
 from qtune_service.export.run import export
-from qtune_service.export.trainer_columns import TurnFlags, surviving_runs
+from qtune_service.export.trainers import TurnFlags, surviving_runs
 from qtune_service.export.writers import Options
 from qtune_service.output.columns import ragged
 from tests.finished_outputs import chats, finished_output

@@ -33,7 +33,7 @@ from qtune_service.output.query.conditions import Sandbox
 from qtune_service.output.query.fields import parts, read_rows_of
 from qtune_service.output.query.search import Filtered
 from qtune_service.output.reader import FinishedOutput, read_samples
-from qtune_service.selection.even_sample import EvenSample
+from qtune_service.selection.distributions import EvenSample
 from qtune_service.selection.examples import borderline_samples, typical_samples
 from qtune_service.selection.plane import Quadrant
 from tests.finished_outputs import NUM_SAMPLES, FinishedOutputs

@@ -22,8 +22,8 @@ from qtune_service.pipeline.population import Group, Population, ScoreShards
 from qtune_service.pipeline.selection_stage import SelectionResult, find_thresholds
 from qtune_service.pipeline.selection_tasks import SelectionContext
 from qtune_service.pipeline.shard_selection import SampleLabels
-from qtune_service.selection import even_sample
-from qtune_service.selection.even_sample import EvenSample
+from qtune_service.selection import distributions
+from qtune_service.selection.distributions import EvenSample
 from qtune_service.selection.plane import PlaneView, Quadrant, QuadrantRule
 from qtune_service.selection.strategies import NAMES
 from qtune_service.selection.thresholds import select
@@ -172,7 +172,7 @@ def test_thousands_of_samples_with_a_sample_of_a_part(
         nll = np.ones_like(nll)
     if kind == "sorted":
         nll = np.sort(nll)
-    monkeypatch.setattr(even_sample, "SAMPLE_LIMIT", 10_000)
+    monkeypatch.setattr(distributions, "SAMPLE_LIMIT", 10_000)
     source, shards = held(nll, entropy), cut(len(nll), [3_000, 700])
     in_memory = find(source, shards, tmp_path)
     monkeypatch.setattr(population, "MAX_IN_MEMORY_SAMPLES", 10_000)

@@ -1,4 +1,4 @@
-"""pipeline/estimate.py, model_cost.py and `qtune estimate`: near to what was measured, and honest about the rest."""
+"""pipeline/estimate.py, cost.py and `qtune estimate`: near to what was measured, and honest about the rest."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from qtune_service.report.axes import Axis, entropy_axis, length_axis, perplexity_axis, shown_perplexity
 from qtune_service.report.chart_layers import density_rows
-from qtune_service.selection.even_sample import EvenSample
+from qtune_service.selection.distributions import EvenSample
 from qtune_service.selection.plane import Thresholds
 from tests.report_data import made_up_report, made_up_scores
 

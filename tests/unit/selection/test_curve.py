@@ -1,4 +1,4 @@
-"""selection/curve.py: what every ratio would keep."""
+"""selection/thresholds.py: what every ratio would keep."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from qtune_service.samples import share_of
-from qtune_service.selection.curve import CurveCounts, CurvePoint
 from qtune_service.selection.plane import Quadrant
 from qtune_service.selection.ranked_samples import RankedSamples
-from qtune_service.selection.thresholds import Selection, select, smallest_scaled_alphas
+from qtune_service.selection.thresholds import CurveCounts, CurvePoint, Selection, select, smallest_scaled_alphas
 
 SCORES = st.sampled_from([0.5, 1.0, 1.0, 2.0]) | st.floats(0, 12)
 PAIRS = st.lists(st.tuples(SCORES, SCORES), min_size=1, max_size=60)

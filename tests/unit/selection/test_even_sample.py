@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from qtune_service.selection import even_sample as sample
-from qtune_service.selection.even_sample import COLUMNS, EvenSample, even_sample, pick_points
+from qtune_service.selection import distributions as sample
+from qtune_service.selection.distributions import COLUMNS, EvenSample, even_sample, pick_points
 from qtune_service.selection.ranked_samples import RankedSamples
 from qtune_service.selection.thresholds import select
 from tests.report_data import made_up_scores

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from qtune_service.selection.even_sample import EvenSample, even_sample
+from qtune_service.selection.distributions import EvenSample, even_sample
 from qtune_service.selection.examples import borderline_samples, typical_samples
 from qtune_service.selection.plane import entry_alpha
 from qtune_service.selection.thresholds import select

@@ -1,4 +1,4 @@
-"""tokenize/token_offsets.py: offsets that follow from bytes are those that the tokenizer itself gives."""
+"""tokenize/encoded_batch.py: offsets that follow from bytes are those that the tokenizer itself gives."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from qtune_service.tokenize.token_offsets import MAX_MISSES, TokenLocator
+from qtune_service.tokenize.encoded_batch import MAX_MISSES, TokenLocator
 
 TEXTS = [
     "",

@@ -1,4 +1,4 @@
-// Number formatting, the same as in Python (wording.py).
+// Number formatting, the same as in Python (text.py).
 
 const NOTHING = "–";
 

@@ -1,6 +1,6 @@
 // The view of a sample's tokens on the service's pages. A token's class is its state: p prompt, k kept, r removed
 // from the loss, d dropped with its sample, o omitted. Text stays text: characters that are invisible, or would
-// reorder their neighbours, become signs, as in the report (report/tokens.py).
+// reorder their neighbours, become signs, as in the report (report/token_view.py).
 
 import { connectTokens } from "../report/js/tokens.js";
 import { h } from "./dom.js";
