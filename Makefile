@@ -43,7 +43,7 @@ contracts: install ## Layers: import-linter
 check: lint types contracts test ## All of the above, as CI does
 
 bench-thresholds: install ## Thresholds from 1e5 to 1e8 samples
-	$(BIN)/python benchmarks/selection/thresholds.py
+	$(BIN)/python -m benchmarks.selection.thresholds
 
 bench-scoring: install ## Scoring engines side by side
 	$(BIN)/python -m benchmarks.scoring

@@ -6,7 +6,7 @@ shards. Up to `--check` samples its ranks, labels and alpha must equal those of 
 way is that of thresholds.py, with as many worker processes as DuckDB has threads. It does more: numbers of tokens, the
 what-if curve and the report's sample are part of its time.
 
-    python benchmarks/selection/out_of_core.py --sizes 1e7 3e7 --memory 1GB --folder /data
+    python -m benchmarks.selection.out_of_core --sizes 1e7 3e7 --memory 1GB --folder /data
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from thresholds import MadeUp, Setting, cpu_s, groups_of, measure_apart, peak_bytes
+from benchmarks.selection.thresholds import MadeUp, Setting, cpu_s, groups_of, measure_apart, peak_bytes
 
 from qtune_service.samples import share_of
 from qtune_service.selection.distributed import MAX_IN_MEMORY_SAMPLES
@@ -136,7 +136,11 @@ def main() -> None:
                 print(json.dumps(measure(size, arguments.ratio, *given)), flush=True)
             continue
         own = [*sys.argv[1:], "--one", "--sizes", str(size)]
-        by_duckdb = json.loads(subprocess.run([sys.executable, __file__, *own], stdout=-1, check=True).stdout)
+        by_duckdb = json.loads(
+            subprocess.run(
+                [sys.executable, "-m", "benchmarks.selection.out_of_core", *own], stdout=-1, check=True
+            ).stdout
+        )
         setting = Setting(
             size, "distributed", False, arguments.ratio, MAX_IN_MEMORY_SAMPLES, arguments.workers, arguments.folder
         )

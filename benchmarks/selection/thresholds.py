@@ -10,7 +10,7 @@ from its own seed whenever it is read, so `distributed` never holds them all. Th
 and is in a column of its own (CPU seconds over the number of workers). `memory` has its arrays before the clock starts,
 and they are part of its peak.
 
-    python benchmarks/selection/thresholds.py --sizes 1e5 1e6 1e7 1e8 --large 1e9
+    python -m benchmarks.selection.thresholds --sizes 1e5 1e6 1e7 1e8 --large 1e9
 """
 
 from __future__ import annotations
@@ -200,7 +200,13 @@ def _distributed(setting: Setting) -> dict[str, Any]:
 
 def measure_apart(setting: Setting) -> dict[str, Any]:
     """Measure one selection in a new process."""
-    command = [sys.executable, __file__, "--one", json.dumps([getattr(setting, n) for n in Setting.__slots__])]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.selection.thresholds",
+        "--one",
+        json.dumps([getattr(setting, n) for n in Setting.__slots__]),
+    ]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     result: dict[str, Any] = json.loads(done.stdout)
     return result

@@ -7,13 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).resolve().parents[3] / "benchmarks" / "selection" / "thresholds.py"
+from tests.jobs import REPO
 
 
 def test_both_ways_and_a_large_size_are_measured(tmp_path: Path) -> None:
     """A row for each size, way and kind of data; equal alpha and count; memory of driver and worker; no file stays."""
     sizes = ("--sizes", "3000", "--large", "4000", "--group", "1600", "--workers", "1", "--folder", str(tmp_path))
-    done = subprocess.run([sys.executable, SCRIPT, *sizes], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.selection.thresholds", *sizes],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()[4:]]
     assert [tuple(row[:3]) for row in rows] == [
@@ -32,9 +38,18 @@ def test_both_ways_and_a_large_size_are_measured(tmp_path: Path) -> None:
 
 def test_duckdb_gives_the_same_ranks_and_labels(tmp_path: Path) -> None:
     """The comparison exits with an error where ranks, labels or alpha differ; it leaves no file."""
-    script = SCRIPT.with_name("out_of_core.py")
-    command = [sys.executable, str(script), "--sizes", "3000", "--workers", "1", "--folder", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.selection.out_of_core",
+        "--sizes",
+        "3000",
+        "--workers",
+        "1",
+        "--folder",
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     row = json.loads(done.stdout)
     assert row["duckdb"]["alpha"] == row["distributed"]["outcome"]["alpha"]
