@@ -25,8 +25,8 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from benchmarks.selection.thresholds import MadeUp, Setting, cpu_s, groups_of, measure_apart, peak_bytes
 
+from benchmarks.selection.thresholds import MadeUp, Setting, cpu_s, groups_of, measure_apart, peak_bytes
 from qtune_service.samples import share_of
 from qtune_service.selection.distributed import MAX_IN_MEMORY_SAMPLES
 from qtune_service.selection.plane import entry_alpha_text
