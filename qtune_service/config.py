@@ -226,7 +226,7 @@ class PruneSpec(_Part):
     neighbor_lambda: Annotated[float, Field(ge=0, le=1), Flag(FlagGroup.rare, "WEIGHT")] = 0.5
     """Weight of the neighbours' perplexity in a token's score."""
     bisect_max_iter: Annotated[Annotated[int, Field(ge=1, le=1_000_000)] | None, Flag(FlagGroup.rare, "N")] = None
-    """Most steps of the bisection for the thresholds. By default it runs until exact."""
+    """Emulate a bisection with at most this many steps. By default the thresholds are exact."""
     min_tokens_to_prune: Annotated[Tokens, Flag(FlagGroup.keep, "N")] = 1
     """Q2 samples with fewer trained tokens keep all of them."""
     strategy: Annotated[SampleStrategy, Flag(FlagGroup.compare, "STRATEGY")] = "q_tuning"
@@ -252,7 +252,7 @@ class PruneSpec(_Part):
     @model_validator(mode="after")
     def _check_rule(self) -> Self:
         if self.quadrant_rule is not None and self.strategy != "q_tuning":
-            raise ValueError(f"`quadrant_rule` needs `strategy` 'q_tuning', not {self.strategy!r}")
+            raise ValueError(f"`quadrant_rule` requires `strategy` 'q_tuning', not {self.strategy!r}")
         return self
 
 

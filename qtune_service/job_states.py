@@ -6,7 +6,7 @@
       '---------------> cancelled
 
 A job's row is the server's record. The driver writes its status into the output, from which the server reads changes
-that it missed while it was down (service.py).
+that it missed while it was down (server/jobs/service.py).
 """
 
 from __future__ import annotations

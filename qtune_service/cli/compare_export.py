@@ -172,7 +172,10 @@ def export(
         typer.Option("--license", metavar="NAME", help="Licence of the data on the card, for hub. [default: unknown]"),
     ] = None,
     max_samples: Annotated[
-        int, typer.Option("--max-samples", metavar="N", min=1, help="Most scored samples in the files, for analysis.")
+        int,
+        typer.Option(
+            "--max-samples", metavar="N", min=1, help="Maximum number of scored samples in the files, for analysis."
+        ),
     ] = 10_000,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in DIR.")] = False,
 ) -> None:

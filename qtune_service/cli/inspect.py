@@ -53,7 +53,7 @@ def inspect(
         typer.Option(
             metavar="N",
             min=0,
-            help="Most samples to show; 0 shows all. [default: 5 samples, 20 rows]",
+            help="Maximum number of samples to show; 0 shows all. [default: 5 samples, 20 rows]",
             rich_help_panel=SELECTION,
         ),
     ] = None,

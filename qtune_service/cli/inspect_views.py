@@ -111,7 +111,7 @@ class _View:
 
     @property
     def signs(self) -> bool:
-        """Return whether tokens are marked by signs, for want of colour."""
+        """Return whether tokens are marked by signs, because there is no colour."""
         return self.console.no_color or self.console.color_system is None
 
     def columns(self) -> None:

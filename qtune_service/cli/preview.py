@@ -50,7 +50,7 @@ def preview(
         typer.Option("--json", help="Print one JSON object, errors included.", rich_help_panel=FlagGroup.job.value),
     ] = False,
 ) -> None:
-    """Show the first samples as the model will see them. Each token is shown with whether it is trained on."""
+    """Show the first samples as the model will see them. Trained tokens are marked."""
     with exit_codes():
         try:
             found = _first_samples(_spec(given), limit)

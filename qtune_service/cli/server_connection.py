@@ -1,4 +1,4 @@
-"""Commands that ask a server: options that say which one, the client, transfers with a progress bar, and `login`.
+"""Connect commands to a server: its options, the client, transfers with a progress bar, and `login`.
 
 There is no flag for the token itself: every user of the machine sees arguments, and the shell stores them.
 """

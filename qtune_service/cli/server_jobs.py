@@ -42,7 +42,7 @@ def list_jobs(
     query: Annotated[
         str, typer.Option("--query", "-q", metavar="TEXT", help="Part of the name, or beginning of the id.")
     ] = "",
-    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="Most jobs to list.")] = 20,
+    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="Maximum number of jobs to list.")] = 20,
     as_json: JsonOpt = False,
     server: Server,
 ) -> None:
@@ -244,7 +244,9 @@ def list_datasets(
 @asks_server
 def delete_datasets(
     *,
-    datasets: Annotated[list[str], typer.Argument(metavar="ID...", help="As listed, with or without dataset://.")],
+    datasets: Annotated[
+        list[str], typer.Argument(metavar="ID...", help="Id of a dataset, with or without the prefix dataset://.")
+    ],
     server: Server,
 ) -> None:
     """Delete datasets. Those that a queued or running job reads are refused."""

@@ -5,8 +5,8 @@
         if client.wait(job.id).status == "succeeded":
             client.download(job.id, "out", PRODUCT)
 
-Responses are parsed into the models of `wire.py`. Errors are raised as the classes of `errors.py`, or as ApiError
-where the error code has no class there.
+Responses are parsed into the models of `wire.py`. Errors are raised as the classes of `qtune_service.errors`, or as
+ApiError where the error code has no class there.
 """
 
 from __future__ import annotations

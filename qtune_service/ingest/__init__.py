@@ -1,1 +1,1 @@
-"""Records in, Arrow shards out: reading, rendering, storage and the manifest."""
+"""Find, parse and plan the input: files to records and shards."""

@@ -286,7 +286,7 @@ def _kind_of_text(name: str, named: str, text: bytes, *, is_whole: bool) -> Kind
         return "jsonl"
     if is_array or is_object or named == "json":
         return "json"
-    raise DataError(f"cannot tell what {name} is", SUPPORTED)
+    raise DataError(f"cannot detect the format of {name}", SUPPORTED)
 
 
 def _inflate(head: bytes, compression: Compression) -> tuple[bytes, bool]:

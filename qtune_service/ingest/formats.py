@@ -206,7 +206,7 @@ def parse_tokens(record: Mapping[str, Any]) -> Tokenized:
     """Parse one record of the tokenized format. Raises RecordError."""
     ids = _integers(record.get("input_ids"), "input_ids")
     if len(ids) and (ids.min() < 0 or ids.max() > INT32_MAX):
-        raise RecordError("bad_token_id", f"input_ids must lie in 0..{INT32_MAX}, got {ids.min()}..{ids.max()}")
+        raise RecordError("bad_token_id", f"input_ids must be between 0 and {INT32_MAX}, got {ids.min()}..{ids.max()}")
     masks = [mask for mask in (_mask_column(record, ids), _label_column(record, ids)) if mask is not None]
     if not masks:
         raise RecordError("missing_field", "input_ids need a column loss_mask or labels beside them")

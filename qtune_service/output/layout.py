@@ -3,7 +3,7 @@
     OUT/_qtune/job.json            the spec of the job that owns this output, written first
     OUT/_qtune/plan.json           the shards, planned once
     OUT/_qtune/input/              staged chunks of inputs that cannot be split in place
-    OUT/_qtune/<stage>/00000.json  a marker a shard with its contents, written after the shard's files
+    OUT/_qtune/<stage>/00000.json  one marker per shard, written after the shard's files
     OUT/_qtune/partial/00000.arrow scores of a shard that was in progress when the job was stopped
     OUT/_qtune/lock                the lock of the driver: a file lock, or on an object store a lease
     OUT/_qtune/ranks/              labels and ranks of a population too large for the driver

@@ -194,7 +194,7 @@ class SampleTokens:
     final_mask: NDArray[np.int8]  # (T,) of these, the tokens that the job leaves
     nll: NDArray[np.float64]  # (T,) nats
     entropy: NDArray[np.float64]  # (T,) nats
-    smoothed: NDArray[np.float64]  # (T,) the order of stage 2; NaN where the output was only scored
+    smoothed: NDArray[np.float64]  # (T,) score by which stage 2 sorts; NaN if only scored
 
     @property
     def num_removed(self) -> int:

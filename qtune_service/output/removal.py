@@ -1,8 +1,9 @@
 """Removal of the files that jobs wrote to an output, and of nothing else.
 
-Every removed file is named: shard files that a manifest, a plan or a marker lists, fixed names, numbered working files,
-and the hidden temporary files of writes that a crash interrupted. Folders are removed when they are empty. A user's own
-file in an output therefore stays, in whatever folder it is, and no link is followed.
+Every removed file is named: shard files that a manifest, plan, marker or list of adopted files names, fixed names,
+numbered working files, and hidden temporary files of interrupted writes. Folders are removed when they are empty. So a
+user's own file in an output stays, except one named `part-NNNNN.parquet` in a folder of shards, which trainers would
+read as data. No link is followed.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def clear(output: Output) -> None:
 
 
 def drop_strays(output: Output, listed: Iterable[str]) -> None:
-    """Remove files of crashed runs that are not in the manifest: parts of no shard, and half-written files."""
+    """Remove part files that the manifest does not list, and temporary files, which crashed runs leave."""
     keep = set(listed)
     for folder in PART_FOLDERS:
         strays = (name for name in output.list_files(folder) if f"{folder}/{name}" not in keep and _is_part(name, None))

@@ -1,1 +1,1 @@
-"""The job: plan, encode, score, find thresholds, prune, commit. Ray Data runs it."""
+"""Run a job: plan, encode, score, commit, find thresholds, prune, finish; under Ray or in this process."""

@@ -12,7 +12,7 @@ with A = heads x head size, H the hidden size, V the vocabulary. It is 2 N + 2 n
 itself are left out: they are well under 1%. Sliding windows and shared prefixes make the cost smaller than this.
 
 B, A, H and V come from the model's configuration, and no weight is read. Architectures with other meanings of these
-sizes are refused, because a guess would look like knowledge. Bytes and CPU times come from
+sizes are refused, because a guess would look reliable. Bytes and CPU times come from
 docs/reference/performance.md.
 """
 
@@ -33,8 +33,10 @@ PRODUCT_BYTES_PER_TOKEN = 2.8
 """Of pruned/ and quadrants/, where half of the samples are kept."""
 CPU_S_PER_SAMPLE, CPU_S_PER_TOKEN = 100e-6, 1.3e-6
 """To read, encode, write and prune."""
-THRESHOLD_BYTES_PER_SAMPLE, ROUNDS_BYTES_PER_SAMPLE = 32, 32
-"""Memory of the driver. Files of the workers above that number of samples."""
+THRESHOLD_BYTES_PER_SAMPLE = 32
+"""Memory of the driver up to MAX_IN_MEMORY_SAMPLES."""
+ROUNDS_BYTES_PER_SAMPLE = 32
+"""Files of the workers above that number."""
 DRIVER_BYTES = 430 << 20
 """Memory of a driver with Ray, for any input."""
 WEIGHTS_SHARE = 0.75

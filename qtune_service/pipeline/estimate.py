@@ -78,7 +78,7 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """A likely value between two that are not unlikely."""
+    """A likely value with a lower and an upper bound."""
 
     low: float
     likely: float

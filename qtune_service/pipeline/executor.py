@@ -25,7 +25,7 @@ StageFunction: TypeAlias = Callable[[int, Any], Any]
 """The work of a stage on one shard: (index, value) -> value."""
 
 SHARDS_PER_TASK = 64
-"""A stage of light work starts another process for each so many shards."""
+"""Shards per process of a stage of light work."""
 LIGHT_CPUS = 0.5
 """CPUs that a task reserves. It must differ from those of an actor, or Ray Data fuses encoding into the actor."""
 

@@ -258,7 +258,7 @@ def max_tasks(cluster: Cluster, stages: Sequence[Stage], stage: Stage, num_shard
     limit = cluster.max_tasks(num_shards, stage.shards_per_task)
     pool = next((other.pool for other in stages if other.pool is not None), None)
     if limit is None and pool is not None and not pool.gpus:
-        return pool.max_actors  # Ray Data would grant unbounded tasks the CPUs that the pool is to grow into
+        return pool.max_actors  # Ray Data would grant unbounded tasks the CPUs that the pool needs to grow
     return limit
 
 

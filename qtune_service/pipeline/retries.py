@@ -7,7 +7,7 @@ A success resets the count: a shard that is computed again because its node left
     an exception                retry in the same process, after a pause that grows
     a StorageError              no retry here: storage has retried already
     a dead engine or worker     the process exits, Ray starts another one and gives it the shard again
-    wrong spec, model, input    ends the job: no shard is at fault
+    wrong spec, model, input    ends the job: the cause is not a shard
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FATAL = (SpecError, ModelError, DataError, OutputConflictError)
 PAUSE_S = 0.5
 DEAD_ENGINE_STATUS = 70
 STOP_TIMEOUT_S = 10
-"""A supervisor that does not answer a stop request for so long is gone, and its workers with it."""
+"""After this time without an answer to a stop request the supervisor and its workers count as lost."""
 
 Result = TypeVar("Result")
 ReportProgress: TypeAlias = Callable[[int], bool]

@@ -34,7 +34,7 @@ from qtune_service.selection.plane import QuadrantRule
 from qtune_service.tokenize.encoder import Encoder
 
 SMALL_TOKENS = 1 << 23
-"""Up to so many tokens are pruned without starting a cluster, in some seconds of one core."""
+"""Jobs with at most this many tokens are pruned without a cluster. It takes seconds on one core."""
 
 
 def run_job(

@@ -238,7 +238,7 @@ class ScoringRun:
         self.tracker.advance(marker.read, tokens=marker.tokens, rejected=marker.rejected)
 
     def _add_failed(self, shard: int, problem: str, failed_in_a_row: int) -> None:
-        """Report a failed shard. Raise EngineError where only failures come."""
+        """Report a failed shard. Raise EngineError after too many failures in a row and over the limit in all."""
         self._failed[shard] = problem
         self.tracker.say(f"failed: {problem}")
         if len(self._failed) > self.context.spec.limits.max_failed_shards and failed_in_a_row > FAILURES_IN_A_ROW:

@@ -1,7 +1,7 @@
 """Stage 1 of a job: thresholds, and each sample's label and ranks, for any number of samples.
 
 A population of one group is selected in memory. The samples of a larger one stay in their shards, and workers go
-through them in rounds (distributed_selection.py). Both ways give the same bit for bit: ranks, labels, thresholds,
+through them in rounds (distributed_selection.py). Both ways give bit-identical results: ranks, labels, thresholds,
 counts, the what-if curve, and the report's figures and picks. Only a user's rule sees the difference: it is called once
 for all samples, or once a group.
 """

@@ -13,7 +13,7 @@ The algorithms are those of selection/distributed.py. Small results return to th
 merge there. Large ones go through files, by ranges, so a group and a range need not be on one machine, and a lost task
 is simply repeated. Files take, if all scores differ, 24 bytes a sample in runs and 8 in ranks of ranges, which are
 removed after `place`, then 10 (18 above 2^31 samples) until the job ends. A strategy other than Q-Tuning has a third
-column, its keys: half as much again.
+column, its keys: 1.5 times as much.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ PRIORITY = "priority"
 
 @dataclass(frozen=True, slots=True)
 class SelectionContext:
-    """Facts and files that all rounds of a distributed selection share."""
+    """Parameters and files that all rounds of a distributed selection share."""
 
     source: Source
     folder: str

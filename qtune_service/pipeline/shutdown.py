@@ -1,6 +1,6 @@
 """SIGTERM: save the work in progress, then exit within a grace period.
 
-The first signal requests a stop. A second one, or one that comes where nothing has to be saved, exits immediately.
+The first signal requests a stop. A second one, or a signal while nothing needs saving, exits immediately.
 While scoring, a thread stops new work, waits until each shard in progress is written or checkpointed, and then sends
 the second signal itself.
 """
@@ -36,7 +36,7 @@ class Stop:
         self._is_installed = True
 
     def install_again(self) -> None:
-        """Take SIGTERM back from Ray, which makes it abort the process when it joins a cluster."""
+        """Reinstall the handler, because Ray replaces it with one that aborts when it joins a cluster."""
         if self._is_installed:
             self.install()
 
@@ -61,7 +61,8 @@ class Stop:
     ) -> Iterator[None]:
         """Make a signal within the block stop the workers and wait for the shards in progress.
 
-        stop_workers: returns the shards in progress. arrived: the shards that the block has received, which it grows.
+        stop_workers: returns the shards in progress. arrived: the shards that the block has received; the block extends
+        it.
         """
 
         def save() -> None:

@@ -172,7 +172,7 @@ def scan_chunk(_index: int, chunk: Chunk, spec: JobSpec) -> ChunkScan:
 
 
 def encode_shard(index: int, _value: None, context: JobContext) -> EncodedShard:
-    """Read a shard, render and tokenise its records, and reject those that cannot be used with a reason."""
+    """Read a shard, render and tokenize its records, and reject unusable ones with a reason."""
     started = time.perf_counter()
     plan = _plan(context.output.root, context.plan_digest)
     shard = plan.shards[index]
@@ -260,7 +260,9 @@ def commit_shard(index: int, scored: ScoredShard | None, context: JobContext) ->
     if (finished := context.output.marker("scored", index)) is not None:
         return ScoredMarker.from_dict(finished)
     if scored is None:
-        raise OutputConflictError(f"the marker of shard {index} has gone from {context.output.root}", "Run it again.")
+        raise OutputConflictError(
+            f"the marker of shard {index} is missing from {context.output.root}", "Run the job again."
+        )
     rows, rejected, output = scored.rows, scored.rejected, context.output
     files = [*_write(output, "rejected", index, rejected), *_write(output, "scores", index, rows)]
     marker = ScoredMarker(

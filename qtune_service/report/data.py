@@ -106,7 +106,7 @@ class TokenView:
     nll: float | None = None  # nats
     entropy: float | None = None  # nats
     score: float | None = None
-    """The order of stage 2: perplexity, smoothed with the neighbours' (selection/token_masks.py)."""
+    """Score by which stage 2 sorts tokens: perplexity, smoothed with the neighbours' (selection/token_masks.py)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Example samples of the report: the choice of samples, and their tokens as runs of HTML, within fixed limits.
 
 The limits are on samples a quadrant, trained tokens a page, and characters a prompt or token, so a page stays small
-whatever the data hold. A prompt is one run of text without its middle, and the page says how much is left out.
+for any data. A prompt is one run of text without its middle, and the page says how much is left out.
 """
 
 from __future__ import annotations

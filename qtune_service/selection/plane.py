@@ -2,7 +2,7 @@
 
 A sample is a point (p, e): its mid-ranks of mean NLL and of mean entropy, in (0, 1). For an alpha a, Q2's corner is
 p >= 1 - a and e <= a, and Q4's corner is p <= a and e >= 1 - a. So a sample is kept from its entry alpha on,
-min(max(1 - p, e), max(p, 1 - e)), and the search for alpha is an order statistic of the entry alphas (thresholds.py).
+min(max(1 - p, e), max(p, 1 - e)), and alpha is an order statistic of the entry alphas (thresholds.py).
 `entry_alpha` is the only statement of this rule: SQL, Vega and JavaScript use text that `entry_alpha_text` renders
 from it. Ranks are doubled integers (ranks.py), so P = 2N p, E = 2N e, and the scaled alpha is A = 2N a.
 

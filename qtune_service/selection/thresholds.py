@@ -8,7 +8,7 @@ allowed, and `Totals` reports it. No other samples are added to reach the target
 ties at A.
 
 This module selects a population in memory: two float64 columns and 25 bytes more a sample at the peak. Distributed
-selection (pipeline/distributed_selection.py) takes the same steps group by group, and gives the same bit for bit.
+selection (pipeline/distributed_selection.py) takes the same steps group by group, with bit-identical results.
 
 Source: Wang et al., arXiv:2509.23873. Known implementations search a in [0, 0.49] in the wrong direction and keep 99.9%
 where half was requested.

@@ -47,7 +47,7 @@ def create_app(settings: Settings, launchers: Mapping[str, Launcher] | None = No
         title="Q-Tuning service",
         version=__version__,
         summary="Prune fine-tuning data by exact perplexity and predictive entropy.",
-        lifespan=_life,
+        lifespan=_lifespan,
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
@@ -129,12 +129,12 @@ def make_datasets(settings: Settings, database: Engine, questions: Questions) ->
 
 
 @contextlib.asynccontextmanager
-async def _life(app: FastAPI) -> AsyncIterator[None]:
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Run the job thread while the server runs. Drivers outlive the server."""
     server: Server = app.state.server
     server.datasets.sweep()
     ended = threading.Event()
-    thread = threading.Thread(target=_go_round, args=(server.jobs, ended), name="jobs", daemon=True)
+    thread = threading.Thread(target=_run_jobs, args=(server.jobs, ended), name="jobs", daemon=True)
     thread.start()
     yield
     ended.set()
@@ -143,7 +143,7 @@ async def _life(app: FastAPI) -> AsyncIterator[None]:
     server.database.dispose()
 
 
-def _go_round(jobs: JobService, ended: threading.Event) -> None:
+def _run_jobs(jobs: JobService, ended: threading.Event) -> None:
     """Run the job service periodically. Errors do not end the loop; a database outage is logged once."""
     problem = ""
     while not ended.wait(ROUND_EVERY_S):

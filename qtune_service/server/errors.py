@@ -74,14 +74,14 @@ DESCRIPTIONS = {
     422: "Fields are invalid.",
     503: "The database or storage does not respond.",
 }
-"""What a failure means, for the contract."""
+"""Descriptions of statuses in the OpenAPI document."""
 MAX_LISTED, MAX_FIELD_CHARS, MAX_MESSAGE_CHARS = 20, 200, 500
-"""How many wrong fields an answer lists, and how long each name and message is at most."""
+"""Limits of the listed fields, and of the length of each name and message."""
 _log = logging.getLogger(__name__)
 
 
 class BodyTooLargeError(HTTPException):
-    """A request body that is larger than the server takes. FastAPI lets its own kind of error out of a body alone."""
+    """A request body over the limit: an HTTPException, because FastAPI passes only these while it reads a body."""
 
     code = CODES[413]
     hint = "Upload large data with POST /api/v1/datasets, or give its path."

@@ -12,7 +12,7 @@ text after turn i - 1 must start with the end of a prompt that ends in such a tu
 i starts after it, and ends after the first end-of-turn token that is not part of its own content, before the next
 turn's text.
 Short plain conversations need one rendering: a conversation of the same roles with probe text in all turns is
-rendered once for all of them (its shape). If the real content in the shape reproduce the text, and the end-of-turn
+rendered once for all of them (its shape). If the real content in the shape reproduces the text, and the end-of-turn
 token is between all turns and in none of the contents, the text can be split in one way only.
 If the method does not apply (system prompt or tools moved to the last user turn, a preceding assistant turn, no end-
 of-turn token, call ids after a result), each turn takes two or three renderings:
@@ -20,11 +20,12 @@ of-turn token, call ids after a result), each turn takes two or three renderings
          2. Turn i - 1 gets probe text, and the whole conversation and messages[:i] are rendered. The text after the
             probe at the end of the prompt must also follow the probe in the conversation, and the rest must equal the
             end of the text. Turn i starts after it.
-         3. Turn i gets probe text. The first turn needs this rule: it starts after the generation prompt before them.
+         3. Turn i gets probe text. The first turn needs this rule: it starts after the generation prompt that
+            precedes the probe.
   end    1. render(messages[:i + 1]), if it is a prefix of the text.
          2. Turn i + 1 gets probe text. Up to the end-of-turn token of turn i the rendering must be a prefix of the
             text, and the probe must come later.
-This costs turns x length, so over-long texts are rejected before.
+This costs turns x length, so over-long texts are rejected before (encoder.py).
 
 White space and other template text after the end-of-turn token is cut off. A token is trained if it starts and ends
 inside a span. A token that starts earlier contains a part of the prompt. Only the special token that closes a turn may
@@ -348,7 +349,7 @@ def _check_words(rendering: Rendering, i: int, spans: Sequence[Span]) -> None:
     _, content = split_reasoning(message)
     names = [call["function"]["name"] for call in message.get("tool_calls", ())]
     if content not in words or not all(name in words for name in names):
-        raise not_verified(f"that the words of turn {i} are in its span")
+        raise not_verified(f"that the content of turn {i} is in its span")
 
 
 def _cut(rendering: Rendering, span: Span) -> Span:

@@ -5,7 +5,8 @@ Three layouts:
 - packed: concatenated rows in one line of `input_ids` (1, L), separated by `position_ids` that restart at 0, or by
   `cu_seqlens` / `cu_seq_lens_q`. Written back packed with the same keys, including `seq_idx` (the row of each token).
 - ragged: `input_ids` as a list of lists or of 1-D tensors. Written back in the same form.
-Trained tokens come from `labels` (-100 is not trained, unshifted as in transformers) or from `loss_mask`.
+Trained tokens come from `labels` (-100 is not trained, unshifted as in transformers), from `loss_mask`, or from both
+if a token is trained in both.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def run_indices(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArra
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Layout of a batch: its keys, its device, and the function that writes rows."""
+    """Layout of a batch: the function that writes rows, and the device."""
 
     write: Callable[[Rows], dict[str, Any]]
     device: torch.device
@@ -217,16 +218,20 @@ def _packed(rows: Rows, keys: frozenset[str], device: torch.device) -> dict[str,
 def _read_ragged(batch: Batch) -> tuple[Rows, Layout]:
     ids = [_array(row).astype(np.int64) for row in batch["input_ids"]]
     lengths = np.array([len(row) for row in ids], np.int64)
-    name = "labels" if batch.get("labels") is not None else "loss_mask"
-    if batch.get(name) is None:
+    flat_ids = np.concatenate([np.empty(0, np.int64), *ids])
+    given = [name for name in ("labels", "loss_mask") if batch.get(name) is not None]
+    if not given:
         raise DataError("the batch has neither `labels` nor `loss_mask`", "Pass one of them.")
-    masks = [_array(row) for row in batch[name]]
-    if [len(row) for row in masks] != lengths.tolist():
-        raise DataError(f"rows of {name} and of input_ids differ in length", "Pass one entry a token.")
-    flat_ids, flat = (np.concatenate([np.empty(0, np.int64), *parts]) for parts in (ids, masks))
-    if name == "labels":
-        _check_labels(flat_ids, flat)
-    rows = Rows.of(flat_ids, flat != (IGNORED if name == "labels" else 0), lengths)
+    trained = np.ones(len(flat_ids), np.bool_)
+    for name in given:
+        values = [_array(row) for row in batch[name]]
+        if [len(row) for row in values] != lengths.tolist():
+            raise DataError(f"rows of {name} and of input_ids differ in length", "Pass one entry a token.")
+        flat = np.concatenate([np.empty(0, np.int64), *values])
+        if name == "labels":
+            _check_labels(flat_ids, flat)
+        trained &= flat != (IGNORED if name == "labels" else 0)
+    rows = Rows.of(flat_ids, trained, lengths)
     first = next(iter(batch["input_ids"]), None)
     as_tensors, device = isinstance(first, torch.Tensor), getattr(first, "device", torch.device("cpu"))
     keys = frozenset(key for key in batch if batch[key] is not None)

@@ -17,6 +17,7 @@ from qtune_service.errors import DataError, SpecError
 from qtune_service.selection.thresholds import select
 from qtune_service.selection.token_masks import prune_token_masks
 from qtune_service.training import QTuningArguments, QTuningPruner, StepRecord
+from qtune_service.training.batch_layout import read_batch
 from tests.training.models import VOCAB, exact_means, packed, padded, ragged, tiny_llama
 
 SCORE_TOLERANCE = 2e-5
@@ -51,6 +52,13 @@ def test_the_choice_is_that_of_a_job(model: Any) -> None:
         left = {1: 0, 3: 0, 4: trained, 2: int(np.ceil(round(0.6 * trained, 9)))}[int(quadrant)]
         assert int(mask.sum()) == left
     assert step.num_tokens == sum(int(mask.sum()) for mask in step.choice.loss_masks)
+
+
+def test_labels_and_loss_mask_of_lists_must_both_train_a_token() -> None:
+    """As in tensors: a token that either of them leaves out is not trained."""
+    ids = [[5, 6, 7, 8]]
+    rows, _ = read_batch({"input_ids": ids, "labels": [[-100, 6, 7, -100]], "loss_mask": [[0, 1, 0, 1]]})
+    assert rows.loss_mask.tolist() == [0, 1, 0, 0]
 
 
 @pytest.mark.parametrize("layout", ["right", "left", "packed"])

@@ -1,8 +1,8 @@
 """Conditions of users: one SQL expression over the fields, checked before DuckDB evaluates it in a sandbox.
 
 DuckDB's own parser parses the text, and every node of the result must be on the lists here. Subqueries, other tables
-and statements are refused, whatever the text closes or comments out. Every column of the expression is known, and only
-these columns are read.
+and statements are refused, even if the text closes a bracket or comments out the rest. Every column of the expression
+is known, and only these columns are read.
 
 DuckDB's memory limit does not count the texts that functions build (measured: `repeat(s, 100000000)` ended the process
 under a limit of 256 MB). The listed functions each build about as much as their input at most, and an expression has a

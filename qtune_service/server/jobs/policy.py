@@ -25,7 +25,7 @@ from qtune_service.tokenize.named_sources import is_template, model_folder, read
 
 _MODEL_ID = re.compile(r"[\w.:+= -]{1,200}(?:/[\w.:+= -]{1,200}){0,2}")
 _REVISION = re.compile(r"(?!(?:refs|pr|pull)(?:/|$))\w[\w.-]{0,200}(?:/\w[\w.-]{0,200}){0,8}", re.ASCII | re.IGNORECASE)
-"""A branch, tag or commit. `refs/pr/N` and its short forms in git hold proposals of strangers."""
+"""A branch, tag or commit. `refs/pr/N` and its short forms in git hold pull requests of other users."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Policy:
         if revision is not None and (_REVISION.fullmatch(revision) is None or ".." in revision):
             raise NotAllowedError(
                 f"model.revision: {_shown(revision)!r} is not allowed here",
-                "Give a branch, a tag or a commit. Other references, such as refs/pr/1, hold proposals of anybody.",
+                "Give a branch, a tag or a commit. Others, such as refs/pr/1, hold pull requests of other users.",
             )
         self._check_code(spec)
         template = spec.input.chat_template

@@ -230,7 +230,7 @@ def clean_name(name: str) -> str:
     last = re.split(r"[/\\]", unicodedata.normalize("NFC", name))[-1]
     ending = ENDING.search(last)
     if ending is None:
-        raise SpecError(f"name: {last[:200]!r} does not say what the file holds", SUPPORTED)
+        raise SpecError(f"name: {last[:200]!r} has no supported suffix", SUPPORTED)
     stem = re.sub(r"[^\w .,+@()=-]", "_", last[: ending.start()]).strip().lstrip("._") or "data"
     room = MAX_NAME_BYTES - len(ending.group())
     return stem.encode()[:room].decode(errors="ignore").rstrip() + ending.group()

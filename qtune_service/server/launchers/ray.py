@@ -3,7 +3,7 @@
 The spec is passed in the driver's environment. A submission's id consists of the job's id and attempt, and Ray accepts
 an id once. So a submission whose response was lost, or that two servers sent, starts one driver. A cluster that does
 not answer, or that was restarted, fails no job: the heartbeat in the output then shows whether the driver runs
-(service.py).
+(server/jobs/service.py).
 
 Ray stops a driver by SIGTERM and, after `RAY_JOB_STOP_WAIT_TIME_S` (3 by default), by SIGKILL. This time is set to more
 than a driver needs to save, and is bounded for every spec (base.py). The Jobs API has no other way to end a driver: it

@@ -1,7 +1,9 @@
-"""Answer queries of outputs in a child with limits: `python -m qtune_service.server.questions.worker`.
+"""Answer queries of outputs and count rows of uploads, in a child process with limits.
 
-OPERATIONS has one function for each operation. Arguments and results are plain data for JSON. An output is opened once
-for each version of its manifest.
+It runs as `python -m qtune_service.server.questions.worker`.
+
+OPERATIONS has one function for each operation. Arguments and results are plain data for JSON. Open outputs are cached
+by the version of their manifest.
 """
 
 from __future__ import annotations
