@@ -116,8 +116,8 @@ def test_the_commands_of_tokens(tmp_path: Path) -> None:
     assert secret not in listed
     assert "revoked ci" in run("revoke", "ci")
     assert "not valid" in run("list")
-    assert "--scope 'root'" in run("create", "--name", "x", "--scope", "root", code=2)
-    assert "--expires 'soon'" in run("create", "--name", "x", "--expires", "soon", code=2)
+    assert "--scope: 'root'" in run("create", "--name", "x", "--scope", "root", code=2)
+    assert "--expires: 'soon'" in run("create", "--name", "x", "--expires", "soon", code=2)
 
 
 def test_settings_are_checked_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

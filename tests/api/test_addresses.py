@@ -113,5 +113,5 @@ def test_the_config_file_is_its_owners_alone(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"profiles\.lab\.tokn") as caught:
         find_address(environ={"XDG_CONFIG_HOME": str(tmp_path)})
     assert "secret" not in str(caught.value)
-    with pytest.raises(SettingsError, match="no name"):
+    with pytest.raises(SettingsError, match="not a valid profile name"):
         save_profile("a b", Profile(url=LAB), tmp_path / "new.toml")

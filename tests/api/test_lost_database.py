@@ -51,7 +51,7 @@ def test_an_outage_is_told_and_survived(postgres: Postgres, tmp_path: Path, capl
             follower.join(20)
         assert "attempt 1\n" in seen
         assert "succeeded" in seen
-    told = [record.getMessage() for record in caplog.records if "followed" in record.getMessage()]
+    told = [record.getMessage() for record in caplog.records if "monitored" in record.getMessage()]
     assert len(told) == 2, "once that it is away, once that it is back"
 
 

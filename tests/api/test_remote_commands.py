@@ -242,7 +242,7 @@ def test_without_a_server() -> None:
     done = qtune("jobs", "list", "--url", f"http://127.0.0.1:{port}")
     assert (done.exit_code, f":{port}" in done.stderr, "qtune serve" in done.stderr) == (4, True, True)
     plain = qtune("jobs", "list", "--url", "no url")
-    assert (plain.exit_code, "no URL" in plain.stderr) == (2, True)
+    assert (plain.exit_code, "not the URL" in plain.stderr) == (2, True)
 
 
 def test_login_keeps_what_the_server_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

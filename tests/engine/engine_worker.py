@@ -1,10 +1,10 @@
-"""A vLLM engine in a process of its own: a process holds one engine for life."""
+"""An engine in a process of its own: a process holds one engine for life."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, TypeVar
 
@@ -18,10 +18,14 @@ _scorer: Any = None  # in a worker process: its engine
 
 
 class EngineWorker:
-    """A `Scorer` on vLLM in a process of its own, where functions can also be called."""
+    """A `Scorer` in a process of its own, where functions can also be called. It is vLLM unless the spec names another.
 
-    def __init__(self, model: ModelSpec, engine: EngineSpec) -> None:
-        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+    environment: variables of the process.
+    """
+
+    def __init__(self, model: ModelSpec, engine: EngineSpec, environment: Mapping[str, str] | None = None) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(1, context, initializer=set_environment, initargs=(environment or {},))
         self._model, self._engine = model, engine
         self._info: EngineInfo | None = None
 
@@ -47,12 +51,22 @@ class EngineWorker:
         self._pool.shutdown()
 
 
-def load(model: ModelSpec, engine: EngineSpec) -> EngineInfo:
-    """Start vLLM in this process."""
-    global _scorer  # noqa: PLW0603 - the process exists to hold it
-    from qtune_service.scoring.vllm.engine import VllmScorer
+def set_environment(environment: Mapping[str, str]) -> None:
+    """Set variables in this process."""
+    os.environ.update(environment)
 
-    _scorer = VllmScorer(model, engine)
+
+def load(model: ModelSpec, engine: EngineSpec) -> EngineInfo:
+    """Start the engine in this process."""
+    global _scorer  # noqa: PLW0603 - the process exists to hold it
+    if engine.name == "reference":
+        from qtune_service.scoring.reference import ReferenceScorer
+
+        _scorer = ReferenceScorer(model, engine)
+    else:
+        from qtune_service.scoring.vllm.engine import VllmScorer
+
+        _scorer = VllmScorer(model, engine)
     info: EngineInfo = _scorer.info
     return info
 

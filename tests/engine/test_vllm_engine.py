@@ -59,7 +59,7 @@ def test_only_a_plain_head_is_taken_for_one(vllm_qwen2: EngineWorker) -> None:
         "another class": "the model calls vLLM's logits processor 0 times",
         "soft_cap": "the model caps its logits",
         "scale": "the model scales its logits",
-        "quantized": "the head is quantised (Fp8Method)",
+        "quantised": "the head is quantized (Fp8Method)",
         "as it was found": "(1500, 128)",
     }
     vllm_qwen2.score(all_cases(1500)[:2])

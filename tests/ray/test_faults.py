@@ -176,9 +176,9 @@ def test_changed_input_is_refused(tmp_path: Path) -> None:
     [
         (("{data}", "--model", "{tmp}/none"), 4, ["{tmp}/none", "does not exist"]),
         (("{tmp}/none.jsonl", "--model", DEMO_MODEL), 3, ["none.jsonl"]),
-        (("{data}", "--model", DEMO_MODEL, "--sample-keep-ratio", "1.5"), 2, ["sample_keep_ratio"]),
+        (("{data}", "--model", DEMO_MODEL, "--sample-keep-ratio", "1.5"), 2, ["--sample-keep-ratio"]),
         (("{data}",), 2, ["--model"]),
-        (("{data}", "--model", DEMO_MODEL, "--prompt-column", "a"), 2, ["completion_column"]),
+        (("{data}", "--model", DEMO_MODEL, "--prompt-column", "a"), 2, ["--completion-column"]),
         (("{data}", "--model", DEMO_MODEL, "--take", "x"), 2, ["--take"]),
         (("{data}", "--model", DEMO_MODEL, "--max-model-len", "999999"), 4, ["max_model_len", "positions"]),
         (("{odd}", "--model", DEMO_MODEL), 3, ["odd.jsonl", "format", "colour"]),

@@ -201,5 +201,5 @@ def test_what_holds_on_to_the_first_rows_is_refused(changes: dict[str, Any], mes
 
 def test_models_are_saved_to_a_folder() -> None:
     """An URI would become a folder with a strange name."""
-    with pytest.raises(SpecError, match="no folder"):
+    with pytest.raises(SpecError, match="is not a folder"):
         rescore_every_epoch(SimpleNamespace(args=None, train_dataset=None), never, "s3://bucket/out")

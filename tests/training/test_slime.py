@@ -219,11 +219,11 @@ def test_a_rollout_is_the_next_rows(out: Path) -> None:
     data = source(out)
     groups = generate_rollout(slime_args(), 0, data)
     assert tokens(groups) == tokens(source(out).get_samples(4))
-    with pytest.raises(SpecError, match="evaluated"):
+    with pytest.raises(SpecError, match="evaluation is not possible"):
         generate_rollout(slime_args(), 0, data, evaluation=True)
     with pytest.raises(SpecError, match="read-only"):
         data.add_samples(groups)
     with pytest.raises(SpecError, match="n_samples_per_prompt"):
         source(out, n_samples_per_prompt=4)
-    with pytest.raises(SpecError, match="no output"):
+    with pytest.raises(SpecError, match="no job output"):
         PrunedDataSource(slime_args(prompt_data=None))

@@ -68,4 +68,4 @@ def test_a_damaged_marker_is_named(tmp_path: Path) -> None:
     file_io.write_bytes(output.at("_qtune", "scored", "00001.json"), b'{"read": ')
     with pytest.raises(StorageError, match=r"scored/00001\.json is not valid JSON") as caught:
         output.finished("scored")
-    assert "remove it" in caught.value.hint
+    assert "Remove it" in caught.value.hint

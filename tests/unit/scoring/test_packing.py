@@ -26,7 +26,7 @@ MAMBA: dict[str, Any] = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layer
         ("Qwen3ForCausalLM", SIZES, "bfloat16", "packed"),
         ("GPT2LMHeadModel", GPT2, "float32", "packed"),
         ("MistralForCausalLM", {**SIZES, "sliding_window": 16}, "float32", "attends to the last 16 tokens only"),
-        ("BloomForCausalLM", BLOOM, "bfloat16", "sequences in a pack influence each other"),  # within bf16's tolerance
+        ("BloomForCausalLM", BLOOM, "bfloat16", "packed sequences influence each other"),  # within bf16's tolerance
         ("MambaForCausalLM", MAMBA, "float32", "sequences in a pack differ"),  # its state runs on
         ("GraniteForCausalLM", {**SIZES, "logits_scaling": 4.0}, "float32", "one sequence at a time"),
     ],
