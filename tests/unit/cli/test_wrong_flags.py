@@ -30,7 +30,7 @@ JOB = ("--model", "m", "-o", "out")
         (("prune", "d", *JOB, "--take", "a"), "error: --take needs CATEGORY=N, got 'a'"),
         (("prune", "d", *JOB, "--take", "a=1"), "error: --take needs --category-field"),
         (("prune", "d", *JOB, "--prompt-column", "q"), "error: --prompt-column and --completion-column must be given"),
-        (("prune", "d", *JOB, "--quadrant-rule", "a:b", "--strategy", "random"), "--quadrant-rule needs --strategy"),
+        (("prune", "d", *JOB, "--quadrant-rule", "a:b", "--strategy", "random"), "--quadrant-rule requires --strategy"),
         (("prune", *["d"] * 100_001, *JOB), "DATA: 100,001 paths, at most 100,000 are allowed"),
         (("prune", *JOB), "error: no data given"),
         (("prune", "d", "-o", "out"), "error: no model given"),
