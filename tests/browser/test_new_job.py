@@ -88,7 +88,7 @@ def test_the_servers_refusals_are_beside_their_fields(browser: Any, site: Site) 
     _start(page)
     page.locator("#input-take-error").wait_for()
     assert page.locator("details:has(#input-take)").get_attribute("open") is not None
-    needed = "“Quadrant rule” needs “Sample strategy” 'q_tuning', not 'random'"
+    needed = "“Quadrant rule” requires “Sample strategy” 'q_tuning', not 'random'"
     assert f"Quadrant rule: {needed}" in page.inner_text("#errors")
     assert page.inner_text("#prune-quadrant_rule-error") == needed
     assert faults(page) == []
