@@ -109,6 +109,20 @@ class InputSpec(_Part):
     """Column of the prompts, such as `question`. Needs `completion_column`."""
     completion_column: Annotated[ColumnName | None, Flag(FlagGroup.read, "COLUMN")] = None
     """Column of the answers, such as `answer`. Needs `prompt_column`."""
+    messages_column: Annotated[ColumnName | None, Flag(FlagGroup.read, "COLUMN")] = None
+    """Column of the conversations, a list of turns, such as `dialog`."""
+    column_map: Annotated[dict[ColumnName, ColumnName], Flag(FlagGroup.read, "YOURS=KNOWN")] = Field(
+        default_factory=dict, max_length=1000
+    )
+    """Names of your columns or of keys of turns, and the known names that they stand for: `who=role`."""
+    role_map: Annotated[
+        dict[ColumnName, Literal["system", "user", "assistant", "tool"]], Flag(FlagGroup.read, "YOURS=KNOWN")
+    ] = Field(default_factory=dict, max_length=1000)
+    """Names of your roles, and what they are: `bot=assistant`. Known are system, user, assistant and tool."""
+    config: Annotated[ColumnName | None, Flag(FlagGroup.read, "CONFIG")] = None
+    """Configuration (subset) of a dataset of the hub. By default its default."""
+    split: Annotated[ColumnName | None, Flag(FlagGroup.read, "SPLIT")] = None
+    """Split of a dataset of the hub, or of a folder of `save_to_disk`, such as `train`."""
     category_field: Annotated[ColumnName | None, Flag(FlagGroup.read, "COLUMN")] = None
     """Column that names a record's category, for `take` and for the report."""
     take: Annotated[
@@ -131,6 +145,12 @@ class InputSpec(_Part):
             raise ValueError("`prompt_column` and `completion_column` must be given together")
         if self.prompt_column is not None and self.format not in ("auto", "prompt_completion"):
             raise ValueError(f"`prompt_column` cannot be used with `format` {self.format!r}")
+        if self.messages_column is not None and self.prompt_column is not None:
+            raise ValueError("`messages_column` and `prompt_column` cannot be given together")
+        if self.messages_column is not None and self.format not in ("auto", "messages", "sharegpt"):
+            raise ValueError(f"`messages_column` cannot be used with `format` {self.format!r}")
+        if len(set(self.column_map.values())) < len(self.column_map):
+            raise ValueError("`column_map` maps two columns to one name")
         if self.take and self.category_field is None:
             raise ValueError("`take` needs `category_field`")
         return self
@@ -297,6 +317,9 @@ class JobParts(_Part):
     limits: LimitsSpec = LimitsSpec()
 
 
+ADDED_INPUT_FIELDS = ("messages_column", "column_map", "role_map", "config", "split")
+
+
 class JobSpec(JobParts):
     """One pruning job."""
 
@@ -308,6 +331,9 @@ class JobSpec(JobParts):
         """Return the SHA-256 of all fields that decide the result; the machine's shape (`num_actors`, ...) does not."""
         shape = {"num_actors", "gpus_per_actor", "cpus_per_actor", "gpu_memory_utilization", "cpu_kv_cache_bytes"}
         body = self.model_dump(mode="json", exclude={"output": True, "limits": True, "engine": shape})
+        for name in ADDED_INPUT_FIELDS:  # outputs of versions without these fields keep their fingerprint
+            if not body["input"][name]:
+                del body["input"][name]
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 

@@ -88,8 +88,14 @@ class JobField:
 
     @property
     def is_mapping(self) -> bool:
-        """Return whether the field holds names with numbers, such as `take`."""
+        """Return whether the field holds names with values, such as `take`."""
         return any(get_origin(kind) is dict for kind in self._kinds())
+
+    @property
+    def maps_to_numbers(self) -> bool:
+        """Return whether the values of a mapping are numbers."""
+        kinds = [get_args(kind)[1] for kind in self._kinds() if get_origin(kind) is dict]
+        return any((get_args(kind)[0] if get_origin(kind) is Annotated else kind) is int for kind in kinds)
 
     def _kinds(self) -> tuple[Any, ...]:
         """Return the types of the field without Annotated, None and Optional."""

@@ -30,7 +30,8 @@ WITHOUT_DATA, HARDWARE, FORM = "Instead of data", "Hardware and price", "Output"
 RATIO = "prune.sample_keep_ratio"
 FIELDS = [
     *("input.paths", "model.name", RATIO, "input.format"),
-    *("input.prompt_column", "input.completion_column"),
+    *("input.prompt_column", "input.completion_column", "input.messages_column"),
+    *("input.column_map", "input.role_map", "input.config", "input.split"),
 ]
 DATA_OR_JOB = "Files, glob patterns or folders; or a job file alone, without --model."
 EXAMPLES = """\

@@ -124,18 +124,21 @@ def body_of(given: Given) -> dict[str, Any]:
         place = body
         for part in parts:
             place = place.setdefault(part, {})
-        place[last] = _quotas(job_fields()[path], value) if job_fields()[path].is_mapping else value
+        place[last] = _mapping(job_fields()[path], value) if job_fields()[path].is_mapping else value
     return body
 
 
-def _quotas(field: JobField, entries: list[str]) -> dict[str, int]:
-    """Return the numbers of `--take CATEGORY=N`."""
-    found = [entry.rpartition("=") for entry in entries]
-    if any(not category or not count.isdecimal() for category, _, count in found):
+def _mapping(field: JobField, entries: list[str]) -> dict[str, Any]:
+    """Return the values of a repeated `NAME=VALUE`. In `CATEGORY=N`, the name may contain `=`."""
+    assert field.flag is not None
+    found = [entry.rpartition("=") if field.maps_to_numbers else entry.partition("=") for entry in entries]
+    if any(not name or not value or (field.maps_to_numbers and not value.isdecimal()) for name, _, value in found):
+        example = "math=100" if field.maps_to_numbers else "bot=assistant"
         raise SpecError(
-            f"{field.option} needs CATEGORY=N, got {' '.join(entries)!r}", f"For example {field.option} math=100."
+            f"{field.option} needs {field.flag.metavar}, got {' '.join(entries)!r}",
+            f"For example {field.option} {example}.",
         )
-    return {category: int(count) for category, _, count in found}
+    return {name: int(value) if field.maps_to_numbers else value for name, _, value in found}
 
 
 def _describe(error: ValidationError) -> str:

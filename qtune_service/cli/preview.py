@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 FIELDS = [
     *("input.paths", "model.name", "input.format", "input.prompt_column", "input.completion_column"),
+    *("input.messages_column", "input.column_map", "input.role_map", "input.config", "input.split"),
     *("input.category_field", "input.take", "input.chat_template", "input.overlong", "model.max_model_len"),
     *("model.revision", "model.tokenizer", "model.trust_remote_code"),
 ]

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from qtune_service.config import FormatName
 from qtune_service.ingest.messages import ROLES, finish, flatten_content, parse_tools, parse_turns
-from qtune_service.ingest.records import Conversation, Message, RecordError, Tokenized
+from qtune_service.ingest.records import NO_NAMES, ColumnNames, Conversation, Message, RecordError, Tokenized
 
 IGNORE_LABEL = -100
 INT32_MAX = np.iinfo(np.int32).max
@@ -51,15 +51,10 @@ SIDE_COLUMNS = frozenset(
 )
 
 
-def detect_format(
-    records: Sequence[Mapping[str, Any]],
-    *,
-    prompt_column: str | None = None,
-    completion_column: str | None = None,
-) -> FormatName | None:
+def detect_format(records: Sequence[Mapping[str, Any]], names: ColumnNames = NO_NAMES) -> FormatName | None:
     """Return the format of a file by its first valid records, or None. Named columns take precedence."""
-    if prompt_column is not None and completion_column is not None:
-        fits = any(prompt_column in record and completion_column in record for record in records)
+    if names.prompt is not None and names.completion is not None:
+        fits = any(names.prompt in record and names.completion in record for record in records)
         return "prompt_completion" if fits else None
     votes = Counter(name for record in records if (name := _format_of(record)) is not None)
     return votes.most_common(1)[0][0] if votes else None
@@ -104,14 +99,12 @@ def _find_pair(record: Mapping[str, Any]) -> tuple[str, str] | None:
 def used_columns(
     format: FormatName,  # noqa: A002 - the name that users know
     columns: Iterable[str],
-    *,
-    prompt_column: str | None = None,
-    completion_column: str | None = None,
+    names: ColumnNames = NO_NAMES,
 ) -> frozenset[str]:
     """Return the columns that the format reads. All other columns are carried along."""
     columns = frozenset(columns)
     if format == "prompt_completion":
-        named = (prompt_column, completion_column) if prompt_column and completion_column else None
+        named = (names.prompt, names.completion) if names.prompt and names.completion else None
         pair = named or next((p for p in PAIRS if columns.issuperset(p)), ("prompt", "completion"))
         return columns & {*pair, "tools"}
     return columns & _COLUMNS[format]
@@ -120,9 +113,7 @@ def used_columns(
 def to_conversation(
     record: Mapping[str, Any],
     format: FormatName,  # noqa: A002 - the name that users know
-    *,
-    prompt_column: str | None = None,
-    completion_column: str | None = None,
+    names: ColumnNames = NO_NAMES,
 ) -> Conversation | Tokenized:
     """Parse one record. Raises RecordError if it does not fit its format."""
     match format:
@@ -134,7 +125,7 @@ def to_conversation(
         case "alpaca":
             return _from_alpaca(record)
         case "prompt_completion":
-            return _from_pair(record, prompt_column, completion_column)
+            return _from_pair(record, names.prompt, names.completion)
         case "tokenized":
             return parse_tokens(record)
         case "auto":

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import pyarrow as pa
@@ -21,6 +21,7 @@ from pydantic import TypeAdapter
 from qtune_service.config import FormatName
 from qtune_service.errors import DataError, OutputConflictError
 from qtune_service.ingest.discovery import SourceFile, changes
+from qtune_service.ingest.records import ColumnNames
 from qtune_service.storage import file_io
 
 STAGED = re.compile(r"\d{4,9}-\d{5,9}\.jsonl", re.ASCII)
@@ -133,6 +134,15 @@ class Plan:
     category_field: str | None
     prompt_column: str | None
     completion_column: str | None
+    messages_column: str | None = None
+    column_map: dict[str, str] = field(default_factory=dict)
+    role_map: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def names(self) -> ColumnNames:
+        """Return the names that the job gives to columns and roles."""
+        columns = self.prompt_column, self.completion_column, self.messages_column
+        return ColumnNames(*columns, self.column_map, self.role_map)
 
     @property
     def schema(self) -> pa.Schema:

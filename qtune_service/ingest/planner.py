@@ -35,6 +35,7 @@ from qtune_service.ingest.json_schema import infer_lines
 from qtune_service.ingest.jsonl import Record, RecordProblem, category_of, is_blank, parse_line, split_lines
 from qtune_service.ingest.parquet import iter_rows, schema_of
 from qtune_service.ingest.plan import Chunk, ChunkScan, Piece, Plan, Shard, encode_schema, staged_name
+from qtune_service.ingest.records import ColumnNames
 from qtune_service.ingest.schema import finish, unify
 from qtune_service.storage import file_io
 
@@ -79,8 +80,7 @@ class _Findings:
             return None
         if self.spec.format != "auto":
             return self.spec.format
-        columns = {"prompt_column": self.spec.prompt_column, "completion_column": self.spec.completion_column}
-        return detect_format(self.sample, **columns)
+        return detect_format(self.sample, ColumnNames.of(self.spec))
 
 
 def scan(chunk: Chunk, spec: InputSpec, *, work: str) -> ChunkScan:
@@ -250,6 +250,9 @@ def make_plan(
         category_field=spec.category_field,
         prompt_column=spec.prompt_column,
         completion_column=spec.completion_column,
+        messages_column=spec.messages_column,
+        column_map=dict(spec.column_map),
+        role_map=dict(spec.role_map),
     )
 
 

@@ -37,6 +37,7 @@ from qtune_service.ingest.jsonl import (
 from qtune_service.ingest.parquet import iter_rows
 from qtune_service.ingest.plan import Plan, Shard
 from qtune_service.ingest.planner import SAMPLE_RECORDS, unknown_format
+from qtune_service.ingest.records import ColumnNames
 from qtune_service.ingest.schema import conform
 from qtune_service.storage import file_io
 
@@ -181,8 +182,7 @@ def _read_rows(plan: Plan, shard: Shard) -> ShardRecords:
 
 
 def _needed_columns(plan: Plan, shard: Shard, names: Sequence[str]) -> list[str]:
-    renamed = {"prompt_column": plan.prompt_column, "completion_column": plan.completion_column}
-    needed = used_columns(shard.format, names, **renamed) | {plan.category_field}
+    needed = used_columns(shard.format, names, plan.names) | {plan.category_field}
     return [name for name in names if name in needed]
 
 
@@ -225,7 +225,7 @@ def _of_file(file: SourceFile, index: int, spec: InputSpec, quotas: dict[str, in
 def _format(file: SourceFile, good: list[Record], spec: InputSpec) -> FormatName:
     if spec.format != "auto" or not good:
         return spec.format
-    found = detect_format(good, prompt_column=spec.prompt_column, completion_column=spec.completion_column)
+    found = detect_format(good, ColumnNames.of(spec))
     if found is None:
         raise unknown_format(file.name, list(dict.fromkeys(key for record in good for key in record)))
     return found

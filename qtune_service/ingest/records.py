@@ -13,11 +13,14 @@ Reason codes:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from qtune_service.config import InputSpec
 
 Message: TypeAlias = dict[str, Any]
 """One turn in chat-template form: role, content, and optional keys."""
@@ -66,12 +69,44 @@ class RecordError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class ColumnNames:
+    """The names that a job gives to columns, keys of turns and roles. Empty where the known names apply."""
+
+    prompt: str | None = None
+    completion: str | None = None
+    messages: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Name in the data -> known name, for columns and keys of turns."""
+    roles: Mapping[str, str] = field(default_factory=dict)
+    """Role in the data -> system, user, assistant or tool."""
+
+    @classmethod
+    def of(cls, spec: InputSpec) -> Self:
+        """Return the names of a spec."""
+        return cls(spec.prompt_column, spec.completion_column, spec.messages_column, spec.column_map, spec.role_map)
+
+
+NO_NAMES = ColumnNames()
+"""The names of a job that gives none."""
+
+Range = tuple[int, int, bool]
+"""Characters [start, stop) of a turn's content, and whether they are trained."""
+
+
+@dataclass(frozen=True, slots=True)
 class Conversation:
     """Turns in the chat-template form. Only assistant turns are ever trained."""
 
     messages: tuple[Message, ...]
+    """Reasoning is always in the key `reasoning_content`, and calls in `tool_calls` with arguments as objects."""
     tools: list[dict[str, Any]] | None
     trained: tuple[bool, ...]  # one flag a message
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Variables of this record for the template: `chat_template_kwargs`, and `documents`."""
+    ranges: Mapping[int, tuple[Range, ...]] = field(default_factory=dict)
+    """Index of a trained turn -> parts of its content that are (not) trained. Other characters are trained."""
+    notes: tuple[str, ...] = ()
+    """What the record says and the sample does not contain, each a clause that is counted over records."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,8 @@ class FormField:
     maximum: float | None
     step: str
     flag: str | None
+    placeholder: str | None = None
+    maps_to_numbers: bool = False
 
     @property
     def id(self) -> str:
@@ -49,6 +51,8 @@ class FormField:
             "data-kind": self.kind,
             "data-default": json.dumps(self.default),
             "data-flag": self.flag,
+            "data-numeric": "" if self.maps_to_numbers else None,
+            "placeholder": self.placeholder,
             "aria-describedby": f"{self.id}-help {self.id}-error",
             "required": "" if self.is_required else None,
         }
@@ -99,6 +103,8 @@ def _field(name: str, schema: Mapping[str, Any], *, is_required: bool) -> FormFi
         maximum=body.get("maximum"),
         step="1" if body.get("type") == "integer" else "any",
         flag=None if known is None else "" if known.is_argument else known.option,
+        placeholder=known.flag.metavar if known and known.flag and kind == "pairs" else None,
+        maps_to_numbers=kind == "pairs" and known is not None and known.maps_to_numbers,
     )
 
 

@@ -14,8 +14,9 @@ As in the tokenizer's own offsets, a token with a part of a character has the of
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, Self
 
@@ -63,12 +64,15 @@ class EncodedBatch:
     tokens: Tokens
     truncated: NDArray[np.bool_]  # (S,)
     problems: dict[int, RecordError]  # by record index
+    notes: dict[str, int] = field(default_factory=dict)
+    """Clause -> number of records, see Conversation.notes. Rejected records are not counted."""
 
     def renumbered(self, records: Sequence[int]) -> EncodedBatch:
         """Return the batch with record i renumbered as `records[i]`."""
         numbers = np.array(records, np.int64)
         problems = {records[row]: problem for row, problem in self.problems.items()}
-        return EncodedBatch(replace(self.tokens, rows=numbers[self.tokens.rows]), self.truncated, problems)
+        tokens = replace(self.tokens, rows=numbers[self.tokens.rows])
+        return EncodedBatch(tokens, self.truncated, problems, self.notes)
 
     def outcomes(self) -> list[Encoded | RecordError]:
         """Return one outcome for each record."""
@@ -117,6 +121,7 @@ def concatenated(batches: Sequence[tuple[int, EncodedBatch]]) -> EncodedBatch:
         ),
         np.concatenate([np.empty(0, np.bool_), *(batch.truncated for _, batch in batches)]),
         {row + first: problem for first, batch in batches for row, problem in batch.problems.items()},
+        dict(sum((Counter(batch.notes) for _, batch in batches), Counter())),
     )
 
 

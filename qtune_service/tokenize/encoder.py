@@ -26,7 +26,7 @@ import numpy as np
 from qtune_service.config import FormatName, InputSpec, ModelSpec
 from qtune_service.errors import ModelError
 from qtune_service.ingest.formats import to_conversation
-from qtune_service.ingest.records import Conversation, RecordError, Tokenized
+from qtune_service.ingest.records import ColumnNames, Conversation, RecordError, Tokenized
 from qtune_service.tokenize.assistant_mask import Rendering, token_masks, trained_spans
 from qtune_service.tokenize.chat_template import (
     PLAIN_TEMPLATE,
@@ -60,6 +60,7 @@ class Encoder:
         self, model: ModelSpec, input_spec: InputSpec, *, max_model_len: int, vocab_size: int | None = None
     ) -> None:
         self._spec = input_spec
+        self._names = ColumnNames.of(input_spec)
         self._max_len = max_model_len
         self._tokenizer = load_tokenizer(model)
         self._vocab_size = vocab_size
@@ -177,8 +178,7 @@ class Encoder:
         return self._limited(tokens, problems)
 
     def _prepare(self, record: Mapping[str, Any], format: FormatName) -> Rendering | Tokenized:  # noqa: A002
-        names = self._spec.prompt_column, self._spec.completion_column
-        item = to_conversation(record, format, prompt_column=names[0], completion_column=names[1])
+        item = to_conversation(record, format, self._names)
         return item if isinstance(item, Tokenized) else self._render(item)
 
     def _render(self, conversation: Conversation) -> Rendering:

@@ -11,23 +11,23 @@ import pytest
 
 from qtune_service.config import FormatName
 from qtune_service.ingest.formats import detect_format, to_conversation, used_columns
-from qtune_service.ingest.records import Conversation, RecordError, Tokenized
+from qtune_service.ingest.records import ColumnNames, Conversation, RecordError, Tokenized
 
 USER = {"role": "user", "content": "Q"}
 ANSWER = {"role": "assistant", "content": "A"}
 
 
-def convert(record: dict[str, Any], name: FormatName, **columns: str) -> Conversation:
+def convert(record: dict[str, Any], name: FormatName, **columns: Any) -> Conversation:
     """Convert a record of a format that holds no tokens."""
-    conversation = to_conversation(record, name, **columns)
+    conversation = to_conversation(record, name, ColumnNames(**columns))
     assert isinstance(conversation, Conversation)
     return conversation
 
 
-def refusal(record: dict[str, Any], name: FormatName, **columns: str) -> RecordError:
+def refusal(record: dict[str, Any], name: FormatName, **columns: Any) -> RecordError:
     """Return the error of a record that must be refused."""
     with pytest.raises(RecordError) as caught:
-        to_conversation(record, name, **columns)
+        to_conversation(record, name, ColumnNames(**columns))
     return caught.value
 
 
@@ -69,8 +69,8 @@ def test_detection_follows_the_majority_and_named_columns() -> None:
     assert detect_format([]) is None
     named = [{"q": "1", "a": "2"}]
     assert detect_format(named) is None
-    assert detect_format(named, prompt_column="q", completion_column="a") == "prompt_completion"
-    assert detect_format(named, prompt_column="q", completion_column="b") is None
+    assert detect_format(named, ColumnNames("q", "a")) == "prompt_completion"
+    assert detect_format(named, ColumnNames("q", "b")) is None
 
 
 def test_used_columns_are_those_the_format_reads() -> None:
@@ -80,8 +80,8 @@ def test_used_columns_are_those_the_format_reads() -> None:
     assert used_columns("alpaca", columns) == {"instruction", "history"}
     assert used_columns("tokenized", columns) == {"input_ids", "labels"}
     assert used_columns("prompt_completion", ["id", "question", "answer"]) == {"question", "answer"}
-    names = {"prompt_column": "id", "completion_column": "answer"}
-    assert used_columns("prompt_completion", columns, **names) == {"id", "answer", "tools"}
+    names = ColumnNames("id", "answer")
+    assert used_columns("prompt_completion", columns, names) == {"id", "answer", "tools"}
 
 
 def test_messages_keep_what_templates_read_and_drop_nulls() -> None:
@@ -160,7 +160,7 @@ def test_prompt_completion_trains_the_completion_only() -> None:
     """Answers inside a prompt are context."""
     pair = convert({"question": "Q", "answer": "A"}, "prompt_completion")
     assert (pair.messages, pair.trained) == ((USER, ANSWER), (False, True))
-    named = convert({"a": "Q", "b": "A"}, "prompt_completion", prompt_column="a", completion_column="b")
+    named = convert({"a": "Q", "b": "A"}, "prompt_completion", prompt="a", completion="b")
     assert named == pair
     lists = convert({"prompt": [USER, ANSWER, USER], "completion": [ANSWER]}, "prompt_completion")
     assert lists.trained == (False, False, False, True)

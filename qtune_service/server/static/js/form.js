@@ -10,18 +10,19 @@ export const controlOf = (form, name) => form.querySelector(`[data-field="${CSS.
 
 export const lines = (text) => text.split("\n").map((line) => line.trim()).filter(Boolean);
 
-// Parse lines "math=100" into {math: 100}. A value that is no number stays text, and the server rejects it.
-const pairs = (text) => Object.fromEntries(lines(text).map((line) => {
-  const at = line.lastIndexOf("=");
+// Parse lines "math=100" into {math: 100}, or "bot=assistant" into {bot: "assistant"}. In a mapping to numbers, a value
+// that is no number stays text, and the server rejects it.
+const pairs = (text, isNumeric) => Object.fromEntries(lines(text).map((line) => {
+  const at = isNumeric ? line.lastIndexOf("=") : line.indexOf("=");
   const value = line.slice(at + 1).trim();
-  return [line.slice(0, Math.max(at, 0)).trim(), /^\d+$/.test(value) ? Number(value) : value];
+  return [line.slice(0, Math.max(at, 0)).trim(), isNumeric && /^\d+$/.test(value) ? Number(value) : value];
 }));
 
 const valueOf = (control) => {
   const { kind } = control.dataset;
   if (kind === "checkbox") return control.checked;
   if (kind === "lines") return lines(control.value);
-  if (kind === "pairs") return pairs(control.value);
+  if (kind === "pairs") return pairs(control.value, control.dataset.numeric !== undefined);
   if (control.value.trim() === "") return null;
   return kind === "number" ? Number(control.value) : control.value.trim();
 };
@@ -70,7 +71,7 @@ const argumentsOf = (control, datasets) => {
   const { field, flag, kind } = control.dataset;
   const value = valueOf(control);
   if (field === "input.paths") return value.map((path) => fileOf(path, datasets));
-  if (kind === "pairs") return Object.entries(value).flatMap(([name, number]) => [flag, `${name}=${number}`]);
+  if (kind === "pairs") return Object.entries(value).flatMap(([name, to]) => [flag, `${name}=${to}`]);
   if (kind === "checkbox") return [value ? flag : flag.replace(/^--/, "--no-")];
   return [flag, String(value)];
 };
