@@ -30,6 +30,8 @@ from qtune_service.pipeline.stages import (
 )
 from qtune_service.scoring.process_environment import allocator_environment
 
+MAX_NOTES = 50
+"""Most notes that the manifest contains: some name keys of records."""
 FAILURES_IN_A_ROW = 3
 """The job ends early if more shards than this fail in succession."""
 
@@ -63,9 +65,16 @@ class Scored:
     """Name in scores/ -> name in pruned/, where these differ."""
     category_column: str | None = None
     """Column of scores/ that holds the category."""
+    notes: Counts = field(default_factory=dict)
+    """What usable records say and their samples do not contain (Conversation.notes): clause -> records."""
     performance: dict[str, float] = field(default_factory=dict)
     """Figures of `measure`. Empty where nothing was left to score."""
     files: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Return the notes as sentences."""
+        return tuple(f"{count:,} of {self.read:,} records: {note}." for note, count in self.notes.items())
 
     @property
     def num_samples(self) -> int:
@@ -119,6 +128,7 @@ def summarise(
         own_columns=own_columns,
         renamed=renamed,
         category_column=category_column,
+        notes=dict(Counter(add_counts(m.notes for m in ordered)).most_common(MAX_NOTES)),
         performance=performance,
         files=tuple(f for m in ordered for f in m.files),
     )

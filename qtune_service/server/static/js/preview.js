@@ -4,7 +4,7 @@ import { h } from "./dom.js";
 import { count, percent, sourceLine } from "./format.js";
 import { previewTokens } from "./tokens.js";
 
-export const showPreview = (place, { samples, rejected, warnings, template }) => {
+export const showPreview = (place, { sources, samples, rejected, warnings, template }) => {
   place.hidden = false;
   const trained = samples.reduce((sum, sample) => sum + sample.num_trained, 0);
   const tokens = samples.reduce((sum, sample) => sum + sample.num_tokens, 0);
@@ -14,6 +14,7 @@ export const showPreview = (place, { samples, rejected, warnings, template }) =>
   place.querySelector(".legend").hidden = samples.length === 0;
   fillList(place.querySelector(".warnings"), warnings.map((text) => h("li", {}, text)));
   fillList(place.querySelector(".rejected"), rejected.map(rejectedItem));
+  fillList(place.querySelector(".sources"), sources.map(sourceItem));
   place.querySelector(".samples").replaceChildren(...samples.map(sampleCard));
   place.querySelector("h2").focus({ preventScroll: true });
   place.scrollIntoView({ block: "start" });
@@ -24,8 +25,17 @@ const fillList = (box, items) => {
   box.querySelector("ul").replaceChildren(...items);
 };
 
+// Show the format of a file, and its columns by use.
+const sourceItem = ({ source, format, columns }) => {
+  const byUse = Map.groupBy(Object.entries(columns), ([, use]) => use);
+  return h("li", {}, h("code", {}, source.split("/").pop()), ` is read as `, h("b", {}, format), ". ",
+    ...[...byUse].flatMap(([use, entries], at) => [
+      at ? "; " : "", ...entries.flatMap(([column], i) => [i ? ", " : "", h("code", {}, column)]), `: ${use}`]), ".");
+};
+
 const rejectedItem = (record) => h("li", {},
   h("b", {}, record.reason), ` ${sourceLine(record)}: ${record.detail}. `, h("span", { class: "muted" }, record.hint),
+  record.num_more > 0 && ` ${count(record.num_more)} more for the same reason.`,
   record.record && h("pre", { class: "record" }, record.record));
 
 const sampleCard = (sample) => h("details", { class: "sample", open: true },
