@@ -14,7 +14,7 @@ import numpy as np
 
 from qtune_service.ingest.content import flatten_content
 from qtune_service.ingest.fields import PROMPT_TEXTS, REJECTED, Layout, Use
-from qtune_service.ingest.messages import NO_VARIABLES, Turns
+from qtune_service.ingest.messages import Turns
 from qtune_service.ingest.records import ColumnNames, RecordError
 from qtune_service.ingest.tools import parse_json, parse_tools
 
@@ -39,8 +39,6 @@ def check_side(names: ColumnNames) -> None:
 
 def read_columns(turns: Turns, record: Mapping[str, Any], layout: Layout, names: ColumnNames) -> Mapping[str, Any]:
     """Apply the known columns to the turns. Return the record's variables for the template. Raises RecordError."""
-    if not layout.beside:
-        return NO_VARIABLES
     found = _Found(turns, record, names)
     for name, use in layout.beside:
         value = record[name]

@@ -36,7 +36,7 @@ from qtune_service.ingest.fields import (
     layout,
     used_columns,
 )
-from qtune_service.ingest.messages import Turns, finish, parse_turns
+from qtune_service.ingest.messages import NO_VARIABLES, Turns, finish, parse_turns
 from qtune_service.ingest.records import NO_NAMES, ColumnNames, Conversation, RecordError, Tokenized
 from qtune_service.ingest.tokenized import parse_tokens
 from qtune_service.ingest.tools import parse_json
@@ -105,7 +105,8 @@ def to_conversation(
     """Parse one record. Raises RecordError if it does not fit its format."""
     if format == "auto":
         raise ValueError("'auto' is not the format of a record: call detect_format first")
-    check_side(names)
+    if names.completion or names.messages:
+        check_side(names)
     record = known_names(record, names)
     found = layout(format, tuple(record), (names.prompt, names.completion))
     if format == "tokenized":
@@ -119,7 +120,7 @@ def to_conversation(
     else:
         assert found.pair is not None
         turns = _from_pair(record, found.pair, names)
-    return finish(turns, read_columns(turns, record, found, names))
+    return finish(turns, read_columns(turns, record, found, names) if found.beside else NO_VARIABLES)
 
 
 def _require(record: Mapping[str, Any], column: str, names: ColumnNames) -> Any:
