@@ -17,6 +17,7 @@ from qtune_service.cli.console import exit_codes, quiet
 from qtune_service.cli.job_flags import Given, spec_of, takes_job_fields
 from qtune_service.config import FlagGroup, JobSpec, load_spec
 from qtune_service.errors import DataError, QTuneError, SpecError
+from qtune_service.job_fields import in_terminal
 
 if TYPE_CHECKING:
     from qtune_service.pipeline.preview import Preview, PreviewRejected, PreviewSample, PreviewSource
@@ -115,7 +116,7 @@ def _page(found: Preview, *, signs: bool) -> Iterator[RenderableType]:
     yield token_text(legend[:1], signs=signs, cut=Cut()).append_text(token_text(legend[1:], signs=signs, cut=Cut()))
     yield Text(f"{found.template}", style="dim")
     for warning in found.warnings:
-        yield Text("! ", style="yellow").append(warning, "not bold")
+        yield Text("! ", style="yellow").append(in_terminal(warning), "not bold")
 
 
 def _reading(source: PreviewSource) -> Text:
@@ -145,4 +146,4 @@ def _rejection(record: PreviewRejected) -> Text:
 
     head = Text(f"{record.id}  ", style="bold").append(f"rejected: {record.reason}  ", "yellow not bold")
     more = f" {record.num_more} more for the same reason." if record.num_more else ""
-    return head.append(visible_text(f"{record.detail}. {record.hint}{more}"), "not bold")
+    return head.append(visible_text(f"{record.detail}. {in_terminal(record.hint)}{more}"), "not bold")

@@ -107,7 +107,7 @@ def preview(spec: JobSpec, count: int) -> Preview:
     warnings += [f"{number} of the first {num_tried} records: {note}." for note, number in notes.items()]
     if encoder.uses_plain_template and any(found.format != "tokenized" for found in records):
         warnings.append(
-            "The tokenizer has no chat template: turns follow each other in plain lines. Give chat_template."
+            "The tokenizer has no chat template: turns follow each other in plain lines. Give `chat_template`."
         )
     sources = _sources(records[:num_tried], ColumnNames.of(spec.input))
     return Preview(sources, samples, _listed(rejected), warnings, encoder.template_description)

@@ -261,7 +261,7 @@ def test_columns_of_the_conversation() -> None:
     assert [m["content"] for m in convert(swift).messages] == ["S", "h", "a", "Q", "A"]
     bedrock = {"system": [{"text": "S"}], "messages": [USER, {"role": "assistant", "content": [{"text": "A"}]}]}
     assert convert(bedrock).messages == ({"role": "system", "content": "S"}, *PLAIN)
-    record = {"messages": [USER, ANSWER], "documents": [{"text": "D"}]}
+    record: dict[str, Any] = {"messages": [USER, ANSWER], "documents": [{"text": "D"}]}
     record["chat_template_kwargs"] = '{"enable_thinking": false, "x": null}'
     assert convert(record).template_kwargs == {"enable_thinking": False, "documents": [{"text": "D"}]}
     reasoned = {"question": "Q", "answer": "A", "reasoning_content": "R"}

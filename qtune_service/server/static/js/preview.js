@@ -12,13 +12,19 @@ export const showPreview = (place, { sources, samples, rejected, warnings, templ
     + `(${percent(trained, tokens)}) are trained on. Template: ${template}.`;
   place.querySelector(".summary").textContent = samples.length ? summary : "No sample can be used.";
   place.querySelector(".legend").hidden = samples.length === 0;
-  fillList(place.querySelector(".warnings"), warnings.map((text) => h("li", {}, text)));
+  fillList(place.querySelector(".warnings"), warnings.map((text) => h("li", {}, withLabels(text))));
   fillList(place.querySelector(".rejected"), rejected.map(rejectedItem));
   fillList(place.querySelector(".sources"), sources.map(sourceItem));
   place.querySelector(".samples").replaceChildren(...samples.map(sampleCard));
   place.querySelector("h2").focus({ preventScroll: true });
   place.scrollIntoView({ block: "start" });
 };
+
+// Put labels of the form in place of the fields that a text names in backticks.
+const withLabels = (text) => text.replace(/`([a-z_]+)`/g, (whole, name) => {
+  const control = document.querySelector(`[data-field$=".${name}"]`);
+  return control?.labels[0] ? `“${control.labels[0].textContent.trim()}”` : whole;
+});
 
 const fillList = (box, items) => {
   box.hidden = items.length === 0;
@@ -34,7 +40,7 @@ const sourceItem = ({ source, format, columns }) => {
 };
 
 const rejectedItem = (record) => h("li", {},
-  h("b", {}, record.reason), ` ${sourceLine(record)}: ${record.detail}. `, h("span", { class: "muted" }, record.hint),
+  h("b", {}, record.reason), ` ${sourceLine(record)}: ${record.detail}. `, h("span", { class: "muted" }, withLabels(record.hint)),
   record.num_more > 0 && ` ${count(record.num_more)} more for the same reason.`,
   record.record && h("pre", { class: "record" }, record.record));
 
