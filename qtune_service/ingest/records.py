@@ -115,6 +115,8 @@ class Conversation:
     """Variables of this record for the template: `chat_template_kwargs`, and `documents`."""
     ranges: Mapping[int, tuple[Range, ...]] = field(default_factory=dict)
     """Index of a trained turn -> parts of its content that are (not) trained. Other characters are trained."""
+    first_turn: int = 0
+    """Index of the record's first own turn: 1 after a system turn from a column. Errors count turns from it."""
     notes: tuple[str, ...] = ()
     """What the record says and the sample does not contain, each a clause that is counted over records."""
     first_turn: int = 0
