@@ -210,4 +210,4 @@ def finish(turns: Turns, variables: Mapping[str, Any] = NO_VARIABLES) -> Convers
         if is_trained and not any(material):
             raise RecordError("empty_response", f"turn {index + 1 - turns.first}, an assistant's, is empty")
     notes = tuple(dict.fromkeys(turns.notes))
-    return Conversation(tuple(messages), turns.tools, tuple(trained), variables, turns.ranges, notes, turns.first)
+    return Conversation(tuple(messages), turns.tools, tuple(trained), variables, turns.ranges, turns.first, notes)

@@ -119,8 +119,6 @@ class Conversation:
     """Index of the record's first own turn: 1 after a system turn from a column. Errors count turns from it."""
     notes: tuple[str, ...] = ()
     """What the record says and the sample does not contain, each a clause that is counted over records."""
-    first_turn: int = 0
-    """Index of the record's own first turn. Turns before it come from columns, and have no number in texts."""
 
 
 @dataclass(frozen=True, slots=True)

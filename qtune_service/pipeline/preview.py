@@ -20,7 +20,7 @@ from qtune_service.ingest.reader import FirstRecord, first_records
 from qtune_service.ingest.records import HINTS, ColumnNames, RecordError
 from qtune_service.report.token_view import token_texts
 from qtune_service.scoring.model_config import ModelInfo, describe_model
-from qtune_service.tokenize.encoded_batch import Encoded
+from qtune_service.tokenize.encoded_batch import NO_ENDINGS, Encoded
 from qtune_service.tokenize.encoder import Encoder
 
 MAX_RECORDS = 200
@@ -94,8 +94,16 @@ def preview(spec: JobSpec, count: int) -> Preview:
     samples: list[PreviewSample] = []
     rejected: list[PreviewRejected] = []
     notes: Counter[str] = Counter()
+    endings = NO_ENDINGS
     for found in records:
-        outcome = _encoded(encoder, found, notes)
+        outcome: Encoded | RecordError | RecordProblem
+        if isinstance(found.record, RecordProblem):
+            outcome = found.record
+        else:
+            batch = encoder.encode_columns([found.record], found.format)
+            outcome = batch.outcomes()[0]
+            notes.update(batch.notes)
+            endings += batch.endings
         if isinstance(outcome, Encoded):
             samples.append(_shown(encoder, found, outcome))
         else:
@@ -105,6 +113,7 @@ def preview(spec: JobSpec, count: int) -> Preview:
     warnings = list(_warnings(spec, model, samples, rejected))
     num_tried = len(samples) + len(rejected)
     warnings += [f"{number} of the first {num_tried} records: {note}." for note, number in notes.items()]
+    warnings += filter(None, [encoder.stop_warning(endings)])
     if encoder.uses_plain_template and any(found.format != "tokenized" for found in records):
         warnings.append(
             "The tokenizer has no chat template: turns follow each other in plain lines. Give `chat_template`."
@@ -135,14 +144,6 @@ def _sources(records: Sequence[FirstRecord], names: ColumnNames) -> list[Preview
         PreviewSource(source, name, {column: use.value for column, use in uses(name, of_file, names).items()})
         for (source, name), of_file in columns.items()
     ]
-
-
-def _encoded(encoder: Encoder, found: FirstRecord, notes: Counter[str]) -> Encoded | RecordError | RecordProblem:
-    if isinstance(found.record, RecordProblem):
-        return found.record
-    batch = encoder.encode_columns([found.record], found.format)
-    notes.update(batch.notes)
-    return batch.outcomes()[0]
 
 
 def _shown(encoder: Encoder, found: FirstRecord, encoded: Encoded) -> PreviewSample:

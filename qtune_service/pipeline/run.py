@@ -34,6 +34,7 @@ from qtune_service.pipeline.shutdown import Stop
 from qtune_service.pipeline.stages import JobContext, PrunedMarker, ScoredMarker, prepare, prune_shard
 from qtune_service.scoring.model_config import describe_model, local_folder
 from qtune_service.selection.plane import QuadrantRule
+from qtune_service.tokenize.encoded_batch import NO_ENDINGS, Endings
 from qtune_service.tokenize.encoder import Encoder
 
 SMALL_TOKENS = 1 << 23
@@ -133,9 +134,12 @@ class _Job:
         scoring = ScoringRun(context, self.executor, pool, self.tracker, self.stop)
         fresh = scoring.run([index for index in range(len(plan.shards)) if index not in markers])
         category = self.spec.input.category_field
+        finished = {**markers, **fresh, **scoring.reject_failed()}
+        endings = sum((Endings.from_dict(marker.endings) for marker in finished.values()), NO_ENDINGS)
         return summarise(
-            {**markers, **fresh, **scoring.reject_failed()},
+            finished,
             template=encoder.template_description,
+            stop_warning=encoder.stop_warning(endings) or "",
             own_columns={name: own for own, name in own_names(plan).items()},
             renamed=pruned_names(plan),
             category_column=own_names(plan)[category] if category else None,

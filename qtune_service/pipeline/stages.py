@@ -48,6 +48,7 @@ from qtune_service.pipeline.shard_tables import (
 from qtune_service.samples import Sample, TokenScores
 from qtune_service.scoring.model_config import ModelInfo, describe_model
 from qtune_service.storage import file_io
+from qtune_service.tokenize.encoded_batch import NO_ENDINGS, Endings
 from qtune_service.tokenize.encoder import Encoder
 
 MAX_PLAN_BYTES = 8 << 30
@@ -91,6 +92,7 @@ class EncodedShard:
     """Time of reading and encoding."""
     notes: Mapping[str, int] = field(default_factory=dict)
     """What usable records say and their samples do not contain (Conversation.notes): clause -> records."""
+    endings: Endings = NO_ENDINGS
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,7 @@ class ScoredShard:
     engine_s: float = 0.0
     encode_s: float = 0.0
     notes: Mapping[str, int] = field(default_factory=dict)
+    endings: Endings = NO_ENDINGS
 
 
 class Marker:
@@ -149,6 +152,8 @@ class ScoredMarker(Marker):
     committed_at_s: float
     files: list[dict[str, Any]]
     notes: Counts = field(default_factory=dict)
+    endings: dict[str, Any] = field(default_factory=dict)
+    """Endings.to_dict: the tokens that end trained spans."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +193,9 @@ def encode_shard(index: int, _value: None, context: JobContext) -> EncodedShard:
     problems |= {i: (problem.reason_code, problem.detail) for i, problem in batch.problems.items()}
     rows = encoded_rows(records, batch, own_names(plan))
     rejected = rejected_records(records, dict(sorted(problems.items())), context.spec.input.category_field)
-    return EncodedShard(rows, rejected, encode_s=time.perf_counter() - started, notes=batch.notes)
+    return EncodedShard(
+        rows, rejected, encode_s=time.perf_counter() - started, notes=batch.notes, endings=batch.endings
+    )
 
 
 class ScoreShard:
@@ -234,6 +241,7 @@ class ScoreShard:
             engine_s=engine_s,
             encode_s=encoded.encode_s,
             notes=encoded.notes,
+            endings=encoded.endings,
         )
 
     def _score(self, index: int, samples: Sequence[Sample]) -> list[TokenScores | str]:
@@ -289,6 +297,7 @@ def commit_shard(index: int, scored: ScoredShard | None, context: JobContext) ->
         committed_at_s=time.time(),
         files=files,
         notes=dict(scored.notes),
+        endings=scored.endings.to_dict(),
     )
     output.mark("scored", index, marker.to_dict())
     return marker

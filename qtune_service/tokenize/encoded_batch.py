@@ -82,6 +82,17 @@ class Endings:
         found = Counter(dict(zip(ids.tolist(), counts.tolist(), strict=True)))
         return cls(len(last), int(np.isin(last, stop_ids).sum()), dict(found.most_common(MAX_ENDINGS)))
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        body = {"num_spans": self.num_spans, "num_stopped": self.num_stopped}
+        return {**body, "last_tokens": {str(token): count for token, count in self.last_tokens.items()}}
+
+    @classmethod
+    def from_dict(cls, body: Mapping[str, Any]) -> Self:
+        """Return what `to_dict` wrote; nothing for an empty body."""
+        last_tokens = {int(token): count for token, count in body.get("last_tokens", {}).items()}
+        return cls(body.get("num_spans", 0), body.get("num_stopped", 0), last_tokens)
+
     def __add__(self, other: Endings) -> Endings:
         last_tokens = dict((Counter(self.last_tokens) + Counter(other.last_tokens)).most_common(MAX_ENDINGS))
         return Endings(self.num_spans + other.num_spans, self.num_stopped + other.num_stopped, last_tokens)

@@ -5,8 +5,8 @@ conversations with probe text, and the first form that shows the probe is used:
   parts      a turn's content as text, or as a list of one part `{"type": "text", "text": ...}`, for each role
   reasoning  the key `reasoning_content`, `reasoning` or `thinking`, or a part of type `thinking`
   arguments  an object, or JSON text. Text is the form where the template concatenates strings, as DeepSeek's do, and
-             where it would print an object in Python's notation. The text is that of transformers' `tojson`, by which
-             TRL's training templates write the same object: `json.dumps(arguments, ensure_ascii=False)`
+             where it would print an object in Python's notation. The text is the record's own, if it has one, else
+             that of transformers' `tojson`, by which TRL's training templates write the same object
   content    beside calls: an empty text, or null, where the template shows calls only without content
   call ids   any, or nine letters and digits, as Mistral's templates require
   parallel   whether all calls of a turn are shown
@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from qtune_service.ingest.records import Message
+from qtune_service.ingest.tools import Arguments
 
 PROBE = "Qx7probe9Xq"  # it survives trimming and JSON escapes
 ANSWER = "Zk4answer2Kz"
@@ -186,5 +187,6 @@ def _thinking_part(text: str) -> dict[str, str]:
 
 def _with_text_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
     function = call["function"]
-    arguments = json.dumps(function["arguments"], ensure_ascii=False)
-    return {**call, "function": {**function, "arguments": arguments}}
+    given = function["arguments"]
+    text = given.text if isinstance(given, Arguments) else json.dumps(given, ensure_ascii=False)
+    return {**call, "function": {**function, "arguments": text}}
