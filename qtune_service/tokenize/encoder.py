@@ -35,7 +35,7 @@ from qtune_service.tokenize.chat_template import (
     ChatTemplate,
     Span,
 )
-from qtune_service.tokenize.context import check_context, notes_of
+from qtune_service.tokenize.context import check_context, notes_of, unseen_keys
 from qtune_service.tokenize.encoded_batch import (
     Encoded,
     EncodedBatch,
@@ -221,6 +221,8 @@ class Encoder:
         notes = conversation.notes
         if adapted.variables:
             notes += notes_of(adapted, template, text)
+        if any(len(message) > 2 for message in conversation.messages):
+            notes += unseen_keys(conversation.messages, template, text)
         return Rendering(template, adapted, text, None if marked is None else tuple(marked), notes)
 
     def _locate(self, item: Rendering, num_tokens: int) -> list[Span]:
