@@ -122,10 +122,9 @@ class TurnFlags:
         is_clear = len(survivors) == sum(trained)
         self.unclear += not is_clear and not all(survivors)
         flags = iter(survivors if is_clear else [True] * sum(trained))
-        present = [{name: value for name, value in message.items() if value is not None} for message in messages]
         return [
             message | {"loss": is_trained and next(flags)} if turn["role"] == "assistant" else message
-            for message, turn, is_trained in zip(present, parsed, trained, strict=True)
+            for message, turn, is_trained in zip(messages, parsed, trained, strict=True)
         ]
 
 

@@ -100,6 +100,17 @@ def _change_struct(changes: Mapping[str, Change]) -> Change:
     return change
 
 
+def text_of(table: pa.Table, name: str) -> Any:
+    """Return a column for grouping: text inside of JSON text as the text itself, other columns unchanged."""
+    column, field = table[name], table.schema.field(name)
+    if not is_json(field):
+        return column
+    values = (
+        value if value is None or isinstance(value, str) else encode_value(value) for value in values_of(column, field)
+    )
+    return pa.chunked_array([pa.array(list(values), pa.string())])
+
+
 # --- Python to Arrow
 
 

@@ -35,7 +35,7 @@ MAX_NLL_NATS = 709.0
 
 
 def read_rows(records: Records, index: NDArray[np.int64], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Read fields of some records (k,), in the given order. JSON text of the records' own columns is parsed."""
+    """Read fields of some records (k,), in the given order. Columns that a record lacks are left out."""
     if not len(index):
         return []
     names = [records.field(name).name for name in names]
@@ -44,7 +44,7 @@ def read_rows(records: Records, index: NDArray[np.int64], names: Sequence[str]) 
     )
     found = _derived(records, table, names, records_of(table))
     at = np.searchsorted(table["index"].to_numpy(), index).tolist()
-    return [{name: found[i].get(name) for name in names} for i in at]
+    return [{name: found[i][name] for name in names if name in found[i]} for i in at]
 
 
 def rows_by_shard(records: Records, index: NDArray[np.int64]) -> Mapping[int, NDArray[np.int64]]:
