@@ -1,9 +1,9 @@
 """Convert records between Arrow columns and Python values.
 
 Arrow gives every struct the union of all keys, so a null in a struct is usually padding. `records_of` leaves such keys
-out, at any depth, and decodes JSON text (`arrow.json`, and the text fields of schema.py). It is the one way from Arrow
-to records, for inputs and for every output in JSON. Null counts decide which values Python visits: columns without
-padding and JSON text are converted by Arrow alone.
+out, at any depth, decodes JSON text (`arrow.json`, and the text fields of schema.py), and reads maps as objects. It is
+the one way from Arrow to records, for inputs and for every output in JSON. Null counts decide which values Python
+visits: columns without padding, JSON text and maps are converted by Arrow alone.
 
 These nulls stay: items of lists, columns (unless the schema says that they are absent), and fields that the schema
 marks as stated. `column_of` and `conform` are the way back, to the columns of a finished schema.
@@ -61,11 +61,21 @@ def _decoder(array: Any, field: pa.Field[Any]) -> Change | None:
     if is_list(of) or pa.types.is_list_view(of) or pa.types.is_large_list_view(of):
         item = _decoder(array.flatten(), of.value_field)
         return None if item is None else lambda value: None if value is None else [item(one) for one in value]
-    if pa.types.is_map(of):
-        of_item = _decoder(array.items, of.item_field)
-        if of_item is not None:
-            return lambda pairs: None if pairs is None else [(key, of_item(value)) for key, value in pairs]
-    return None
+    return _map_decoder(array) if pa.types.is_map(of) else None
+
+
+def _map_decoder(array: Any) -> Change:
+    """Return the conversion of maps: an object where the keys are different texts, else pairs. Null values stay."""
+    item = _decoder(array.items, array.type.item_field)
+
+    def change(pairs: Any) -> Any:
+        if pairs is None:
+            return None
+        values = [(key, value if item is None else item(value)) for key, value in pairs]
+        keys = {key for key, _ in values if isinstance(key, str)}
+        return dict(values) if len(keys) == len(values) else values
+
+    return change
 
 
 def _struct_decoder(array: Any) -> Change | None:
