@@ -103,7 +103,7 @@ def adopt_scores(spec: JobSpec, output: Output) -> Scored:
 def plan_shards(spec: JobSpec, output: Output, executor: Executor, tracker: Tracker) -> Plan:
     """Return the plan of this output. Raise DataError where an input file changed since it was made."""
     uri = output.at("_qtune", "plan.json")
-    files = discover(spec.input.paths)
+    files = discover(spec.input.paths, spec.input.split)
     if output.stat("_qtune", "plan.json") is not None:
         plan = read_plan(output)
         plan.verify_unchanged(files)

@@ -98,7 +98,7 @@ class _Job:
 
     def _start(self) -> tuple[JobContext, Encoder]:
         """Start workers and tokenizer, which take seconds, at the same time. Find missing data or models first."""
-        discover(self.spec.input.paths)
+        discover(self.spec.input.paths, self.spec.input.split)
         local_folder(self.spec.model.name)
         with ThreadPoolExecutor(1) as thread:
             preparing = thread.submit(prepare, self.spec)
