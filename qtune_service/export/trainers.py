@@ -118,14 +118,14 @@ class TurnFlags:
 
     def flagged(self, messages: list[dict[str, Any]], survivors: list[bool]) -> list[dict[str, Any]]:
         """Return messages with `loss` on assistant turns. survivors: for each run, whether any token is left."""
-        parsed, trained = parse_turns(messages, "messages")
-        is_clear = len(survivors) == sum(trained)
+        turns = parse_turns(messages, "messages")
+        is_clear = len(survivors) == sum(turns.trained)
         self.unclear += not is_clear and not all(survivors)
-        flags = iter(survivors if is_clear else [True] * sum(trained))
+        flags = iter(survivors if is_clear else [True] * sum(turns.trained))
         present = [{name: value for name, value in message.items() if value is not None} for message in messages]
         return [
             message | {"loss": is_trained and next(flags)} if turn["role"] == "assistant" else message
-            for message, turn, is_trained in zip(present, parsed, trained, strict=True)
+            for message, turn, is_trained in zip(present, turns.messages, turns.trained, strict=True)
         ]
 
 

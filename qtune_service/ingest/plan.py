@@ -85,6 +85,8 @@ class ChunkScan:
     """Columns of its first valid records."""
     categories_seen: tuple[str, ...]
     first_problem: str
+    unknown: tuple[str, str] | None = None
+    """The explanation of a format that is not detected (unknown_format.py)."""
 
     @property
     def schema(self) -> pa.Schema:

@@ -34,9 +34,10 @@ from qtune_service.ingest.json_reader import staged_pieces
 from qtune_service.ingest.json_schema import infer_lines
 from qtune_service.ingest.jsonl import Record, RecordProblem, category_of, is_blank, parse_line, split_lines
 from qtune_service.ingest.plan import Chunk, ChunkScan, Piece, Plan, Shard, encode_schema, staged_name
-from qtune_service.ingest.records import ColumnNames
+from qtune_service.ingest.records import NO_NAMES, ColumnNames
 from qtune_service.ingest.row_files import cut, groups_of, iter_rows, schema_of
 from qtune_service.ingest.schema import finish, unify
+from qtune_service.ingest.unknown_format import check_names, explain, nested_in_schema, unknown_format
 from qtune_service.storage import file_io
 
 SAMPLE_RECORDS = 20
@@ -92,15 +93,17 @@ def scan(chunk: Chunk, spec: InputSpec, *, work: str) -> ChunkScan:
         pieces = _scan_range(chunk, found)
     else:
         pieces = _stage(chunk, found, work)
+    format_name = found.format()
     return ChunkScan(
         index=chunk.index,
         file_index=chunk.file_index,
         pieces=tuple(pieces),
         schema_ipc=encode_schema(unify(found.schemas)),
-        format=found.format(),
+        format=format_name,
         keys=tuple(dict.fromkeys(key for record in found.sample for key in record))[:64],
         categories_seen=tuple(found.seen)[:CATEGORIES_SHOWN],
         first_problem=found.first_problem,
+        unknown=explain(found.sample) if found.sample and format_name is None else None,
     )
 
 
@@ -179,7 +182,6 @@ MIN_SHARD_BYTES = 128 << 10
 MAX_SHARD_BYTES = 16 << 20
 SHARDS_WANTED = 256
 """Target number of shards: the last shard of a pool of a dozen engines is then a small part of its work."""
-FORMATS = "messages, sharegpt, alpaca, prompt_completion (or --prompt-column and --completion-column), tokenized"
 
 
 # --- chunks
@@ -262,6 +264,9 @@ def _check_content(files: Sequence[SourceFile], scans: Sequence[ChunkScan], spec
     if not any(scan.keys for scan in scans):
         problem = next(scan.first_problem for scan in scans if scan.first_problem)
         raise DataError(f"no usable record in {names}; the first one is {problem}", "Each line is one JSON object.")
+    if (column_names := ColumnNames.of(spec)) != NO_NAMES:
+        schema = unify(scan.schema for scan in scans)
+        check_names(column_names, schema.names, nested_in_schema(schema))
     keys = sorted({key for scan in scans for key in scan.schema.names})
     if spec.category_field is not None and spec.category_field not in keys:
         raise DataError(f"no record has the category field {spec.category_field}", f"Columns: {', '.join(keys[:40])}")
@@ -277,16 +282,8 @@ def _format_of_file(file: SourceFile, index: int, scans: Sequence[ChunkScan]) ->
     keys = list(dict.fromkeys(key for scan in own for key in scan.keys))
     found = next((scan.format for scan in own if scan.format is not None), None)
     if found is None and keys:
-        raise unknown_format(file.name, keys)
+        raise unknown_format(file.name, next(scan.unknown for scan in own if scan.unknown))
     return found or "auto"
-
-
-def unknown_format(name: str, keys: Sequence[str]) -> DataError:
-    """Return the error for a file with an unknown format."""
-    return DataError(
-        f"cannot detect the format of {name}: its records have the columns {', '.join(keys[:40])}",
-        f"Give it with --format, or rename columns. Formats: {FORMATS}.",
-    )
 
 
 def _shards(

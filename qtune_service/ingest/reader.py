@@ -35,10 +35,11 @@ from qtune_service.ingest.jsonl import (
     split_lines,
 )
 from qtune_service.ingest.plan import Plan, Shard
-from qtune_service.ingest.planner import SAMPLE_RECORDS, unknown_format
-from qtune_service.ingest.records import ColumnNames
+from qtune_service.ingest.planner import SAMPLE_RECORDS
+from qtune_service.ingest.records import NO_NAMES, ColumnNames
 from qtune_service.ingest.row_files import iter_rows
 from qtune_service.ingest.schema import conform
+from qtune_service.ingest.unknown_format import check_names, explain, nested_in_records, unknown_format
 from qtune_service.storage import file_io
 
 __all__ = ["Record", "RecordProblem", "ShardRecords", "category_of", "first_records", "read_shard", "sample_id"]
@@ -223,11 +224,14 @@ def _of_file(file: SourceFile, index: int, spec: InputSpec, quotas: dict[str, in
 
 
 def _format(file: SourceFile, good: list[Record], spec: InputSpec) -> FormatName:
+    names = ColumnNames.of(spec)
+    if good and names != NO_NAMES:
+        check_names(names, list(dict.fromkeys(itertools.chain.from_iterable(good))), nested_in_records(good))
     if spec.format != "auto" or not good:
         return spec.format
-    found = detect_format(good, ColumnNames.of(spec))
+    found = detect_format(good, names)
     if found is None:
-        raise unknown_format(file.name, list(dict.fromkeys(key for record in good for key in record)))
+        raise unknown_format(file.name, explain(good))
     return found
 
 
