@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from qtune_service.errors import DataError
+from qtune_service.ingest.fields import PROMPT_TEXTS, TURN_COLUMNS
 from qtune_service.ingest.file_kinds import ENDING, SUPPORTED
-from qtune_service.ingest.json_shapes import RECORD_KEYS, is_turn, wrapper_keys
+from qtune_service.ingest.json_shapes import is_turn, wrapper_keys
 from qtune_service.ingest.splits import files_by_split
 from qtune_service.storage import file_io
 
@@ -38,6 +39,8 @@ METADATA = frozenset(
 """Names of files that describe data or models."""
 MAX_METADATA_BYTES = 64 << 20
 STATE, DICT = "state.json", "dataset_dict.json"
+_OWN = frozenset({*TURN_COLUMNS, *PROMPT_TEXTS, "input_ids", "text"})
+"""Keys that a record has and metadata has not."""
 _CACHE = re.compile(r"cache-[0-9a-f]{8,}(?:_[0-9]{5}_of_[0-9]{5})?\.arrow")
 _SHOWN = 20
 
@@ -185,7 +188,7 @@ class _Folder:
                     "Copy the folder again, or save it again with save_to_disk.",
                 )
             yield path
-        known = {_join(at, file) for file in names}
+        known = {_join(at, file) for file in (*names, STATE, "dataset_info.json")}
         direct = [path for path in self._by_path if path.rpartition("/")[0] == at]
         self._skipped += [path for path in direct if path not in known and ENDING.search(path)]
 
@@ -239,9 +242,3 @@ def _holds_records(content: dict[str, Any]) -> bool:
         return True
     keys = wrapper_keys(content)
     return any(not _OWN.isdisjoint(content[key][0]) or is_turn(content[key][0]) for key in keys)
-
-
-_OWN = RECORD_KEYS & {
-    "messages", "conversations", "prompt", "completion", "instruction", "input_ids", "question", "answer", "query",
-    "response", "problem", "solution", "text", "chosen",
-}  # fmt: skip

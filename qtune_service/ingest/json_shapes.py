@@ -16,25 +16,36 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qtune_service.errors import DataError
+from qtune_service.ingest.fields import CONTENT_KEYS, CONTEXT, MASKS, PROMPT_TEXTS, ROLE_KEYS, TURN_COLUMNS
 
-RECORD_KEYS = frozenset(
-    {
-        "messages", "conversations", "conversation", "dialog", "dialogue", "turns", "chat", "prompt", "completion",
-        "instruction", "input", "output", "question", "answer", "query", "response", "problem", "solution", "text",
-        "chosen", "rejected", "system", "system_prompt", "tools", "functions", "context", "history", "input_ids",
-        "labels", "loss_mask",
-    }
-)  # fmt: skip
+RECORD_KEYS = (
+    CONTEXT
+    | PROMPT_TEXTS
+    | frozenset(
+        {
+            *TURN_COLUMNS,
+            *MASKS,
+            "system",
+            "system_prompt",
+            "tools",
+            "functions",
+            "documents",
+            "input_ids",
+            "labels",
+            "text",
+        }
+    )
+)
 """Keys that a record has and an object around records has not."""
-_WHOLE_RECORD = frozenset({"messages", "conversations", "prompt", "completion", "instruction", "input_ids", "chosen"})
+_WHOLE_RECORD = frozenset({*TURN_COLUMNS, "prompt", "completion", "instruction", "input_ids", "chosen"})
 
 
 def is_turn(value: Any) -> bool:
     """Return whether a value is a turn, and not a record with a column `role`."""
     if not isinstance(value, dict) or not _WHOLE_RECORD.isdisjoint(value):
         return False
-    by_role = isinstance(value.get("role"), str) and ("content" in value or "tool_calls" in value)
-    return by_role or (isinstance(value.get("from"), str) and "value" in value)
+    has_content = "tool_calls" in value or any(key in value for key in CONTENT_KEYS)
+    return has_content and any(isinstance(value.get(key), str) for key in ROLE_KEYS)
 
 
 def is_turns(value: Any) -> bool:

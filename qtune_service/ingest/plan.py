@@ -141,6 +141,9 @@ class Plan:
     column_map: dict[str, str] = field(default_factory=dict)
     role_map: dict[str, str] = field(default_factory=dict)
 
+    notices: tuple[str, ...] = ()
+    """What was left out of folders, and which splits are read together; see `discovery.notices`."""
+
     @property
     def names(self) -> ColumnNames:
         """Return the names that the job gives to columns and roles."""

@@ -140,6 +140,7 @@ class _Job:
             finished,
             template=encoder.template_description,
             stop_warning=encoder.stop_warning(endings) or "",
+            notices=plan.notices,
             own_columns={name: own for own, name in own_names(plan).items()},
             renamed=pruned_names(plan),
             category_column=own_names(plan)[category] if category else None,
