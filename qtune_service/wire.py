@@ -233,7 +233,7 @@ class DatasetView(BaseModel):
     name: str
     size_bytes: int
     sha256: str
-    format: Literal["jsonl", "json", "parquet"]
+    format: Literal["jsonl", "json", "csv", "parquet", "arrow"]
     rows: int | None = Field(description="Number of records, or null where counting them would be expensive.")
     num_bad_rows: int | None = Field(
         description="Records that are not a JSON object, which a job rejects. Null where this was not checked."

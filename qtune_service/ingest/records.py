@@ -28,6 +28,7 @@ Message: TypeAlias = dict[str, Any]
 
 HINTS: dict[str, str] = {
     "bad_json": "Each record is one JSON object, on one line where the file is JSON lines.",
+    "bad_row": "A row of CSV has as many cells as the header. Quote cells with delimiters or line breaks.",
     "not_utf8": "Write the file as UTF-8.",
     "not_an_object": "A record is a JSON object with its columns by name.",
     "missing_field": "Name the columns with `prompt_column` and `completion_column`, or choose another format.",

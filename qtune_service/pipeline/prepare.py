@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from qtune_service.config import JobSpec
 from qtune_service.errors import SpecError
 from qtune_service.importing import import_named
-from qtune_service.ingest.discovery import discover
+from qtune_service.ingest.discovery import discover, notices
 from qtune_service.ingest.planner import Chunk, ChunkScan, Plan, is_enough, make_plan, split
 from qtune_service.output.layout import Output, part_files
 from qtune_service.pipeline.executor import Executor, LocalExecutor, Stage
@@ -103,13 +104,14 @@ def adopt_scores(spec: JobSpec, output: Output) -> Scored:
 def plan_shards(spec: JobSpec, output: Output, executor: Executor, tracker: Tracker) -> Plan:
     """Return the plan of this output. Raise DataError where an input file changed since it was made."""
     uri = output.at("_qtune", "plan.json")
-    files = discover(spec.input.paths)
+    files = discover(spec.input.paths, spec.input.split)
     if output.stat("_qtune", "plan.json") is not None:
         plan = read_plan(output)
         plan.verify_unchanged(files)
         return plan
     chunks = split(files, spec.input)
     plan = make_plan(files, chunks, _scan(chunks, spec, executor, tracker), spec.input)
+    plan = replace(plan, notices=tuple(notices(spec.input.paths, spec.input.split)))
     file_io.write_bytes(uri, plan.to_json().encode())
     return plan
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qtune_service.config import FormatName, JobSpec
+from qtune_service.ingest.discovery import notices
 from qtune_service.ingest.fields import uses
 from qtune_service.ingest.jsonl import RecordProblem, encode_value
 from qtune_service.ingest.reader import FirstRecord, first_records
@@ -110,7 +111,7 @@ def preview(spec: JobSpec, count: int) -> Preview:
             rejected.append(_rejected(found, outcome))
         if len(samples) == count:
             break
-    warnings = list(_warnings(spec, model, samples, rejected))
+    warnings = [*notices(spec.input.paths, spec.input.split), *_warnings(spec, model, samples, rejected)]
     num_tried = len(samples) + len(rejected)
     warnings += [f"{number} of the first {num_tried} records: {note}." for note, number in notes.items()]
     warnings += filter(None, [encoder.stop_warning(endings)])

@@ -102,7 +102,7 @@ class _Job:
 
     def _start(self) -> tuple[JobContext, Encoder]:
         """Start workers and tokenizer, which take seconds, at the same time. Find missing data or models first."""
-        discover(self.spec.input.paths)
+        discover(self.spec.input.paths, self.spec.input.split)
         local_folder(self.spec.model.name)
         with ThreadPoolExecutor(1) as thread:
             preparing = thread.submit(prepare, self.spec)
@@ -140,6 +140,7 @@ class _Job:
             finished,
             template=encoder.template_description,
             stop_warning=encoder.stop_warning(endings) or "",
+            notices=plan.notices,
             own_columns={name: own for own, name in own_names(plan).items()},
             renamed=pruned_names(plan),
             category_column=own_names(plan)[category] if category else None,

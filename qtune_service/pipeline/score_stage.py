@@ -67,6 +67,8 @@ class Scored:
     """Column of scores/ that holds the category."""
     notes: Counts = field(default_factory=dict)
     """What usable records say and their samples do not contain (Conversation.notes): clause -> records."""
+    notices: tuple[str, ...] = ()
+    """Sentences about the files that were read, of the plan."""
     stop_warning: str = ""
     """A warning if no trained text ends in a stop token of the model."""
     performance: dict[str, float] = field(default_factory=dict)
@@ -75,9 +77,9 @@ class Scored:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Return the notes and the stop warning as sentences."""
+        """Return the notices, the notes and the stop warning as sentences."""
         notes = [f"{count:,} of {self.read:,} records: {note}." for note, count in self.notes.items()]
-        return tuple(filter(None, [self.stop_warning, *notes]))
+        return tuple(filter(None, [*self.notices, self.stop_warning, *notes]))
 
     @property
     def num_samples(self) -> int:
@@ -96,7 +98,8 @@ class Scored:
         body = dict(manifest["scoring"])
         shards = {int(index): rows for index, rows in body.pop("shards").items()}
         files = tuple(file.to_dict() for file in part_files(manifest, "scores", "rejected"))
-        return cls(shards=shards, files=files, **body)
+        notices = tuple(body.pop("notices", ()))
+        return cls(shards=shards, files=files, notices=notices, **body)
 
 
 def summarise(
@@ -104,6 +107,7 @@ def summarise(
     *,
     template: str,
     stop_warning: str,
+    notices: tuple[str, ...],
     own_columns: dict[str, str],
     renamed: dict[str, str],
     category_column: str | None,
@@ -130,6 +134,7 @@ def summarise(
         engine=next(iter(engines.values()), {}),
         template=template,
         stop_warning=stop_warning,
+        notices=notices,
         own_columns=own_columns,
         renamed=renamed,
         category_column=category_column,
