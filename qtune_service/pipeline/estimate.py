@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from qtune_service.config import JobSpec
 from qtune_service.errors import DataError, SpecError
 from qtune_service.ingest.discovery import SourceFile, discover
+from qtune_service.ingest.hub_dataset import pin
 from qtune_service.ingest.jsonl import RecordProblem
 from qtune_service.ingest.reader import FirstRecord, first_records
 from qtune_service.pipeline.cost import Lengths, ModelCost, Needs, devices_of, needs_of
@@ -187,7 +188,7 @@ def _count(spec: JobSpec, records: Sequence[FirstRecord], looked_at: int) -> tup
         return len(records), True  # there are no more
     if spec.input.take:
         raise SpecError("the number of records of some categories is not known", "Give --samples.")
-    files = discover(spec.input.paths)
+    files = discover(pin(spec.input)[0].paths)
     parquet = [file for file in files if file.kind == "parquet"]
     rows = sum(_rows(file) for file in parquet)
     others = [file for file in files if file.kind != "parquet"]

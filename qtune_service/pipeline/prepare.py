@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from qtune_service.config import JobSpec
 from qtune_service.errors import SpecError
 from qtune_service.importing import import_named
 from qtune_service.ingest.discovery import discover
+from qtune_service.ingest.hub_dataset import pin
 from qtune_service.ingest.planner import Chunk, ChunkScan, Plan, is_enough, make_plan, split
 from qtune_service.output.layout import Output, part_files
 from qtune_service.pipeline.executor import Executor, LocalExecutor, Stage
@@ -102,16 +104,29 @@ def adopt_scores(spec: JobSpec, output: Output) -> Scored:
 
 def plan_shards(spec: JobSpec, output: Output, executor: Executor, tracker: Tracker) -> Plan:
     """Return the plan of this output. Raise DataError where an input file changed since it was made."""
-    uri = output.at("_qtune", "plan.json")
-    files = discover(spec.input.paths)
-    if output.stat("_qtune", "plan.json") is not None:
-        plan = read_plan(output)
-        plan.verify_unchanged(files)
-        return plan
+    earlier = find_plan(output)
+    read, revisions = pin(spec.input, earlier.revisions if earlier else None)
+    files = discover(read.paths)
+    if earlier is not None:
+        earlier.verify_unchanged(files)
+        return earlier
     chunks = split(files, spec.input)
     plan = make_plan(files, chunks, _scan(chunks, spec, executor, tracker), spec.input)
-    file_io.write_bytes(uri, plan.to_json().encode())
+    plan = replace(plan, revisions=revisions)
+    file_io.write_bytes(output.at("_qtune", "plan.json"), plan.to_json().encode())
     return plan
+
+
+def find_input(spec: JobSpec, output: Output) -> None:
+    """Raise QTuneError where input files are missing or cannot be read, before workers start."""
+    earlier = find_plan(output)
+    read, _ = pin(spec.input, earlier.revisions if earlier else None)
+    discover(read.paths)
+
+
+def find_plan(output: Output) -> Plan | None:
+    """Return the plan of an output, or None where there is none."""
+    return None if output.stat("_qtune", "plan.json") is None else read_plan(output)
 
 
 def _scan(chunks: list[Chunk], spec: JobSpec, executor: Executor, tracker: Tracker) -> list[ChunkScan]:

@@ -63,6 +63,8 @@ class Scored:
     """Name in scores/ -> name in pruned/, where these differ."""
     category_column: str | None = None
     """Column of scores/ that holds the category."""
+    revisions: dict[str, str] = field(default_factory=dict)
+    """Dataset of the hub -> commit that was read."""
     performance: dict[str, float] = field(default_factory=dict)
     """Figures of `measure`. Empty where nothing was left to score."""
     files: tuple[dict[str, Any], ...] = ()
@@ -94,6 +96,7 @@ def summarise(
     own_columns: dict[str, str],
     renamed: dict[str, str],
     category_column: str | None,
+    revisions: dict[str, str],
     performance: dict[str, float],
 ) -> Scored:
     """Add up the markers of all shards. Raise EngineError where two engines scored one output."""
@@ -119,6 +122,7 @@ def summarise(
         own_columns=own_columns,
         renamed=renamed,
         category_column=category_column,
+        revisions=revisions,
         performance=performance,
         files=tuple(f for m in ordered for f in m.files),
     )
