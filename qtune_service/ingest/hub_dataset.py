@@ -55,12 +55,6 @@ def pin(spec: InputSpec, commits: Mapping[str, str] | None = None) -> tuple[Inpu
     StorageError.
     """
     known = dict(commits or {})
-    if not any(map(is_hub, spec.paths)):
-        if spec.config is not None:
-            raise SpecError(
-                "config: only datasets of the hub have configurations", "Remove it, or read hf://datasets/ORG/NAME."
-            )
-        return spec, known
     paths: list[str] = []
     for path in spec.paths:
         paths += _expand(path, spec, known) if is_hub(path) else [path]

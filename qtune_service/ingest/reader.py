@@ -200,7 +200,8 @@ class FirstRecord:
 
 def first_records(spec: InputSpec, count: int) -> list[FirstRecord]:
     """Return at most `count` records. Raises DataError without records or with an unknown format."""
-    spec, _ = pin(spec)
+    if spec.reads_hub:
+        spec, _ = pin(spec)
     wanted = min(count, spec.limit or count)
     quotas = dict(spec.take) if spec.take else None
     found: list[FirstRecord] = []

@@ -188,7 +188,7 @@ def _count(spec: JobSpec, records: Sequence[FirstRecord], looked_at: int) -> tup
         return len(records), True  # there are no more
     if spec.input.take:
         raise SpecError("the number of records of some categories is not known", "Give --samples.")
-    files = discover(pin(spec.input)[0].paths)
+    files = discover((pin(spec.input)[0] if spec.input.reads_hub else spec.input).paths)
     parquet = [file for file in files if file.kind == "parquet"]
     rows = sum(_rows(file) for file in parquet)
     others = [file for file in files if file.kind != "parquet"]

@@ -15,7 +15,7 @@ from pathlib import Path
 from qtune_service.config import JobSpec
 from qtune_service.errors import SpecError
 from qtune_service.importing import import_named
-from qtune_service.ingest.discovery import discover
+from qtune_service.ingest.discovery import SourceFile, discover
 from qtune_service.ingest.hub_dataset import pin
 from qtune_service.ingest.planner import Chunk, ChunkScan, Plan, is_enough, make_plan, split
 from qtune_service.output.layout import Output, part_files
@@ -104,9 +104,7 @@ def adopt_scores(spec: JobSpec, output: Output) -> Scored:
 
 def plan_shards(spec: JobSpec, output: Output, executor: Executor, tracker: Tracker) -> Plan:
     """Return the plan of this output. Raise DataError where an input file changed since it was made."""
-    earlier = find_plan(output)
-    read, revisions = pin(spec.input, earlier.revisions if earlier else None)
-    files = discover(read.paths)
+    earlier, files, revisions = find_input(spec, output)
     if earlier is not None:
         earlier.verify_unchanged(files)
         return earlier
@@ -117,16 +115,16 @@ def plan_shards(spec: JobSpec, output: Output, executor: Executor, tracker: Trac
     return plan
 
 
-def find_input(spec: JobSpec, output: Output) -> None:
-    """Raise QTuneError where input files are missing or cannot be read, before workers start."""
-    earlier = find_plan(output)
-    read, _ = pin(spec.input, earlier.revisions if earlier else None)
-    discover(read.paths)
+def find_input(spec: JobSpec, output: Output) -> tuple[Plan | None, tuple[SourceFile, ...], dict[str, str]]:
+    """Return the plan of an output that has one, the input files, and the commits of datasets of the hub.
 
-
-def find_plan(output: Output) -> Plan | None:
-    """Return the plan of an output, or None where there is none."""
-    return None if output.stat("_qtune", "plan.json") is None else read_plan(output)
+    An output with a plan reads the commits of its plan. Raise QTuneError where files are missing or cannot be read.
+    """
+    earlier = None if output.stat("_qtune", "plan.json") is None else read_plan(output)
+    read, revisions = spec.input, dict[str, str]()
+    if read.reads_hub:
+        read, revisions = pin(read, earlier.revisions if earlier else None)
+    return earlier, discover(read.paths), revisions
 
 
 def _scan(chunks: list[Chunk], spec: JobSpec, executor: Executor, tracker: Tracker) -> list[ChunkScan]:

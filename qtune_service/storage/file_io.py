@@ -28,7 +28,6 @@ import pyarrow.parquet as pq
 
 from qtune_service.errors import StorageError
 from qtune_service.storage.filesystems import Location, display, explain, first_line, join, resolve, retrying, uri_of
-from qtune_service.storage.hub_uri import is_hub
 
 __all__ = [
     "Entry", "WrittenFile", "display", "exists", "explained_parquet", "glob", "is_folder", "is_glob", "iter_blocks",
@@ -91,7 +90,7 @@ def _stat_remote(at: Location) -> Entry | None:
 
 def _etag(at: Location) -> str:
     """Return the ETag of an S3 object, whose modification time has seconds only, or the id of a file of the hub."""
-    if is_hub(at.uri):
+    if at.is_hub:
         from qtune_service.storage.hub import version_of
 
         return version_of(at.path)

@@ -70,6 +70,11 @@ class Location:
         """Return whether the path is on a local disk."""
         return self.writes == "rename"
 
+    @property
+    def is_hub(self) -> bool:
+        """Return whether the path is in a dataset of the Hugging Face hub."""
+        return self.uri[:5].lower() == "hf://"
+
 
 # --- paths and URIs
 
