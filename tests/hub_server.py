@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 LARGE = (".parquet", ".arrow", ".gz", ".zst", ".bin")
 """Endings of files that are stored as large ones."""
@@ -168,7 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
             if (fault := self._fault(parts.path)) is not None:
                 self._send(fault.status, b"", {"X-Error-Message": "at random", **fault.headers})
                 return
-            self.answer(unquote(parts.path) if "/tree/" not in parts.path else parts.path)
+            self.answer(parts.path)
 
     def _fault(self, path: str) -> Fault | None:
         for fault in self.hub.faults:
@@ -293,8 +293,8 @@ class _HubHandler(_Handler):
             self._metadata(repository, what, rest)
 
     def _metadata(self, repository: Repository, what: str, rest: str) -> None:
-        raw, _, path = rest.partition("/") if what == "tree" else _revision(rest)
-        revision = unquote(raw) or "main"
+        raw, path = _split_revision(rest)
+        revision = raw or "main"
         sha = repository.resolve(revision)
         if sha is None:
             self._error(404, f"Invalid rev id: {revision}", "RevisionNotFound")
@@ -305,7 +305,7 @@ class _HubHandler(_Handler):
             siblings = [{"rfilename": name} for name in files]
             self._json({**about, "gated": "auto" if repository.gated else False, "siblings": siblings})
         elif what == "tree":
-            self._tree(files, unquote(path))
+            self._tree(files, path)
         else:
             entries = [_entry(files, path) for path in parse_qs(self.body.decode()).get("paths", [])]
             self._json([entry for entry in entries if entry is not None])
@@ -326,7 +326,7 @@ class _HubHandler(_Handler):
         self._json([_entry(files, name) for name in listed[start:stop]], {"Link": link} if stop < len(listed) else {})
 
     def _resolve(self, repository: Repository, rest: str) -> None:
-        revision, _, path = _revision(rest)
+        revision, path = _split_revision(rest)
         sha = repository.resolve(revision)
         if sha is None:
             self._error(404, f"Invalid rev id: {revision}", "RevisionNotFound")
@@ -409,11 +409,11 @@ class _HubHandler(_Handler):
         self._json({"success": True, "commitOid": sha, "commitUrl": url, "hookOutput": ""})
 
 
-def _revision(text: str) -> tuple[str, str, str]:
-    """Split `REVISION/PATH`; a reference has slashes."""
-    match = re.match(r"(refs/(?:pr/\d+|convert/[\w.-]+)|[^/]*)(/?)", text)
+def _split_revision(text: str) -> tuple[str, str]:
+    """Split the quoted `REVISION/PATH`; a reference may have slashes."""
+    match = re.match(r"(refs/(?:pr/\d+|convert/[\w.-]+)|[^/]*)/?", text)
     assert match is not None
-    return match[1], match[2], text[match.end() :]
+    return unquote(match[1]), unquote(text[match.end() :])
 
 
 def _refs(repository: Repository) -> dict[str, Any]:
@@ -452,8 +452,3 @@ def _git_id(body: bytes) -> str:
 def new_name() -> str:
     """Return a repository name that no earlier test has used, since the library caches by name."""
     return f"org/{secrets.token_hex(4)}"
-
-
-def quoted(path: str) -> str:
-    """Return a path as the hub's URLs have it."""
-    return quote(path, safe="/")

@@ -27,7 +27,17 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from qtune_service.errors import StorageError
-from qtune_service.storage.filesystems import Location, display, explain, first_line, join, resolve, retrying, uri_of
+from qtune_service.storage.filesystems import (
+    Location,
+    TransientError,
+    display,
+    explain,
+    first_line,
+    join,
+    resolve,
+    retrying,
+    uri_of,
+)
 
 __all__ = [
     "Entry", "WrittenFile", "display", "exists", "explained_parquet", "glob", "is_folder", "is_glob", "iter_blocks",
@@ -202,6 +212,8 @@ def explained_parquet(uri: str, open_file: Callable[[], pq.ParquetFile]) -> Iter
     except (OSError, pa.ArrowException) as error:
         if isinstance(error, StorageError):
             raise
+        if isinstance(error, TransientError):
+            raise StorageError(error.message, error.hint) from error
         raise explain(OSError(str(error)), uri, "read") from error
     finally:
         file.close()
