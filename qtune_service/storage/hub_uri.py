@@ -17,7 +17,7 @@ from qtune_service.errors import SpecError
 PREFIX = "hf://datasets/"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _REFERENCE = re.compile(r"refs/(?:convert/[\w.-]+|pr/\d+)(?=/|$)")
-_REPOSITORY = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
+_REPOSITORY = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
 _KINDS = {"models": "a model", "spaces": "a space", "buckets": "a bucket", "kernels": "a kernel"}
 _FORM = "A dataset of the hub is named hf://datasets/ORG/NAME, hf://datasets/ORG/NAME@REVISION, or with a path behind."
 

@@ -69,7 +69,7 @@ def parquet(rows: int) -> bytes:
 )
 def test_uris(text: str, parsed: HubUri) -> None:
     """A URI is parsed as the library parses it, and written back."""
-    from huggingface_hub.utils import parse_hf_uri
+    from huggingface_hub.utils._hf_uris import parse_hf_uri
 
     assert HubUri.parse(text) == parsed
     theirs = parse_hf_uri(text.rstrip("/"))
@@ -236,7 +236,7 @@ def test_an_outage_ends_with_an_error(hub: Hub, monkeypatch: pytest.MonkeyPatch)
 
 def test_offline_mode_is_respected(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     """HF_HUB_OFFLINE forbids requests, without attempts."""
-    from huggingface_hub.utils import close_session
+    from huggingface_hub import close_session
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     close_session()
