@@ -91,6 +91,8 @@ class Hub:
     """Token -> user."""
     read_only: set[str] = field(default_factory=lambda: {"hf_reader"})
     """Tokens without the right to write."""
+    invalid_licenses: set[str] = field(default_factory=set)
+    """Licenses that make a card invalid."""
     uploads: dict[str, bytes] = field(default_factory=dict)
     """SHA-256 -> large files that were sent to the storage."""
     requests: list[Request] = field(default_factory=list)
@@ -252,7 +254,10 @@ class _HubHandler(_Handler):
         elif path == "/api/whoami-v2":
             self._whoami()
         elif path == "/api/validate-yaml":
-            self._json({"errors": [], "warnings": []})
+            text = json.loads(self.body)["content"]
+            wrong = [name for name in self.hub.invalid_licenses if f"license: {name}" in text]
+            errors = [{"message": f'"license" must not be {name}'} for name in wrong]
+            self._json({"errors": errors, "warnings": []}, status=400 if wrong else 200)
         elif path == "/api/repos/create":
             self._create(json.loads(self.body))
         elif match := re.fullmatch(r"/datasets/(.+?)\.git/info/lfs/objects/batch", path):
