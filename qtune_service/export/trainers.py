@@ -295,7 +295,8 @@ TRAINERS = {
         Trainer(
             "hub",
             write_repository,
-            'hf upload USER/NAME {folder} . --repo-type dataset\ndata = load_dataset("USER/NAME", split="train")',
+            "hf upload {repository} {folder} . --repo-type dataset --private\n"
+            'data = load_dataset("{repository}", split="train")',
             check=check_repository,
             has_weights=True,
         ),

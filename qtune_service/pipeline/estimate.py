@@ -16,6 +16,7 @@ from qtune_service.config import JobSpec
 from qtune_service.errors import DataError, SpecError
 from qtune_service.ingest.discovery import discover
 from qtune_service.ingest.file_kinds import Kind
+from qtune_service.ingest.hub_dataset import pin
 from qtune_service.ingest.jsonl import RecordProblem
 from qtune_service.ingest.reader import FirstRecord, first_records
 from qtune_service.ingest.row_files import num_rows
@@ -188,7 +189,8 @@ def _count(spec: JobSpec, records: Sequence[FirstRecord], looked_at: int) -> tup
         return len(records), True  # there are no more
     if spec.input.take:
         raise SpecError("the number of records of some categories is not known", "Give --samples.")
-    files = discover(spec.input.paths, spec.input.split)
+    read = pin(spec.input)[0] if spec.input.reads_hub else spec.input
+    files = discover(read.paths, read.split)
     rows = sum(num_rows(file) for file in files if file.is_in_rows)
     others = [file for file in files if not file.is_in_rows]
     packed = [file.name for file in others if file.compression is not None]

@@ -71,6 +71,8 @@ class Scored:
     """Sentences about the files that were read, of the plan."""
     stop_warning: str = ""
     """A warning if no trained text ends in a stop token of the model."""
+    revisions: dict[str, str] = field(default_factory=dict)
+    """Dataset of the hub -> commit that was read."""
     performance: dict[str, float] = field(default_factory=dict)
     """Figures of `measure`. Empty where nothing was left to score."""
     files: tuple[dict[str, Any], ...] = ()
@@ -111,6 +113,7 @@ def summarise(
     own_columns: dict[str, str],
     renamed: dict[str, str],
     category_column: str | None,
+    revisions: dict[str, str],
     performance: dict[str, float],
 ) -> Scored:
     """Add up the markers of all shards. Raise EngineError where two engines scored one output."""
@@ -139,6 +142,7 @@ def summarise(
         renamed=renamed,
         category_column=category_column,
         notes=dict(Counter(add_counts(m.notes for m in ordered)).most_common(MAX_NOTES)),
+        revisions=revisions,
         performance=performance,
         files=tuple(f for m in ordered for f in m.files),
     )
