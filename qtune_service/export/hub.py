@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from qtune_service.errors import DataError
 from qtune_service.export.writers import Export, Options, pruned_tables
+from qtune_service.ingest.schema import is_json_type, with_json_type
 from qtune_service.output.reader import FinishedOutput
 from qtune_service.report.data import QUADRANTS
 from qtune_service.report.text import count, number, percent
@@ -57,6 +58,8 @@ def _feature(of: pa.DataType, where: str) -> dict[str, Any]:
 
 
 def _dtype(of: pa.DataType, where: str) -> str:
+    if is_json_type(of):
+        return "json"
     if pa.types.is_dictionary(of):
         return _dtype(of.value_type, where)
     if pa.types.is_decimal(of):
@@ -197,7 +200,7 @@ def check_repository(export: Export) -> None:
 def _schema(export: Export) -> pa.Schema:
     finished = export.finished
     with finished.folder.open_part("pruned", next(iter(finished.pruned_shards))) as file:
-        return file.schema_arrow
+        return pa.schema(map(with_json_type, file.schema_arrow))
 
 
 def write_repository(export: Export) -> Iterator[WrittenFile]:

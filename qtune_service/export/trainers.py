@@ -38,7 +38,7 @@ from qtune_service.export.writers import (
     write_saved_dataset,
 )
 from qtune_service.ingest.messages import parse_turns
-from qtune_service.ingest.schema import restore
+from qtune_service.ingest.rows import records_of
 from qtune_service.output.columns import Ragged, list_column, ragged
 from qtune_service.output.reader import FinishedOutput
 from qtune_service.selection.token_masks import trainable
@@ -118,14 +118,13 @@ class TurnFlags:
 
     def flagged(self, messages: list[dict[str, Any]], survivors: list[bool]) -> list[dict[str, Any]]:
         """Return messages with `loss` on assistant turns. survivors: for each run, whether any token is left."""
-        parsed, trained = parse_turns(messages, "messages")
-        is_clear = len(survivors) == sum(trained)
+        turns = parse_turns(messages, "messages")
+        is_clear = len(survivors) == sum(turns.trained)
         self.unclear += not is_clear and not all(survivors)
-        flags = iter(survivors if is_clear else [True] * sum(trained))
-        present = [{name: value for name, value in message.items() if value is not None} for message in messages]
+        flags = iter(survivors if is_clear else [True] * sum(turns.trained))
         return [
             message | {"loss": is_trained and next(flags)} if turn["role"] == "assistant" else message
-            for message, turn, is_trained in zip(present, parsed, trained, strict=True)
+            for message, turn, is_trained in zip(messages, turns.messages, turns.trained, strict=True)
         ]
 
 
@@ -153,9 +152,9 @@ def turn_tables(finished: FinishedOutput, turn_flags: TurnFlags) -> Iterator[pa.
         survivors = surviving_runs(ragged(scores["loss_mask"]), ragged(final["loss_mask"]))
         plain = scores.select(list(own.values()))
         rows = []
-        for row, alive in zip(restore(plain.to_pylist(), plain.schema), survivors.rows(), strict=True):
+        for row, alive in zip(records_of(plain), survivors.rows(), strict=True):
             body = {"messages": turn_flags.flagged(row[own["messages"]], alive.tolist())}
-            if "tools" in own and row[own["tools"]] is not None:
+            if "tools" in own and row.get(own["tools"]) is not None:
                 body["tools"] = row[own["tools"]]
             rows.append(writers.encode(body))
         yield pa.table({"json": pa.array(rows, pa.binary())})

@@ -24,7 +24,7 @@ from qtune_service.errors import NotAllowedError, SpecError
 from qtune_service.server.jobs.dataset_uris import id_of_uri
 from qtune_service.storage.confined import is_really_below, local_path
 from qtune_service.storage.hub_uri import PREFIX, HubUri, is_hub
-from qtune_service.tokenize.named_sources import is_template, model_folder, read_chat_template
+from qtune_service.tokenize.named_sources import is_template, is_trl_name, model_folder, read_chat_template
 
 _MODEL_ID = re.compile(r"[\w.:+= -]{1,200}(?:/[\w.:+= -]{1,200}){0,2}")
 _REVISION = re.compile(r"(?!(?:refs|pr|pull)(?:/|$))\w[\w.-]{0,200}(?:/\w[\w.-]{0,200}){0,8}", re.ASCII | re.IGNORECASE)
@@ -82,7 +82,7 @@ class Policy:
             )
         self._check_code(spec)
         template = spec.input.chat_template
-        if template is not None and not is_template(template):
+        if template is not None and not is_template(template) and not is_trl_name(template):
             _require(_is_below(template, self.inputs), "input.chat_template", template, self.inputs)
 
     def _allows_model(self, name: str) -> bool:
