@@ -26,11 +26,13 @@ from qtune_service.storage import file_io
 from qtune_service.storage.hub_uri import HubUri, is_hub
 
 CARD, YAML = "README.md", ".huggingface.yaml"
+SAVED = ("dataset_dict.json", "state.json")
+"""Files that mark a folder of `save_to_disk`."""
 MAX_CARD_BYTES = 16 << 20
 DEFAULT = "default"
 SHOWN = 20
 _WILDCARDS = "*?[]"
-_KINDS = {"jsonl": "json", "ndjson": "json", "pq": "parquet", "tsv": "csv"}
+_KINDS = {"jsonl": "json", "ndjson": "json", "pq": "parquet", "tsv": "csv", "feather": "arrow"}
 """Endings that the `datasets` library reads by one loader."""
 _TIES = ("parquet", "arrow", "jsonl", "json", "csv")
 """Endings in order of preference where a repository has equally many files of each."""
@@ -61,6 +63,11 @@ def pin(spec: InputSpec, commits: Mapping[str, str] | None = None) -> tuple[Inpu
     return spec.model_copy(update={"paths": tuple(paths), "config": None}), known
 
 
+def pinned(spec: InputSpec) -> InputSpec:
+    """Return the input with the files of datasets at their present commits."""
+    return pin(spec)[0] if spec.reads_hub else spec
+
+
 def _expand(path: str, spec: InputSpec, commits: dict[str, str]) -> list[str]:
     named = HubUri.parse(path)
     root = str(named.root)
@@ -76,40 +83,27 @@ def _expand(path: str, spec: InputSpec, commits: dict[str, str]) -> list[str]:
             f"config: {named} names files of a dataset, so it has no configuration",
             f"Remove the path behind {named.root}, or config.",
         )
-    if spec.split is None:
-        _check_path(named, uri)
-        return [str(uri)]
     files = _files_of_path(named, uri)
-    below = uri.path if uri.path not in files and not file_io.is_glob(str(uri)) else ""
-    return [str(uri.at(file)) for file in _of_split(named, _by_names(files, below), spec.split)]
+    if files is None or spec.split is None:
+        return [str(uri)]  # discovery lists it, and chooses the split of a folder
+    return [str(uri.at(file)) for file in _of_split(named, _by_names(files, ""), spec.split)]
 
 
 # --- paths
 
 
-def _check_path(named: HubUri, uri: HubUri) -> None:
-    """Raise DataError for a path without files, with the revision that the user gave."""
-    text = str(uri)
-    if file_io.stat(text) is None and not file_io.is_folder(text):
-        _files_of_path(named, uri)
-
-
-def _files_of_path(named: HubUri, uri: HubUri) -> list[str]:
-    """Return the files of a path, folder or glob, relative to the repository."""
+def _files_of_path(named: HubUri, uri: HubUri) -> list[str] | None:
+    """Return the files of a path or glob, relative to the repository; None for a folder. Raise DataError for none."""
     text = str(uri)
     if file_io.stat(text) is not None:
         return [uri.path]
     if file_io.is_folder(text):
-        return _readable(_relative(file_io.list_files(text)))
-    if file_io.is_glob(text):
-        if found := file_io.glob(text):
-            return _relative(found)
-        raise DataError(f"no file of {named.root} matches {named.path}", _listing(uri.root))
-    raise DataError(f"there is no {named.path} in {named.root}", _listing(uri.root))
-
-
-def _relative(files: Iterable[str]) -> list[str]:
-    return [HubUri.parse(file).path for file in files]
+        return None
+    if not file_io.is_glob(text):
+        raise DataError(f"there is no {named.path} in {named.root}", _listing(uri.root))
+    if found := file_io.glob(text):
+        return [HubUri.parse(file).path for file in found]
+    raise DataError(f"no file of {named.root} matches {named.path}", _listing(uri.root))
 
 
 def _listing(root: HubUri) -> str:
@@ -123,13 +117,15 @@ def _listing(root: HubUri) -> str:
 
 
 def _files_of_repository(named: HubUri, root: HubUri, spec: InputSpec) -> list[str]:
-    """Return the files of a configuration's split."""
+    """Return the files of a configuration's split, or the folder of `save_to_disk` that holds it."""
     from qtune_service.storage.hub import list_paths
 
     every = file_io.retrying(str(root), "list", lambda: list_paths(root))
     config = _choose(named, _configs(named, root, every), spec.config)
     if config.patterns is None:
         prefix = f"{config.folder}/" if config.folder else ""
+        if any(f"{prefix}{name}" in every for name in SAVED):
+            return [config.folder]  # discovery reads the folder by these files
         by_split = _by_names([file for file in every if file.startswith(prefix)], config.folder)
     else:
         by_split = {split: _matches(named, root, config, globs) for split, globs in config.patterns.items()}

@@ -22,7 +22,6 @@ from qtune_service.config import FormatName, InputSpec
 from qtune_service.errors import DataError
 from qtune_service.ingest.discovery import SourceFile, each_file
 from qtune_service.ingest.formats import detect_format, used_columns
-from qtune_service.ingest.hub_dataset import pin
 from qtune_service.ingest.json_reader import staged_pieces
 from qtune_service.ingest.json_schema import own_columns as own_columns_of
 from qtune_service.ingest.jsonl import (
@@ -200,9 +199,10 @@ class FirstRecord:
 
 
 def first_records(spec: InputSpec, count: int) -> list[FirstRecord]:
-    """Return at most `count` records. Raises DataError without records or with an unknown format."""
-    if spec.reads_hub:
-        spec, _ = pin(spec)
+    """Return at most `count` records. Raises DataError without records or with an unknown format.
+
+    Datasets of the hub are pinned before, see hub_dataset.py.
+    """
     wanted = min(count, spec.limit or count)
     quotas = dict(spec.take) if spec.take else None
     found: list[FirstRecord] = []

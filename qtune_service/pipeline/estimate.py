@@ -16,7 +16,7 @@ from qtune_service.config import JobSpec
 from qtune_service.errors import DataError, SpecError
 from qtune_service.ingest.discovery import discover
 from qtune_service.ingest.file_kinds import Kind
-from qtune_service.ingest.hub_dataset import pin
+from qtune_service.ingest.hub_dataset import pinned
 from qtune_service.ingest.jsonl import RecordProblem
 from qtune_service.ingest.reader import FirstRecord, first_records
 from qtune_service.ingest.row_files import num_rows
@@ -164,6 +164,7 @@ def _warnings(size: Size, hardware: Hardware, together: int) -> Iterable[str]:
 
 def size_of(spec: JobSpec, looked_at: int, samples: int | None) -> Size:
     """Encode the first records. Raise DataError, and SpecError where the number of samples cannot be estimated."""
+    spec = spec.model_copy(update={"input": pinned(spec.input)})
     info = describe_model(spec.model)
     encoder = Encoder(spec.model, spec.input, max_model_len=info.max_model_len, vocab_size=info.vocab_size)
     records = first_records(spec.input, looked_at)
@@ -189,8 +190,7 @@ def _count(spec: JobSpec, records: Sequence[FirstRecord], looked_at: int) -> tup
         return len(records), True  # there are no more
     if spec.input.take:
         raise SpecError("the number of records of some categories is not known", "Give --samples.")
-    read = pin(spec.input)[0] if spec.input.reads_hub else spec.input
-    files = discover(read.paths, read.split)
+    files = discover(spec.input.paths, spec.input.split)
     rows = sum(num_rows(file) for file in files if file.is_in_rows)
     others = [file for file in files if not file.is_in_rows]
     packed = [file.name for file in others if file.compression is not None]

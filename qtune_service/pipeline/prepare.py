@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from qtune_service.config import JobSpec
+from qtune_service.config import InputSpec, JobSpec
 from qtune_service.errors import SpecError
 from qtune_service.importing import import_named
 from qtune_service.ingest.discovery import SourceFile, discover, notices
@@ -104,19 +104,19 @@ def adopt_scores(spec: JobSpec, output: Output) -> Scored:
 
 def plan_shards(spec: JobSpec, output: Output, executor: Executor, tracker: Tracker) -> Plan:
     """Return the plan of this output. Raise DataError where an input file changed since it was made."""
-    earlier, files, revisions = find_input(spec, output)
+    earlier, files, read, revisions = find_input(spec, output)
     if earlier is not None:
         earlier.verify_unchanged(files)
         return earlier
     chunks = split(files, spec.input)
     plan = make_plan(files, chunks, _scan(chunks, spec, executor, tracker), spec.input)
-    plan = replace(plan, revisions=revisions, notices=tuple(notices(spec.input.paths, spec.input.split)))
+    plan = replace(plan, notices=tuple(notices(read.paths, read.split)), revisions=revisions)
     file_io.write_bytes(output.at("_qtune", "plan.json"), plan.to_json().encode())
     return plan
 
 
-def find_input(spec: JobSpec, output: Output) -> tuple[Plan | None, tuple[SourceFile, ...], dict[str, str]]:
-    """Return the plan of an output that has one, the input files, and the commits of datasets of the hub.
+def find_input(spec: JobSpec, output: Output) -> tuple[Plan | None, tuple[SourceFile, ...], InputSpec, dict[str, str]]:
+    """Return the plan of an output that has one, the input files, the input at commits of the hub, and these commits.
 
     An output with a plan reads the commits of its plan. Raise QTuneError where files are missing or cannot be read.
     """
@@ -124,7 +124,7 @@ def find_input(spec: JobSpec, output: Output) -> tuple[Plan | None, tuple[Source
     read, revisions = spec.input, dict[str, str]()
     if read.reads_hub:
         read, revisions = pin(read, earlier.revisions if earlier else None)
-    return earlier, discover(read.paths, read.split), revisions
+    return earlier, discover(read.paths, read.split), read, revisions
 
 
 def _scan(chunks: list[Chunk], spec: JobSpec, executor: Executor, tracker: Tracker) -> list[ChunkScan]:

@@ -65,14 +65,14 @@ class Scored:
     """Name in scores/ -> name in pruned/, where these differ."""
     category_column: str | None = None
     """Column of scores/ that holds the category."""
+    revisions: dict[str, str] = field(default_factory=dict)
+    """Dataset of the hub -> commit that was read."""
     notes: Counts = field(default_factory=dict)
     """What usable records say and their samples do not contain (Conversation.notes): clause -> records."""
     notices: tuple[str, ...] = ()
     """Sentences about the files that were read, of the plan."""
     stop_warning: str = ""
     """A warning if no trained text ends in a stop token of the model."""
-    revisions: dict[str, str] = field(default_factory=dict)
-    """Dataset of the hub -> commit that was read."""
     performance: dict[str, float] = field(default_factory=dict)
     """Figures of `measure`. Empty where nothing was left to score."""
     files: tuple[dict[str, Any], ...] = ()
@@ -141,8 +141,8 @@ def summarise(
         own_columns=own_columns,
         renamed=renamed,
         category_column=category_column,
-        notes=dict(Counter(add_counts(m.notes for m in ordered)).most_common(MAX_NOTES)),
         revisions=revisions,
+        notes=dict(Counter(add_counts(m.notes for m in ordered)).most_common(MAX_NOTES)),
         performance=performance,
         files=tuple(f for m in ordered for f in m.files),
     )

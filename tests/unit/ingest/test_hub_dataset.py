@@ -13,8 +13,9 @@ import pytest
 
 from qtune_service.config import InputSpec
 from qtune_service.errors import DataError, SpecError
-from qtune_service.ingest.discovery import discover
-from qtune_service.ingest.hub_dataset import pin
+from qtune_service.ingest.discovery import SourceFile, discover
+from qtune_service.ingest.hub_dataset import pin, pinned
+from qtune_service.ingest.reader import first_records
 from tests.hub_server import Fault, Hub, hub_server, new_name
 from tests.jobs import REPO, environment
 from tests.unit.ingest.hub_layouts import LAYOUTS, ROW, card, rows
@@ -44,6 +45,12 @@ def read(path: str, **fields: Any) -> list[str]:
     """Return the paths in the repository that an input reads."""
     spec, _ = pin(InputSpec(paths=(path,), **fields))
     return [uri.partition("@")[2].partition("/")[2] for uri in spec.paths]
+
+
+def found(path: str, split: str | None = None) -> tuple[SourceFile, ...]:
+    """Return the files that a job reads."""
+    spec = pinned(InputSpec(paths=(path,), split=split))
+    return discover(spec.paths, spec.split)
 
 
 # --- compared with the library
@@ -123,21 +130,40 @@ def test_a_path_selects_files_itself(hub: Hub) -> None:
     made.tags["v1"] = made.branches["main"]
     made.branches["a/b"] = made.branches["main"]
     at = f"hf://datasets/{name}@{made.branches['main']}"
+
+    def files(path: str, split: str | None = None) -> list[str]:
+        return [file.uri.removeprefix(f"{at}/") for file in found(path, split)]
+
     assert pin(InputSpec(paths=(f"hf://datasets/{name}/e/x.jsonl",)))[0].paths == (f"{at}/e/x.jsonl",)
     assert read(f"hf://datasets/{name}@v1/d/train-1.jsonl") == ["d/train-1.jsonl"]
     assert read(f"hf://datasets/{name}@a%2Fb/d/train-1.jsonl", split="train") == ["d/train-1.jsonl"]
-    assert read(f"hf://datasets/{name}/d", split="train") == ["d/sub/train.jsonl", "d/train-1.jsonl"]
+    assert files(f"hf://datasets/{name}/d", "train") == ["d/sub/train.jsonl", "d/train-1.jsonl"]
     assert read(f"hf://datasets/{name}/d/*.jsonl", split="test") == ["d/test-1.jsonl"]
-
-    def files(path: str) -> list[str]:
-        return [file.uri.removeprefix(f"{at}/") for file in discover(pin(InputSpec(paths=(path,)))[0].paths)]
 
     assert files(f"hf://datasets/{name}/d/") == ["d/sub/train.jsonl", "d/test-1.jsonl", "d/train-1.jsonl"]
     assert files(f"hf://datasets/{name}/**/train*") == ["d/sub/train.jsonl", "d/train-1.jsonl"]
     with pytest.raises(SpecError, match="names files of a dataset"):
         read(f"hf://datasets/{name}/d", config="default")
-    with pytest.raises(DataError, match="has no split dev"):
-        read(f"hf://datasets/{name}/d", split="dev")
+    with pytest.raises(DataError, match="has no split 'dev'"):
+        found(f"hf://datasets/{name}/d", "dev")
+    with pytest.raises(DataError, match="has no split test"):
+        read(f"hf://datasets/{name}/**/train*", split="test")
+
+
+def test_saved_datasets(hub: Hub, tmp_path: Path) -> None:
+    """A repository with folders of `save_to_disk` is read by its own description: splits have any name."""
+    datasets = pytest.importorskip("datasets")
+    parts = {split: datasets.Dataset.from_list([{"prompt": split, "completion": "b"}]) for split in ("sft", "held")}
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
+    saved = tmp_path / "saved"
+    name = new_name()
+    hub.add(name, {path.relative_to(saved).as_posix(): path.read_bytes() for path in saved.rglob("*.*")})
+    with pytest.raises(DataError, match=r"has several splits: .*sft"):
+        found(f"hf://datasets/{name}")
+    (file,) = found(f"hf://datasets/{name}", "sft")
+    assert (file.kind, file.uri.rpartition("@")[2][41:]) == ("arrow", "sft/data-00000-of-00001.arrow")
+    records = first_records(pinned(InputSpec(paths=(f"hf://datasets/{name}",), split="sft")), 5)
+    assert [record.record for record in records] == [{"prompt": "sft", "completion": "b"}]
 
 
 def test_a_missing_path_names_what_is_there(hub: Hub) -> None:
@@ -226,8 +252,8 @@ def test_a_busy_hub_loses_no_file(hub: Hub) -> None:
         Fault("/paths-info/", 429),
     ]
     assert read(f"hf://datasets/{name}") == ["d/a.jsonl", "d/b.jsonl"]
-    found = discover(pin(InputSpec(paths=(f"hf://datasets/{name}/d",)))[0].paths)
-    assert [file.uri.rpartition("/")[2] for file in found] == ["a.jsonl", "b.jsonl"]
+    listed = found(f"hf://datasets/{name}/d")
+    assert [file.uri.rpartition("/")[2] for file in listed] == ["a.jsonl", "b.jsonl"]
 
 
 def test_a_configuration_needs_a_dataset_of_the_hub() -> None:
