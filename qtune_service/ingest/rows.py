@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from qtune_service.ingest.jsonl import Record, decode_value, encode_value
-from qtune_service.ingest.schema import holds_json, is_absent, is_json, is_list, is_stated, with_json_type
+from qtune_service.ingest.schema import holds_json, is_absent, is_json, is_list, is_stated
 
 Change: TypeAlias = Callable[[Any], Any]
 
@@ -212,13 +212,3 @@ def _has_same_form(source: pa.Field[Any], field: pa.Field[Any]) -> bool:
         is_same_list = of.id == to.id and getattr(of, "list_size", None) == getattr(to, "list_size", None)
         return is_same_list and _has_same_form(of.value_field, to.value_field)
     return bool(of.equals(to))
-
-
-def as_json_type(table: pa.Table) -> pa.Table:
-    """Return the table with Arrow's JSON type for JSON text, in which product files hold it."""
-    fields = [with_json_type(field) for field in table.schema]
-    columns = [
-        column if column.type.equals(field.type) else column.cast(field.type)
-        for column, field in zip(table.columns, fields, strict=True)
-    ]
-    return pa.table(columns, schema=pa.schema(fields))
