@@ -15,8 +15,8 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qtune_service.ingest.rows import as_json_type, column_of, conform, records_of, to_array
-from qtune_service.ingest.schema import JSON_TYPE, arrow_column, finish, json_field, unify
+from qtune_service.ingest.rows import column_of, conform, records_of, to_array
+from qtune_service.ingest.schema import JSON_TYPE, arrow_column, as_json_type, finish, json_field, unify
 from tests.unit.ingest.planning import plan_of, read_all
 
 POINT: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
