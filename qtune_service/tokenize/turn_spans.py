@@ -309,8 +309,12 @@ def _start_by_shared_prefix(rendering: Rendering, i: int) -> int | None:
         head = rendering.render(rendering.conversation.messages[:i])
     except RecordError:
         return None
-    shared = rendering.template.common_prefix(head, rendering.text)
-    return shared if rendering.template.is_template_only(head[shared:]) else None
+    template, text = rendering.template, rendering.text
+    shared = template.common_prefix(head, text)
+    closes_last, header = head[shared:], template.header.strip()
+    if not closes_last.strip() or not template.is_template_only(closes_last):
+        return None
+    return None if header and text[shared:].lstrip().startswith(header) else shared
 
 
 def _start_before(rendering: Rendering, i: int) -> int | None:
