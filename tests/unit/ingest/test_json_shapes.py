@@ -70,6 +70,14 @@ def test_pretty_objects_in_lines_are_read(tmp_path: Path, count: int) -> None:
     ]
 
 
+def test_long_arrays_of_turns_follow_each_other(tmp_path: Path) -> None:
+    """Also where the first line is longer than the head that is looked at."""
+    long = [{"role": "user", "content": "x" * 70_000}, TURNS[1]]
+    text = f"{json.dumps(long)}\n{json.dumps(TURNS)}\n[1]\n{json.dumps(TURNS, indent=1)}"
+    turns = {"messages": TURNS}
+    assert read(tmp_path, "x.jsonl", text) == [{"messages": long}, turns, ("not_an_object", 3), turns]
+
+
 def test_a_bad_array_among_lines_is_one_rejected_record(tmp_path: Path) -> None:
     """Arrays of other things than turns are no records."""
     text = "\n".join(map(json.dumps, [TURNS, [1], [], ["a"], [PAIRS[0]], [[TURNS]], TURNS]))
