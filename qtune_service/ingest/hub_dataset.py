@@ -148,7 +148,7 @@ def _choose(named: HubUri, configs: Sequence[Config], wanted: str | None) -> Con
     if len(defaults) == 1:
         return defaults[0]
     what = "has several default configurations" if defaults else "has several configurations and no default"
-    raise DataError(f"{named.root} {what}: {names}", "Choose one with --config (`config` in a job file).")
+    raise DataError(f"{named.root} {what}: {names}", f"Choose one with config (--config {configs[0].name}).")
 
 
 def _of_split(
@@ -164,7 +164,7 @@ def _of_split(
         return next(iter(by_split.values()))
     raise DataError(
         f"{where} has several splits: {names}",
-        f"Choose one with --split (`split` in a job file), or name files: {named.root}/PATH.",
+        f"Choose one with split (--split {next(iter(by_split))}), or name files: {named.root}/PATH.",
     )
 
 
