@@ -15,7 +15,7 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qtune_service.ingest.rows import column_of, conform, records_of, to_array
+from qtune_service.ingest.rows import column_of, conform, records_of, text_of, to_array
 from qtune_service.ingest.schema import JSON_TYPE, arrow_column, as_json_type, finish, json_field, unify
 from tests.unit.ingest.planning import plan_of, read_all
 
@@ -200,3 +200,34 @@ def test_parquet_and_json_lines_of_one_job_meet(tmp_path: Path) -> None:
         {"messages": turns, "meta": {"k": {"z": None}}},
     ]
     assert made == expected + lines
+
+
+def test_the_product_as_an_input_is_the_same_records(tmp_path: Path) -> None:
+    """Types and marks of pruned/ are read back: missing columns, stated nulls and JSON."""
+    from qtune_service.ingest.json_schema import infer_records
+
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    own: list[dict[str, Any]] = [
+        {"same": {"a": None, "b": 1}, "note": None, "free": {"x": 1}},
+        {"same": {"a": 2, "b": 1}, "free": {"y": None}},
+        {"same": {"a": 2, "b": 1}, "note": "n", "one": "o", "free": 3},
+    ]
+    records = [{"messages": turns, **row} for row in own]
+    schema = finish(infer_records(records))
+    table = pa.Table.from_arrays([column_of(records, field) for field in schema], schema=schema)
+    pq.write_table(as_json_type(table), tmp_path / "x.parquet")
+    plan = plan_of(tmp_path, tmp_path / "x.parquet")
+    assert [(f.name, f.metadata) for f in plan.schema] == [(f.name, f.metadata) for f in schema]
+    (shard,) = read_all(plan)
+    assert records_of(shard.own_columns(range(3))) == records
+    assert records_of(pq.read_table(tmp_path / "x.parquet")) == records
+
+
+def test_groups_of_json_text_have_plain_names() -> None:
+    """A category that is text in one file and a number in another is counted under its own name."""
+    table = pa.table(
+        [['"math"', "3", None, "true"], ["a", "b", None, "c"]],
+        schema=pa.schema([json_field("x"), pa.field("y", pa.string())]),
+    )
+    assert text_of(table, "x").to_pylist() == ["math", "3", None, "true"]
+    assert text_of(table, "y").equals(table["y"])
