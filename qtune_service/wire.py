@@ -233,7 +233,7 @@ class DatasetView(BaseModel):
     name: str
     size_bytes: int
     sha256: str
-    format: Literal["jsonl", "json", "parquet"]
+    format: Literal["jsonl", "json", "csv", "parquet", "arrow"]
     rows: int | None = Field(description="Number of records, or null where counting them would be expensive.")
     num_bad_rows: int | None = Field(
         description="Records that are not a JSON object, which a job rejects. Null where this was not checked."
@@ -281,13 +281,25 @@ class PreviewRejectedView(BaseModel):
     detail: str
     hint: str
     record: str = Field(description="Its beginning.")
+    num_more: int = Field(0, description="Records of its file with the same reason that are not listed.")
+
+
+class PreviewSourceView(BaseModel):
+    """A file of the preview."""
+
+    source: str
+    format: str = Field(description="The format in which its records are read.")
+    columns: dict[str, str] = Field(description="The use of each column.")
 
 
 class PreviewView(BaseModel):
     """The first samples and rejected records of a job."""
 
+    sources: list[PreviewSourceView] = Field([], description="How the files are read.")
     samples: list[PreviewSampleView]
-    rejected: list[PreviewRejectedView] = Field(description="Rejected records before the last sample, at most 20.")
+    rejected: list[PreviewRejectedView] = Field(
+        description="Rejected records before the last sample: at most 3 of each file and reason, and 20 in all."
+    )
     warnings: list[str]
     template: str = Field(description="The chat template that renders, and its limits.")
 

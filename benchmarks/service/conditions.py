@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.service.queries import make_output
-from qtune_service.ingest.upload_checks import rows_of_parquet
+from qtune_service.ingest.upload_checks import rows_of_file
 from qtune_service.output.query import Selection
 from qtune_service.server.questions import worker
 from qtune_service.server.questions.client import Questions
@@ -98,8 +98,8 @@ def measure(root: str, folder: Path, rounds: int) -> None:
     print(
         compare(
             "rows of an uploaded Parquet file",
-            lambda: rows_of_parquet("upload.parquet", path),
-            lambda: questions.parquet_rows("upload.parquet", path),
+            lambda: rows_of_file("upload.parquet", path),
+            lambda: questions.count_rows("upload.parquet", path),
             rounds,
             questions,
         )

@@ -17,9 +17,10 @@ from qtune_service.cli.console import exit_codes, quiet
 from qtune_service.cli.job_flags import Given, spec_of, takes_job_fields
 from qtune_service.config import FlagGroup, JobSpec, load_spec
 from qtune_service.errors import DataError, QTuneError, SpecError
+from qtune_service.job_fields import in_terminal
 
 if TYPE_CHECKING:
-    from qtune_service.pipeline.preview import Preview, PreviewRejected, PreviewSample
+    from qtune_service.pipeline.preview import Preview, PreviewRejected, PreviewSample, PreviewSource
 
 
 app = typer.Typer()
@@ -101,6 +102,8 @@ def _page(found: Preview, *, signs: bool) -> Iterator[RenderableType]:
     from qtune_service.report.data import TokenView
     from qtune_service.report.terminal_samples import Cut, token_text
 
+    for source in found.sources:
+        yield _reading(source)
     for sample in found.samples:
         yield _heading(sample)
         states = ("kept" if trained else "prompt" for trained in sample.loss_mask)
@@ -113,7 +116,19 @@ def _page(found: Preview, *, signs: bool) -> Iterator[RenderableType]:
     yield token_text(legend[:1], signs=signs, cut=Cut()).append_text(token_text(legend[1:], signs=signs, cut=Cut()))
     yield Text(f"{found.template}", style="dim")
     for warning in found.warnings:
-        yield Text("! ", style="yellow").append(warning, "not bold")
+        yield Text("! ", style="yellow").append(in_terminal(warning), "not bold")
+
+
+def _reading(source: PreviewSource) -> Text:
+    """Return how a file is read: its format, and its columns by use."""
+    from qtune_service.report.token_view import visible_text
+
+    by_use: dict[str, list[str]] = {}
+    for column, use in source.columns.items():
+        by_use.setdefault(use, []).append(column)
+    lines = [f"  {', '.join(columns)}: {use}" for use, columns in by_use.items()]
+    head = Text(visible_text(source.source), style="dim").append(f"  {source.format}", "not dim bold")
+    return head.append(visible_text("".join(f"\n{line}" for line in lines)), "not dim not bold")
 
 
 def _heading(sample: PreviewSample) -> Text:
@@ -130,4 +145,5 @@ def _rejection(record: PreviewRejected) -> Text:
     from qtune_service.report.token_view import visible_text
 
     head = Text(f"{record.id}  ", style="bold").append(f"rejected: {record.reason}  ", "yellow not bold")
-    return head.append(visible_text(f"{record.detail}. {record.hint}"), "not bold")
+    more = f" {record.num_more} more for the same reason." if record.num_more else ""
+    return head.append(visible_text(f"{record.detail}. {in_terminal(record.hint)}{more}"), "not bold")

@@ -118,13 +118,13 @@ class TurnFlags:
 
     def flagged(self, messages: list[dict[str, Any]], survivors: list[bool]) -> list[dict[str, Any]]:
         """Return messages with `loss` on assistant turns. survivors: for each run, whether any token is left."""
-        parsed, trained = parse_turns(messages, "messages")
-        is_clear = len(survivors) == sum(trained)
+        turns = parse_turns(messages, "messages")
+        is_clear = len(survivors) == sum(turns.trained)
         self.unclear += not is_clear and not all(survivors)
-        flags = iter(survivors if is_clear else [True] * sum(trained))
+        flags = iter(survivors if is_clear else [True] * sum(turns.trained))
         return [
             message | {"loss": is_trained and next(flags)} if turn["role"] == "assistant" else message
-            for message, turn, is_trained in zip(messages, parsed, trained, strict=True)
+            for message, turn, is_trained in zip(messages, turns.messages, turns.trained, strict=True)
         ]
 
 
@@ -295,7 +295,8 @@ TRAINERS = {
         Trainer(
             "hub",
             write_repository,
-            'hf upload USER/NAME {folder} . --repo-type dataset\ndata = load_dataset("USER/NAME", split="train")',
+            "hf upload {repository} {folder} . --repo-type dataset --private\n"
+            'data = load_dataset("{repository}", split="train")',
             check=check_repository,
             has_weights=True,
         ),

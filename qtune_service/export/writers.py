@@ -181,6 +181,8 @@ class Options:
     """Tokens of a packed row."""
     license: str | None = None
     """License of the dataset, by the hub's names."""
+    repository: str | None = None
+    """Name of the dataset on the hub, for its card."""
     max_samples: int = 10_000
     """Limit on the scored samples of analysis files, which are large."""
 

@@ -1,9 +1,13 @@
-"""Convert JSON without random access (arrays, objects of columns, compressed files) to JSON lines.
+"""Convert files without random access (JSON, CSV, compressed files) to JSON lines.
 
 The file is streamed once and cut into pieces of whole lines. The line number of a record over all pieces is its number
 in the file. Records are copied as text, without a round trip through floats: the parser only finds their ends. At a
 break (truncation, damage, a syntax error inside an array) the records before it are kept, and one line represents the
-break, which becomes one rejected record with the position. Objects of columns are loaded whole.
+break, which becomes one rejected record with the position.
+
+A JSON file holds an array of records, a sequence of objects, an object of columns, or an object with one list of
+records; see json_shapes.py. An array of turns is one record. Objects of columns are loaded whole, wrapped lists are
+streamed.
 """
 
 from __future__ import annotations
@@ -14,18 +18,30 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from qtune_service.ingest.discovery import BrokenStreamError, SourceFile, iter_bytes
+from qtune_service.ingest.compression import BrokenStreamError, iter_bytes
+from qtune_service.ingest.csv_reader import csv_lines
+from qtune_service.ingest.discovery import SourceFile
+from qtune_service.ingest.json_shapes import ambiguous_wrapper, first_members, is_turn, rows_of, wrapper_keys
 from qtune_service.ingest.jsonl import RecordProblem, problem_line
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _NEWLINES = str.maketrans("\r\n", "  ")
+MAX_OBJECT_CHARS = 16 << 20
+"""Length of an object that is parsed as a whole before deciding whether it is a record. Longer ones wrap records."""
+MAX_CONVERSATION_CHARS = 64 << 20
 _MAX_SPLIT_CHARS = 16  # the longest escape or literal that the window end can split
 _WINDOW_CHARS = 1 << 20
 
 
 def staged_pieces(file: SourceFile, piece_bytes: int) -> Iterator[bytes]:
     """Yield the records of a file as JSON lines, in pieces of about `piece_bytes`."""
-    lines = _json_lines(file) if file.kind == "json" else _compressed_lines(file)
+    match file.kind:
+        case "json":
+            lines = _json_lines(file)
+        case "csv":
+            lines = csv_lines(file.name, iter_bytes(file.uri, file.compression))
+        case _:
+            lines = _compressed_lines(file)
     pending: list[bytes] = []
     size = 0
     for block in lines:
@@ -56,12 +72,8 @@ def _compressed_lines(file: SourceFile) -> Iterator[bytes]:
 
 
 def _json_lines(file: SourceFile) -> Iterator[bytes]:
-    reader = ValueReader(decoded(iter_bytes(file.uri, file.compression)))
     try:
-        if reader.peek() == "[":
-            yield from reader.elements()
-        else:
-            yield from objects(reader)
+        yield from record_lines(file.name, ValueReader(decoded(iter_bytes(file.uri, file.compression))))
     except JsonBreakError as error:
         yield problem_line(RecordProblem("bad_json", str(error))) + b"\n"
 
@@ -164,26 +176,55 @@ class ValueReader:
         """Return the error for a position, by default the current one."""
         return JsonBreakError(f"{what} at character {self._gone + (self._at if at is None else at) + 1} of the file")
 
-    def elements(self) -> Iterator[bytes]:
-        """Yield the elements of the array at the current position as lines."""
+    def elements(self) -> Iterator[tuple[Any, str]]:
+        """Yield the elements of the array at the current position, and their texts."""
         self.skip()
         if self.peek() == "]":
             self.skip()
-        else:
-            yield from self._some_elements()
-        if self.peek():
-            raise self.broken("more text after the array")
-
-    def _some_elements(self) -> Iterator[bytes]:
+            return
         while True:
             self.peek()
-            yield _encode(self.value()[1])
+            yield self.value()
             following = self.peek()
             if following not in (",", "]"):
                 raise self.broken("expected , or ] after a record" if following else "the array ends in the middle")
             self.skip()
             if following == "]":
                 return
+
+    def members(self) -> Iterator[str]:
+        """Yield the keys of the object at the current position. The caller reads each value before the next key."""
+        self.skip()
+        following = self.peek()
+        while following != "}":
+            key = self.value()[0] if following == '"' else None
+            if key is None or self.peek() != ":":
+                raise self.broken("expected a key and a colon" if following else "the object ends in the middle")
+            self.skip()
+            self.peek()
+            yield key
+            following = self.peek()
+            if following not in (",", "}"):
+                raise self.broken("expected , or } after a value" if following else "the object ends in the middle")
+            if following == ",":
+                self.skip()
+                following = self.peek()
+        self.skip()
+
+    def head(self) -> str:
+        """Return the text that was read ahead."""
+        return self._window[self._at :]
+
+    def whole_value(self, max_chars: int) -> tuple[Any, str] | None:
+        """Return the next value and its text, or None without reading it if it is longer than the limit."""
+        limit = self._max_chars
+        self._max_chars = max_chars if limit is None else min(limit, max_chars)
+        try:
+            return self.value()
+        except LongValueError:
+            return None
+        finally:
+            self._max_chars = limit
 
 
 def _broken(error: BrokenStreamError) -> Iterator[str]:
@@ -192,28 +233,71 @@ def _broken(error: BrokenStreamError) -> Iterator[str]:
     yield ""
 
 
-def objects(reader: ValueReader) -> Iterator[bytes]:
-    """Yield the lines of one object of columns, or of a sequence of objects."""
-    if not reader.peek():
-        return
-    value, text = reader.value()
-    if not reader.peek() and _is_columns(value):
-        yield from _rows(value)
-        return
-    yield _encode(text)
-    while reader.peek():
+def record_lines(name: str, reader: ValueReader) -> Iterator[bytes]:
+    """Yield the records of a JSON file as lines. name: of the file, for errors.
+
+    Raise JsonBreakError at a break, and DataError for an object that cannot be read as records.
+    """
+    match reader.peek():
+        case "":
+            return
+        case "[":
+            yield from _array(reader)
+        case "{":
+            yield from _objects(name, reader)
+        case _:
+            yield _encode(reader.value()[1])
+    while reader.peek():  # a sequence of values
         yield _encode(reader.value()[1])
 
 
-def _is_columns(value: Any) -> bool:
-    """Return whether an object holds columns: dicts from row number to value."""
-    if not isinstance(value, dict) or not value:
-        return False
-    return all(isinstance(column, dict) and all(map(str.isdecimal, column)) for column in value.values())
+def _array(reader: ValueReader) -> Iterator[bytes]:
+    """Yield the elements of an array. An array of turns is one record."""
+    elements = reader.elements()
+    for value, text in elements:
+        if is_turn(value):
+            yield _conversation(reader, text, elements)
+        else:
+            yield _encode(text)
+            yield from (_encode(text) for _, text in elements)
+    if reader.peek():
+        raise reader.broken("more text after the array")
 
 
-def _rows(columns: dict[str, dict[str, Any]]) -> Iterator[bytes]:
-    numbers = dict.fromkeys(number for column in columns.values() for number in column)
-    for number in sorted(numbers, key=int):
-        row = {name: column[number] for name, column in columns.items() if number in column}
-        yield _encode(json.dumps(row, ensure_ascii=False))
+def _conversation(reader: ValueReader, first: str, others: Iterator[tuple[Any, str]]) -> bytes:
+    """Return the line of the turns of a whole file."""
+    texts, size = [first], len(first)
+    for _, text in others:
+        texts.append(text)
+        size += len(text)
+        if size > MAX_CONVERSATION_CHARS:
+            raise reader.broken(f"the file is one conversation of more than {MAX_CONVERSATION_CHARS:,} characters")
+    return _encode(f"[{','.join(texts)}]")
+
+
+def _objects(name: str, reader: ValueReader) -> Iterator[bytes]:
+    """Yield the lines of an object: one record, the rows of its columns, or the records of the list that it wraps."""
+    try:
+        whole = reader.whole_value(MAX_OBJECT_CHARS)
+    except JsonBreakError:  # records of a wrapped list before the break are good
+        whole = None
+    if whole is None:
+        keys = wrapper_keys(first_members(reader.head()))
+        if len(keys) == 1:
+            yield from _wrapped(name, reader, keys[0])
+            return
+        whole = reader.value()
+    value, text = whole
+    rows = None if reader.peek() else rows_of(name, value)
+    yield from [_encode(text)] if rows is None else (_encode(row) for row in rows)
+
+
+def _wrapped(name: str, reader: ValueReader, wanted: str) -> Iterator[bytes]:
+    """Yield the elements of one value of an object, and pass over the others."""
+    for key in reader.members():
+        if key == wanted and reader.peek() == "[":
+            yield from (_encode(text) for _, text in reader.elements())
+        elif wrapper_keys({key: reader.value()[0]}):
+            raise ambiguous_wrapper(name, [wanted, key])
+    if reader.peek():
+        raise reader.broken("more text after the object")

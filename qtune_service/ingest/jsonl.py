@@ -2,7 +2,8 @@
 
 orjson parses. Lines that it rejects are retried with the standard library, which accepts NaN and Infinity. So are lines
 that may contain an integer beyond 64 bits, which orjson rounds silently. A record with half of a surrogate pair is
-rejected, because neither a tokenizer nor Parquet can hold it.
+rejected, because neither a tokenizer nor Parquet can hold it. A line that is a list of turns is the record
+`{"messages": [...]}`, or `{"conversations": [...]}` if its turns have the key `from`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
+
+from qtune_service.ingest.json_shapes import is_turns
 
 Record = dict[str, Any]
 BOM = b"\xef\xbb\xbf"
@@ -51,7 +54,7 @@ def parse_line(line: bytes) -> Record | RecordProblem:
         value = orjson.loads(line)
     except orjson.JSONDecodeError:
         return _parse_slowly(line)
-    return value if isinstance(value, dict) else _not_an_object(value)
+    return value if isinstance(value, dict) else _from_array(value)
 
 
 def _parse_slowly(line: bytes) -> Record | RecordProblem:
@@ -62,7 +65,14 @@ def _parse_slowly(line: bytes) -> Record | RecordProblem:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         return _problem(error)
-    return value if isinstance(value, dict) else _not_an_object(value)
+    return value if isinstance(value, dict) else _from_array(value)
+
+
+def _from_array(value: Any) -> Record | RecordProblem:
+    """Return the record of a line that is a list of turns, with the list in the column that its turns belong to."""
+    if not is_turns(value):
+        return _not_an_object(value)
+    return {"conversations" if "from" in value[0] and "role" not in value[0] else "messages": value}
 
 
 def _problem(error: ValueError | RecursionError) -> RecordProblem:
@@ -80,7 +90,8 @@ def _problem(error: ValueError | RecursionError) -> RecordProblem:
 
 def _not_an_object(value: Any) -> RecordProblem:
     kinds = {list: "an array", str: "a string", bool: "true or false", type(None): "null"}
-    return RecordProblem("not_an_object", f"a record is a JSON object, this is {kinds.get(type(value), 'a number')}")
+    what = f"a record is a JSON object or a list of turns, this is {kinds.get(type(value), 'a number')}"
+    return RecordProblem("not_an_object", what)
 
 
 def problem_line(problem: RecordProblem) -> bytes:

@@ -1,59 +1,96 @@
 """Convert the turns of datasets to messages in the form of chat templates.
 
-Roles of several dialects map to system, developer, user, assistant and tool. A call of a function may be an
-OpenAI `tool_calls` list, the older `function_call`, or a separate turn with JSON text (sharegpt). It always becomes
-`tool_calls` with `arguments` as an object, because templates print `arguments | tojson`. Null keys are dropped:
-Parquet fills absent fields of a struct with null, and templates test `is defined`.
+Roles of several dialects map to system, developer, user, assistant and tool, in any case, and the job may name others.
+A call of a function may be an OpenAI `tool_calls` list, the older `function_call`, a part, or a separate turn with JSON
+text (sharegpt). It always becomes `tool_calls`. Reasoning has three names and may be a part; it always becomes
+`reasoning_content`. Null keys are dropped: Arrow fills absent fields of a struct with null, and templates test `is
+defined`.
 
-Per-turn training flags `loss`, `train`, `weight` and `step_loss_mask` are 0/1 or booleans; an assistant turn is
-trained if none of them is 0. A mask cannot represent a weight between 0 and 1, so such a weight is an error. Flags on
-other turns are ignored, because only assistant turns are trained.
+Only assistant turns are trained. A flag that asks for another turn to be trained is counted in a note. Tools in the
+system turn are returned for the whole conversation. Other keys are passed to the template.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from qtune_service.ingest.records import Conversation, Message, RecordError
+from qtune_service.ingest import training_flags
+from qtune_service.ingest.content import Content, parse_content
+from qtune_service.ingest.fields import CONTENT_KEYS, MEDIA, REASONING, ROLE_KEYS
+from qtune_service.ingest.records import NO_NAMES, ColumnNames, Conversation, Message, Range, RecordError
+from qtune_service.ingest.tools import parse_calls, parse_json, parse_tools
 
-FLAGS = ("loss", "train", "weight", "step_loss_mask")
-
-ROLES = {
-    "system": "system",
-    "developer": "developer",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
-    "tool_response": "tool",
-    "function_response": "tool",
-    "function_call": "assistant",
-    "tool_call": "assistant",
+_SYNONYMS = {
+    "system": ("system",),
+    "developer": ("developer",),
+    "user": ("user", "human", "prompter"),
+    "assistant": (
+        *("assistant", "gpt", "bot", "chatbot", "chatgpt", "model", "ai", "bing", "bard"),
+        *("function_call", "tool_call"),
+    ),
+    "tool": (
+        *("tool", "function", "observation", "ipython", "tool_response", "function_response", "tool_result"),
+        "function_result",
+    ),
 }
-_PLAIN_ROLES = ("system", "user", "assistant")
+ROLES = {name: role for role, names in _SYNONYMS.items() for name in names}
 CALL_ROLES = frozenset({"function_call", "tool_call"})
-_HANDLED = frozenset({"role", "content", "from", "value", "tool_calls", "function_call", *FLAGS})
+_PLAIN_ROLES = ("system", "user", "assistant")
+_CALLS = ("tool_calls", "function_call")
+NO_VARIABLES: Mapping[str, Any] = {}
+_HANDLED = frozenset({*ROLE_KEYS, *CONTENT_KEYS, *_CALLS, *REASONING, *MEDIA, "tools", "refusal", *training_flags.ALL})
 
 
-def parse_turns(turns: Any, where: str) -> tuple[list[Message], list[bool]]:
-    """Parse turns into messages and training flags. where: column name for errors. Raises RecordError."""
+@dataclass(slots=True)
+class Turns:
+    """Parsed turns. `messages` and `trained` have one entry a turn."""
+
+    messages: list[Message] = field(default_factory=list)
+    trained: list[bool] = field(default_factory=list)
+    ranges: dict[int, tuple[Range, ...]] = field(default_factory=dict)
+    tools: list[dict[str, Any]] | None = None
+    notes: list[str] = field(default_factory=list)
+    first: int = 0
+    """Index of the record's own first turn. A system prompt from a column comes before it."""
+
+    def insert_system(self, content: str) -> None:
+        """Put a system turn before the turns of the record."""
+        self.messages.insert(0, {"role": "system", "content": content})
+        self.trained.insert(0, False)
+        self.ranges = {i + 1: ranges for i, ranges in self.ranges.items()}
+        self.first += 1
+
+    def extend(self, other: Turns) -> None:
+        """Append the turns of another list."""
+        at = len(self.messages)
+        self.messages += other.messages
+        self.trained += other.trained
+        self.ranges |= {at + i: ranges for i, ranges in other.ranges.items()}
+        self.notes += other.notes
+        self.add_tools(other.tools)
+
+    def add_tools(self, tools: list[dict[str, Any]] | None) -> None:
+        """Add tools that are not there yet."""
+        if tools:
+            self.tools = [*(self.tools or ()), *(tool for tool in tools if tool not in (self.tools or ()))]
+
+
+def parse_turns(turns: Any, where: str, names: ColumnNames = NO_NAMES) -> Turns:
+    """Parse a list of turns, or JSON text of one. where: column name for errors. Raises RecordError."""
+    if isinstance(turns, str):
+        turns = parse_json(turns, "bad_type", f"{where} is text that is not JSON")
     if not isinstance(turns, Sequence) or isinstance(turns, str | bytes):
         raise RecordError("bad_type", f"{where} must be a list of turns, got {type(turns).__name__}")
-    messages, trained = [], []
-    for number, turn in enumerate(turns):
+    parsed = Turns()
+    for number, turn in enumerate(turns, 1):
         if _is_plain(turn):
-            message, is_trained = {"role": turn["role"], "content": turn["content"]}, turn["role"] == "assistant"
+            parsed.messages.append({"role": turn["role"], "content": turn["content"]})
+            parsed.trained.append(turn["role"] == "assistant")
         else:
-            message, is_trained = parse_turn(turn, f"{where}[{number}]")
-        messages.append(message)
-        trained.append(is_trained)
-    return messages, trained
+            _add_turn(parsed, turn, f"turn {number} of {where}", names)
+    return parsed
 
 
 def _is_plain(turn: Any) -> bool:
@@ -64,130 +101,113 @@ def _is_plain(turn: Any) -> bool:
     return isinstance(role, str) and role in _PLAIN_ROLES and isinstance(content, str)
 
 
-def parse_turn(turn: Any, where: str) -> tuple[Message, bool]:
-    """Parse one turn with keys role/content or from/value. Raises RecordError."""
+def _add_turn(parsed: Turns, turn: Any, where: str, names: ColumnNames) -> None:
+    if isinstance(turn, str):
+        turn = parse_json(turn, "bad_type", f"{where} must be an object, this is text that is not JSON")
     if not isinstance(turn, Mapping):
         raise RecordError("bad_type", f"{where} must be an object, got {type(turn).__name__}")
-    dialect = _role(turn, where)
-    role = ROLES[dialect]
-    is_trained = _flag(turn, where) if role == "assistant" else False
-    value = turn.get("content") if "role" in turn else turn.get("value")
-    message: Message = {"role": role}
-    if dialect in CALL_ROLES:
-        message |= {"content": "", "tool_calls": parse_calls(value, where)}
-        return message, is_trained
-    message["content"] = flatten_content(value, where, may_be_null=_has_other_material(turn))
-    message |= {k: v for k, v in turn.items() if k not in _HANDLED and v is not None}
-    calls = turn.get("tool_calls") or turn.get("function_call")
-    if calls:
-        if role != "assistant":
-            raise RecordError("bad_tool_call", f"{where} calls a tool, but its role is {role}")
-        message["tool_calls"] = parse_calls(calls, where)
-    return message, is_trained
+    turn = _present(turn, names)
+    dialect = _role(turn, where, names)
+    content = _content(turn, dialect, where)
+    role = "tool" if content.result_of is not None and ROLES[dialect] == "user" else ROLES[dialect]
+    message: Message = {"role": role, "content": content.text}
+    if content.result_of:
+        message["tool_call_id"] = content.result_of
+    if reasoning := _reasoning(turn, content, where):
+        message["reasoning_content"] = reasoning
+    message |= {key: value for key, value in turn.items() if key not in _HANDLED}
+    if calls := content.calls + [call for key in _CALLS if turn.get(key) for call in parse_calls(turn[key], where)]:
+        message["tool_calls"] = calls
+    _check_turn(parsed, turn, message, where)
+    parsed.add_tools(parse_tools(turn.get("tools"), f"tools in {where}"))
+    _add_flags(parsed, turn, role, content.text, where)
+    parsed.messages.append(message)
 
 
-def _has_other_material(turn: Mapping[str, Any]) -> bool:
-    return any(turn.get(key) for key in ("tool_calls", "function_call", "reasoning_content"))
+def _check_turn(parsed: Turns, turn: Mapping[str, Any], message: Message, where: str) -> None:
+    """Raise RecordError for media and for calls of other roles. Note contents of which one is not used."""
+    if "tool_calls" in message and message["role"] != "assistant":
+        raise RecordError("bad_tool_call", f"{where} calls a tool, but its role is {message['role']}")
+    for key in MEDIA:
+        if turn.get(key):
+            raise RecordError("not_text", f"{where} has {key}; only text can be scored")
+    given = [key for key in CONTENT_KEYS if isinstance(turn.get(key), str)]
+    if len({turn[key] for key in given}) > 1:
+        parsed.notes.append(f"turns have {' and '.join(f'`{key}`' for key in given)}; `{given[0]}` is used")
 
 
-def _role(turn: Mapping[str, Any], where: str) -> str:
-    dialect = turn.get("role", turn.get("from"))
-    if dialect is None:
-        raise RecordError("missing_field", f"{where} has neither role nor from")
-    if not isinstance(dialect, str) or dialect not in ROLES:
-        raise RecordError("bad_role", f"{where} has role {dialect!r}; known are {', '.join(ROLES)}")
+def _present(turn: Mapping[str, Any], names: ColumnNames) -> dict[str, Any]:
+    """Return the keys of a turn that hold something, by their known names."""
+    renamed = names.columns
+    return {renamed.get(key, key): value for key, value in turn.items() if value is not None}
+
+
+def _role(turn: Mapping[str, Any], where: str, names: ColumnNames) -> str:
+    """Return the role in its dialect, a key of ROLES."""
+    given = next((turn[key] for key in ROLE_KEYS if key in turn), None)
+    if given is None:
+        raise RecordError("missing_field", f"{where} has neither role nor from; its keys are {_listed(turn)}")
+    dialect = names.role_of(given) if isinstance(given, str) else None
+    if dialect not in ROLES:
+        raise RecordError("bad_role", f"{where} has role {str(given)[:80]!r}; known are {', '.join(ROLES)}")
     return dialect
 
 
-def _flag(turn: Mapping[str, Any], where: str) -> bool:
-    trained = True
-    for name in FLAGS:
-        value = turn.get(name)
-        if value is None:
-            continue
-        if not isinstance(value, int | float) or value not in (0, 1):
-            raise RecordError("bad_flag", f"{where}.{name} must be true, false, 0 or 1, got {value!r}")
-        trained = trained and bool(value)
-    return trained
+def _content(turn: Mapping[str, Any], dialect: str, where: str) -> Content:
+    value = next((turn[key] for key in CONTENT_KEYS if key in turn), None)
+    if dialect in CALL_ROLES:
+        return Content(calls=parse_calls(value, where)) if value else Content()
+    if value is not None and (value or "refusal" not in turn):
+        return parse_content(value, where)
+    if isinstance(turn.get("refusal"), str):
+        return Content(turn["refusal"])
+    if any(turn.get(key) for key in (*_CALLS, *REASONING)):
+        return Content()
+    raise RecordError("missing_field", f"{where} has no content; its keys are {_listed(turn)}")
 
 
-def flatten_content(value: Any, where: str, *, may_be_null: bool = False) -> str:
-    """Return the text of a turn: a string, or the joined `{"type": "text", "text": ...}` parts."""
-    if isinstance(value, str):
-        return value
-    if value is None:
-        if may_be_null:
-            return ""
-        raise RecordError("missing_field", f"{where} has no content")
-    if not isinstance(value, Sequence) or isinstance(value, bytes):
-        raise RecordError("bad_type", f"{where} content must be text, got {type(value).__name__}")
-    parts = []
-    for part in value:
-        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise RecordError("bad_type", f"{where} content has a part that is not text; only text can be scored")
-        parts.append(part["text"])
-    return "".join(parts)
+def _listed(turn: Mapping[str, Any]) -> str:
+    return ", ".join(str(key)[:40] for key in list(turn)[:12]) or "none"
 
 
-def parse_calls(value: Any, where: str) -> list[dict[str, Any]]:
-    """Parse calls into the OpenAI form, from that form, bare name/arguments objects, or JSON text of either."""
-    if isinstance(value, str):
-        value = _json(value, "bad_tool_call", f"{where}: a call must be JSON with name and arguments")
-    calls = [value] if isinstance(value, Mapping) else value
-    if not isinstance(calls, Sequence) or isinstance(calls, str | bytes) or not calls:
-        raise RecordError("bad_tool_call", f"{where}: a call must be an object or a list of them")
-    return [_parse_call(call, where) for call in calls]
+def _reasoning(turn: Mapping[str, Any], content: Content, where: str) -> str:
+    """Return the reasoning of a turn. Names that hold different texts are an error."""
+    given = {key: turn[key] for key in REASONING if turn.get(key)}
+    texts = [parse_content(value, f"{where}: {key}").text for key, value in given.items()]
+    found = list(dict.fromkeys([*texts, *filter(None, [content.reasoning])]))
+    if len(found) > 1:
+        raise RecordError("bad_type", f"{where} gives two different texts of reasoning: in {', '.join(given)}")
+    return found[0] if found else ""
 
 
-def _parse_call(call: Any, where: str) -> dict[str, Any]:
-    if not isinstance(call, Mapping):
-        raise RecordError("bad_tool_call", f"{where}: a call must be an object, got {type(call).__name__}")
-    function = call["function"] if isinstance(call.get("function"), Mapping) else call
-    name, arguments = function.get("name"), function.get("arguments")
-    if not isinstance(name, str) or not name:
-        raise RecordError("bad_tool_call", f"{where}: a call has no name")
-    if isinstance(arguments, str):
-        arguments = _json(arguments, "bad_tool_call", f"{where}: arguments of {name} are not JSON") if arguments else {}
-    if arguments is None:
-        arguments = {}
-    if not isinstance(arguments, Mapping):
-        raise RecordError("bad_tool_call", f"{where}: arguments of {name} must be an object")
-    parsed: dict[str, Any] = {"type": "function", "function": {"name": name, "arguments": dict(arguments)}}
-    return {"id": call["id"], **parsed} if call.get("id") is not None else parsed
+def _add_flags(parsed: Turns, turn: Mapping[str, Any], role: str, content: str, where: str) -> None:
+    flag = training_flags.read_flag(turn, where) if role == "assistant" else _flag_of_others(turn)
+    if role != "assistant" and flag:
+        parsed.notes.append(f"a {role} turn is flagged to be trained on; only assistant turns are")
+    ranges = training_flags.read_ranges(turn, content, where) if role == "assistant" else ()
+    if ranges:
+        parsed.ranges[len(parsed.messages)] = ranges
+    parsed.trained.append(role == "assistant" and flag is not False)
 
 
-def parse_tools(value: Any, where: str) -> list[dict[str, Any]] | None:
-    """Parse tool descriptions into `{"type": "function", "function": {...}}`; None without tools."""
-    if isinstance(value, str):
-        value = _json(value, "bad_tools", f"{where} is not JSON") if value.strip() else None
-    if not value:
-        return None
-    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        raise RecordError("bad_tools", f"{where} must be a list, or JSON text of one")
-    tools = []
-    for tool in value:
-        bare = tool.get("function", tool) if isinstance(tool, Mapping) else None
-        if not isinstance(bare, Mapping) or not isinstance(bare.get("name"), str):
-            raise RecordError("bad_tools", f"{where} has an entry without a name")
-        tools.append(dict(tool) if "function" in tool else {"type": "function", "function": dict(tool)})
-    return tools
+def _flag_of_others(turn: Mapping[str, Any]) -> bool:
+    """Return whether a turn that is not an assistant's is flagged as trained."""
+    return any(turn.get(name) in (1, True) for name in training_flags.FLAGS)
 
 
-def finish(messages: Sequence[Message], trained: Sequence[bool], tools: list[dict[str, Any]] | None) -> Conversation:
-    """Build a conversation. Raises RecordError without a trained assistant turn, or if one is empty."""
+def finish(turns: Turns, variables: Mapping[str, Any] = NO_VARIABLES) -> Conversation:
+    """Build a conversation. Raises RecordError without a trained assistant turn, or if one is empty.
+
+    variables: variables of the record for the template.
+    """
+    messages, trained = turns.messages, turns.trained
     if not any(m["role"] == "assistant" for m in messages):
         raise RecordError("no_assistant_turn", f"none of the {len(messages)} turns is an assistant's")
     if not any(trained):
         raise RecordError("no_trained_turn", "the training flags leave out every assistant turn")
-    for number, (message, is_trained) in enumerate(zip(messages, trained, strict=True)):
+    for index, (message, is_trained) in enumerate(zip(messages, trained, strict=True)):
         material = (message["content"].strip(), message.get("tool_calls"), message.get("reasoning_content"))
         if is_trained and not any(material):
-            raise RecordError("empty_response", f"turn {number}, an assistant's, is empty")
-    return Conversation(tuple(messages), tools, tuple(trained))
-
-
-def _json(text: str, reason_code: str, problem: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise RecordError(reason_code, f"{problem} ({error})") from error
+            raise RecordError("empty_response", f"turn {index + 1 - turns.first}, an assistant's, is empty")
+    notes = tuple(dict.fromkeys(turns.notes))
+    return Conversation(tuple(messages), turns.tools, tuple(trained), variables, turns.ranges, turns.first, notes)

@@ -1,7 +1,6 @@
-"""Split, inspect and read the rows of Parquet files in bounded memory.
+"""Inspect and read the rows of Parquet files in bounded memory.
 
-Runs of rows follow row groups. Small groups are joined, and groups above twice the requested size are split by rows. A
-run that starts inside a row group decodes the rows before it, which small row groups avoid.
+Rows that start inside a row group cost the rows before them, which small row groups avoid.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
@@ -30,37 +28,20 @@ def footer(uri: str) -> pq.FileMetaData:
     Raises DataError for duplicate column names and for more than MAX_COLUMNS.
     """
     with file_io.open_parquet(uri) as file:
-        if file.metadata.num_columns > MAX_COLUMNS:
-            raise DataError(
-                f"{file_io.display(uri)} has {file.metadata.num_columns:,} columns, more than {MAX_COLUMNS:,}",
-                "Write only the columns that are used for training.",
-            )
-        twice = sorted(name for name, count in Counter(file.schema_arrow.names).items() if count > 1)
-        if twice:
-            raise DataError(f"{file_io.display(uri)} has several columns named {twice[0][:200]}", "Rename one of them.")
+        check_columns(file_io.display(uri), file.metadata.num_columns, file.schema_arrow.names)
         return file.metadata
 
 
-def cut(metadata: pq.FileMetaData, wanted_bytes: int) -> list[tuple[int, int]]:
-    """Return runs of rows [start, stop) of about `wanted_bytes` of uncompressed data each."""
-    runs: list[tuple[int, int]] = []
-    start = stop = size = 0
-    for index in range(metadata.num_row_groups):
-        group = metadata.row_group(index)
-        if start < stop and size + group.total_byte_size > 2 * wanted_bytes:
-            runs.append((start, stop))
-            start, size = stop, 0
-        stop, size = stop + group.num_rows, size + group.total_byte_size
-        if size >= wanted_bytes:
-            parts = math.ceil(size / wanted_bytes) if size > 2 * wanted_bytes else 1
-            runs += _parts(start, stop, parts)
-            start, size = stop, 0
-    return runs + _parts(start, stop, 1)
-
-
-def _parts(start: int, stop: int, count: int) -> list[tuple[int, int]]:
-    edges = [start + (stop - start) * i // count for i in range(count + 1)]
-    return [(low, high) for low, high in pairwise(edges) if low < high]
+def check_columns(name: str, num_leaves: int, names: Sequence[str]) -> None:
+    """Raise DataError for duplicate column names and for more than MAX_COLUMNS leaf columns."""
+    if num_leaves > MAX_COLUMNS:
+        raise DataError(
+            f"{name} has {num_leaves:,} columns, more than {MAX_COLUMNS:,}",
+            "Write only the columns that are used for training.",
+        )
+    twice = sorted(one for one, count in Counter(names).items() if count > 1)
+    if twice:
+        raise DataError(f"{name} has several columns named {twice[0][:200]}", "Rename one of them.")
 
 
 def schema_of(uri: str) -> pa.Schema:

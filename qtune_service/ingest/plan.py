@@ -35,7 +35,7 @@ def staged_name(file_index: int, number: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A unit of scan work: bytes of a JSONL file, rows of a Parquet file, or a whole file to be staged."""
+    """A unit of scan work: bytes of a JSONL file, rows of a Parquet or Arrow file, or a whole file to be staged."""
 
     index: int
     file_index: int
@@ -66,7 +66,7 @@ class Piece:
     num_records: int
     """Non-blank lines, parsable or not."""
     digest: str
-    """SHA-256 of the bytes; empty for Parquet, which is checked by its file version."""
+    """SHA-256 of the bytes; empty for rows, which are checked by the version of their file."""
     categories: dict[str, int]
     """Records of each category in `take`."""
 
@@ -85,6 +85,8 @@ class ChunkScan:
     """Columns of its first valid records."""
     categories_seen: tuple[str, ...]
     first_problem: str
+    unknown: tuple[str, str] | None = None
+    """The explanation of a format that is not detected (unknown_format.py)."""
 
     @property
     def schema(self) -> pa.Schema:
@@ -108,12 +110,13 @@ class Shard:
     index: int
     file_index: int
     uri: str
-    kind: Literal["jsonl", "parquet"]
+    kind: Literal["jsonl", "parquet", "arrow"]
+    """JSON lines of the input or staged, or rows of a file of this kind."""
     format: FormatName
     start: int
     stop: int
     first_line: int
-    """Line (JSON lines), record (JSON arrays) or row (Parquet) of the source file, from 1."""
+    """Line (JSON lines, CSV), record (JSON arrays) or row (Parquet, Arrow) of the source file, from 1."""
     digest: str
     num_records: int
     """Records that the job reads from it."""
@@ -137,6 +140,11 @@ class Plan:
     messages_column: str | None = None
     column_map: dict[str, str] = field(default_factory=dict)
     role_map: dict[str, str] = field(default_factory=dict)
+    revisions: dict[str, str] = field(default_factory=dict)
+    """Dataset of the hub -> commit that the job reads, also when the branch has moved on."""
+
+    notices: tuple[str, ...] = ()
+    """What was left out of folders, and which splits are read together; see `discovery.notices`."""
 
     @property
     def names(self) -> ColumnNames:

@@ -10,7 +10,7 @@ records of each named category in input order, and `limit` then counts these. An
 has no category, so `take` does not select it. Blank lines are not records.
 
 A scan reads a chunk once. Counting and hashing run at memory speed and Arrow infers types, so a scan reads hundreds of
-MB/s a core. Chunks are independent of each other. Compressed files and JSON arrays are staged during the scan (see
+MB/s a core. Chunks are independent of each other. Compressed files, JSON arrays and CSV are staged during the scan (see
 json_reader.py).
 """
 
@@ -22,22 +22,23 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
+from typing import Literal
 
 import pyarrow as pa
 
 from qtune_service.config import FormatName, InputSpec
 from qtune_service.errors import DataError
-from qtune_service.ingest import parquet as rows
 from qtune_service.ingest.discovery import SourceFile
 from qtune_service.ingest.formats import detect_format
 from qtune_service.ingest.json_reader import staged_pieces
 from qtune_service.ingest.json_schema import infer_lines
 from qtune_service.ingest.jsonl import Record, RecordProblem, category_of, is_blank, parse_line, split_lines
-from qtune_service.ingest.parquet import iter_rows, schema_of
 from qtune_service.ingest.plan import Chunk, ChunkScan, Piece, Plan, Shard, encode_schema, staged_name
-from qtune_service.ingest.records import ColumnNames
+from qtune_service.ingest.records import NO_NAMES, ColumnNames
+from qtune_service.ingest.row_files import cut, groups_of, iter_rows, schema_of
 from qtune_service.ingest.rows import records_of
 from qtune_service.ingest.schema import finish, unify
+from qtune_service.ingest.unknown_format import check_names, explain, nested_in_schema, unknown_format
 from qtune_service.storage import file_io
 
 SAMPLE_RECORDS = 20
@@ -87,21 +88,23 @@ class _Findings:
 def scan(chunk: Chunk, spec: InputSpec, *, work: str) -> ChunkScan:
     """Scan a chunk. work: folder for staged files."""
     found = _Findings(spec)
-    if chunk.file.kind == "parquet":
+    if chunk.file.is_in_rows:
         pieces = [_scan_rows(chunk, found)]
     elif chunk.file.kind == "jsonl" and chunk.file.compression is None:
         pieces = _scan_range(chunk, found)
     else:
         pieces = _stage(chunk, found, work)
+    format_name = found.format()
     return ChunkScan(
         index=chunk.index,
         file_index=chunk.file_index,
         pieces=tuple(pieces),
         schema_ipc=encode_schema(unify(found.schemas)),
-        format=found.format(),
+        format=format_name,
         keys=tuple(dict.fromkeys(key for record in found.sample for key in record))[:64],
         categories_seen=tuple(found.seen)[:CATEGORIES_SHOWN],
         first_problem=found.first_problem,
+        unknown=explain(found.sample) if found.sample and format_name is None else None,
     )
 
 
@@ -158,18 +161,19 @@ def _scan_lines(uri: str, data: bytes, start: int, found: _Findings) -> Piece:
 
 
 def _scan_rows(chunk: Chunk, found: _Findings) -> Piece:
-    found.schemas.append(schema_of(chunk.file.uri))
+    file = chunk.file
+    found.schemas.append(schema_of(file))
     sample_stop = min(chunk.stop, chunk.start + SAMPLE_RECORDS)
-    found.add_sample(_records(chunk.file.uri, chunk.start, sample_stop, None))
+    found.add_sample(_records(file, chunk.start, sample_stop, None))
     of: Sequence[str] = [chunk_field] if (chunk_field := found.spec.category_field) else []
-    rows = _records(chunk.file.uri, chunk.start, chunk.stop, of) if found.spec.take else []
+    rows = _records(file, chunk.start, chunk.stop, of) if found.spec.take else []
     num_rows = chunk.stop - chunk.start
     counts = found.count_categories(rows)
-    return Piece(chunk.file.uri, chunk.start, chunk.stop, num_rows, num_rows, "", counts)
+    return Piece(file.uri, chunk.start, chunk.stop, num_rows, num_rows, "", counts)
 
 
-def _records(uri: str, start: int, stop: int, columns: Sequence[str] | None) -> Iterable[Record]:
-    for batch in iter_rows(uri, start, stop, columns):
+def _records(file: SourceFile, start: int, stop: int, columns: Sequence[str] | None) -> Iterable[Record]:
+    for batch in iter_rows(file, start, stop, columns):
         yield from records_of(batch)
 
 
@@ -179,28 +183,25 @@ MIN_SHARD_BYTES = 128 << 10
 MAX_SHARD_BYTES = 16 << 20
 SHARDS_WANTED = 256
 """Target number of shards: the last shard of a pool of a dozen engines is then a small part of its work."""
-FORMATS = "messages, sharegpt, alpaca, prompt_completion (or --prompt-column and --completion-column), tokenized"
 
 
 # --- chunks
 
 
 def split(files: Sequence[SourceFile], spec: InputSpec) -> list[Chunk]:
-    """Split files into chunks. Reads only the footers of Parquet files."""
-    parquet = [file.uri for file in files if file.kind == "parquet"]
+    """Split files into chunks. Reads only the footers of Parquet files, and the heads of Arrow's record batches."""
+    in_rows = [file for file in files if file.is_in_rows]
     with ThreadPoolExecutor(max_workers=16, thread_name_prefix="footers") as pool:
-        footers = dict(zip(parquet, pool.map(rows.footer, parquet), strict=True))
+        groups = dict(zip((file.uri for file in in_rows), pool.map(groups_of, in_rows), strict=True))
     sizes = {
-        file.uri: sum(footers[file.uri].row_group(i).total_byte_size for i in range(footers[file.uri].num_row_groups))
-        if file.uri in footers
-        else file.size_bytes
+        file.uri: sum(group.num_bytes for group in groups[file.uri]) if file.uri in groups else file.size_bytes
         for file in files
     }
     wanted = sum(sizes.values()) // SHARDS_WANTED
     shard_bytes = spec.shard_bytes or min(max(wanted, MIN_SHARD_BYTES), MAX_SHARD_BYTES)
     chunks: list[Chunk] = []
     for file_index, file in enumerate(files):
-        runs = rows.cut(footers[file.uri], shard_bytes) if file.uri in footers else _ranges(file, shard_bytes)
+        runs = cut(groups[file.uri], shard_bytes) if file.uri in groups else _ranges(file, shard_bytes)
         chunks += [Chunk(len(chunks) + i, file_index, file, *run, shard_bytes) for i, run in enumerate(runs)]
     return chunks
 
@@ -208,7 +209,7 @@ def split(files: Sequence[SourceFile], spec: InputSpec) -> list[Chunk]:
 def _ranges(file: SourceFile, shard_bytes: int) -> list[tuple[int, int]]:
     if file.size_bytes == 0:
         return []
-    if file.kind == "json" or file.compression is not None:
+    if file.kind != "jsonl" or file.compression is not None:
         return [(0, file.size_bytes)]
     edges = [*range(0, file.size_bytes, shard_bytes), file.size_bytes]
     if len(edges) > 2 and edges[-1] - edges[-2] < shard_bytes // 4:  # no tiny last shard
@@ -264,6 +265,9 @@ def _check_content(files: Sequence[SourceFile], scans: Sequence[ChunkScan], spec
     if not any(scan.keys for scan in scans):
         problem = next(scan.first_problem for scan in scans if scan.first_problem)
         raise DataError(f"no usable record in {names}; the first one is {problem}", "Each line is one JSON object.")
+    if (column_names := ColumnNames.of(spec)) != NO_NAMES:
+        schema = unify(scan.schema for scan in scans)
+        check_names(column_names, schema.names, nested_in_schema(schema))
     keys = sorted({key for scan in scans for key in scan.schema.names})
     if spec.category_field is not None and spec.category_field not in keys:
         raise DataError(f"no record has the category field {spec.category_field}", f"Columns: {', '.join(keys[:40])}")
@@ -279,16 +283,8 @@ def _format_of_file(file: SourceFile, index: int, scans: Sequence[ChunkScan]) ->
     keys = list(dict.fromkeys(key for scan in own for key in scan.keys))
     found = next((scan.format for scan in own if scan.format is not None), None)
     if found is None and keys:
-        raise unknown_format(file.name, keys)
+        raise unknown_format(file.name, next(scan.unknown for scan in own if scan.unknown))
     return found or "auto"
-
-
-def unknown_format(name: str, keys: Sequence[str]) -> DataError:
-    """Return the error for a file with an unknown format."""
-    return DataError(
-        f"cannot detect the format of {name}: its records have the columns {', '.join(keys[:40])}",
-        f"Give it with --format, or rename columns. Formats: {FORMATS}.",
-    )
 
 
 def _shards(
@@ -306,7 +302,7 @@ def _shards(
                 index=number,
                 file_index=file_index,
                 uri=piece.uri,
-                kind="parquet" if files[file_index].kind == "parquet" else "jsonl",
+                kind=_shard_kind(files[file_index]),
                 format=formats[file_index],
                 start=piece.start,
                 stop=piece.stop,
@@ -319,6 +315,10 @@ def _shards(
             number += 1
         line += piece.num_lines
         left = None if left is None else left - count
+
+
+def _shard_kind(file: SourceFile) -> Literal["jsonl", "parquet", "arrow"]:
+    return file.kind if file.kind in ("parquet", "arrow") else "jsonl"
 
 
 def _select(piece: Piece, quotas: dict[str, int] | None, left: int | None) -> tuple[int, dict[str, int] | None]:

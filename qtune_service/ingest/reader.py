@@ -1,9 +1,9 @@
 """Read a shard, or the first records of an input.
 
-A shard yields records with their position in the source, and the carried columns as Arrow. Columns of Parquet stay
-Arrow throughout, so that times, decimals and binary are exact. Python sees only the columns that the format reads. JSON
-records become Arrow by the schema of the plan. The digest is verified, because a changed file could contain fields that
-the schema would drop.
+A shard yields records with their position in the source, and the carried columns as Arrow. Columns of Parquet and
+Arrow files stay Arrow throughout, so that times, decimals and binary are exact. Python sees only the columns that the
+format reads. JSON records become Arrow by the schema of the plan. The digest is verified, because a changed file could
+contain fields that the schema would drop.
 
 `first_records` reads files in the job's order and only as far as needed, for previews and estimates. The format is
 detected from the first records, as in a plan. Only a JSON object of columns is read whole.
@@ -34,11 +34,12 @@ from qtune_service.ingest.jsonl import (
     parse_line,
     split_lines,
 )
-from qtune_service.ingest.parquet import iter_rows
 from qtune_service.ingest.plan import Plan, Shard
-from qtune_service.ingest.planner import SAMPLE_RECORDS, unknown_format
-from qtune_service.ingest.records import ColumnNames
+from qtune_service.ingest.planner import SAMPLE_RECORDS
+from qtune_service.ingest.records import NO_NAMES, ColumnNames
+from qtune_service.ingest.row_files import iter_rows
 from qtune_service.ingest.rows import conform, records_of
+from qtune_service.ingest.unknown_format import check_names, explain, nested_in_records, unknown_format
 from qtune_service.storage import file_io
 
 __all__ = ["Record", "RecordProblem", "ShardRecords", "category_of", "first_records", "read_shard", "sample_id"]
@@ -77,7 +78,7 @@ def sample_id(file_index: int, line: int) -> str:
 
 def read_shard(plan: Plan, shard: Shard) -> ShardRecords:
     """Read a shard. Raises DataError if the input has changed, and StorageError if it cannot be read."""
-    return _read_rows(plan, shard) if shard.kind == "parquet" else _read_lines(plan, shard)
+    return _read_lines(plan, shard) if shard.kind == "jsonl" else _read_rows(plan, shard)
 
 
 class _Quota:
@@ -151,7 +152,7 @@ def _check_count(plan: Plan, shard: Shard, count: int) -> None:
         raise _changed(plan, shard)
 
 
-# --- Parquet
+# --- Parquet and Arrow
 
 
 def _read_rows(plan: Plan, shard: Shard) -> ShardRecords:
@@ -159,7 +160,7 @@ def _read_rows(plan: Plan, shard: Shard) -> ShardRecords:
     now = file_io.stat(file.uri)
     if now is None or (now.size_bytes, now.version) != (file.size_bytes, file.version):
         raise _changed(plan, shard)
-    table = pa.Table.from_batches(list(iter_rows(shard.uri, shard.start, shard.stop, None)))
+    table = pa.Table.from_batches(list(iter_rows(file, shard.start, shard.stop, None)))
     columns = _needed_columns(plan, shard, table.column_names)
     quota = _Quota(shard, plan.category_field)
     kept, records = [], []
@@ -198,11 +199,14 @@ class FirstRecord:
 
 
 def first_records(spec: InputSpec, count: int) -> list[FirstRecord]:
-    """Return at most `count` records. Raises DataError without records or with an unknown format."""
+    """Return at most `count` records. Raises DataError without records or with an unknown format.
+
+    Datasets of the hub are pinned before, see hub_dataset.py.
+    """
     wanted = min(count, spec.limit or count)
     quotas = dict(spec.take) if spec.take else None
     found: list[FirstRecord] = []
-    for index, file in enumerate(each_file(spec.paths)):
+    for index, file in enumerate(each_file(spec.paths, spec.split)):
         found += itertools.islice(_of_file(file, index, spec, quotas), wanted - len(found))
         if len(found) >= wanted:
             return found
@@ -223,11 +227,14 @@ def _of_file(file: SourceFile, index: int, spec: InputSpec, quotas: dict[str, in
 
 
 def _format(file: SourceFile, good: list[Record], spec: InputSpec) -> FormatName:
+    names = ColumnNames.of(spec)
+    if good and names != NO_NAMES:
+        check_names(names, list(dict.fromkeys(itertools.chain.from_iterable(good))), nested_in_records(good))
     if spec.format != "auto" or not good:
         return spec.format
-    found = detect_format(good, ColumnNames.of(spec))
+    found = detect_format(good, names)
     if found is None:
-        raise unknown_format(file.name, list(dict.fromkeys(key for record in good for key in record)))
+        raise unknown_format(file.name, explain(good))
     return found
 
 
@@ -242,8 +249,8 @@ def _takes(quotas: dict[str, int], record: Record | RecordProblem, field: str) -
 
 def _numbered(file: SourceFile) -> Iterator[tuple[int, Record | RecordProblem]]:
     """Yield records with their line, record or row number."""
-    if file.kind == "parquet":
-        batches = iter_rows(file.uri, 0, MAX_READ, None)
+    if file.is_in_rows:
+        batches = iter_rows(file, 0, MAX_READ, None)
         yield from enumerate((row for batch in batches for row in records_of(batch)), 1)
         return
     is_plain = file.kind == "jsonl" and file.compression is None

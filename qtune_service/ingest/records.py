@@ -4,9 +4,9 @@ A record is a plain dict of columns. A `RecordError` concerns one record and nev
 the rejected rows with `reason_code`, which is stable, and `detail`, a message.
 
 Reason codes:
-  shape     missing_field, bad_type, bad_role, bad_flag, bad_tool_call, bad_tools, conflicting_system
+  shape     missing_field, bad_type, bad_role, bad_flag, bad_tool_call, bad_tools, not_text, negative_example
   turns     no_assistant_turn, no_trained_turn, empty_response
-  tokens    length_mismatch, bad_token_id, mask_conflict, labels_mismatch, padded
+  tokens    length_mismatch, bad_token_id, mask_conflict, labels_mismatch, padded, packed
   encoding  template_error, context_dropped, mask_not_verified, not_unicode, too_long, no_trained_tokens,
             token_out_of_vocab
 """
@@ -28,15 +28,18 @@ Message: TypeAlias = dict[str, Any]
 
 HINTS: dict[str, str] = {
     "bad_json": "Each record is one JSON object, on one line where the file is JSON lines.",
+    "bad_row": "A row of CSV has as many cells as the header. Quote cells with delimiters or line breaks.",
     "not_utf8": "Write the file as UTF-8.",
     "not_an_object": "A record is a JSON object with its columns by name.",
-    "missing_field": "Name the columns with prompt_column and completion_column, or choose another format.",
+    "missing_field": "Name the columns with `prompt_column` and `completion_column`, or choose another format.",
     "bad_type": "The column holds another type than its format promises.",
-    "bad_role": "Roles are system, developer, user, assistant and tool, or their ShareGPT names.",
+    "bad_role": "Say what the role is with `role_map`, such as bot=assistant.",
+    "not_text": "Records with images, audio or video cannot be scored by a text model. Remove them, or their media.",
+    "negative_example": "Kept samples are trained on: give good answers only. Of a preference pair, name the side to "
+    "train on, such as `completion_column` chosen.",
     "bad_flag": "A turn's training flag is true or false, 0 or 1.",
     "bad_tool_call": "A call has a function with a name and arguments.",
     "bad_tools": "Tools are a list of JSON schemas of functions.",
-    "conflicting_system": "Leave one of the two system prompts.",
     "no_assistant_turn": "There is nothing to train on without an answer.",
     "no_trained_turn": "Every answer is flagged as not to be trained on.",
     "empty_response": "There is nothing to train on in an empty answer.",
@@ -45,11 +48,12 @@ HINTS: dict[str, str] = {
     "mask_conflict": "loss_mask and labels say different things.",
     "labels_mismatch": "Labels are the token itself, or -100.",
     "padded": "Leave out padding.",
-    "template_error": "The chat template refuses such turns; give another one with chat_template.",
-    "context_dropped": "The chat template leaves out a turn; give another one with chat_template.",
-    "mask_not_verified": "Give a template with {% generation %} markers by chat_template.",
+    "packed": "Unpack rows that hold several samples.",
+    "template_error": "The chat template refuses such turns; give another one with `chat_template`.",
+    "context_dropped": "The chat template leaves out a turn; give another one with `chat_template`.",
+    "mask_not_verified": "Give a template with {% generation %} markers by `chat_template`.",
     "not_unicode": "The text holds half a surrogate pair.",
-    "too_long": 'Raise max_model_len if the model allows it, or cut with overlong = "truncate".',
+    "too_long": "Raise `max_model_len` if the model allows it, or set `overlong` to truncate.",
     "no_trained_tokens": "All that is trained lies behind the length limit, or is empty.",
     "token_out_of_vocab": "These token ids are of another tokenizer.",
 }
@@ -80,6 +84,13 @@ class ColumnNames:
     roles: Mapping[str, str] = field(default_factory=dict)
     """Role in the data -> system, user, assistant or tool."""
 
+    def role_of(self, role: str) -> str:
+        """Return the role that a name stands for, in any case; an unknown name in lower case."""
+        plain = role.strip().lower()
+        if not self.roles:
+            return plain
+        return self.roles.get(role) or {name.lower(): known for name, known in self.roles.items()}.get(plain, plain)
+
     @classmethod
     def of(cls, spec: InputSpec) -> Self:
         """Return the names of a spec."""
@@ -105,6 +116,8 @@ class Conversation:
     """Variables of this record for the template: `chat_template_kwargs`, and `documents`."""
     ranges: Mapping[int, tuple[Range, ...]] = field(default_factory=dict)
     """Index of a trained turn -> parts of its content that are (not) trained. Other characters are trained."""
+    first_turn: int = 0
+    """Index of the record's first own turn: 1 after a system turn from a column. Errors count turns from it."""
     notes: tuple[str, ...] = ()
     """What the record says and the sample does not contain, each a clause that is counted over records."""
 

@@ -2,7 +2,7 @@
 
 A job rejects single bad records and continues, so they are counted here and do not fail the file. A file fails if it
 has no supported format, is truncated or damaged, or has a name that does not match its content. The content of records
-over MAX_RECORD_BYTES and the pages of Parquet files are not checked.
+over MAX_RECORD_BYTES, the pages of Parquet files and the batches of Arrow files are not checked.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ from pathlib import Path
 import orjson
 
 from qtune_service.errors import BadDatasetError, DataError, StorageError
-from qtune_service.ingest.discovery import (
-    ENDING,
-    HEAD_BYTES,
+from qtune_service.ingest import arrow_files
+from qtune_service.ingest.compression import (
     NARROW,
-    SUPPORTED,
+    SUFFIXES,
     BrokenStreamError,
     Compression,
-    Kind,
     decompress,
-    identify,
+    head_bytes,
 )
-from qtune_service.ingest.json_reader import JsonBreakError, LongValueError, ValueReader, decoded, objects
+from qtune_service.ingest.csv_reader import LongRowError, csv_rows
+from qtune_service.ingest.file_kinds import ENDING, IN_ROWS, SUPPORTED, Kind, described, identify
+from qtune_service.ingest.json_reader import JsonBreakError, LongValueError, ValueReader, decoded, record_lines
 from qtune_service.ingest.jsonl import RecordProblem, is_blank, parse_line
 from qtune_service.ingest.parquet import footer
+from qtune_service.ingest.row_files import check_arrow
 
 MAX_RECORD_BYTES = 1 << 20
 SLICE_BYTES = 16 << 10
@@ -50,26 +51,28 @@ class Checked:
     first_problem: str = ""
 
 
-def check(name: str, blocks: Iterator[bytes], path: Path, parquet_rows: Callable[[str, Path], int]) -> Checked:
+def check(name: str, blocks: Iterator[bytes], path: Path, count_rows: Callable[[str, Path], int]) -> Checked:
     """Check a file. Raises BadDatasetError.
 
-    path: location of the file once `blocks` is exhausted. parquet_rows: counts the rows of a Parquet file. The server
-    runs `rows_of_parquet` in a child process, because a native parser reads the untrusted footer.
+    path: location of the file once `blocks` is exhausted. count_rows: counts the rows of a Parquet or Arrow file. The
+    server runs `rows_of_file` in a child process, because a native parser reads the untrusted metadata.
     """
     head, blocks = _peek(blocks)
     if not head:
         raise BadDatasetError(f"{name} is empty", "Give a file that holds records.")
+    wanted = head_bytes(head)
     try:
-        kind, compression = identify(name, head[:HEAD_BYTES], is_whole=len(head) <= HEAD_BYTES)
+        kind, compression = identify(name, head[:wanted], is_whole=len(head) <= wanted)
+        _check_name(name, kind, compression)
+        if kind in IN_ROWS:
+            _exhaust(blocks)
+            return Checked(kind, count_rows(name, path), None)
+        text = _slices(blocks if compression is None else _inflated(name, blocks, compression))
+        return _CHECKS[kind](name, text)
+    except BadDatasetError:
+        raise
     except DataError as error:
         raise BadDatasetError(error.message, error.hint) from error
-    _check_name(name, kind, compression)
-    if kind == "parquet":
-        _exhaust(blocks)
-        return Checked(kind, parquet_rows(name, path), None)
-    text = _slices(blocks if compression is None else _inflated(name, blocks, compression))
-    try:
-        return _check_lines(name, text) if kind == "jsonl" else _check_json(name, text)
     except BrokenStreamError as error:
         raise BadDatasetError(f"{name} is incomplete: {error}", "Check the file and upload it again.") from error
 
@@ -81,7 +84,7 @@ def _peek(blocks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
     for block in blocks:
         first.append(block)
         size += len(block)
-        if size > HEAD_BYTES:
+        if size > head_bytes(b"".join(first[:10])):
             break
     return b"".join(first), itertools.chain(first, blocks)
 
@@ -95,19 +98,20 @@ def _check_name(name: str, kind: Kind, compression: Compression | None) -> None:
     """Raise BadDatasetError if the suffix does not match the content, which other programs rely on."""
     ending = ENDING.search(name)
     assert ending is not None, "uploads require a known suffix"
-    is_named_parquet = ending.group(1).lower() in ("parquet", "pq")
-    packed = {None: None, "gz": "gz", "gzip": "gz", "zst": "zst", "zstd": "zst"}[ending.group(2) and ending[2].lower()]
-    if is_named_parquet == (kind == "parquet") and packed == compression:
+    packed = SUFFIXES[ending.group(2).lower()] if ending.group(2) else None
+    if _CONTENTS[ending.group(1).lower()] == _CONTENTS.get(kind, kind) and packed == compression:
         return
     raise BadDatasetError(
-        f"{name} contains {_described(kind, compression)}, which its suffix does not match",
+        f"{name} contains {described(kind, compression)}, which its suffix does not match",
         f"Rename the file. {SUPPORTED}",
     )
 
 
-def _described(kind: Kind, compression: Compression | None) -> str:
-    what = {"jsonl": "JSON lines", "json": "JSON", "parquet": "Parquet"}[kind]
-    return what + {None: "", "gz": " in gzip", "zst": " in zstd"}[compression]
+_CONTENTS = {
+    "jsonl": "json", "ndjson": "json", "json": "json", "csv": "csv", "tsv": "csv", "parquet": "parquet",
+    "pq": "parquet", "arrow": "arrow", "feather": "arrow",
+}  # fmt: skip
+"""Suffixes and kinds, and the content that they stand for."""
 
 
 def _inflated(name: str, blocks: Iterator[bytes], compression: Compression) -> Iterator[bytes]:
@@ -215,11 +219,11 @@ def _parse_or_head(line: bytes) -> object:
 
 
 def _check_json(name: str, text: Iterator[bytes]) -> Checked:
-    """Check an array, an object of columns, or a sequence of objects."""
+    """Check an array, an object of columns or of a list of records, or a sequence of objects."""
     count = _Count(name)
     reader = ValueReader(decoded(text), max_chars=MAX_RECORD_BYTES)
     try:
-        for line in reader.elements() if reader.peek() == "[" else objects(reader):
+        for line in record_lines(name, reader):
             count.line += 1
             count.add(parse_line(line))
     except JsonBreakError as error:
@@ -230,8 +234,50 @@ def _check_json(name: str, text: Iterator[bytes]) -> Checked:
     return count.checked("json")
 
 
-def rows_of_parquet(name: str, path: Path) -> int:
-    """Count the rows of a local Parquet file by its footer. name: file name for errors. Raises BadDatasetError."""
+def _check_csv(name: str, text: Iterator[bytes]) -> Checked:
+    count = _Count(name)
+    broken: list[BrokenStreamError] = []
+
+    def whole() -> Iterator[bytes]:
+        try:
+            yield from text
+        except BrokenStreamError as error:
+            broken.append(error)
+            raise
+
+    try:
+        for count.line, row in csv_rows(name, whole(), max_chars=MAX_RECORD_BYTES):
+            if not broken:
+                count.add(row)
+    except LongRowError:
+        _exhaust(text)
+        return Checked("csv", None, None)
+    if broken:
+        raise broken[0]
+    return count.checked("csv")
+
+
+_CHECKS: dict[Kind, Callable[[str, Iterator[bytes]], Checked]] = {
+    "jsonl": _check_lines,
+    "json": _check_json,
+    "csv": _check_csv,
+}
+
+
+# --- rows
+
+
+def rows_of_file(name: str, path: Path) -> int:
+    """Count the rows of a local Parquet or Arrow file by its metadata. name: for errors. Raises BadDatasetError."""
+    with path.open("rb") as file:
+        is_parquet = file.read(4) == b"PAR1"
+    rows = _rows_of_parquet(name, path) if is_parquet else _rows_of_arrow(name, path)
+    if rows == 0:
+        raise BadDatasetError(f"{name} holds no records", "Give a file that holds records.")
+    return rows
+
+
+def _rows_of_parquet(name: str, path: Path) -> int:
     with path.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(max(size - 8, 0))
@@ -239,12 +285,18 @@ def rows_of_parquet(name: str, path: Path) -> int:
     if tail[4:] != b"PAR1" or int.from_bytes(tail[:4], "little") > min(size, MAX_FOOTER_BYTES):
         raise BadDatasetError(f"{name} is incomplete: it has no Parquet footer at its end", "Upload it again.")
     try:
-        rows = footer(str(path)).num_rows
+        return footer(str(path)).num_rows
     except StorageError as error:
         what = f"{name} has a Parquet footer that cannot be read: {error.__cause__}"
         raise BadDatasetError(what, "Write it again, for example with pyarrow, pandas or polars.") from error
     except DataError as error:
         raise BadDatasetError(error.message.replace(str(path), name), error.hint) from error
-    if rows == 0:
-        raise BadDatasetError(f"{name} holds no records", "Give a file that holds records.")
-    return rows
+
+
+def _rows_of_arrow(name: str, path: Path) -> int:
+    version = str(path.stat().st_mtime_ns)
+    try:
+        check_arrow(name, arrow_files.schema_of(str(path), version))
+        return arrow_files.index_of(str(path), version).num_rows
+    except DataError as error:
+        raise BadDatasetError(error.message.replace(str(path), name), error.hint) from error

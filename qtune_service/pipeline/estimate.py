@@ -14,12 +14,14 @@ from dataclasses import dataclass
 
 from qtune_service.config import JobSpec
 from qtune_service.errors import DataError, SpecError
-from qtune_service.ingest.discovery import SourceFile, discover
+from qtune_service.ingest.discovery import discover
+from qtune_service.ingest.file_kinds import Kind
+from qtune_service.ingest.hub_dataset import pinned
 from qtune_service.ingest.jsonl import RecordProblem
 from qtune_service.ingest.reader import FirstRecord, first_records
+from qtune_service.ingest.row_files import num_rows
 from qtune_service.pipeline.cost import Lengths, ModelCost, Needs, devices_of, needs_of
 from qtune_service.scoring.model_config import describe_model
-from qtune_service.storage import file_io
 from qtune_service.tokenize.encoded_batch import Encoded
 from qtune_service.tokenize.encoder import Encoder
 
@@ -162,6 +164,7 @@ def _warnings(size: Size, hardware: Hardware, together: int) -> Iterable[str]:
 
 def size_of(spec: JobSpec, looked_at: int, samples: int | None) -> Size:
     """Encode the first records. Raise DataError, and SpecError where the number of samples cannot be estimated."""
+    spec = spec.model_copy(update={"input": pinned(spec.input)})
     info = describe_model(spec.model)
     encoder = Encoder(spec.model, spec.input, max_model_len=info.max_model_len, vocab_size=info.vocab_size)
     records = first_records(spec.input, looked_at)
@@ -187,24 +190,19 @@ def _count(spec: JobSpec, records: Sequence[FirstRecord], looked_at: int) -> tup
         return len(records), True  # there are no more
     if spec.input.take:
         raise SpecError("the number of records of some categories is not known", "Give --samples.")
-    files = discover(spec.input.paths)
-    parquet = [file for file in files if file.kind == "parquet"]
-    rows = sum(_rows(file) for file in parquet)
-    others = [file for file in files if file.kind != "parquet"]
+    files = discover(spec.input.paths, spec.input.split)
+    rows = sum(num_rows(file) for file in files if file.is_in_rows)
+    others = [file for file in files if not file.is_in_rows]
     packed = [file.name for file in others if file.compression is not None]
     if packed:
         raise SpecError(f"{packed[0]} is compressed: its number of records is not known", "Give --samples.")
-    number = rows + round(sum(file.size_bytes for file in others) / _record_bytes(records))
+    number = rows + round(sum(file.size_bytes / _record_bytes(records, file.kind) for file in others))
     return min(number, spec.input.limit or number), not others or number == spec.input.limit
 
 
-def _rows(file: SourceFile) -> int:
-    with file_io.open_parquet(file.uri) as opened:
-        return int(opened.metadata.num_rows)
-
-
-def _record_bytes(records: Sequence[FirstRecord]) -> float:
-    """Return the mean size of a record as a line of JSON."""
+def _record_bytes(records: Sequence[FirstRecord], kind: Kind) -> float:
+    """Return the mean size of a record as a line of JSON or a row of CSV."""
     good = [one.record for one in records if not isinstance(one.record, RecordProblem)]
-    sizes = [len(json.dumps(one, ensure_ascii=False, default=str).encode()) + 1 for one in good]
+    texts = (json.dumps(list(one.values()) if kind == "csv" else one, ensure_ascii=False, default=str) for one in good)
+    sizes = [len(text.encode()) + 1 for text in texts]
     return sum(sizes) / len(sizes) if sizes else math.inf

@@ -70,7 +70,7 @@ def report_data(
         by_source=_groups((m.by_source for m in markers), scored.rejected_by_source),
         by_category=_groups((m.by_category for m in markers), scored.rejected_by_category),
         seconds=dict(seconds),
-        warnings=_warnings(selection),
+        warnings=(*scored.warnings, *_warnings(selection)),
         examples=_examples(output, [e for m in markers for e in m.examples]),
         curve=selection.curve,
         output=output.root,
@@ -126,7 +126,8 @@ def finish_scored(spec: JobSpec, output: Output, scored: Scored, tracker: Tracke
     """Finish a job that only scores, and return its manifest."""
     counts = {"read": scored.read, "scored": scored.num_samples, "rejected": scored.rejected}
     tokens = {"scored": scored.trained_tokens}
-    return _commit(spec, output, scored, tracker, {"counts": counts, "tokens": tokens, "files": list(scored.files)})
+    body = {"counts": counts, "tokens": tokens, "warnings": list(scored.warnings), "files": list(scored.files)}
+    return _commit(spec, output, scored, tracker, body)
 
 
 def finish_pruned(spec: JobSpec, output: Output, scored: Scored, pruned: Pruned, tracker: Tracker) -> dict[str, Any]:
@@ -166,6 +167,7 @@ def _commit(spec: JobSpec, output: Output, scored: Scored, tracker: Tracker, bod
         "version": __version__,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "spec": spec.model_dump(mode="json"),
+        **({"revisions": scored.revisions} if scored.revisions else {}),
         "engine": scored.engine,
         "packages": _versions(),
         **body,

@@ -8,22 +8,28 @@ beginning and from its end.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from qtune_service.config import JobSpec
+from qtune_service.config import FormatName, JobSpec
+from qtune_service.ingest.discovery import notices
+from qtune_service.ingest.fields import uses
+from qtune_service.ingest.hub_dataset import pinned
 from qtune_service.ingest.jsonl import RecordProblem, encode_value
 from qtune_service.ingest.reader import FirstRecord, first_records
-from qtune_service.ingest.records import HINTS, RecordError
+from qtune_service.ingest.records import HINTS, ColumnNames, RecordError
 from qtune_service.report.token_view import token_texts
 from qtune_service.scoring.model_config import ModelInfo, describe_model
-from qtune_service.tokenize.encoded_batch import Encoded
+from qtune_service.tokenize.encoded_batch import NO_ENDINGS, Encoded
 from qtune_service.tokenize.encoder import Encoder
 
 MAX_RECORDS = 200
 SHOWN_TOKENS = 1000
 SHOWN_REJECTED = 20
+SHOWN_SIMILAR = 3
+"""Rejected records that are listed of each file and reason."""
 EXCERPT_CHARS = 500
 
 
@@ -57,12 +63,24 @@ class PreviewRejected:
     detail: str
     hint: str
     record: str
+    num_more: int = 0
+    """Records of its file with the same reason that are not listed. 0 but for the last one listed."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewSource:
+    """A file of which records are shown, its format, and the use of each column."""
+
+    source: str
+    format: str
+    columns: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
     """The first samples and rejected records of a job."""
 
+    sources: list[PreviewSource]
     samples: list[PreviewSample]
     rejected: list[PreviewRejected]
     warnings: list[str]
@@ -72,31 +90,63 @@ class Preview:
 
 def preview(spec: JobSpec, count: int) -> Preview:
     """Return the first `count` samples of a job. Raise DataError and ModelError."""
+    spec = spec.model_copy(update={"input": pinned(spec.input)})
     records = first_records(spec.input, MAX_RECORDS)
     model = describe_model(spec.model)
     encoder = Encoder(spec.model, spec.input, max_model_len=model.max_model_len, vocab_size=model.vocab_size)
     samples: list[PreviewSample] = []
     rejected: list[PreviewRejected] = []
+    notes: Counter[str] = Counter()
+    endings = NO_ENDINGS
     for found in records:
-        outcome = _encoded(encoder, found)
+        outcome: Encoded | RecordError | RecordProblem
+        if isinstance(found.record, RecordProblem):
+            outcome = found.record
+        else:
+            batch = encoder.encode_columns([found.record], found.format)
+            outcome = batch.outcomes()[0]
+            notes.update(batch.notes)
+            endings += batch.endings
         if isinstance(outcome, Encoded):
             samples.append(_shown(encoder, found, outcome))
         else:
             rejected.append(_rejected(found, outcome))
         if len(samples) == count:
             break
-    warnings = list(_warnings(spec, model, samples, rejected))
+    warnings = [*notices(spec.input.paths, spec.input.split), *_warnings(spec, model, samples, rejected)]
+    num_tried = len(samples) + len(rejected)
+    warnings += [f"{number} of the first {num_tried} records: {note}." for note, number in notes.items()]
+    warnings += filter(None, [encoder.stop_warning(endings)])
     if encoder.uses_plain_template and any(found.format != "tokenized" for found in records):
         warnings.append(
-            "The tokenizer has no chat template: turns follow each other in plain lines. Give chat_template."
+            "The tokenizer has no chat template: turns follow each other in plain lines. Give `chat_template`."
         )
-    return Preview(samples, rejected[:SHOWN_REJECTED], warnings, encoder.template_description)
+    sources = _sources(records[:num_tried], ColumnNames.of(spec.input))
+    return Preview(sources, samples, _listed(rejected), warnings, encoder.template_description)
 
 
-def _encoded(encoder: Encoder, found: FirstRecord) -> Encoded | RecordError | RecordProblem:
-    if isinstance(found.record, RecordProblem):
-        return found.record
-    return encoder.encode_batch([found.record], found.format)[0]
+def _listed(rejected: Sequence[PreviewRejected]) -> list[PreviewRejected]:
+    """Return the rejected records to list: of each file and reason the first ones, with the number of the others."""
+    groups: dict[tuple[str, str], list[PreviewRejected]] = {}
+    for record in rejected:
+        groups.setdefault((record.source, record.reason), []).append(record)
+    listed = []
+    for group in groups.values():
+        shown = group[:SHOWN_SIMILAR]
+        listed += [*shown[:-1], replace(shown[-1], num_more=len(group) - len(shown))]
+    return sorted(listed, key=lambda record: record.id)[:SHOWN_REJECTED]
+
+
+def _sources(records: Sequence[FirstRecord], names: ColumnNames) -> list[PreviewSource]:
+    """Return the files of the records, with the columns that these have."""
+    columns: dict[tuple[str, FormatName], dict[str, None]] = {}
+    for found in records:
+        if not isinstance(found.record, RecordProblem):
+            columns.setdefault((found.source, found.format), {}).update(dict.fromkeys(found.record))
+    return [
+        PreviewSource(source, name, {column: use.value for column, use in uses(name, of_file, names).items()})
+        for (source, name), of_file in columns.items()
+    ]
 
 
 def _shown(encoder: Encoder, found: FirstRecord, encoded: Encoded) -> PreviewSample:

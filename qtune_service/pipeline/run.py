@@ -9,18 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 from typing import Any
 
 from qtune_service.config import JobSpec, PruneSpec
 from qtune_service.errors import DataError, QTuneError
-from qtune_service.ingest.discovery import discover
+from qtune_service.ingest.records import HINTS
+from qtune_service.job_fields import in_terminal
 from qtune_service.output.layout import Output
 from qtune_service.output.removal import clear
 from qtune_service.pipeline.distributed_selection import work
 from qtune_service.pipeline.executor import Executor, Stage
 from qtune_service.pipeline.manifest import Pruned, finish_pruned, finish_scored
 from qtune_service.pipeline.population import Population, ScoreShards
-from qtune_service.pipeline.prepare import adopt_scores, load_rule, plan_shards, portable, save_tokenizer
+from qtune_service.pipeline.prepare import adopt_scores, find_input, load_rule, plan_shards, portable, save_tokenizer
 from qtune_service.pipeline.progress import FileSink, Sink, Tracker
 from qtune_service.pipeline.ray_executor import RayExecutor
 from qtune_service.pipeline.score_stage import Scored, ScoringRun, measure, summarise
@@ -31,6 +33,7 @@ from qtune_service.pipeline.shutdown import Stop
 from qtune_service.pipeline.stages import JobContext, PrunedMarker, ScoredMarker, prepare, prune_shard
 from qtune_service.scoring.model_config import describe_model, local_folder
 from qtune_service.selection.plane import QuadrantRule
+from qtune_service.tokenize.encoded_batch import NO_ENDINGS, Endings
 from qtune_service.tokenize.encoder import Encoder
 
 SMALL_TOKENS = 1 << 23
@@ -98,7 +101,7 @@ class _Job:
 
     def _start(self) -> tuple[JobContext, Encoder]:
         """Start workers and tokenizer, which take seconds, at the same time. Find missing data or models first."""
-        discover(self.spec.input.paths)
+        find_input(self.spec, self.output)
         local_folder(self.spec.model.name)
         with ThreadPoolExecutor(1) as thread:
             preparing = thread.submit(prepare, self.spec)
@@ -130,12 +133,17 @@ class _Job:
         scoring = ScoringRun(context, self.executor, pool, self.tracker, self.stop)
         fresh = scoring.run([index for index in range(len(plan.shards)) if index not in markers])
         category = self.spec.input.category_field
+        finished = {**markers, **fresh, **scoring.reject_failed()}
+        endings = sum((Endings.from_dict(marker.endings) for marker in finished.values()), NO_ENDINGS)
         return summarise(
-            {**markers, **fresh, **scoring.reject_failed()},
+            finished,
             template=encoder.template_description,
+            stop_warning=encoder.stop_warning(endings) or "",
+            notices=plan.notices,
             own_columns={name: own for own, name in own_names(plan).items()},
             renamed=pruned_names(plan),
             category_column=own_names(plan)[category] if category else None,
+            revisions=plan.revisions,
             performance=measure(list(fresh.values())),
         )
 
@@ -145,6 +153,8 @@ class _Job:
         reasons = sorted(scored.reasons.items(), key=lambda item: -item[1])
         worst = ", ".join(f"{reason} {count:,}" for reason, count in reasons[:3])
         where = f"Their lines and reasons are in {self.output.at('rejected')}."
+        if len(reasons) == 1 and scored.num_samples == 0:
+            raise self._one_reason(scored, where)
         if scored.num_samples == 0:
             raise DataError(f"none of {scored.read:,} records could be scored: {worst}", where)
         if ratio > self.spec.limits.max_rejected_ratio:
@@ -152,6 +162,17 @@ class _Job:
                 f"{scored.rejected:,} of {scored.read:,} records ({ratio:.1%}) were rejected: {worst}",
                 f"{where} To continue anyway, run again with --max-rejected-ratio above {ratio:.3f}.",
             )
+
+    def _one_reason(self, scored: Scored, where: str) -> DataError:
+        """Return the error of a job that rejected every record for one reason, with the first record's detail."""
+        name = next(file["path"] for file in scored.files if file["path"].startswith("rejected/"))
+        shard = int(PurePosixPath(name).stem.rpartition("-")[2])
+        first = (
+            self.output.read_part("rejected", shard, ["source", "line", "reason", "detail"]).slice(0, 1).to_pylist()[0]
+        )
+        what = f"none of {scored.read:,} records could be scored, all for one reason ({first['reason']})"
+        hint = in_terminal(HINTS.get(first["reason"], ""))
+        return DataError(f"{what}. {first['source']}:{first['line']}: {first['detail']}", f"{hint} {where}".strip())
 
     # --- thresholds and prune
 

@@ -30,6 +30,8 @@ from qtune_service.pipeline.stages import (
 )
 from qtune_service.scoring.process_environment import allocator_environment
 
+MAX_NOTES = 50
+"""Most notes that the manifest contains: some name keys of records."""
 FAILURES_IN_A_ROW = 3
 """The job ends early if more shards than this fail in succession."""
 
@@ -63,9 +65,23 @@ class Scored:
     """Name in scores/ -> name in pruned/, where these differ."""
     category_column: str | None = None
     """Column of scores/ that holds the category."""
+    revisions: dict[str, str] = field(default_factory=dict)
+    """Dataset of the hub -> commit that was read."""
+    notes: Counts = field(default_factory=dict)
+    """What usable records say and their samples do not contain (Conversation.notes): clause -> records."""
+    notices: tuple[str, ...] = ()
+    """Sentences about the files that were read, of the plan."""
+    stop_warning: str = ""
+    """A warning if no trained text ends in a stop token of the model."""
     performance: dict[str, float] = field(default_factory=dict)
     """Figures of `measure`. Empty where nothing was left to score."""
     files: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Return the notices, the notes and the stop warning as sentences."""
+        notes = [f"{count:,} of {self.read:,} records: {note}." for note, count in self.notes.items()]
+        return tuple(filter(None, [*self.notices, self.stop_warning, *notes]))
 
     @property
     def num_samples(self) -> int:
@@ -84,16 +100,20 @@ class Scored:
         body = dict(manifest["scoring"])
         shards = {int(index): rows for index, rows in body.pop("shards").items()}
         files = tuple(file.to_dict() for file in part_files(manifest, "scores", "rejected"))
-        return cls(shards=shards, files=files, **body)
+        notices = tuple(body.pop("notices", ()))
+        return cls(shards=shards, files=files, notices=notices, **body)
 
 
 def summarise(
     markers: Mapping[int, ScoredMarker],
     *,
     template: str,
+    stop_warning: str,
+    notices: tuple[str, ...],
     own_columns: dict[str, str],
     renamed: dict[str, str],
     category_column: str | None,
+    revisions: dict[str, str],
     performance: dict[str, float],
 ) -> Scored:
     """Add up the markers of all shards. Raise EngineError where two engines scored one output."""
@@ -116,9 +136,13 @@ def summarise(
         trained_tokens=sum(m.trained_tokens for m in ordered),
         engine=next(iter(engines.values()), {}),
         template=template,
+        stop_warning=stop_warning,
+        notices=notices,
         own_columns=own_columns,
         renamed=renamed,
         category_column=category_column,
+        revisions=revisions,
+        notes=dict(Counter(add_counts(m.notes for m in ordered)).most_common(MAX_NOTES)),
         performance=performance,
         files=tuple(f for m in ordered for f in m.files),
     )

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Self
 
 import numpy as np
@@ -49,6 +49,7 @@ from qtune_service.pipeline.shard_tables import (
 from qtune_service.samples import Sample, TokenScores
 from qtune_service.scoring.model_config import ModelInfo, describe_model
 from qtune_service.storage import file_io
+from qtune_service.tokenize.encoded_batch import NO_ENDINGS, Endings
 from qtune_service.tokenize.encoder import Encoder
 
 MAX_PLAN_BYTES = 8 << 30
@@ -90,6 +91,9 @@ class EncodedShard:
     rejected: pa.Table
     encode_s: float
     """Time of reading and encoding."""
+    notes: Mapping[str, int] = field(default_factory=dict)
+    """What usable records say and their samples do not contain (Conversation.notes): clause -> records."""
+    endings: Endings = NO_ENDINGS
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,8 @@ class ScoredShard:
     """When the engine began, in seconds since 1970."""
     engine_s: float = 0.0
     encode_s: float = 0.0
+    notes: Mapping[str, int] = field(default_factory=dict)
+    endings: Endings = NO_ENDINGS
 
 
 class Marker:
@@ -120,7 +126,8 @@ class Marker:
     @classmethod
     def from_dict(cls, body: Mapping[str, Any]) -> Self:
         """Return a stored marker."""
-        return cls(**{one.name: body[one.name] for one in fields(cls)})  # type: ignore[arg-type]
+        names = [one.name for one in fields(cls) if one.name in body or one.default_factory is MISSING]  # type: ignore[arg-type]
+        return cls(**{name: body[name] for name in names})
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +152,9 @@ class ScoredMarker(Marker):
     encode_s: float
     committed_at_s: float
     files: list[dict[str, Any]]
+    notes: Counts = field(default_factory=dict)
+    endings: dict[str, Any] = field(default_factory=dict)
+    """Endings.to_dict: the tokens that end trained spans."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +194,9 @@ def encode_shard(index: int, _value: None, context: JobContext) -> EncodedShard:
     problems |= {i: (problem.reason_code, problem.detail) for i, problem in batch.problems.items()}
     rows = encoded_rows(records, batch, own_names(plan))
     rejected = rejected_records(records, dict(sorted(problems.items())), context.spec.input.category_field)
-    return EncodedShard(rows, rejected, encode_s=time.perf_counter() - started)
+    return EncodedShard(
+        rows, rejected, encode_s=time.perf_counter() - started, notes=batch.notes, endings=batch.endings
+    )
 
 
 class ScoreShard:
@@ -229,6 +241,8 @@ class ScoreShard:
             started_at_s=started_at_s,
             engine_s=engine_s,
             encode_s=encoded.encode_s,
+            notes=encoded.notes,
+            endings=encoded.endings,
         )
 
     def _score(self, index: int, samples: Sequence[Sample]) -> list[TokenScores | str]:
@@ -283,6 +297,8 @@ def commit_shard(index: int, scored: ScoredShard | None, context: JobContext) ->
         encode_s=scored.encode_s,
         committed_at_s=time.time(),
         files=files,
+        notes=dict(scored.notes),
+        endings=scored.endings.to_dict(),
     )
     output.mark("scored", index, marker.to_dict())
     return marker

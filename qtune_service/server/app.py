@@ -125,7 +125,7 @@ def make_datasets(settings: Settings, database: Engine, questions: Questions) ->
     """Build the dataset store. Uploads to an object store are received on this machine first."""
     arrivals = settings.data_root / "arrivals" if "://" in settings.datasets else Path(settings.datasets)
     store = DatasetStore(database)
-    return Datasets(store, settings.datasets, arrivals, settings.max_upload_bytes, questions.parquet_rows)
+    return Datasets(store, settings.datasets, arrivals, settings.max_upload_bytes, questions.count_rows)
 
 
 @contextlib.asynccontextmanager

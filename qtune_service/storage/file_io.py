@@ -27,13 +27,23 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from qtune_service.errors import StorageError
-from qtune_service.storage.filesystems import Location, display, explain, first_line, join, resolve, retrying, uri_of
+from qtune_service.storage.filesystems import (
+    Location,
+    TransientError,
+    display,
+    explain,
+    first_line,
+    join,
+    resolve,
+    retrying,
+    uri_of,
+)
 
 __all__ = [
     "Entry", "WrittenFile", "display", "exists", "explained_parquet", "glob", "is_folder", "is_glob", "iter_blocks",
-    "join", "list_files", "list_folders", "move_in", "open_parquet", "read_bytes", "read_json", "read_range",
-    "relative", "remove_file", "resolve", "retrying", "stat", "write_bytes", "write_chunks", "write_json",
-    "write_table",
+    "join", "list_files", "list_folders", "move_in", "open_input", "open_parquet", "open_ranges", "read_bytes",
+    "read_json", "read_range", "relative", "remove_file", "resolve", "retrying", "stat", "write_bytes", "write_chunks",
+    "write_json", "write_table",
 ]  # fmt: skip
 
 BLOCK_BYTES = 4 << 20
@@ -89,7 +99,11 @@ def _stat_remote(at: Location) -> Entry | None:
 
 
 def _etag(at: Location) -> str:
-    """Return the ETag of an S3 object. Its modification time has a resolution of seconds only."""
+    """Return the ETag of an S3 object, whose modification time has seconds only, or the id of a file of the hub."""
+    if at.is_hub:
+        from qtune_service.storage.hub import version_of
+
+        return version_of(at.path)
     if not isinstance(at.filesystem, pafs.S3FileSystem):
         return ""
     with at.filesystem.open_input_file(at.path) as file:
@@ -179,6 +193,26 @@ def iter_blocks(uri: str, start: int = 0, stop: int = 1 << 62, block_bytes: int 
 
 
 @contextlib.contextmanager
+def open_input(uri: str) -> Iterator[Any]:
+    """Open a file for random access, as a file of pyarrow."""
+    at = resolve(uri)
+    with retrying(uri, "read", lambda: at.filesystem.open_input_file(at.path)) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def open_ranges(uri: str) -> Iterator[Callable[[int, int], bytes]]:
+    """Open a file for reads of bytes [start, stop), fewer at its end. A failed read is retried alone."""
+    with open_input(uri) as file:
+
+        def read(start: int, stop: int) -> bytes:
+            data: bytes = retrying(uri, "read", functools.partial(file.read_at, stop - start, start))
+            return data
+
+        yield read
+
+
+@contextlib.contextmanager
 def open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
     """Open a Parquet file and read its footer. Raises StorageError, also for other content."""
     at = resolve(uri)
@@ -198,6 +232,8 @@ def explained_parquet(uri: str, open_file: Callable[[], pq.ParquetFile]) -> Iter
     except (OSError, pa.ArrowException) as error:
         if isinstance(error, StorageError):
             raise
+        if isinstance(error, TransientError):
+            raise StorageError(error.message, error.hint) from error
         raise explain(OSError(str(error)), uri, "read") from error
     finally:
         file.close()

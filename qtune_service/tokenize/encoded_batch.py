@@ -15,7 +15,7 @@ As in the tokenizer's own offsets, a token with a part of a character has the of
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, Self
@@ -57,6 +57,57 @@ class Tokens:
         return self.choose(~np.isin(self.rows, np.fromiter(records, np.int64, len(records)))) if records else self
 
 
+MAX_ENDINGS = 32
+"""Most common last tokens that are counted."""
+MAX_BLANKS = 2
+"""White space tokens that may follow an end token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endings:
+    """Which tokens end the trained spans of samples. Batches are added up, because only a whole job is judged."""
+
+    num_spans: int = 0
+    num_stopped: int = 0
+    """Spans that end in a stop token of the model."""
+    last_tokens: Mapping[int, int] = field(default_factory=dict)
+    """Token id -> number of spans that it ends, for the most common ones."""
+
+    @classmethod
+    def of(cls, tokens: Tokens, stop_ids: NDArray[np.int32], is_blank: Callable[[int], bool]) -> Self:
+        """Count the ends of trained spans. is_blank: whether a token is white space, which may follow an end token."""
+        mask = tokens.loss_mask.copy()
+        follows = np.zeros(len(mask), np.int8)
+        follows[:-1] = mask[1:]
+        follows[tokens.offsets[1:][np.diff(tokens.offsets) > 0] - 1] = 0  # the next sample
+        at = np.flatnonzero((mask != 0) & (follows == 0))
+        for _ in range(MAX_BLANKS):  # position 0 of a sample is never trained, so at - 1 is in the same sample
+            blanks = np.array([one for one in np.unique(tokens.input_ids[at]).tolist() if is_blank(one)], np.int32)
+            at = at - (np.isin(tokens.input_ids[at], blanks) & (mask[at - 1] != 0))
+        last = tokens.input_ids[at]
+        ids, counts = np.unique(last, return_counts=True)
+        found = Counter(dict(zip(ids.tolist(), counts.tolist(), strict=True)))
+        return cls(len(last), int(np.isin(last, stop_ids).sum()), dict(found.most_common(MAX_ENDINGS)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        body = {"num_spans": self.num_spans, "num_stopped": self.num_stopped}
+        return {**body, "last_tokens": {str(token): count for token, count in self.last_tokens.items()}}
+
+    @classmethod
+    def from_dict(cls, body: Mapping[str, Any]) -> Self:
+        """Return what `to_dict` wrote; nothing for an empty body."""
+        last_tokens = {int(token): count for token, count in body.get("last_tokens", {}).items()}
+        return cls(body.get("num_spans", 0), body.get("num_stopped", 0), last_tokens)
+
+    def __add__(self, other: Endings) -> Endings:
+        last_tokens = dict((Counter(self.last_tokens) + Counter(other.last_tokens)).most_common(MAX_ENDINGS))
+        return Endings(self.num_spans + other.num_spans, self.num_stopped + other.num_stopped, last_tokens)
+
+
+NO_ENDINGS = Endings()
+
+
 @dataclass(frozen=True, slots=True)
 class EncodedBatch:
     """Encoded samples of a batch of records, and the problems of the other records."""
@@ -66,13 +117,14 @@ class EncodedBatch:
     problems: dict[int, RecordError]  # by record index
     notes: dict[str, int] = field(default_factory=dict)
     """Clause -> number of records, see Conversation.notes. Rejected records are not counted."""
+    endings: Endings = field(default_factory=lambda: NO_ENDINGS)
 
     def renumbered(self, records: Sequence[int]) -> EncodedBatch:
         """Return the batch with record i renumbered as `records[i]`."""
         numbers = np.array(records, np.int64)
         problems = {records[row]: problem for row, problem in self.problems.items()}
         tokens = replace(self.tokens, rows=numbers[self.tokens.rows])
-        return EncodedBatch(tokens, self.truncated, problems, self.notes)
+        return EncodedBatch(tokens, self.truncated, problems, self.notes, self.endings)
 
     def outcomes(self) -> list[Encoded | RecordError]:
         """Return one outcome for each record."""
@@ -122,6 +174,7 @@ def concatenated(batches: Sequence[tuple[int, EncodedBatch]]) -> EncodedBatch:
         np.concatenate([np.empty(0, np.bool_), *(batch.truncated for _, batch in batches)]),
         {row + first: problem for first, batch in batches for row, problem in batch.problems.items()},
         dict(sum((Counter(batch.notes) for _, batch in batches), Counter())),
+        sum((batch.endings for _, batch in batches), NO_ENDINGS),
     )
 
 

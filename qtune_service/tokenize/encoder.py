@@ -17,7 +17,9 @@ import copy
 import gc
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +29,27 @@ from qtune_service.config import FormatName, InputSpec, ModelSpec
 from qtune_service.errors import ModelError
 from qtune_service.ingest.formats import to_conversation
 from qtune_service.ingest.records import ColumnNames, Conversation, RecordError, Tokenized
-from qtune_service.tokenize.assistant_mask import Rendering, token_masks, trained_spans
+from qtune_service.tokenize.assistant_mask import token_masks, trained_spans
 from qtune_service.tokenize.chat_template import (
     PLAIN_TEMPLATE,
     ChatTemplate,
     Span,
-    apply_fallbacks,
-    check_context,
-    describe_fallbacks,
 )
+from qtune_service.tokenize.context import check_context, notes_of, unseen_keys
 from qtune_service.tokenize.encoded_batch import (
     Encoded,
     EncodedBatch,
+    Endings,
     TokenLocator,
     Tokens,
     concatenated,
     limit_length,
     offsets_of,
 )
+from qtune_service.tokenize.fallbacks import apply_fallbacks, describe_fallbacks
 from qtune_service.tokenize.named_sources import model_folder, read_chat_template
+from qtune_service.tokenize.stop_tokens import stop_token_ids
+from qtune_service.tokenize.turn_spans import Rendering
 
 __all__ = ["Encoded", "Encoder", "load_tokenizer"]
 
@@ -66,6 +70,8 @@ class Encoder:
         self._vocab_size = vocab_size
         self._backend = _plain_backend(self._tokenizer)
         self._locator = TokenLocator(self._backend)
+        self._stop_ids = np.array(stop_token_ids(model, self._tokenizer), np.int32)
+        self._blanks: dict[int, bool] = {}  # by token: whether it is white space
         self._templates: dict[str, ChatTemplate] = {}
         self._origin = self._choose_template()
         self._template(None)
@@ -113,10 +119,23 @@ class Encoder:
 
     @property
     def fingerprint(self) -> str:
-        """Return the SHA-256 of tokenizer and template. Equal fingerprints give equal tokens."""
+        """Return the SHA-256 of tokenizer, template and stop tokens. Equal fingerprints give equal tokens and masks."""
         templates = json.dumps(self._tokenizer.chat_template, sort_keys=True)
-        parts = (self._tokenizer.backend_tokenizer.to_str(), json.dumps(self._tokenizer.special_tokens_map), templates)
+        parts = [self._tokenizer.backend_tokenizer.to_str(), json.dumps(self._tokenizer.special_tokens_map), templates]
+        if len(self._stop_ids) > 1:  # they decide where answers end
+            parts.append(json.dumps(self._stop_ids.tolist()))
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    def stop_warning(self, endings: Endings) -> str | None:
+        """Return a warning if no trained span of a job ends in a stop token of the model."""
+        if not endings.num_spans or endings.num_stopped or not len(self._stop_ids):
+            return None
+        seen = ", ".join(repr(self.decode([token])) for token in list(endings.last_tokens)[:3])
+        stops = ", ".join(repr(self.decode([int(token)])) for token in self._stop_ids[:4])
+        return (
+            f"No trained text ends in a stop token of the model ({stops}), so a model trained on it may not learn to "
+            f"stop. The last trained tokens are {seen}. Give a chat template that ends answers with a stop token."
+        )
 
     def save_tokenizer(self, folder: Path) -> None:
         """Write the tokenizer with the used template to a local folder."""
@@ -141,7 +160,9 @@ class Encoder:
         if source not in self._templates:
             added = self._tokenizer.added_tokens_decoder.values()
             special = {str(token) for token in added if token.special} | set(self._tokenizer.all_special_tokens)
-            self._templates[source] = ChatTemplate(source, self._tokenizer.special_tokens_map, special)
+            stops = [self._tokenizer.convert_ids_to_tokens(int(i)) for i in self._stop_ids]
+            known = [token for token in stops if token in special]
+            self._templates[source] = ChatTemplate(source, self._tokenizer.special_tokens_map, special, known)
         return self._templates[source]
 
     def _encode_texts(self, records: Sequence[Mapping[str, Any]], format: FormatName) -> EncodedBatch:  # noqa: A002
@@ -157,7 +178,14 @@ class Encoder:
                 problems[i] = outcome
             spans.append([] if isinstance(outcome, RecordError) else outcome)
         mask = token_masks(renderings, spans, located)
-        return self._limited(Tokens(np.array(rows, np.int64), located.ids, mask, located.offsets), problems)
+        batch = self._limited(Tokens(np.array(rows, np.int64), located.ids, mask, located.offsets), problems)
+        notes = Counter(
+            note
+            for i, item in zip(rows, renderings, strict=True)
+            if item.notes and i not in batch.problems
+            for note in item.notes
+        )
+        return replace(batch, notes=dict(notes)) if notes else batch
 
     def _encode_tokenized(self, records: Sequence[Mapping[str, Any]], format: FormatName) -> EncodedBatch:  # noqa: A002
         problems, items = {}, {}
@@ -184,18 +212,28 @@ class Encoder:
     def _render(self, conversation: Conversation) -> Rendering:
         template = self._template(conversation.tools)
         adapted = apply_fallbacks(conversation, template)
-        text, marked = template.render_marked(adapted.messages, adapted.tools)
+        text, marked = template.render_marked(adapted.messages, adapted.tools, adapted.variables)
         try:
             text.encode()
         except UnicodeEncodeError as error:
             detail = f"half of a surrogate pair at character {error.start} of the rendered text"
             raise RecordError("not_unicode", detail) from error
-        check_context(adapted, text)
-        return Rendering(template, adapted, text, None if marked is None else tuple(marked))
+        check_context(adapted, template, text)
+        notes = conversation.notes
+        if adapted.variables:
+            notes += notes_of(adapted, template, text)
+        if any(len(message) > 2 for message in conversation.messages):
+            notes += unseen_keys(conversation.messages, template, text)
+        return Rendering(template, adapted, text, None if marked is None else tuple(marked), notes)
 
     def _locate(self, item: Rendering, num_tokens: int) -> list[Span]:
         self._check_length(num_tokens)  # before locating spans, which can cost turns x length
         return trained_spans(item)
+
+    def _is_blank(self, token: int) -> bool:
+        if token not in self._blanks:
+            self._blanks[token] = not self.decode([token]).strip()
+        return self._blanks[token]
 
     def _check_length(self, num_tokens: int) -> None:
         if num_tokens > self._max_len and self._spec.overlong == "reject":
@@ -203,7 +241,8 @@ class Encoder:
 
     def _limited(self, tokens: Tokens, problems: dict[int, RecordError]) -> EncodedBatch:
         known = tokens.without(problems)
-        return limit_length(known, problems, max_len=self._max_len, vocab_size=self._vocab_size)
+        batch = limit_length(known, problems, max_len=self._max_len, vocab_size=self._vocab_size)
+        return replace(batch, endings=Endings.of(batch.tokens, self._stop_ids, self._is_blank))
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """Resolve settings that name a chat template or a model: the only place that decides what they mean.
 
-A `chat_template` that contains `{{` or `{%` is a template and is never opened as a file. Any other value is a path, and
-a file without these marks is rejected. So the text of a file is a template by the same rule and never becomes a path.
+A `chat_template` that contains `{{` or `{%` is a template and is never opened as a file. `trl:NAME` is a template that
+the installed TRL ships (its training variant, if there is one). Any other value is a path, and a file without these
+marks is rejected. So the text of a file is a template by the same rule and never becomes a path.
 Errors name the path and the problem, and never quote the file.
 
 A model or tokenizer name is a local folder or a hub id.
@@ -11,11 +12,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from pathlib import Path
 
 from qtune_service.errors import SpecError
 from qtune_service.storage.confined import is_really_below, real_path
+from qtune_service.tokenize.trl_templates import families, file_of
 
 
 def model_folder(name: str) -> Path | None:
@@ -32,12 +35,18 @@ def model_folder(name: str) -> Path | None:
 
 
 MAX_TEMPLATE_BYTES = 1 << 20
-_HINT = "Give a Jinja template, or the path of a UTF-8 file that contains one."
+_HINT = "Give a Jinja template, the path of a UTF-8 file that contains one, or trl:NAME for one that TRL ships."
+_TRL_NAME = re.compile(r"trl:([a-z0-9_.]{1,100})", re.ASCII)
 
 
 def is_template(value: str) -> bool:
     """Return whether a setting is a template and not a path."""
     return "{{" in value or "{%" in value
+
+
+def is_trl_name(value: str) -> bool:
+    """Return whether a setting names a template of TRL. A name is never a path."""
+    return not is_template(value) and value.startswith("trl:")
 
 
 def read_chat_template(value: str, roots: tuple[str, ...] | None = None) -> str:
@@ -47,6 +56,8 @@ def read_chat_template(value: str, roots: tuple[str, ...] | None = None) -> str:
     """
     if is_template(value):
         return value
+    if is_trl_name(value):
+        return _read_trl_template(value)
     try:
         content = _read(Path(value).expanduser(), roots)
     except OSError as error:
@@ -62,6 +73,19 @@ def read_chat_template(value: str, roots: tuple[str, ...] | None = None) -> str:
     if not is_template(text):
         raise SpecError(f"{_shown(value)} is not a chat template: it contains neither {{{{ nor {{%", _HINT)
     return text
+
+
+def _read_trl_template(value: str) -> str:
+    """Return the template of the installed TRL that `trl:NAME` names. Raise SpecError if there is none."""
+    named = _TRL_NAME.fullmatch(value)
+    path = file_of(named[1]) if named else None
+    if path is not None:
+        return path.read_text(encoding="utf-8")
+    if not (known := families()):
+        raise SpecError(f"cannot read the chat template {_shown(value)}: TRL is not installed here", _HINT)
+    raise SpecError(
+        f"TRL has no chat template {_shown(value)[4:]!r}", f"The installed TRL has these: {', '.join(known)}."
+    )
 
 
 def _read(path: Path, roots: tuple[str, ...] | None) -> bytes:

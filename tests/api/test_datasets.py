@@ -20,7 +20,7 @@ from qtune_service.errors import (
     SpecError,
     UnknownDatasetError,
 )
-from qtune_service.ingest.upload_checks import rows_of_parquet
+from qtune_service.ingest.upload_checks import rows_of_file
 from qtune_service.job_states import JobStatus
 from qtune_service.server.jobs.database import open_database
 from qtune_service.server.jobs.dataset_uris import id_of_uri, resolved
@@ -35,7 +35,7 @@ LINES = b'{"prompt": "a", "completion": "b"}\n' * 10
 @pytest.fixture
 def datasets(database: Engine, tmp_path: Path) -> Datasets:
     """Return a folder of datasets without any."""
-    return Datasets(DatasetStore(database), str(tmp_path / "data"), tmp_path / "data", 1 << 20, rows_of_parquet)
+    return Datasets(DatasetStore(database), str(tmp_path / "data"), tmp_path / "data", 1 << 20, rows_of_file)
 
 
 def add(datasets: Datasets, name: str = "a.jsonl", owner: str = "ann") -> Dataset:
@@ -185,7 +185,7 @@ def test_nothing_stays_of_what_fails(datasets: Datasets, tmp_path: Path) -> None
     try_one(
         Upload("a.jsonl", "ann"),
         iter([LINES]),
-        Datasets(away, datasets.root, datasets.arrivals, 1 << 20, rows_of_parquet),
+        Datasets(away, datasets.root, datasets.arrivals, 1 << 20, rows_of_file),
     )
     assert datasets.store.find().datasets == ()
     with pytest.raises(DatabaseError):

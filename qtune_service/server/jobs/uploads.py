@@ -111,8 +111,8 @@ class Datasets:
     arrivals: Path
     """Local folder where files arrive: the root itself where that is local."""
     max_bytes: int
-    parquet_rows: Callable[[str, Path], int]
-    """Count the rows of a Parquet file, whose footer may be hostile. See ingest/upload_checks.py."""
+    count_rows: Callable[[str, Path], int]
+    """Count the rows of a Parquet or Arrow file, whose metadata may be hostile. See ingest/upload_checks.py."""
 
     def check_size(self, size_bytes: int) -> None:
         """Raise TooLargeError or DiskFullError for a file that will not fit."""
@@ -135,7 +135,7 @@ class Datasets:
         path = self.arrivals / f".{dataset_id}.upload"
         with _arriving(path) as file:
             digest = hashlib.sha256()
-            found = check(name, self._stored(blocks, file, digest), path, self.parquet_rows)
+            found = check(name, self._stored(blocks, file, digest), path, self.count_rows)
             if upload.sha256 is not None and digest.hexdigest() != upload.sha256.lower():
                 raise ChecksumMismatchError(
                     f"{name} arrived with SHA-256 {digest.hexdigest()}, not {upload.sha256.lower()}", "Send it again."

@@ -86,14 +86,14 @@ class Questions:
         """
         return self._ask("compare", roots=roots, versions=versions, examples=examples)  # type: ignore[no-any-return]
 
-    def parquet_rows(self, name: str, path: Path) -> int:
-        """Return the number of rows of an uploaded Parquet file. Raise BadDatasetError."""
+    def count_rows(self, name: str, path: Path) -> int:
+        """Return the number of rows of an uploaded Parquet or Arrow file. Raise BadDatasetError."""
         try:
-            return self._ask_pool(self._arrivals, "parquet_rows", name=name, path=str(path))  # type: ignore[no-any-return]
+            return self._ask_pool(self._arrivals, "count_rows", name=name, path=str(path))  # type: ignore[no-any-return]
         except QueryError as error:
             raise BadDatasetError(
-                f"{name} has a Parquet footer that cannot be read: {error.message}",
-                "Write it with fewer columns or larger row groups.",
+                f"{name} has metadata that cannot be read: {error.message}",
+                "Write it with fewer columns, or larger row groups or batches.",
             ) from error
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from qtune_service.errors import QTuneError, QueryError
-from qtune_service.ingest.upload_checks import rows_of_parquet
+from qtune_service.ingest.upload_checks import rows_of_file
 from qtune_service.output.compare import Pairing, pair
 from qtune_service.output.query import Limits, Records, Selection, find, find_sample, read_rows, rejected_of, samples_of
 from qtune_service.output.query.fields import quoted
@@ -116,9 +116,9 @@ def compare(*, roots: tuple[str, str], versions: tuple[str, str], examples: int)
     return compare_outputs(a, b, examples)
 
 
-def parquet_rows(*, name: str, path: str) -> int:
-    """Return the number of rows of an uploaded Parquet file. name: its name in messages."""
-    return rows_of_parquet(name, Path(path))
+def count_rows(*, name: str, path: str) -> int:
+    """Return the number of rows of an uploaded Parquet or Arrow file. name: its name in messages."""
+    return rows_of_file(name, Path(path))
 
 
 OPERATIONS: Mapping[str, Callable[..., Any]] = {
@@ -126,7 +126,7 @@ OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "sample": sample,
     "rejected": rejected,
     "compare": compare,
-    "parquet_rows": parquet_rows,
+    "count_rows": count_rows,
 }
 """Operations of a child, by name."""
 

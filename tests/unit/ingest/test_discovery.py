@@ -69,7 +69,7 @@ def test_parquet_is_known_by_its_content(tmp_path: Path) -> None:
         ("x.parquet", ROW, "it is not Parquet"),
         ("x.jsonl", b"PK\x03\x04rest", "a zip archive"),
         ("x.json", "[]".encode("utf-16"), "UTF-16 text"),
-        ("x.csv", b"a,b\n1,2\n", "cannot detect the format of .*x.csv"),
+        ("x.txt", b"a,b\n1,2\n", "cannot detect the format of .*x.txt"),
         ("x.parquet.gz", gzip.compress(b"PAR1xxxx", mtime=0), "Parquet inside .gz"),
     ],
 )

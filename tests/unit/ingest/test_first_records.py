@@ -87,7 +87,7 @@ def test_records_that_cannot_be_read_are_among_them(tmp_path: Path) -> None:
         ("\n", {}, "no records"),
         (LINES, {"category_field": "kind", "take": {"z": 1}}, "no records"),
         ('{"x": 1}\n', {}, "cannot detect the format"),
-        (LINES, {"prompt_column": "question", "completion_column": "answer"}, "cannot detect the format"),
+        (LINES, {"prompt_column": "question", "completion_column": "answer"}, "there is no column 'question'"),
     ],
 )
 def test_what_cannot_be_read_is_told(tmp_path: Path, text: str, more: dict[str, Any], told: str) -> None:

@@ -74,14 +74,17 @@ def test_detection_follows_the_majority_and_named_columns() -> None:
 
 
 def test_used_columns_are_those_the_format_reads() -> None:
-    """All others are the user's own and survive."""
-    columns = ["id", "messages", "tools", "question", "answer", "instruction", "history", "input_ids", "labels"]
-    assert used_columns("messages", columns) == {"messages", "tools"}
-    assert used_columns("alpaca", columns) == {"instruction", "history"}
+    """All others are the user's own and survive. Known columns of context are looked at, to be counted."""
+    columns = ["id", "messages", "tools", "input_ids", "labels", "passage", "lang"]
+    assert used_columns("messages", columns) == {"messages", "tools", "labels", "passage"}
     assert used_columns("tokenized", columns) == {"input_ids", "labels"}
+    assert used_columns("alpaca", ["id", "instruction", "history"]) == {"instruction", "history"}
     assert used_columns("prompt_completion", ["id", "question", "answer"]) == {"question", "answer"}
-    names = ColumnNames("id", "answer")
-    assert used_columns("prompt_completion", columns, names) == {"id", "answer", "tools"}
+    assert used_columns("prompt_completion", ["id", "answer", "tools"], ColumnNames("id", "answer")) == {
+        *("id", "answer", "tools")
+    }
+    names = ColumnNames(messages="dialog", columns={"sys": "system"})
+    assert used_columns("messages", ["dialog", "sys", "id"], names) == {"dialog", "sys"}
 
 
 def test_messages_keep_what_templates_read_and_drop_nulls() -> None:
@@ -137,13 +140,16 @@ def test_tools_are_wrapped_alike(as_text: bool) -> None:
 
 
 def test_sharegpt_system_column() -> None:
-    """It opens the conversation; two system prompts contradict each other."""
+    """It opens the conversation. A system turn that says something else takes precedence, and is counted."""
     turns = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]
     conversation = convert({"conversations": turns, "system": "S"}, "sharegpt")
     assert [m["role"] for m in conversation.messages] == ["system", "user", "assistant"]
     assert conversation.trained == (False, False, True)
-    both = {"conversations": [{"from": "system", "value": "T"}, *turns], "system": "S"}
-    assert refusal(both, "sharegpt").reason_code == "conflicting_system"
+    for own, wanted, num_notes in (("T", "T", 1), ("S ", "S ", 0), (" ", "S", 0)):
+        both = {"conversations": [{"from": "system", "value": own}, *turns], "system": "S"}
+        conversation = convert(both, "sharegpt")
+        assert [m["content"] for m in conversation.messages] == [wanted, "Q", "A"]
+        assert len(conversation.notes) == num_notes
 
 
 def test_alpaca_with_everything() -> None:
@@ -183,7 +189,7 @@ def test_training_flags_of_turns(flag: str) -> None:
     error = refusal({"messages": [USER, {**ANSWER, flag: 0.5}]}, "messages")
     assert (error.reason_code, error.detail) == (
         "bad_flag",
-        f"messages[1].{flag} must be true, false, 0 or 1, got 0.5",
+        f"turn 2 of messages: {flag} must be true, false, 0 or 1, got 0.5",
     )
 
 
@@ -203,7 +209,7 @@ REFUSED: list[tuple[str, FormatName, dict[str, Any]]] = [
     ("bad_type", "messages", {"messages": "text"}),
     ("bad_type", "messages", {"messages": ["text"]}),
     ("bad_type", "messages", {"messages": [{"role": "user", "content": 3}, ANSWER]}),
-    ("bad_type", "messages", {"messages": [{"role": "user", "content": [{"type": "image"}]}, ANSWER]}),
+    ("not_text", "messages", {"messages": [{"role": "user", "content": [{"type": "image"}]}, ANSWER]}),
     ("bad_type", "alpaca", {"instruction": "I", "output": 42}),
     ("bad_type", "alpaca", {"instruction": "I", "output": "O", "history": [["only one"]]}),
     ("bad_role", "messages", {"messages": [{"role": "narrator", "content": "x"}]}),

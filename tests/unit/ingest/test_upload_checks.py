@@ -15,7 +15,7 @@ import pytest
 import zstandard
 
 from qtune_service.errors import BadDatasetError
-from qtune_service.ingest.upload_checks import MAX_RECORD_BYTES, Checked, check, rows_of_parquet
+from qtune_service.ingest.upload_checks import MAX_RECORD_BYTES, Checked, check, rows_of_file
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": f"p{i} ü漢", "completion": "c" * (i % 50), "tags": [{"a": i}]} for i in range(300)
@@ -41,7 +41,7 @@ def look(tmp_path: Path, name: str, data: bytes, block_bytes: int = 1 << 20) -> 
                 file.write(data[start : start + block_bytes])
                 yield data[start : start + block_bytes]
 
-    return check(name, blocks(), path, rows_of_parquet)
+    return check(name, blocks(), path, rows_of_file)
 
 
 @pytest.mark.parametrize("block_bytes", [7, 1000, 1 << 20])

@@ -52,10 +52,27 @@ def test_rejected_records_have_a_reason_and_a_hint(tmp_path: Path) -> None:
     assert any("3 of the first 5 records are rejected" in warning for warning in found.warnings)
 
 
+def test_how_the_data_is_read(tmp_path: Path) -> None:
+    """The format of each file, the use of each column, and what the samples do not contain."""
+    rows = [chat("one") | {"id": 1, "system": "S", "passage": "needed"}, chat("two") | {"id": 2}]
+    found = look(write_jsonl(tmp_path / "a.jsonl", rows))
+    (source,) = found.sources
+    assert (source.source, source.format) == (str(tmp_path / "a.jsonl"), "messages")
+    assert source.columns == {
+        "messages": "turns of the conversation",
+        "id": "own column",
+        "system": "system prompt",
+        "passage": "not read, counted in a warning",
+    }
+    assert [w for w in found.warnings if "passage" in w] == [
+        "1 of the first 2 records: the column `passage` is not read, so the prompt does not contain it."
+    ]
+
+
 def test_when_nothing_can_be_used_it_says_so(tmp_path: Path) -> None:
-    """Not an error: the reasons are the answer. No more are shown than help."""
+    """Not an error: the reasons are the answer. One reason is not repeated."""
     found = look(write_jsonl(tmp_path / "a.jsonl", [chat("")] * 500))
-    assert (found.samples, len(found.rejected)) == ([], 20)
+    assert (found.samples, [record.num_more for record in found.rejected]) == ([], [0, 0, 197])
     assert any("None of the first 200 records can be used" in warning for warning in found.warnings)
 
 

@@ -11,9 +11,10 @@ import pytest
 
 from qtune_service.ingest.records import RecordError
 from qtune_service.samples import Sample
-from qtune_service.tokenize import assistant_mask
-from qtune_service.tokenize.chat_template import PROBE, ChatTemplate
+from qtune_service.tokenize import turn_spans
+from qtune_service.tokenize.chat_template import ChatTemplate
 from qtune_service.tokenize.encoder import Encoder
+from qtune_service.tokenize.message_form import PROBE
 from tests.unit.tokenize.chat_models import SHAPES, make_encoder, trained_text
 
 UNMARKED = [name for name, shape in SHAPES.items() if name not in {"marked", "plain"}]
@@ -68,7 +69,7 @@ def test_two_proofs_give_one_mask(shape: str, name: str, folder: Path, monkeypat
     """The proof for a whole conversation and the proof turn by turn share no rendering and no search."""
     encoder = make_encoder(folder, SHAPES[shape].source)
     quick = encode(encoder, TURNS[name])
-    monkeypatch.setattr(assistant_mask, "_prompt_words", lambda _: {})
+    monkeypatch.setattr(turn_spans, "_prompt_words", lambda _: {})
     slow = encode(encoder, TURNS[name])
     assert quick.input_ids.tolist() == slow.input_ids.tolist()
     assert quick.loss_mask.tolist() == slow.loss_mask.tolist()
@@ -93,7 +94,7 @@ def test_a_known_shape_gives_the_same_mask(shape: str, folder: Path, monkeypatch
         except RecordError:
             continue
         with monkeypatch.context() as patch:
-            patch.setattr(assistant_mask, "MAX_SHAPES", 0)
+            patch.setattr(turn_spans, "MAX_SHAPES", 0)
             found = encode(by_rendering, turns)
         assert found.loss_mask.tolist() == wanted.loss_mask.tolist(), words
 

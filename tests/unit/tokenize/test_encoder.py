@@ -171,7 +171,7 @@ def test_template_whose_prompt_depends_on_the_answer_is_refused(folder: Path) ->
 def test_template_that_drops_a_turn_is_refused(folder: Path) -> None:
     """Context never vanishes without a word."""
     template = "{% for m in messages %}{% if loop.index0 != 0 %}{{ m.role + m.content + '\n' }}{% endif %}{% endfor %}"
-    with pytest.raises(RecordError, match=r"context_dropped.*turn 0 \(user\)"):
+    with pytest.raises(RecordError, match=r"context_dropped.*turn 1 \(user\)"):
         make_encoder(folder, template).encode({"messages": turns("Question", "Answer")}, "messages")
 
 

@@ -100,7 +100,7 @@ def test_template_without_reasoning_gets_it_inline(encoders: Encoders) -> None:
     sample = encoders["chatml"].encode(reasoning_record(), "messages").sample
     text = trained_text(encoders["chatml"], sample)
     assert text == ("<think>\nOne and one.\n</think>\n\n2<|im_end|><think>\nTwo and two.\n</think>\n\n4<|im_end|>")
-    with pytest.raises(RecordError, match=r"context_dropped.*reasoning of turn 3"):
+    with pytest.raises(RecordError, match=r"context_dropped.*reasoning of turn 4"):
         encoders["r1"].encode(reasoning_record(), "messages")
 
 
