@@ -126,6 +126,36 @@ def test_datasets_writes_what_is_read(tmp_path: Path) -> None:
     assert records_of(shard.own_columns(range(2))) == rows
 
 
+@pytest.mark.parametrize("kind", ["saved", "views"])
+def test_arrow_files_hold_the_same_records(kind: str, tmp_path: Path) -> None:
+    """`save_to_disk` writes padded structs and the JSON type; polars writes text inside of them as views."""
+    tool = {"name": "f", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
+    rows: list[dict[str, Any]] = [
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "tools": [tool]},
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "n": 1}], "tools": []},
+    ]
+    text = pa.string_view() if kind == "views" else pa.string()
+    turn = pa.struct([("role", text), ("content", text), ("n", pa.int8())])
+    typed = pa.struct([("name", text), ("parameters", JSON_TYPE)])
+    tools = [[{**one, "parameters": json.dumps(one["parameters"])} for one in row["tools"]] for row in rows]
+    names: Any = pa.array([[one["name"] for one in row] for row in tools], pa.list_(text))
+    parameters = pa.array([one["parameters"] for row in tools for one in row], JSON_TYPE)
+    structs = pa.StructArray.from_arrays([names.values, parameters], fields=list(typed))
+    table = pa.table(
+        {
+            "messages": pa.array([row["messages"] for row in rows], pa.list_(turn)),
+            "tools": pa.ListArray.from_arrays(names.offsets, structs),
+        }
+    )
+    with pa.ipc.new_stream(str(tmp_path / "data-00000-of-00001.arrow"), table.schema) as sink:
+        sink.write_table(table)
+    (shard,) = read_all(plan_of(tmp_path, tmp_path))
+    assert shard.records == rows
+    own = shard.own_columns(range(2))
+    assert records_of(own) == rows
+    assert as_json_type(own).schema.field("tools").type.value_type.field("parameters").type == JSON_TYPE
+
+
 def source_schema(*tables: pa.Table) -> pa.Schema:
     """Return the schema of a job that reads these tables."""
     return finish(unify(pa.schema([arrow_column(field) for field in table.schema]) for table in tables))
