@@ -95,6 +95,9 @@ class Hub:
     """Licenses that make a card invalid."""
     uploads: dict[str, bytes] = field(default_factory=dict)
     """SHA-256 -> large files that were sent to the storage."""
+    xet_url: str = ""
+    """Storage of Xet for large files: `local://FOLDER`, or an address. hf_xet writes chunks there, not files, so a test
+    puts the files of a commit into `uploads`."""
     requests: list[Request] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     page_size: int = 1000
@@ -291,6 +294,9 @@ class _HubHandler(_Handler):
             self._resolve(repository, rest)
         elif what == "refs":
             self._json(_refs(repository))
+        elif what == "xet-write-token":
+            if self._writable(name):
+                self._json({"casUrl": self.hub.xet_url, "accessToken": "xet", "exp": 4102444800})
         elif what in ("preupload", "commit"):
             if self._writable(name):
                 self._preupload(repository, rest) if what == "preupload" else self._commit(repository, rest)

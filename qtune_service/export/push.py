@@ -127,6 +127,11 @@ def _commit(repository: str, files: dict[str, Path], removed: list[str], message
         raise DataError(
             f"the hub does not accept the card: {what}", "Is --license an identifier of the hub?"
         ) from error
+    except (ConnectionError, TimeoutError, PermissionError, RuntimeError) as error:  # of hf_xet, which repeats requests
+        raise StorageError(
+            f"cannot push to {repository}: sending to the storage of the hub failed ({type(error).__name__})",
+            "Check the network and run the same command again. Nothing was committed, and parts are not sent twice.",
+        ) from error
 
 
 def _find(push: Push) -> _Existing | None:

@@ -83,7 +83,7 @@ def notices(paths: Iterable[str], split: str | None = None) -> list[str]:
     for path in paths:
         if is_hub(path) or file_io.stat(path) is not None or not file_io.is_folder(path):
             continue
-        name, files = file_io.display(path), files_of_folder(path, split)
+        name, files = file_io.display(path), files_of_folder(path, split, _check_roots)
         if files.splits:
             found.append(
                 f"All splits of {name} are read: {', '.join(files.splits)}. To read one, give split (--split "
@@ -102,7 +102,7 @@ def _expand(path: str, split: str | None) -> list[str]:
     if file_io.stat(path) is not None:
         return _of_split(path, {location.path.rpartition("/")[2]: location.path if location.is_local else path}, split)
     if file_io.is_folder(path):
-        return list(files_of_folder(path, split).uris)
+        return list(files_of_folder(path, split, _check_roots).uris)
     if file_io.is_glob(path):
         found = file_io.glob(path)
         if not found:

@@ -23,7 +23,7 @@ from qtune_service.errors import DataError, SpecError
 from qtune_service.ingest.discovery import ENDING, SUPPORTED
 from qtune_service.ingest.splits import METADATA, files_by_split
 from qtune_service.storage import file_io
-from qtune_service.storage.hub_uri import HubUri, is_hub
+from qtune_service.storage.hub_uri import PREFIX, HubUri, is_hub
 
 CARD, YAML = "README.md", ".huggingface.yaml"
 SAVED = ("dataset_dict.json", "state.json")
@@ -131,7 +131,10 @@ def _files_of_repository(named: HubUri, root: HubUri, spec: InputSpec) -> list[s
         by_split = {split: _matches(named, root, config, globs) for split, globs in config.patterns.items()}
     by_split = {split: files for split, files in by_split.items() if files}
     if not by_split:
-        raise DataError(f"no data files in {named.root}{_of(config)}: it holds {_shown(every)}", SUPPORTED)
+        raise DataError(
+            f"no data files in {named.root}{_of(config)}: it holds {_shown(every)}",
+            f"{SUPPORTED} The hub may have converted it: {PREFIX}{named.repository}@refs/convert/parquet/CONFIG/SPLIT.",
+        )
     return _of_split(named, by_split, spec.split, config)
 
 
@@ -148,7 +151,7 @@ def _choose(named: HubUri, configs: Sequence[Config], wanted: str | None) -> Con
     if len(defaults) == 1:
         return defaults[0]
     what = "has several default configurations" if defaults else "has several configurations and no default"
-    raise DataError(f"{named.root} {what}: {names}", "Choose one with --config (`config` in a job file).")
+    raise DataError(f"{named.root} {what}: {names}", f"Choose one with config (--config {configs[0].name}).")
 
 
 def _of_split(
@@ -164,7 +167,7 @@ def _of_split(
         return next(iter(by_split.values()))
     raise DataError(
         f"{where} has several splits: {names}",
-        f"Choose one with --split (`split` in a job file), or name files: {named.root}/PATH.",
+        f"Choose one with split (--split {next(iter(by_split))}), or name files: {named.root}/PATH.",
     )
 
 

@@ -31,7 +31,7 @@ import pyarrow.fs as pafs
 import stamina
 
 from qtune_service.errors import StorageError
-from qtune_service.storage.hub_uri import HubUri
+from qtune_service.storage.hub_uri import HubUri, of_web_page
 
 T = TypeVar("T")
 ATTEMPTS = 7
@@ -91,6 +91,8 @@ def resolve(uri: str) -> Location:
         return _resolve_s3(uri)
     if scheme == "hf":
         return _resolve_hub(uri)
+    if (page := of_web_page(uri)) is not None:
+        raise StorageError(f"{display(uri)} is a page of the hub, not data", f"Read the dataset as {page}.")
     try:
         if scheme in ("gs", "gcs", "hdfs", "viewfs", "abfs", "abfss"):
             filesystem, path = pafs.FileSystem.from_uri(uri)

@@ -21,8 +21,8 @@ from qtune_service.errors import StorageError
 from qtune_service.storage.hub_errors import api, endpoint, translated
 from qtune_service.storage.hub_uri import COMMIT, HubUri
 
-READ_AHEAD_BYTES = 1 << 20
-"""Bytes that are read behind a requested range: the head of a file takes one request, and so do small column chunks."""
+READ_AHEAD_BYTES = 64 << 10
+"""Bytes that are read behind a requested range: several small column chunks take one request."""
 TIMEOUT_S = 30.0
 
 

@@ -31,7 +31,7 @@ from qtune_service.storage.hub_uri import HubUri
 DEFAULT_ENDPOINT = "https://huggingface.co"
 MAX_WAIT_S = 330.0
 """Longest pause that Retry-After can request. The hub limits the requests of five minutes."""
-MAX_NAMES = 10
+MAX_NAMES, MAX_MESSAGE = 10, 300
 HTTP_ERROR = cast("type[Exception]", HfHubHTTPError.__bases__[0])
 """HTTPError of httpx or httpx2, by the version of huggingface_hub."""
 TOO_MANY = "The hub limits the rate of requests. Wait some minutes, or log in: a token has a higher limit."
@@ -92,13 +92,15 @@ def explained(error: HfHubHTTPError, uri: HubUri, action: str = "read") -> Stora
 def _refusal(error: HfHubHTTPError, uri: HubUri, action: str) -> tuple[str, str]:
     """Return what a response of 4xx says, and a hint."""
     status, name = error.response.status_code, uri.repository
+    message = error.response.headers.get("X-Error-Message") or ""
+    says = f" ({message[:MAX_MESSAGE]})" if message else ""
     if isinstance(error, GatedRepoError):
         how = "then" if has_token() else "then log in with `hf auth login` or set HF_TOKEN, and"
         hint = f"Accept its terms at {endpoint()}/datasets/{name}, {how} run the same command again."
         return f"{name} is gated, and its owner has not granted access", hint
     if isinstance(error, RevisionNotFoundError):
         return f"{name} has no revision {uri.revision}", _revisions(uri)
-    if status == 401 and "Invalid credentials" in (error.response.headers.get("X-Error-Message") or ""):
+    if status == 401 and "Invalid credentials" in message:
         return f"{endpoint()} does not accept the token", "Check HF_TOKEN, or log in again with `hf auth login`."
     if status in (401, 404):
         hint = (
@@ -109,9 +111,11 @@ def _refusal(error: HfHubHTTPError, uri: HubUri, action: str) -> tuple[str, str]
         return f"there is no dataset {name} at {endpoint()}, or it is private", hint
     if status == 403:
         is_disabled = isinstance(error, DisabledRepoError)
-        what = f"the hub has disabled access to {name}" if is_disabled else f"the token has no right to {action} it"
+        what = (
+            f"the hub has disabled access to {name}" if is_disabled else f"the token has no right to {action} it{says}"
+        )
         return what, "Check the rights of the token, HF_TOKEN, or ask the owner of the dataset."
-    return f"{endpoint()} answered {status}", "Check the name, and HF_ENDPOINT."
+    return f"{endpoint()} answered {status}{says}", "Check the name, and HF_ENDPOINT."
 
 
 def _revisions(uri: HubUri) -> str:

@@ -18,6 +18,11 @@ PREFIX = "hf://datasets/"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _REFERENCE = re.compile(r"refs/(?:convert/[\w.-]+|pr/\d+)(?=/|$)")
 _REPOSITORY = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
+_PAGE = re.compile(
+    r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/datasets/(?P<repository>\w[\w.-]*/\w[\w.-]*)"
+    r"(?:/(?P<action>blob|resolve|tree|raw)/(?P<revision>refs/(?:convert|pr)/[\w.-]+|[^/?#]+)(?P<path>/[^?#]*)?)?",
+    re.ASCII,
+)
 _KINDS = {"models": "a model", "spaces": "a space", "buckets": "a bucket", "kernels": "a kernel"}
 _FORM = "A dataset of the hub is named hf://datasets/ORG/NAME, hf://datasets/ORG/NAME@REVISION, or with a path behind."
 
@@ -81,6 +86,19 @@ class HubUri:
         is_plain = self.revision is None or _REFERENCE.fullmatch(self.revision) is not None
         revision = self.revision if is_plain else quote(self.revision or "", safe="")
         return f"{PREFIX}{self.repository}{f'@{revision}' if revision else ''}{f'/{self.path}' if self.path else ''}"
+
+
+def of_web_page(url: str) -> HubUri | None:
+    """Return the dataset that a page of huggingface.co shows, with revision and path; None for another address."""
+    match = _PAGE.match(url)
+    if match is None:
+        return None
+    action, revision, path = match["action"], match["revision"], match["path"]
+    if action is None or revision is None:
+        return HubUri(match["repository"])
+    return HubUri(
+        match["repository"], None if revision == "main" else unquote(revision), unquote(path or "").strip("/")
+    )
 
 
 def _split(text: str) -> tuple[str, str, str]:

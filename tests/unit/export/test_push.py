@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from qtune_service.cli import app
 from qtune_service.output.reader import FinishedOutput
 from tests.finished_outputs import chats, finished_output
 from tests.hub_server import Fault, Hub, hub_server, new_name
-from tests.jobs import environment, rows
+from tests.jobs import environment, qtune, rows
 
 TOKEN = "hf_owner"
 LOAD = """
@@ -179,6 +180,27 @@ def test_a_card_that_the_hub_refuses(hub: Hub, small: FinishedOutput) -> None:
     assert (refused.exit_code, "the hub does not accept the card" in refused.stderr) == (3, True)
     assert "--license" in refused.stderr
     assert push(small, "--push", name, "--license", "mit").exit_code == 0, "an empty dataset can be pushed to"
+
+
+def test_large_files_go_by_xet(hub: Hub, small: FinishedOutput, tmp_path: Path) -> None:
+    """Where hf_xet is installed, it sends the data to its own storage; the commit names the same content."""
+    pytest.importorskip("hf_xet")
+    name, folder = new_name(), tmp_path / "out"
+    assert push(small, str(folder), "--push", new_name()).exit_code == 0
+    for path in folder.rglob("*.parquet"):
+        hub.uploads[hashlib.sha256(path.read_bytes()).hexdigest()] = path.read_bytes()
+    hub.xet_url = f"local://{tmp_path}/cas"
+    env = {**hub.env(tmp_path / "home", TOKEN), "HF_HUB_DISABLE_XET": "0"}
+    done = qtune("export", small.root, "--to", "hub", "--push", name, env=env)
+    assert done.returncode == 0, done.stderr
+    assert any(path.is_file() and "xorbs" in path.parts for path in (tmp_path / "cas").rglob("*"))
+    made = hub.repositories[name]
+    sent = {path: body for path, body in made.commits[made.branches["main"]].items() if path.startswith("data/")}
+    assert sent == {f"data/{path.name}": path.read_bytes() for path in folder.rglob("*.parquet")}
+    hub.xet_url = "http://127.0.0.1:9"
+    limits = {"HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "0", "HF_XET_CLIENT_RETRY_MAX_DURATION": "1s"}
+    failed = qtune("export", small.root, "--to", "hub", "--push", new_name(), env={**env, **limits})
+    assert (failed.returncode, "sending to the storage of the hub failed" in failed.stderr) == (4, True), failed.stderr
 
 
 def test_a_busy_hub_is_asked_again(hub: Hub, small: FinishedOutput) -> None:

@@ -98,6 +98,41 @@ def test_other_kinds_are_refused(text: str, words: str) -> None:
     assert "hf://datasets/ORG/NAME" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("url", "uri"),
+    [
+        ("https://huggingface.co/datasets/org/name", "hf://datasets/org/name."),
+        ("https://hf.co/datasets/org/name/tree/main/data", "hf://datasets/org/name/data."),
+        ("https://huggingface.co/datasets/org/name/blob/v1/a%20b.jsonl", "hf://datasets/org/name@v1/a b.jsonl."),
+        (
+            "https://huggingface.co/datasets/org/name/resolve/refs%2Fconvert%2Fparquet/x.parquet?download=true",
+            "hf://datasets/org/name@refs/convert/parquet/x.parquet.",
+        ),
+    ],
+)
+def test_an_address_of_a_browser_is_named_as_such(url: str, uri: str) -> None:
+    """The hint is the URI to use in place of a page."""
+    with pytest.raises(StorageError, match="is a page of the hub, not data") as caught:
+        file_io.stat(url)
+    assert caught.value.hint == f"Read the dataset as {uri}"
+
+
+def test_a_refusal_in_the_middle_of_a_file(hub: Hub) -> None:
+    """Failures while Arrow reads row groups keep their sentence."""
+    name = new_name()
+    hub.add(name, {"a.parquet": parquet(3000)})
+
+    def read() -> None:
+        with file_io.open_parquet(at_commit(hub, name, "a.parquet")) as file:
+            file.read_row_group(0)
+            hub.faults.append(Fault("/resolve/", 403, times=99))
+            file.read_row_group(2)
+
+    with pytest.raises(StorageError, match=r"the token has no right to read it \(at random\)") as caught:
+        read()
+    assert "HF_TOKEN" in caught.value.hint
+
+
 def test_a_small_and_a_large_file_are_read(hub: Hub) -> None:
     """Names are quoted, ranges are exact, and the version is the id of the content."""
     name, small, large = new_name(), "a b#ü%.jsonl", "data/x y.parquet"

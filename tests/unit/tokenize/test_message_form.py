@@ -132,12 +132,12 @@ def test_templates_that_want_parts_get_parts(folder: Path) -> None:
 
 @pytest.mark.parametrize("template", [JOINED_CALLS, PRINTED_CALLS, NULL_CONTENT])
 def test_arguments_are_text_where_the_template_takes_text(template: str, folder: Path) -> None:
-    """Key order and numbers stay; the text is that of tojson."""
+    """Key order and numbers stay. The text is the record's own, and of an object that of tojson."""
     encoder = make_encoder(folder, template)
     assert form_of(encoder).arguments_as_text
     arguments = {"w": 3, "h": 2.50, "unit": "cm²", "deep": {"b": [1, None], "a": True}}
-    wanted = json.dumps(arguments, ensure_ascii=False)
-    for given in (arguments, json.dumps(arguments)):
+    own = json.dumps(arguments, separators=(",", ":"))
+    for given, wanted in ((arguments, json.dumps(arguments, ensure_ascii=False)), (own, own)):
         turns = [ASK, answer("", tool_calls=[call(given)]), {"role": "tool", "content": "R"}, answer()]
         assert trained(encoder, *turns) == f"[TOOL_CALLS]area {wanted}</s>9</s>"
 
