@@ -18,6 +18,7 @@ import binascii
 import gzip
 import hashlib
 import json
+import re
 import tomllib
 import zlib
 from collections.abc import Mapping
@@ -40,6 +41,7 @@ Place = Annotated[str, Field(max_length=4096)]
 """A path, a URI or a hub id; 4096 is PATH_MAX of Linux."""
 ColumnName = Annotated[str, Field(max_length=1000)]
 Tokens = Annotated[int, Field(ge=1, le=100_000_000)]
+HUB = re.compile("hf://", re.IGNORECASE)
 MAX_PATHS = 100_000
 """Most input paths of a spec: more than a shell passes. A request to a server has a lower limit, see wire.py."""
 MAX_RECORDS = 10**12
@@ -102,7 +104,8 @@ class InputSpec(_Part):
         BeforeValidator(lambda paths: check_path_count(paths, MAX_PATHS)),
         Flag(FlagGroup.job, "DATA", name="data"),
     ]
-    """Files, glob patterns or folders: local paths, or URIs such as `s3://bucket/folder`."""
+    """Files, glob patterns or folders: local paths, or URIs such as `s3://bucket/folder`. Or datasets of the hub:
+    `hf://datasets/ORG/NAME`, also with `@REVISION` and a path behind."""
     format: Annotated[FormatName, Flag(FlagGroup.read, "FORMAT")] = "auto"
     """Record format. `auto` detects it for each file."""
     prompt_column: Annotated[ColumnName | None, Flag(FlagGroup.read, "COLUMN")] = None
@@ -153,7 +156,14 @@ class InputSpec(_Part):
             raise ValueError("`column_map` maps two columns to one name")
         if self.take and self.category_field is None:
             raise ValueError("`take` needs `category_field`")
+        if self.config is not None and not self.reads_hub:
+            raise ValueError("`config` needs a dataset of the hub in `paths`: hf://datasets/ORG/NAME")
         return self
+
+    @property
+    def reads_hub(self) -> bool:
+        """Return whether a path is on the Hugging Face hub."""
+        return any(map(HUB.match, self.paths))
 
 
 class ModelSpec(_Part):

@@ -120,7 +120,12 @@ def _round(name: str, word: str, more: int) -> list[dict[str, str]]:
 
 
 def finished_output(
-    folder: Path, records: Sequence[dict[str, Any]], *, prune_by: Mapping[str, Any] | None, more: Sequence[Path] = ()
+    folder: Path,
+    records: Sequence[dict[str, Any]],
+    *,
+    prune_by: Mapping[str, Any] | None,
+    more: Sequence[Path] = (),
+    chat_template: str | None = None,
 ) -> FinishedOutput:
     """Any records, scored in many small shards and, unless `prune_by` is None, pruned: the output FOLDER/out.
 
@@ -129,7 +134,7 @@ def finished_output(
     data = write_jsonl(folder / "data.jsonl", list(records))
     is_pruned = prune_by is not None
     spec = JobSpec(
-        input=InputSpec(paths=(str(data), *map(str, more)), shard_bytes=4096),
+        input=InputSpec(paths=(str(data), *map(str, more)), shard_bytes=4096, chat_template=chat_template),
         model=ModelSpec(name=DEMO_MODEL),
         engine=EngineSpec(name="tests.finished_outputs:DrawnScorer"),
         prune=None,

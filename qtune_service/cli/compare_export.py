@@ -16,6 +16,7 @@ from qtune_service.config import PruneSpec, SampleStrategy, StrategyOrder
 from qtune_service.errors import SpecError
 
 if TYPE_CHECKING:
+    from qtune_service.export.push import Pushed
     from qtune_service.export.run import Exported
     from qtune_service.output.compare import Candidate
 
@@ -149,13 +150,18 @@ class To(StrEnum):
 EXPORT_EXAMPLES = """\
 qtune export out data/trl --to trl
 qtune export out data/bridge --to megatron-bridge --pack-length 4096
-qtune export out repository --to hub --license apache-2.0"""
+qtune export out repository --to hub --license apache-2.0
+qtune export out --to hub --push ORG/NAME"""
 
 
 @command(app, usage="--to FORMAT [OPTIONS]", examples=EXPORT_EXAMPLES)
 def export(
     output: Annotated[str, typer.Argument(help="A finished output.")],
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="New or empty folder or URI to write to.")],
+    folder: Annotated[
+        str | None,
+        typer.Argument(metavar="DIR", help="New or empty folder or URI to write to; can be left out with --push."),
+    ] = None,
+    *,
     to: Annotated[
         To, typer.Option("--to", metavar="FORMAT", help=f"Format: {', '.join(To)}; see docs/guides/exports.md.")
     ],
@@ -177,23 +183,52 @@ def export(
             "--max-samples", metavar="N", min=1, help="Maximum number of scored samples in the files, for analysis."
         ),
     ] = 10_000,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in DIR.")] = False,
+    repository: Annotated[
+        str | None,
+        typer.Option("--push", metavar="ORG/NAME", help="Push to this dataset of the hub, private if new. For hub."),
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make a new dataset public, for --push.")] = False,
+    message: Annotated[
+        str | None, typer.Option("--commit-message", metavar="TEXT", help="Message of the commit, for --push.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier export in DIR, and in the dataset of --push.")
+    ] = False,
 ) -> None:
     """Write the pruned data for a trainer, the hub or an analysis. A trainer gets the files that it reads."""
     with exit_codes():
+        from qtune_service.export import push as pushing
         from qtune_service.export import run
         from qtune_service.export.writers import Options
 
         options = Options(
-            rows_per_file=rows_per_file, pack_length=pack_length, license=license_name, max_samples=max_samples
+            rows_per_file=rows_per_file,
+            pack_length=pack_length,
+            license=license_name,
+            repository=repository,
+            max_samples=max_samples,
         )
-        _show(run.export(output, to.value, folder, options, overwrite=overwrite))
+        push = None
+        if repository is not None:
+            push = pushing.Push(repository, public=public, message=message or "", overwrite=overwrite)
+        elif public or message is not None:
+            raise SpecError(f"{'--public' if public else '--commit-message'} needs --push", "Add --push ORG/NAME.")
+        with pushing.local_folder(folder, push) as written:
+            run.check_options(to.value, options)
+            if push is not None:
+                pushing.check(push)
+            done = run.export(output, to.value, written, options, overwrite=overwrite)
+            pushed = pushing.upload(push, written) if push is not None else None
+        _show(done, pushed)
 
 
-def _show(done: Exported) -> None:
+def _show(done: Exported, pushed: Pushed | None) -> None:
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"[bold]wrote[/]  {done.num_rows:,} rows, {len(done.files)} files, {done.num_bytes:,} bytes")
-    for note in done.notes:
+    for note in (*done.notes, *(pushed.notes if pushed else ())):
         console.print(f"[yellow]! {note}[/]")
+    if pushed is not None:
+        visibility = "private" if pushed.is_private else "public"
+        console.print(f"[bold]pushed[/] {pushed.url} ({visibility}), commit {pushed.commit[:12]}")
     console.print("[bold]load it[/]")
-    console.print(done.usage, markup=False)
+    console.print(done.usage if pushed is None else done.usage.partition("\n")[2], markup=False)

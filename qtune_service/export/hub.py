@@ -2,7 +2,7 @@
 
 Machines read the card's front matter: the files of the split, the columns with their types as `datasets` names them,
 and the number of rows. The body says where the data comes from and what was dropped. Paths of this machine are not
-published: inputs and local models appear by their last name only.
+published: inputs and local models appear by their last name only, and datasets of the hub by their name there.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from typing import Any
 import pyarrow as pa
 
 from qtune_service.errors import DataError
-from qtune_service.export.writers import Export, pruned_tables
+from qtune_service.export.writers import Export, Options, pruned_tables
+from qtune_service.ingest.schema import is_json_type, with_json_type
 from qtune_service.output.reader import FinishedOutput
 from qtune_service.report.data import QUADRANTS
 from qtune_service.report.text import count, number, percent
 from qtune_service.storage import file_io
 from qtune_service.storage.file_io import WrittenFile, display
+from qtune_service.storage.hub_uri import HubUri, is_hub
 
 _BY_ALIAS = {
     "halffloat": "float16", "float": "float32", "double": "float64", "date32[day]": "date32", "date64[ms]": "date64",
@@ -29,6 +31,8 @@ SIZES = (
 )  # fmt: skip
 TAGS = ("q-tuning", "data-pruning", "supervised-fine-tuning", "qtune-service")
 MAX_SOURCES = 5
+USER_NAME = "USER/NAME"
+"""Placeholder for the name of a repository that is not known."""
 PAPER = "https://arxiv.org/abs/2509.23873"
 
 
@@ -54,6 +58,8 @@ def _feature(of: pa.DataType, where: str) -> dict[str, Any]:
 
 
 def _dtype(of: pa.DataType, where: str) -> str:
+    if is_json_type(of):
+        return "json"
     if pa.types.is_dictionary(of):
         return _dtype(of.value_type, where)
     if pa.types.is_decimal(of):
@@ -66,9 +72,10 @@ def _dtype(of: pa.DataType, where: str) -> str:
     return _BY_ALIAS.get(str(of), str(of))
 
 
-def render_card(finished: FinishedOutput, about: Mapping[str, Any], license_name: str | None) -> str:
+def render_card(finished: FinishedOutput, about: Mapping[str, Any], options: Options) -> str:
     """Return README.md of a repository with the data in data/train-*. about: `dataset_info`."""
-    return f"---\n{front_matter(about, license_name)}\n---\n\n" + "\n".join(_body(finished, about)) + "\n"
+    body = _body(finished, about, options.repository or USER_NAME)
+    return f"---\n{front_matter(about, options.license)}\n---\n\n" + "\n".join(body) + "\n"
 
 
 def front_matter(about: Mapping[str, Any], license_name: str | None) -> str:
@@ -87,7 +94,7 @@ def front_matter(about: Mapping[str, Any], license_name: str | None) -> str:
     return card.to_yaml()
 
 
-def _body(finished: FinishedOutput, about: Mapping[str, Any]) -> Iterator[str]:
+def _body(finished: FinishedOutput, about: Mapping[str, Any], repository: str) -> Iterator[str]:
     spec, counts = finished.spec, finished.manifest["counts"]
     sources = _sources(spec.input.paths)
     yield f"# {sources.replace('`', '')}, pruned for fine-tuning\n"
@@ -99,7 +106,7 @@ def _body(finished: FinishedOutput, about: Mapping[str, Any]) -> Iterator[str]:
     yield from _method(finished)
     yield from _dropped(finished)
     yield from _columns(about)
-    yield from _training(finished)
+    yield from _training(finished, repository)
 
 
 def _method(finished: FinishedOutput) -> Iterator[str]:
@@ -153,12 +160,12 @@ def _columns(about: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
-def _training(finished: FinishedOutput) -> Iterator[str]:
+def _training(finished: FinishedOutput, repository: str) -> Iterator[str]:
     model = _model(finished.spec.model.name)
     yield "## How to train on it\n"
     yield "The tokens are from the model's own tokenizer: train that model, or one with the same tokenizer.\n"
     yield "```python"
-    yield 'data = load_dataset("USER/NAME", split="train")'
+    yield f'data = load_dataset("{repository}", split="train")'
     yield f'SFTTrainer("{model}", args=SFTConfig(max_length=None), train_dataset=data).train()'
     yield "```"
     if finished.prune.strategy == "infobatch":
@@ -166,8 +173,13 @@ def _training(finished: FinishedOutput) -> Iterator[str]:
 
 
 def _sources(paths: Sequence[str]) -> str:
-    shown = [f"`{_last(path).replace('`', '')}`" for path in paths[:MAX_SOURCES]]
+    shown = [f"`{_source(path).replace('`', '')}`" for path in paths[:MAX_SOURCES]]
     return ", ".join(shown) + (f" and {len(paths) - MAX_SOURCES} more" if len(paths) > MAX_SOURCES else "")
+
+
+def _source(path: str) -> str:
+    """Return the name of a dataset of the hub, and the last name of another path."""
+    return HubUri.parse(path).repository if is_hub(path) else _last(path)
 
 
 def _model(name: str) -> str:
@@ -188,7 +200,7 @@ def check_repository(export: Export) -> None:
 def _schema(export: Export) -> pa.Schema:
     finished = export.finished
     with finished.folder.open_part("pruned", next(iter(finished.pruned_shards))) as file:
-        return file.schema_arrow
+        return pa.schema(map(with_json_type, file.schema_arrow))
 
 
 def write_repository(export: Export) -> Iterator[WrittenFile]:
@@ -209,7 +221,7 @@ def write_repository(export: Export) -> Iterator[WrittenFile]:
         "download_size": size,
         "dataset_size": export.num_bytes,
     }
-    card = render_card(export.finished, about, export.options.license)
+    card = render_card(export.finished, about, export.options)
     yield file_io.write_bytes(file_io.join(export.folder, "README.md"), card.encode())
 
 

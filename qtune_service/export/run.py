@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from qtune_service.errors import DataError, OutputConflictError, SpecError
 from qtune_service.export.analysis import check_size, write_analysis
+from qtune_service.export.hub import USER_NAME
 from qtune_service.export.trainers import TRAINERS, Trainer
 from qtune_service.export.writers import Export, Options
 from qtune_service.output.reader import FinishedOutput
@@ -54,8 +55,8 @@ def export(output: str, form: str, folder: str, options: Options, *, overwrite: 
 
     All checks come before the first change of the folder. Raise QTuneError.
     """
+    check_options(form, options)
     chosen, finished = FORMATS[form], FinishedOutput(output)
-    _check_options(chosen, options)
     strategy = finished.prune.strategy
     if not finished.pruned_shards and chosen is not ANALYSIS:
         raise DataError(f"{output} kept no sample", "Prune it with a larger --sample-keep-ratio.")
@@ -69,14 +70,18 @@ def export(output: str, form: str, folder: str, options: Options, *, overwrite: 
             f"{form} cannot hold the loss weights of InfoBatch (qtune.loss_weight in pruned/). Without them the "
             "gradient is biased"
         )
-    usage = chosen.usage.format(folder=folder.rstrip("/"), pack_length=options.pack_length)
+    names = {"folder": folder.rstrip("/"), "repository": options.repository or USER_NAME}
+    usage = chosen.usage.format(**names, pack_length=options.pack_length)
     return Exported(folder, job.num_rows, files, usage, tuple(job.notes))
 
 
-def _check_options(chosen: Trainer, options: Options) -> None:
+def check_options(form: str, options: Options) -> None:
+    """Raise SpecError for an option that a format does not use."""
+    chosen = FORMATS[form]
     unused = (
         ("--pack-length", "megatron-bridge", options.pack_length is not None and not chosen.packs),
         ("--license", "hub", options.license is not None and chosen.name != "hub"),
+        ("--push", "hub", options.repository is not None and chosen.name != "hub"),
         ("--rows-per-file", "all but analysis", options.rows_per_file is not None and chosen is ANALYSIS),
     )
     for flag, formats, is_unused in unused:

@@ -38,7 +38,7 @@ from qtune_service.export.writers import (
     write_saved_dataset,
 )
 from qtune_service.ingest.messages import parse_turns
-from qtune_service.ingest.schema import restore
+from qtune_service.ingest.rows import records_of
 from qtune_service.output.columns import Ragged, list_column, ragged
 from qtune_service.output.reader import FinishedOutput
 from qtune_service.selection.token_masks import trainable
@@ -122,10 +122,9 @@ class TurnFlags:
         is_clear = len(survivors) == sum(turns.trained)
         self.unclear += not is_clear and not all(survivors)
         flags = iter(survivors if is_clear else [True] * sum(turns.trained))
-        present = [{name: value for name, value in message.items() if value is not None} for message in messages]
         return [
             message | {"loss": is_trained and next(flags)} if turn["role"] == "assistant" else message
-            for message, turn, is_trained in zip(present, turns.messages, turns.trained, strict=True)
+            for message, turn, is_trained in zip(messages, turns.messages, turns.trained, strict=True)
         ]
 
 
@@ -153,9 +152,9 @@ def turn_tables(finished: FinishedOutput, turn_flags: TurnFlags) -> Iterator[pa.
         survivors = surviving_runs(ragged(scores["loss_mask"]), ragged(final["loss_mask"]))
         plain = scores.select(list(own.values()))
         rows = []
-        for row, alive in zip(restore(plain.to_pylist(), plain.schema), survivors.rows(), strict=True):
+        for row, alive in zip(records_of(plain), survivors.rows(), strict=True):
             body = {"messages": turn_flags.flagged(row[own["messages"]], alive.tolist())}
-            if "tools" in own and row[own["tools"]] is not None:
+            if "tools" in own and row.get(own["tools"]) is not None:
                 body["tools"] = row[own["tools"]]
             rows.append(writers.encode(body))
         yield pa.table({"json": pa.array(rows, pa.binary())})
@@ -296,7 +295,8 @@ TRAINERS = {
         Trainer(
             "hub",
             write_repository,
-            'hf upload USER/NAME {folder} . --repo-type dataset\ndata = load_dataset("USER/NAME", split="train")',
+            "hf upload {repository} {folder} . --repo-type dataset --private\n"
+            'data = load_dataset("{repository}", split="train")',
             check=check_repository,
             has_weights=True,
         ),

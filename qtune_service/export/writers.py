@@ -22,7 +22,8 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from qtune_service.ingest.schema import restore
+from qtune_service.ingest.rows import records_of
+from qtune_service.ingest.schema import as_json_type
 from qtune_service.output.columns import ragged
 from qtune_service.output.reader import FinishedOutput
 from qtune_service.storage import file_io
@@ -72,13 +73,13 @@ def array(values: Iterable[Any]) -> Iterator[bytes]:
 
 
 def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
-    """Yield rows as plain data. JSON text is parsed, and lists of tokens stay numpy."""
+    """Yield rows as records of plain data (see `records_of`). Lists of tokens stay numpy."""
     tokens = {name for name in table.column_names if _is_flat(table[name])}
     others = table.select([name for name in table.column_names if name not in tokens])
     lists = {name: ragged(table[name]).rows() for name in tokens}
-    plain = restore(others.to_pylist(), others.schema) if others.num_columns else [{}] * table.num_rows
+    plain = records_of(others)
     for i, row in enumerate(plain):
-        yield {name: lists[name][i] if name in tokens else row[name] for name in table.column_names}
+        yield {n: lists[n][i] if n in tokens else row[n] for n in table.column_names if n in tokens or n in row}
 
 
 def _is_flat(column: Any) -> bool:
@@ -91,9 +92,9 @@ def _is_flat(column: Any) -> bool:
 
 
 def pruned_tables(finished: FinishedOutput, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """Yield the tables of pruned/, shard by shard in order."""
+    """Yield the tables of pruned/, shard by shard in order, with Arrow's JSON type in outputs of any version."""
     for shard in finished.pruned_shards:
-        yield finished.pruned(shard, columns)
+        yield as_json_type(finished.pruned(shard, columns))
 
 
 def resized(tables: Iterable[pa.Table], num_rows: int | None) -> Iterator[pa.Table]:
@@ -180,6 +181,8 @@ class Options:
     """Tokens of a packed row."""
     license: str | None = None
     """License of the dataset, by the hub's names."""
+    repository: str | None = None
+    """Name of the dataset on the hub, for its card."""
     max_samples: int = 10_000
     """Limit on the scored samples of analysis files, which are large."""
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from qtune_service.errors import DataError
 from qtune_service.ingest.arrow_types import plain_batch, plain_type
-from qtune_service.ingest.schema import wide_field
+from qtune_service.ingest.schema import arrow_column, wide_field
 from qtune_service.storage import file_io
 
 FILE_MAGIC = b"ARROW1"
@@ -193,7 +193,7 @@ def _field(metadata: bytes, table: int, number: int) -> int:
 
 
 def schema_of(uri: str, version: str) -> pa.Schema:
-    """Return the schema. Long integers are marked as wide, because Arrow data has no statistics.
+    """Return the schema for merging. Long integers are marked as wide, because Arrow data has no statistics.
 
     Raise DataError for a damaged schema.
     """
@@ -202,7 +202,7 @@ def schema_of(uri: str, version: str) -> pa.Schema:
             [
                 wide_field(field.name, field.type)
                 if pa.types.is_integer(field.type) and field.type.bit_width >= 64
-                else pa.field(field.name, plain_type(field.type))
+                else arrow_column(field.with_type(plain_type(field.type)))
                 for field in _schema(uri, index_of(uri, version))
             ]
         )

@@ -11,6 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from qtune_service.ingest.schema import arrow_column
+
 
 def plain_type(of: Any) -> pa.DataType:
     """Return the type that replaces a type."""
@@ -24,10 +26,16 @@ def plain_batch(batch: pa.RecordBatch) -> pa.RecordBatch:
     if types == batch.schema.types:
         return batch
     columns = [
-        column if column.type == kind else pa.array(column.to_pylist(), kind)
+        column if column.type == kind else _built(column.to_pylist(), kind)
         for column, kind in zip(batch.columns, types, strict=True)
     ]
-    return pa.record_batch(columns, names=batch.schema.names)
+    fields = [field.with_type(kind) for field, kind in zip(batch.schema, types, strict=True)]
+    return pa.record_batch(columns, schema=pa.schema(fields))
+
+
+def _built(values: list[Any], kind: pa.DataType) -> Any:
+    """Return an array of a type. Arrow builds no JSON type inside of others, so its text is built and cast."""
+    return pa.array(values, arrow_column(pa.field("", kind)).type).cast(kind)
 
 
 def _of_dictionary(of: Any) -> pa.DataType:
@@ -41,7 +49,8 @@ def _of_struct(of: Any) -> pa.DataType:
 
 
 def _of_field(field: pa.Field[Any]) -> pa.Field[Any]:
-    return pa.field(field.name, plain_type(field.type), field.nullable)
+    plain: pa.Field[Any] = field.with_type(plain_type(field.type))
+    return plain
 
 
 def _of_map(of: Any) -> pa.DataType:

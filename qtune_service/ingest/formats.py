@@ -185,6 +185,8 @@ def _add_history(turns: Turns, record: Mapping[str, Any]) -> None:
     history = record.get("history")
     if isinstance(history, str):
         history = parse_json(history, "bad_type", "history is text that is not JSON") if history.strip() else None
+    if history is not None and not _is_list(history):
+        raise RecordError("bad_type", f"history must be a list of pairs, got {type(history).__name__}")
     for number, pair in enumerate(() if history is None else history, 1):
         if not _is_list(pair) or len(pair) != 2:
             raise RecordError("bad_type", f"entry {number} of history must be a pair of user and assistant text")

@@ -6,6 +6,9 @@ cannot be trusted or the reader fails, every value is inspected in Python. Block
 line. Two inputs never reach Arrow: very deep nesting, because its parser recurses without a limit, and exploding
 fields, because it fills a cell for every row and field.
 
+Arrow reads a missing key and a stated null as the same null. Where its columns have nulls (`_Nulls`), the lines that
+contain `null` are parsed, and the nulls that they state are counted at these positions. The others are missing keys.
+
 Arrow builds columns from text five times as fast as from Python values. With an explicit schema it infers nothing and
 rejects values that it cannot hold exactly: a number instead of text, a duplicate column, a field outside of the schema,
 NaN, integers beyond 64 bits. In these cases, and for types that JSON lacks or that Arrow reads differently (times, JSON
@@ -14,7 +17,9 @@ text), the columns are built from parsed values.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import pyarrow as pa
@@ -22,23 +27,27 @@ import pyarrow.compute as pc
 import pyarrow.json as pajson
 
 from qtune_service.ingest.jsonl import Record, RecordProblem, parse_line
+from qtune_service.ingest.rows import column_of
 from qtune_service.ingest.schema import (
     EXACT_FLOAT,
     MAX_COLUMNS,
     MAX_DEPTH,
     MAX_STRUCT_FIELDS,
+    Keys,
     holds_json,
     is_json,
     json_field,
-    to_array,
+    keys_of,
     too_many_columns,
     unify,
     wide_field,
+    with_keys,
 )
 
 BLOCK_BYTES = 1 << 20
 MAX_BRACKETS = 5000
 SAMPLE_LINES = 32
+_NULL_VALUE = re.compile(rb":\s*null\s*[,}]")
 
 
 def infer_lines(lines: Sequence[bytes]) -> pa.Schema:
@@ -74,8 +83,12 @@ def _infer_fast(lines: Sequence[bytes]) -> pa.Schema | None:
         table = pajson.read_json(cast("Any", pa.BufferReader(data)), read_options=options)  # one block, so one chunk
     except (pa.ArrowException, UnicodeDecodeError):
         return None
+    columns = {name: table.column(i).chunk(0) for i, name in enumerate(table.column_names)}
+    nulls = _nulls_of(columns, 0, 0)
+    if nulls:
+        _count_stated(nulls, lines)
     try:
-        return pa.schema([_trusted(table.column(i).chunk(0), name) for i, name in enumerate(table.column_names)])
+        return pa.schema([_trusted(array, name, nulls.get(name)) for name, array in columns.items()])
     except _UntrustedError:
         return None
 
@@ -93,18 +106,31 @@ class _UntrustedError(Exception):
     """Arrow's inferred type may be inexact."""
 
 
-def _trusted(array: Any, name: str, depth: int = 0) -> pa.Field[Any]:
-    """Return the corrected field of a column that Arrow inferred."""
+def _trusted(array: Any, name: str, nulls: _Nulls | None, depth: int = 0) -> pa.Field[Any]:
+    """Return the corrected field of a column that Arrow inferred, with the keys that its nulls stand for."""
+    if nulls is None or not nulls.count:
+        return _trusted_kind(array, name, nulls, depth)
+    if nulls.stated > nulls.count:  # a line states a key twice
+        raise _UntrustedError
+    keys = (Keys.NULL if nulls.stated else Keys.NONE) | (Keys.MISSING if nulls.stated < nulls.count else Keys.NONE)
+    found = _trusted_kind(array, name, nulls, depth)
+    return with_keys(found, keys_of(found) | keys)
+
+
+def _trusted_kind(array: Any, name: str, nulls: _Nulls | None, depth: int) -> pa.Field[Any]:
     kind = array.type
     if depth > MAX_DEPTH:
         return json_field(name)
     if pa.types.is_struct(kind):
         if kind.num_fields > MAX_STRUCT_FIELDS:
             return json_field(name)
-        children = [_trusted(array.field(i), kind.field(i).name, depth + 1) for i in range(kind.num_fields)]
-        return pa.field(name, pa.struct(children))
+        of = nulls.fields if nulls else {}
+        names = [child.name for child in kind.fields]
+        children = [_trusted(array.field(i), child, of.get(child), depth + 1) for i, child in enumerate(names)]
+        return with_keys(pa.field(name, pa.struct(children)), Keys.JSON)
     if pa.types.is_list(kind):
-        return pa.field(name, pa.list_(_trusted(array.values, "item", depth + 1)))
+        item = _trusted(array.values, "item", nulls.item if nulls else None, depth + 1)
+        return pa.field(name, pa.list_(item))
     return _trusted_plain(array, name)
 
 
@@ -124,6 +150,70 @@ def _largest(array: Any) -> Any:
     return max(abs(ends["min"] or 0), abs(ends["max"] or 0))
 
 
+# --- nulls of Arrow's reader
+
+
+@dataclass(slots=True)
+class _Nulls:
+    """The nulls at one position of the records, and the positions with nulls below it."""
+
+    count: int = 0
+    """Nulls that are a missing key or a stated null."""
+    stated: int = 0
+    fields: dict[str, _Nulls] = field(default_factory=dict)
+    item: _Nulls | None = None
+
+
+def _nulls_of(columns: Mapping[str, Any], num_above: int, depth: int) -> dict[str, _Nulls]:
+    """Return the positions with nulls below some fields. num_above: nulls of the struct that holds them."""
+    found = {}
+    for name, array in columns.items():
+        below = _nulls_below(array, depth + 1)
+        below.count = array.null_count - num_above
+        if below.count or below.fields or below.item:
+            found[name] = below
+    return found
+
+
+def _nulls_below(array: Any, depth: int) -> _Nulls:
+    kind = array.type
+    if pa.types.is_struct(kind) and kind.num_fields <= MAX_STRUCT_FIELDS and depth <= MAX_DEPTH:
+        children = dict(zip([child.name for child in kind.fields], array.flatten(), strict=True))
+        return _Nulls(fields=_nulls_of(children, array.null_count, depth))
+    if pa.types.is_list(kind) and depth <= MAX_DEPTH:
+        item = _nulls_below(array.values, depth + 1)
+        return _Nulls(item=item if item.fields or item.item else None)
+    return _Nulls()
+
+
+def _count_stated(nulls: Mapping[str, _Nulls], lines: Sequence[bytes]) -> None:
+    """Count the nulls that the lines state."""
+    for line in lines:
+        if b"null" in line and _NULL_VALUE.search(line):
+            record = parse_line(line)
+            if isinstance(record, dict):
+                _count_stated_fields(nulls, record)
+
+
+def _count_stated_fields(nulls: Mapping[str, _Nulls], value: Record) -> None:
+    for name, of in nulls.items():
+        if name not in value:
+            continue
+        if value[name] is None:
+            of.stated += 1
+        elif of.fields or of.item:
+            _count_stated_below(of, value[name])
+
+
+def _count_stated_below(of: _Nulls, value: Any) -> None:
+    if of.fields:
+        if isinstance(value, dict):
+            _count_stated_fields(of.fields, value)
+    elif of.item and isinstance(value, list):
+        for one in value:
+            _count_stated_below(of.item, one)
+
+
 # --- inference in Python
 
 
@@ -134,15 +224,18 @@ def infer_records(records: Iterable[Record]) -> pa.Schema:
         root.see_fields(record, 0, MAX_COLUMNS)
         if root.is_exploded:
             raise too_many_columns(root.fields)
-    return pa.schema([seen.field(name) for name, seen in root.fields.items()])
+    return pa.schema(root.children())
 
 
 class _Seen:
     """Types and value range at one position of the records."""
 
-    __slots__ = ("fields", "highest", "is_exploded", "item", "kinds", "lowest")
+    __slots__ = ("fields", "highest", "is_exploded", "is_null", "item", "kinds", "lowest", "num_objects", "num_seen")
 
     def __init__(self) -> None:
+        self.num_seen = 0
+        self.num_objects = 0
+        self.is_null = False  # at least once
         self.kinds: set[type] = set()
         self.fields: dict[str, _Seen] = {}
         self.item: _Seen | None = None
@@ -150,6 +243,9 @@ class _Seen:
         self.is_exploded = False
 
     def see(self, value: Any, depth: int) -> None:
+        self.num_seen += 1
+        if value is None:
+            self.is_null = True
         if value is None or self.is_exploded:
             return
         kind = type(value)
@@ -166,10 +262,21 @@ class _Seen:
                 self.item.see(one, depth + 1)
 
     def see_fields(self, value: Record, depth: int, most: int) -> None:
+        self.num_objects += 1
         for name, one in value.items():
             self.fields.setdefault(name, _Seen()).see(one, depth + 1)
         if len(self.fields) > most:
             self.is_exploded = True
+
+    def children(self) -> list[pa.Field[Any]]:
+        """Return the fields of its objects, with what they say about their keys."""
+        fields = []
+        for name, seen in self.fields.items():
+            found = seen.field(name)
+            keys = Keys.NULL if seen.is_null else Keys.NONE
+            missing = Keys.MISSING if seen.num_seen < self.num_objects else Keys.NONE
+            fields.append(with_keys(found, keys_of(found) | keys | missing))
+        return fields
 
     def field(self, name: str) -> pa.Field[Any]:
         if self.is_exploded or not -(1 << 63) <= self.lowest <= self.highest < 1 << 63:
@@ -179,7 +286,7 @@ class _Seen:
             return pa.field(name, pa.float64()) if self.kinds == {int, float} and is_exact else json_field(name)
         kind = next(iter(self.kinds), None)
         if kind is dict:
-            return pa.field(name, pa.struct([seen.field(child) for child, seen in self.fields.items()]))
+            return with_keys(pa.field(name, pa.struct(self.children())), Keys.JSON)
         if kind is list:
             return pa.field(name, pa.list_(self.item.field("item") if self.item else pa.field("item", pa.null())))
         if kind is int and max(-self.lowest, self.highest) > EXACT_FLOAT:
@@ -204,7 +311,7 @@ def own_columns(lines: Sequence[bytes], records: Sequence[Record | RecordProblem
         if table is not None and table.num_rows == len(lines):
             return table
     rows = [record if isinstance(record, dict) else {} for record in records]
-    columns = [to_array([row.get(field.name) for row in rows], field) for field in schema]
+    columns = [column_of(rows, field) for field in schema]
     return pa.Table.from_arrays(columns, schema=schema)
 
 

@@ -110,13 +110,29 @@ def problem_of(line: bytes) -> RecordProblem | None:
 
 def encode_value(value: Any) -> str:
     """Encode a value as compact JSON: bytes as base64, times in ISO format, other types as text."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_foreign)
+    return _ENCODER.encode(value)
+
+
+def decode_value(text: str) -> Any:
+    """Decode JSON text exactly, integers of any size included. Text that is not JSON is returned unchanged."""
+    try:
+        if _MANY_DIGITS not in text.encode("utf-8", "replace").translate(_AS_DIGITS):
+            return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        pass  # NaN, half a surrogate pair, or no JSON
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _foreign(value: Any) -> Any:
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_foreign)
 
 
 def category_of(record: Record, field: str) -> str | None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qtune_service.errors import DataError
-from qtune_service.ingest.schema import EXACT_FLOAT, wide_field
+from qtune_service.ingest.schema import EXACT_FLOAT, arrow_column, wide_field
 from qtune_service.storage import file_io
 
 BATCH_ROWS = 1024
@@ -45,7 +45,7 @@ def check_columns(name: str, num_leaves: int, names: Sequence[str]) -> None:
 
 
 def schema_of(uri: str) -> pa.Schema:
-    """Return the schema. Integer columns whose statistics exceed exact floats are marked as wide."""
+    """Return the schema for merging. Integer columns whose statistics exceed exact floats are marked as wide."""
     with file_io.open_parquet(uri) as file:
         schema = file.schema_arrow
         wide = {field.name for field in schema if pa.types.is_integer(field.type) and field.type.bit_width >= 64}
@@ -54,7 +54,7 @@ def schema_of(uri: str) -> pa.Schema:
             [
                 wide_field(field.name, field.type)
                 if field.name in wide and largest[field.name] > EXACT_FLOAT
-                else pa.field(field.name, field.type)
+                else arrow_column(field)
                 for field in schema
             ]
         )

@@ -140,6 +140,8 @@ class Plan:
     messages_column: str | None = None
     column_map: dict[str, str] = field(default_factory=dict)
     role_map: dict[str, str] = field(default_factory=dict)
+    revisions: dict[str, str] = field(default_factory=dict)
+    """Dataset of the hub -> commit that the job reads, also when the branch has moved on."""
 
     notices: tuple[str, ...] = ()
     """What was left out of folders, and which splits are read together; see `discovery.notices`."""

@@ -36,6 +36,7 @@ from qtune_service.ingest.jsonl import Record, RecordProblem, category_of, is_bl
 from qtune_service.ingest.plan import Chunk, ChunkScan, Piece, Plan, Shard, encode_schema, staged_name
 from qtune_service.ingest.records import NO_NAMES, ColumnNames
 from qtune_service.ingest.row_files import cut, groups_of, iter_rows, schema_of
+from qtune_service.ingest.rows import records_of
 from qtune_service.ingest.schema import finish, unify
 from qtune_service.ingest.unknown_format import check_names, explain, nested_in_schema, unknown_format
 from qtune_service.storage import file_io
@@ -173,7 +174,7 @@ def _scan_rows(chunk: Chunk, found: _Findings) -> Piece:
 
 def _records(file: SourceFile, start: int, stop: int, columns: Sequence[str] | None) -> Iterable[Record]:
     for batch in iter_rows(file, start, stop, columns):
-        yield from batch.to_pylist()
+        yield from records_of(batch)
 
 
 __all__ = ["Chunk", "ChunkScan", "Piece", "Plan", "Shard", "is_enough", "make_plan", "scan", "split"]

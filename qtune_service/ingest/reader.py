@@ -38,7 +38,7 @@ from qtune_service.ingest.plan import Plan, Shard
 from qtune_service.ingest.planner import SAMPLE_RECORDS
 from qtune_service.ingest.records import NO_NAMES, ColumnNames
 from qtune_service.ingest.row_files import iter_rows
-from qtune_service.ingest.schema import conform
+from qtune_service.ingest.rows import conform, records_of
 from qtune_service.ingest.unknown_format import check_names, explain, nested_in_records, unknown_format
 from qtune_service.storage import file_io
 
@@ -164,7 +164,7 @@ def _read_rows(plan: Plan, shard: Shard) -> ShardRecords:
     columns = _needed_columns(plan, shard, table.column_names)
     quota = _Quota(shard, plan.category_field)
     kept, records = [], []
-    for index, record in enumerate(table.select(columns).to_pylist()):
+    for index, record in enumerate(records_of(table.select(columns))):
         if quota.is_full:
             break
         if quota.takes(record):
@@ -199,7 +199,10 @@ class FirstRecord:
 
 
 def first_records(spec: InputSpec, count: int) -> list[FirstRecord]:
-    """Return at most `count` records. Raises DataError without records or with an unknown format."""
+    """Return at most `count` records. Raises DataError without records or with an unknown format.
+
+    Datasets of the hub are pinned before, see hub_dataset.py.
+    """
     wanted = min(count, spec.limit or count)
     quotas = dict(spec.take) if spec.take else None
     found: list[FirstRecord] = []
@@ -248,7 +251,7 @@ def _numbered(file: SourceFile) -> Iterator[tuple[int, Record | RecordProblem]]:
     """Yield records with their line, record or row number."""
     if file.is_in_rows:
         batches = iter_rows(file, 0, MAX_READ, None)
-        yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
+        yield from enumerate((row for batch in batches for row in records_of(batch)), 1)
         return
     is_plain = file.kind == "jsonl" and file.compression is None
     pieces = _whole_lines(file.uri) if is_plain else staged_pieces(file, PIECE_BYTES)

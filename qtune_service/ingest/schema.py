@@ -1,32 +1,57 @@
-"""Merge the columns of all sources into one Arrow schema, and convert values to it.
+"""Merge the columns of all sources into one Arrow schema, and name the types of JSON text and of nulls.
 
 Types form a lattice and are merged pairwise, so that pieces can be scanned in parallel. Null merges with any type,
 numbers widen, and the fields of structs and lists merge. Types without a common type that keeps values unchanged are
 stored as JSON text, in a string field with the metadata `qtune.encoding: json`:
 - types that differ in kind (text and number), integers beyond 64 bits, integers beyond 2^53 beside floats;
 - structs of more than 32 fields (free-form arguments of tool calls explode otherwise) and nesting beyond 32 levels;
-- structs without fields, which Parquet cannot hold.
-The smallest enclosing field becomes text, not its whole column. `restore` decodes the values.
+- structs without fields, which Parquet cannot hold;
+- ragged structs: JSON objects of which some lack a key. Arrow would fill the key with null.
+The smallest enclosing field becomes text, not its whole column. `rows.records_of` decodes the values. Product files
+hold such fields in Arrow's JSON type (`arrow.json`), which `datasets` reads as objects; see `with_json_type`.
 
-Two things change: a missing key reads back as null, and an integer among floats as a float (1 as 1.0).
+`Keys` holds what the values of a field say about its key, while schemas are merged. `finish` derives the meaning of a
+null, in the metadata `qtune.null`:
+- of a column: the record has the column with null, or lacks it (`absent`). If both occur, the column becomes JSON text:
+  an Arrow null is a missing column, the text `null` a null.
+- of a field in a struct: the key is missing (padding of Arrow), or the record states null (`stated`).
+
+One thing changes: an integer among floats reads back as an equal float (1 as 1.0). Keys of a struct have the order of
+the first record.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable
+from enum import Flag
 from typing import Any
 
 import pyarrow as pa
 
 from qtune_service.errors import DataError
-from qtune_service.ingest.jsonl import encode_value
 
 MAX_STRUCT_FIELDS = 32
 MAX_DEPTH = 32
 MAX_COLUMNS = 4096
 EXACT_FLOAT = 1 << 53
-_ENCODING, _JSON, _WIDE = b"qtune.encoding", b"json", b"qtune.wide"
+_ENCODING, _JSON, _WIDE, _KEYS, _NULL = b"qtune.encoding", b"json", b"qtune.wide", b"qtune.keys", b"qtune.null"
+_ABSENT, _STATED = b"absent", b"stated"
+JSON_TYPE = pa.json_(pa.string())
+
+
+class Keys(Flag):
+    """What the values of a field say about its key."""
+
+    NONE = 0
+    MISSING = 1
+    """Some record or object lacks it."""
+    NULL = 2
+    """Some record states null."""
+    PADDED = 4
+    """A null of it, from an Arrow source, may stand for a missing key."""
+    JSON = 8
+    """Of a struct: some values are JSON objects, of which each has its own keys."""
 
 
 def json_field(name: str) -> pa.Field[Any]:
@@ -34,16 +59,48 @@ def json_field(name: str) -> pa.Field[Any]:
     return pa.field(name, pa.string(), metadata={_ENCODING: _JSON})
 
 
+def is_json_type(of: pa.DataType) -> bool:
+    """Return whether a type is Arrow's JSON type."""
+    return isinstance(of, pa.JsonType)
+
+
 def is_json(field: pa.Field[Any]) -> bool:
     """Return whether the field holds JSON text."""
-    return (field.metadata or {}).get(_ENCODING) == _JSON
+    return is_json_type(field.type) or (field.metadata or {}).get(_ENCODING) == _JSON
 
 
 def holds_json(field: pa.Field[Any]) -> bool:
     """Return whether the field or a nested field holds JSON text."""
     if pa.types.is_struct(field.type):
         return any(holds_json(child) for child in field.type.fields)
-    return holds_json(field.type.value_field) if _is_list(field.type) else is_json(field)
+    return holds_json(field.type.value_field) if is_list(field.type) else is_json(field)
+
+
+def keys_of(field: pa.Field[Any]) -> Keys:
+    """Return what the values of a field say about its key."""
+    return Keys(int((field.metadata or {}).get(_KEYS, 0)))
+
+
+def with_keys(field: pa.Field[Any], keys: Keys) -> pa.Field[Any]:
+    """Return the field with `keys` in place of its own."""
+    return _with_metadata(field, _KEYS, b"%d" % keys.value if keys else None)
+
+
+def is_absent(column: pa.Field[Any]) -> bool:
+    """Return whether a null in a column of a finished schema means that the record lacks the column."""
+    return (column.metadata or {}).get(_NULL) == _ABSENT
+
+
+def is_stated(field: pa.Field[Any]) -> bool:
+    """Return whether a null in a field of a struct is a null of the record, and not padding."""
+    return (field.metadata or {}).get(_NULL) == _STATED
+
+
+def _with_metadata(field: pa.Field[Any], key: bytes, value: bytes | None) -> pa.Field[Any]:
+    metadata: dict[bytes | str, bytes | str] = {n: text for n, text in (field.metadata or {}).items() if n != key}
+    if value is not None:
+        metadata[key] = value
+    return field.with_metadata(metadata) if metadata else field.remove_metadata()
 
 
 def wide_field(name: str, of: pa.DataType) -> pa.Field[Any]:
@@ -64,19 +121,31 @@ def too_many_columns(names: Iterable[str]) -> DataError:
 
 
 def unify(schemas: Iterable[pa.Schema]) -> pa.Schema:
-    """Merge schemas. Columns keep the order of their first appearance."""
+    """Merge schemas. Columns keep the order of their first appearance. A schema without columns has no records."""
     merged: dict[str, pa.Field[Any]] = {}
+    counts: Counter[str] = Counter()
+    num_schemas = 0
     for schema in schemas:
+        num_schemas += len(schema) > 0
+        counts.update(schema.names)
         for field in schema:
             known = merged.get(field.name)
             merged[field.name] = field if known is None or known.equals(field, True) else merge(known, field)
         if len(merged) > MAX_COLUMNS:
             raise too_many_columns(merged)
-    return pa.schema(list(merged.values()))
+    return pa.schema([field if counts[name] == num_schemas else _missing(field) for name, field in merged.items()])
+
+
+def _missing(field: pa.Field[Any]) -> pa.Field[Any]:
+    return with_keys(field, keys_of(field) | Keys.MISSING)
 
 
 def merge(a: pa.Field[Any], b: pa.Field[Any], depth: int = 0) -> pa.Field[Any]:
     """Return the narrowest field that holds the values of both unchanged."""
+    return with_keys(_merge_types(a, b, depth), keys_of(a) | keys_of(b))
+
+
+def _merge_types(a: pa.Field[Any], b: pa.Field[Any], depth: int) -> pa.Field[Any]:
     if is_json(a) or is_json(b) or depth > MAX_DEPTH:
         return json_field(a.name)
     if pa.types.is_null(a.type) or pa.types.is_null(b.type) or a.equals(b, True):
@@ -87,7 +156,7 @@ def merge(a: pa.Field[Any], b: pa.Field[Any], depth: int = 0) -> pa.Field[Any]:
 def _merge_kinds(a: pa.Field[Any], b: pa.Field[Any], depth: int) -> pa.Field[Any]:
     if pa.types.is_struct(a.type) and pa.types.is_struct(b.type):
         return _merge_structs(a, b, depth)
-    if _is_list(a.type) and _is_list(b.type):
+    if is_list(a.type) and is_list(b.type):
         return _merge_lists(a, b, depth)
     if a.type.equals(b.type):
         return wide_field(a.name, a.type) if _is_wide(a) or _is_wide(b) else pa.field(a.name, a.type)
@@ -98,8 +167,10 @@ def _merge_kinds(a: pa.Field[Any], b: pa.Field[Any], depth: int) -> pa.Field[Any
 
 def _merge_structs(a: pa.Field[Any], b: pa.Field[Any], depth: int) -> pa.Field[Any]:
     fields = {field.name: field for field in a.type.fields}
-    for field in b.type.fields:
-        fields[field.name] = merge(fields[field.name], field, depth + 1) if field.name in fields else field
+    others = {field.name: field for field in b.type.fields}
+    for name, field in others.items():
+        fields[name] = merge(fields[name], field, depth + 1) if name in fields else _missing(field)
+    fields |= {name: _missing(field) for name, field in fields.items() if name not in others}
     if len(fields) > MAX_STRUCT_FIELDS:
         return json_field(a.name)
     return pa.field(a.name, pa.struct(list(fields.values())))
@@ -143,94 +214,98 @@ def _is_number(of: pa.DataType) -> bool:
     return bool(pa.types.is_integer(of) or pa.types.is_floating(of))
 
 
-def _is_list(of: pa.DataType) -> bool:
+def is_list(of: pa.DataType) -> bool:
+    """Return whether a type is a list with a field for its items."""
     return bool(pa.types.is_list(of) or pa.types.is_large_list(of) or pa.types.is_fixed_size_list(of))
 
 
 def finish(schema: pa.Schema) -> pa.Schema:
-    """Finalize a merged schema: empty structs become JSON text, and marks and file metadata are removed."""
-    return pa.schema([_finish_field(field) for field in schema])
+    """Finalize a merged schema: decide which structs become JSON text and what nulls mean, and remove other marks."""
+    return pa.schema([_finish_column(field) for field in schema])
+
+
+def _finish_column(field: pa.Field[Any]) -> pa.Field[Any]:
+    keys = keys_of(field)
+    if Keys.MISSING not in keys:
+        return _finish_field(field)
+    done = json_field(field.name) if Keys.NULL in keys else _finish_field(field)
+    return _with_metadata(done, _NULL, _ABSENT)
 
 
 def _finish_field(field: pa.Field[Any]) -> pa.Field[Any]:
     if is_json(field):
-        return field
+        return json_field(field.name)
     if pa.types.is_struct(field.type):
-        if not 0 < field.type.num_fields <= MAX_STRUCT_FIELDS:
+        if not 0 < field.type.num_fields <= MAX_STRUCT_FIELDS or _is_ragged(field):
             return json_field(field.name)
-        return pa.field(field.name, pa.struct([_finish_field(child) for child in field.type.fields]))
-    if pa.types.is_list(field.type):
-        return pa.field(field.name, pa.list_(_finish_field(field.type.value_field)))
-    if pa.types.is_large_list(field.type):
-        return pa.field(field.name, pa.large_list(_finish_field(field.type.value_field)))
+        return pa.field(field.name, pa.struct([_finish_child(child) for child in field.type.fields]))
+    if is_list(field.type):
+        return pa.field(field.name, _list_of(field.type, _finish_field(field.type.value_field)))
     return pa.field(field.name, field.type)
 
 
-# --- values
+def _finish_child(field: pa.Field[Any]) -> pa.Field[Any]:
+    done = _finish_field(field)
+    return _with_metadata(done, _NULL, _STATED) if Keys.NULL in keys_of(field) else done
 
 
-def to_array(values: Sequence[Any], field: pa.Field[Any]) -> Any:
-    """Build a column from Python values, as JSON text if the field requires it."""
-    encode = _encoder(field)
-    return pa.array(values if encode is None else [encode(value) for value in values], type=field.type)
+def _is_ragged(field: pa.Field[Any]) -> bool:
+    """Return whether Arrow cannot hold the keys of JSON objects: some lack a key, or a null has two meanings."""
+    all_keys = [keys_of(child) for child in field.type.fields]
+    if Keys.JSON in keys_of(field) and any(Keys.MISSING in keys for keys in all_keys):
+        return True
+    return any(Keys.NULL in keys and keys & (Keys.PADDED | Keys.MISSING) for keys in all_keys)
 
 
-Change = Callable[[Any], Any]
+def _list_of(like: Any, item: pa.Field[Any]) -> pa.DataType:
+    """Return a type of lists of the same kind with other items."""
+    if pa.types.is_fixed_size_list(like):
+        size: int = like.list_size
+        return pa.list_(item, size)
+    return pa.large_list(item) if pa.types.is_large_list(like) else pa.list_(item)
 
 
-def _encoder(field: pa.Field[Any]) -> Change | None:
-    """Return the conversion of values for Arrow, or None if no value changes."""
-    return _change(field, lambda value: None if value is None else encode_value(value))
+# --- Arrow sources and files
 
 
-def _change(field: pa.Field[Any], leaf: Change) -> Change | None:
+def arrow_column(field: pa.Field[Any]) -> pa.Field[Any]:
+    """Return a column of an Arrow source for merging. Arrow's JSON type becomes JSON text."""
+    return with_keys(_arrow_field(field), Keys.MISSING if is_absent(field) else Keys.NONE)
+
+
+def _arrow_field(field: pa.Field[Any]) -> pa.Field[Any]:
     if is_json(field):
-        return leaf
+        return json_field(field.name)
     if pa.types.is_struct(field.type):
-        return _change_struct({f.name: change for f in field.type.fields if (change := _change(f, leaf))})
-    if _is_list(field.type):
-        item = _change(field.type.value_field, leaf)
-        return None if item is None else lambda value: None if value is None else [item(one) for one in value]
-    return None
+        children = [
+            with_keys(_arrow_field(child), Keys.NULL if is_stated(child) else Keys.PADDED)
+            for child in field.type.fields
+        ]
+        return pa.field(field.name, pa.struct(children))
+    if is_list(field.type):
+        return pa.field(field.name, _list_of(field.type, _arrow_field(field.type.value_field)))
+    return pa.field(field.name, field.type)
 
 
-def _change_struct(changes: Mapping[str, Change]) -> Change | None:
-    if not changes:
-        return None
-
-    def change(value: Any) -> Any:
-        if value is None:
-            return None
-        return value | {name: of(value[name]) for name, of in changes.items() if name in value}
-
-    return change
-
-
-def restore(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> list[dict[str, Any]]:
-    """Decode the JSON text in rows of `Table.to_pylist`."""
-    changes = {f.name: change for f in schema if (change := _change(f, lambda v: None if v is None else json.loads(v)))}
-    restored = _change_struct(changes)
-    return list(rows) if restored is None else [restored(row) for row in rows]
+def with_json_type(field: pa.Field[Any]) -> pa.Field[Any]:
+    """Return the field with Arrow's JSON type for JSON text, also in nested fields. The meaning of nulls is kept."""
+    if is_json(field):
+        return _with_metadata(field.with_type(JSON_TYPE), _ENCODING, None)
+    if pa.types.is_struct(field.type):
+        return field.with_type(pa.struct([with_json_type(child) for child in field.type.fields]))
+    if is_list(field.type):
+        return field.with_type(_list_of(field.type, with_json_type(field.type.value_field)))
+    return field
 
 
-def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Convert Arrow columns to a unified schema. Missing columns are null."""
+def as_json_type(table: pa.Table) -> pa.Table:
+    """Return the table with Arrow's JSON type for JSON text, in which product files hold it."""
+    fields = [with_json_type(field) for field in table.schema]
     columns = [
-        _conform(table.column(field.name).combine_chunks(), field)
-        if field.name in table.column_names
-        else pa.nulls(table.num_rows, field.type)
-        for field in schema
+        column if column.type.equals(field.type) else column.cast(field.type)
+        for column, field in zip(table.columns, fields, strict=True)
     ]
-    return pa.Table.from_arrays(columns, schema=schema)
-
-
-def _conform(array: Any, field: pa.Field[Any]) -> Any:
-    """Cast a column to its field. Nested types are converted through Python values."""
-    if array.type.equals(field.type) and not is_json(field):
-        return array
-    if is_json(field) or pa.types.is_nested(field.type):
-        return to_array(array.to_pylist(), field)
-    return array.cast(field.type)
+    return pa.table(columns, schema=pa.schema(fields))
 
 
 # --- names

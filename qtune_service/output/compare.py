@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from qtune_service.config import PruneSpec
 from qtune_service.errors import DataError, SpecError
+from qtune_service.ingest.rows import text_of
 from qtune_service.output.columns import coded
 from qtune_service.output.reader import FinishedOutput
 from qtune_service.selection.plane import Quadrant, QuadrantRule
@@ -94,7 +95,7 @@ def read_columns(finished: FinishedOutput, by: str | None) -> ScoredColumns:
     table = pa.concat_tables([finished.scores(shard, names) for shard in finished.shards])
     if not table.num_rows:
         raise DataError(f"{finished.root} has no scored sample", "Its rejected/ gives the reason for each record.")
-    codes, groups = _groups(table[name]) if name else (np.zeros(table.num_rows, np.int32), ())
+    codes, groups = _groups(text_of(table, name)) if name else (np.zeros(table.num_rows, np.int32), ())
     nll, entropy, num_tokens = (table[n].to_numpy() for n in names[:3])
     return ScoredColumns(nll, entropy, num_tokens, codes, groups)
 

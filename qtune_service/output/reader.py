@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from qtune_service.config import JobSpec, PruneSpec
 from qtune_service.errors import OutputConflictError
-from qtune_service.ingest.schema import restore
+from qtune_service.ingest.rows import records_of
 from qtune_service.output.columns import final_masks, ragged
 from qtune_service.output.layout import Output, damaged, part_files, rows_by_shard
 from qtune_service.selection.plane import Quadrant
@@ -253,7 +253,7 @@ def read_samples(finished: FinishedOutput, shard: int, rows: Sequence[int]) -> l
     ranks = finished.quadrants(shard).take(at).select(["error_rank", "entropy_rank"]).to_pylist()
     scores = finished.scores(shard).take(at)
     names = finished.own_columns
-    own = restore(scores.select(list(names)).to_pylist(), scores.schema) if names else [{}] * scores.num_rows
+    own = records_of(scores.select(list(names))) if names else [{}] * scores.num_rows
     index = finished.starts[shard] + at
     finals = final_masks(scores, labels, kept, index, finished.prune).rows()
     tokens = list(sample_tokens(scores, finals, finished.prune))

@@ -16,6 +16,7 @@ from qtune_service.config import JobSpec
 from qtune_service.errors import DataError, SpecError
 from qtune_service.ingest.discovery import discover
 from qtune_service.ingest.file_kinds import Kind
+from qtune_service.ingest.hub_dataset import pinned
 from qtune_service.ingest.jsonl import RecordProblem
 from qtune_service.ingest.reader import FirstRecord, first_records
 from qtune_service.ingest.row_files import num_rows
@@ -163,6 +164,7 @@ def _warnings(size: Size, hardware: Hardware, together: int) -> Iterable[str]:
 
 def size_of(spec: JobSpec, looked_at: int, samples: int | None) -> Size:
     """Encode the first records. Raise DataError, and SpecError where the number of samples cannot be estimated."""
+    spec = spec.model_copy(update={"input": pinned(spec.input)})
     info = describe_model(spec.model)
     encoder = Encoder(spec.model, spec.input, max_model_len=info.max_model_len, vocab_size=info.vocab_size)
     records = first_records(spec.input, looked_at)

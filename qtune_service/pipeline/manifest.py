@@ -167,6 +167,7 @@ def _commit(spec: JobSpec, output: Output, scored: Scored, tracker: Tracker, bod
         "version": __version__,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "spec": spec.model_dump(mode="json"),
+        **({"revisions": scored.revisions} if scored.revisions else {}),
         "engine": scored.engine,
         "packages": _versions(),
         **body,

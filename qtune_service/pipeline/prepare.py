@@ -12,10 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from qtune_service.config import JobSpec
+from qtune_service.config import InputSpec, JobSpec
 from qtune_service.errors import SpecError
 from qtune_service.importing import import_named
-from qtune_service.ingest.discovery import discover, notices
+from qtune_service.ingest.discovery import SourceFile, discover, notices
+from qtune_service.ingest.hub_dataset import pin
 from qtune_service.ingest.planner import Chunk, ChunkScan, Plan, is_enough, make_plan, split
 from qtune_service.output.layout import Output, part_files
 from qtune_service.pipeline.executor import Executor, LocalExecutor, Stage
@@ -103,17 +104,27 @@ def adopt_scores(spec: JobSpec, output: Output) -> Scored:
 
 def plan_shards(spec: JobSpec, output: Output, executor: Executor, tracker: Tracker) -> Plan:
     """Return the plan of this output. Raise DataError where an input file changed since it was made."""
-    uri = output.at("_qtune", "plan.json")
-    files = discover(spec.input.paths, spec.input.split)
-    if output.stat("_qtune", "plan.json") is not None:
-        plan = read_plan(output)
-        plan.verify_unchanged(files)
-        return plan
+    earlier, files, read, revisions = find_input(spec, output)
+    if earlier is not None:
+        earlier.verify_unchanged(files)
+        return earlier
     chunks = split(files, spec.input)
     plan = make_plan(files, chunks, _scan(chunks, spec, executor, tracker), spec.input)
-    plan = replace(plan, notices=tuple(notices(spec.input.paths, spec.input.split)))
-    file_io.write_bytes(uri, plan.to_json().encode())
+    plan = replace(plan, notices=tuple(notices(read.paths, read.split)), revisions=revisions)
+    file_io.write_bytes(output.at("_qtune", "plan.json"), plan.to_json().encode())
     return plan
+
+
+def find_input(spec: JobSpec, output: Output) -> tuple[Plan | None, tuple[SourceFile, ...], InputSpec, dict[str, str]]:
+    """Return the plan of an output that has one, the input files, the input at commits of the hub, and these commits.
+
+    An output with a plan reads the commits of its plan. Raise QTuneError where files are missing or cannot be read.
+    """
+    earlier = None if output.stat("_qtune", "plan.json") is None else read_plan(output)
+    read, revisions = spec.input, dict[str, str]()
+    if read.reads_hub:
+        read, revisions = pin(read, earlier.revisions if earlier else None)
+    return earlier, discover(read.paths, read.split), read, revisions
 
 
 def _scan(chunks: list[Chunk], spec: JobSpec, executor: Executor, tracker: Tracker) -> list[ChunkScan]:

@@ -16,6 +16,7 @@ from typing import Any
 from qtune_service.config import FormatName, JobSpec
 from qtune_service.ingest.discovery import notices
 from qtune_service.ingest.fields import uses
+from qtune_service.ingest.hub_dataset import pinned
 from qtune_service.ingest.jsonl import RecordProblem, encode_value
 from qtune_service.ingest.reader import FirstRecord, first_records
 from qtune_service.ingest.records import HINTS, ColumnNames, RecordError
@@ -89,6 +90,7 @@ class Preview:
 
 def preview(spec: JobSpec, count: int) -> Preview:
     """Return the first `count` samples of a job. Raise DataError and ModelError."""
+    spec = spec.model_copy(update={"input": pinned(spec.input)})
     records = first_records(spec.input, MAX_RECORDS)
     model = describe_model(spec.model)
     encoder = Encoder(spec.model, spec.input, max_model_len=model.max_model_len, vocab_size=model.vocab_size)

@@ -14,7 +14,6 @@ from typing import Any
 
 from qtune_service.config import JobSpec, PruneSpec
 from qtune_service.errors import DataError, QTuneError
-from qtune_service.ingest.discovery import discover
 from qtune_service.ingest.records import HINTS
 from qtune_service.job_fields import in_terminal
 from qtune_service.output.layout import Output
@@ -23,7 +22,7 @@ from qtune_service.pipeline.distributed_selection import work
 from qtune_service.pipeline.executor import Executor, Stage
 from qtune_service.pipeline.manifest import Pruned, finish_pruned, finish_scored
 from qtune_service.pipeline.population import Population, ScoreShards
-from qtune_service.pipeline.prepare import adopt_scores, load_rule, plan_shards, portable, save_tokenizer
+from qtune_service.pipeline.prepare import adopt_scores, find_input, load_rule, plan_shards, portable, save_tokenizer
 from qtune_service.pipeline.progress import FileSink, Sink, Tracker
 from qtune_service.pipeline.ray_executor import RayExecutor
 from qtune_service.pipeline.score_stage import Scored, ScoringRun, measure, summarise
@@ -102,7 +101,7 @@ class _Job:
 
     def _start(self) -> tuple[JobContext, Encoder]:
         """Start workers and tokenizer, which take seconds, at the same time. Find missing data or models first."""
-        discover(self.spec.input.paths, self.spec.input.split)
+        find_input(self.spec, self.output)
         local_folder(self.spec.model.name)
         with ThreadPoolExecutor(1) as thread:
             preparing = thread.submit(prepare, self.spec)
@@ -144,6 +143,7 @@ class _Job:
             own_columns={name: own for own, name in own_names(plan).items()},
             renamed=pruned_names(plan),
             category_column=own_names(plan)[category] if category else None,
+            revisions=plan.revisions,
             performance=measure(list(fresh.values())),
         )
 

@@ -65,6 +65,8 @@ class Scored:
     """Name in scores/ -> name in pruned/, where these differ."""
     category_column: str | None = None
     """Column of scores/ that holds the category."""
+    revisions: dict[str, str] = field(default_factory=dict)
+    """Dataset of the hub -> commit that was read."""
     notes: Counts = field(default_factory=dict)
     """What usable records say and their samples do not contain (Conversation.notes): clause -> records."""
     notices: tuple[str, ...] = ()
@@ -111,6 +113,7 @@ def summarise(
     own_columns: dict[str, str],
     renamed: dict[str, str],
     category_column: str | None,
+    revisions: dict[str, str],
     performance: dict[str, float],
 ) -> Scored:
     """Add up the markers of all shards. Raise EngineError where two engines scored one output."""
@@ -138,6 +141,7 @@ def summarise(
         own_columns=own_columns,
         renamed=renamed,
         category_column=category_column,
+        revisions=revisions,
         notes=dict(Counter(add_counts(m.notes for m in ordered)).most_common(MAX_NOTES)),
         performance=performance,
         files=tuple(f for m in ordered for f in m.files),

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from qtune_service.config import PruneSpec
 from qtune_service.ingest.plan import Plan
 from qtune_service.ingest.reader import RecordProblem, ShardRecords, category_of
-from qtune_service.ingest.schema import output_names
+from qtune_service.ingest.rows import records_of
+from qtune_service.ingest.schema import as_json_type, output_names
 from qtune_service.output.columns import (
     IGNORE_INDEX,
     PRUNED_RESERVED,
@@ -184,7 +185,7 @@ def pruned_rows(
     own = [rows.schema.field(name) for name in rows.column_names if name not in SCORES_RESERVED]
     fields = [field.with_name(renamed.get(field.name, field.name)) for field in own]
     schema = pa.schema(fields + [pa.field(name, column.type) for name, column in ours.items()])
-    return pa.table([*(rows[field.name] for field in own), *ours.values()], schema=schema)
+    return as_json_type(pa.table([*(rows[field.name] for field in own), *ours.values()], schema=schema))
 
 
 def example_rows(
@@ -246,10 +247,12 @@ def _category(record: Any, field: str | None) -> str | None:
 
 def rejected_samples(rows: pa.Table, problems: Mapping[int, tuple[str, str]], category_column: str | None) -> pa.Table:
     """Return the rows of rejected/ for samples that the engine could not score."""
+    if not problems:
+        return REJECTED_SCHEMA.empty_table()
     names = [n for n in ("sample_id", "source", "line", category_column) if n in rows.column_names]
     rejected = []
     for (reason, detail), row in zip(
-        problems.values(), rows.select(names).take(pa.array(list(problems), pa.int64())).to_pylist(), strict=True
+        problems.values(), records_of(rows.select(names).take(pa.array(list(problems), pa.int64()))), strict=True
     ):
         category = row.pop(category_column, None) if category_column else None
         rejected.append(

@@ -22,6 +22,7 @@ from qtune_service.config import JobSpec
 from qtune_service.errors import OutputConflictError, StorageError
 from qtune_service.ingest.planner import Chunk, ChunkScan, Plan, scan
 from qtune_service.ingest.reader import RecordProblem, read_shard, sample_id
+from qtune_service.ingest.rows import text_of
 from qtune_service.output.columns import final_masks, ragged, row_sums
 from qtune_service.output.layout import Output, part_path
 from qtune_service.pipeline.executor import local_process_name
@@ -342,7 +343,7 @@ def prune_shard(
         tokens_before=int(before[labels.kept].sum()),
         tokens_after=int(after.sum()),
         by_source=tally(scores["source"], labels, before, after),
-        by_category=tally(scores[category], labels, before, after) if category else {},
+        by_category=tally(text_of(scores, category), labels, before, after) if category else {},
         points=points,
         examples=example_rows(scores, quadrants, masks, selection.examples, spec.prune),
         files=[*_write(output, "quadrants", index, quadrants), *_write(output, "pruned", index, pruned)],

@@ -178,7 +178,7 @@ def rows_table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Table
     """Return chosen columns, a row a sample."""
     table = _table("", [(name, "left") for name in names])
     for row in rows:
-        table.add_row(*(_cell(_short(row[name])) for name in names))
+        table.add_row(*(_cell(_short(row.get(name))) for name in names))
     return table
 
 

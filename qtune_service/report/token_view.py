@@ -137,9 +137,9 @@ def shown_samples(
         for row, tokens in zip(rows, read_tokens(finished, records, page), strict=True):
             yield ShownSample(
                 fields={name: row[name] for name in ours},
-                own={own[name]: row[name] for name in own},
+                own={own[name]: row[name] for name in own if name in row},
                 tokens=token_views(decode, tokens),
-                named={name: row[name] for name in named},
+                named={name: row.get(name) for name in named},
             )
 
 

@@ -63,7 +63,8 @@ class Settings(BaseSettings):
     """Redirect downloads of outputs on `s3://` to the store, by URLs that are valid for 15 minutes. Clients must reach
     the store. Requires AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. Without them, the server relays."""
     allowed_inputs: PathList = ()
-    """Folders and URI prefixes that jobs may read. Empty: none."""
+    """Folders and URI prefixes that jobs may read, also datasets of the hub: `hf://datasets/ORG/NAME`, or
+    `hf://datasets/ORG/` for all of an organization. Jobs read them with the server's HF_TOKEN. Empty: none."""
     allowed_outputs: PathList = ()
     """Folders and URI prefixes that jobs may write to, in addition to data_root."""
     allowed_models: PathList = ()

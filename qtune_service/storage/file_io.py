@@ -27,7 +27,17 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from qtune_service.errors import StorageError
-from qtune_service.storage.filesystems import Location, display, explain, first_line, join, resolve, retrying, uri_of
+from qtune_service.storage.filesystems import (
+    Location,
+    TransientError,
+    display,
+    explain,
+    first_line,
+    join,
+    resolve,
+    retrying,
+    uri_of,
+)
 
 __all__ = [
     "Entry", "WrittenFile", "display", "exists", "explained_parquet", "glob", "is_folder", "is_glob", "iter_blocks",
@@ -89,7 +99,11 @@ def _stat_remote(at: Location) -> Entry | None:
 
 
 def _etag(at: Location) -> str:
-    """Return the ETag of an S3 object. Its modification time has a resolution of seconds only."""
+    """Return the ETag of an S3 object, whose modification time has seconds only, or the id of a file of the hub."""
+    if at.is_hub:
+        from qtune_service.storage.hub import version_of
+
+        return version_of(at.path)
     if not isinstance(at.filesystem, pafs.S3FileSystem):
         return ""
     with at.filesystem.open_input_file(at.path) as file:
@@ -218,6 +232,8 @@ def explained_parquet(uri: str, open_file: Callable[[], pq.ParquetFile]) -> Iter
     except (OSError, pa.ArrowException) as error:
         if isinstance(error, StorageError):
             raise
+        if isinstance(error, TransientError):
+            raise StorageError(error.message, error.hint) from error
         raise explain(OSError(str(error)), uri, "read") from error
     finally:
         file.close()

@@ -1,7 +1,7 @@
 """Resolve paths and URIs to pyarrow filesystems, retry calls, explain failures, and presign S3 URLs.
 
-Supported are local paths, `s3://`, `gs://`, `hdfs://`, and other schemes through fsspec. Arrow's S3 client does not
-read AWS_ENDPOINT_URL, so its options are built here.
+Supported are local paths, `s3://`, `gs://`, `hdfs://`, datasets of the Hugging Face hub (hub.py), and other schemes
+through fsspec. Arrow's S3 client does not read AWS_ENDPOINT_URL, so its options are built here.
 
 Calls are retried with jitter after transient failures (timeouts, throttling, 5xx). Other failures become a StorageError
 with a hint.
@@ -31,6 +31,7 @@ import pyarrow.fs as pafs
 import stamina
 
 from qtune_service.errors import StorageError
+from qtune_service.storage.hub_uri import HubUri, of_web_page
 
 T = TypeVar("T")
 ATTEMPTS = 7
@@ -42,6 +43,17 @@ _TRANSIENT = re.compile(
     r"|HTTP status 5\d\d|HTTP 5\d\d|curlCode|timed? ?out|temporarily|Connection reset",
     re.IGNORECASE,
 )
+
+
+class TransientError(OSError):
+    """A failure that may pass. `wait_s`: the pause that the server requested, None for an increasing one."""
+
+    def __init__(self, message: str, hint: str = "", wait_s: float | None = None) -> None:
+        super().__init__(message, hint, wait_s)
+        self.message, self.hint, self.wait_s = message, hint, wait_s
+
+    def __str__(self) -> str:
+        return self.message
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +70,11 @@ class Location:
         """Return whether the path is on a local disk."""
         return self.writes == "rename"
 
+    @property
+    def is_hub(self) -> bool:
+        """Return whether the path is in a dataset of the Hugging Face hub."""
+        return self.uri[:5].lower() == "hf://"
+
 
 # --- paths and URIs
 
@@ -72,6 +89,10 @@ def resolve(uri: str) -> Location:
         return Location(uri, _local(), unquote(urlsplit(uri).path), "rename")
     if scheme in ("s3", "s3a", "s3n"):
         return _resolve_s3(uri)
+    if scheme == "hf":
+        return _resolve_hub(uri)
+    if (page := of_web_page(uri)) is not None:
+        raise StorageError(f"{display(uri)} is a page of the hub, not data", f"Read the dataset as {page}.")
     try:
         if scheme in ("gs", "gcs", "hdfs", "viewfs", "abfs", "abfss"):
             filesystem, path = pafs.FileSystem.from_uri(uri)
@@ -81,7 +102,10 @@ def resolve(uri: str) -> Location:
         raise StorageError(f"cannot use {display(uri)}: {first_line(error)}", _SUPPORTED) from error
 
 
-_SUPPORTED = "Supported: local paths, file://, s3://, gs://, hdfs://, and schemes of an installed fsspec filesystem."
+_SUPPORTED = (
+    "Supported: local paths, file://, s3://, gs://, hdfs://, hf://datasets/, and schemes of an installed fsspec "
+    "filesystem."
+)
 
 
 def display(uri: str) -> str:
@@ -161,6 +185,13 @@ def _s3(client: S3Client) -> pafs.FileSystem:
     )
 
 
+def _resolve_hub(uri: str) -> Location:
+    at = HubUri.parse(uri)
+    from qtune_service.storage import hub  # the library takes a second to import
+
+    return Location(uri, hub.filesystem(), str(at).removeprefix("hf://"), "put")
+
+
 def _resolve_fsspec(uri: str, scheme: str) -> Location:
     try:
         from fsspec.core import url_to_fs  # type: ignore[import-untyped]
@@ -196,12 +227,17 @@ def retrying(uri: str, action: str, call: Callable[[], T]) -> T:
                 return call()
     except StorageError:
         raise
+    except TransientError as error:
+        raise StorageError(error.message, error.hint) from error
     except OSError as error:
         raise explain(error, uri, action) from error
     raise AssertionError("unreachable: the last attempt raises")
 
 
-def _is_transient(error: Exception) -> bool:
+def _is_transient(error: Exception) -> bool | float:
+    """Return whether a call is repeated, or the seconds until then."""
+    if isinstance(error, TransientError):
+        return True if error.wait_s is None else error.wait_s
     is_remote = isinstance(error, OSError) and not isinstance(error, StorageError) and error.errno is None
     return isinstance(error, (TimeoutError, ConnectionError)) or (is_remote and bool(_TRANSIENT.search(str(error))))
 

@@ -8,9 +8,10 @@ other turn, call and tool must be in the text, or the record is rejected. Variab
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from qtune_service.ingest.fields import SHOWN_KEYS
 from qtune_service.ingest.records import Message, RecordError
 from qtune_service.tokenize.chat_template import ChatTemplate
 from qtune_service.tokenize.fallbacks import AdaptedConversation
@@ -31,8 +32,9 @@ def check_context(conversation: AdaptedConversation, template: ChatTemplate, tex
         start = 0 if message["role"] == "system" else position
         end = _find(content, text, start)
         if end is None:
+            verb = "drops or rewrites" if _find(content, text, 0) is None else "changes the order of turns at"
             what = f"{conversation.name_of(i)} ({message['role']})"
-            raise RecordError("context_dropped", f"the chat template drops or rewrites {what}")
+            raise RecordError("context_dropped", f"the chat template {verb} {what}")
         position = position if message["role"] == "system" else end
         if calls := message.get("tool_calls"):
             _check_calls(calls, template, text, conversation.name_of(i))
@@ -60,6 +62,19 @@ def notes_of(conversation: AdaptedConversation, template: ChatTemplate, text: st
         if name not in template.variables or (name == "documents" and not _shows_documents(value, text))
     )
     return tuple(f"the chat template does not show `{name}`" for name in unseen)
+
+
+def unseen_keys(messages: Sequence[Message], template: ChatTemplate, text: str) -> tuple[str, ...]:
+    """Return a clause for each known key of turns that the template does not show."""
+    given = ((key, turn[key]) for turn in messages if len(turn) > 2 for key in SHOWN_KEYS & turn.keys())
+    unseen = {key for key, value in given if value and not _is_shown(key, value, template, text)}
+    return tuple(f"the chat template does not show `{key}` of turns" for key in sorted(unseen))
+
+
+def _is_shown(key: str, value: Any, template: ChatTemplate, text: str) -> bool:
+    if isinstance(value, str):
+        return _find(value.strip(), text, 0) is not None
+    return key in template.source
 
 
 def _check_calls(calls: list[dict[str, Any]], template: ChatTemplate, text: str, turn: str) -> None:

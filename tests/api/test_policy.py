@@ -108,6 +108,69 @@ def test_what_is_not(policy: Policy, root: Path, changes: dict[str, Any], field:
     assert caught.value.hint
 
 
+HUB_ROOTS = (
+    "hf://datasets/org/",
+    "hf://datasets/other/one",
+    "hf://datasets/other/two@v1",
+    "hf://datasets/other/3/data",
+)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "hf://datasets/org/any",
+        "hf://datasets/org/any@main/data/*.jsonl",
+        "hf://datasets/org/any@a%2Fb",
+        "hf://datasets/org/any@0123456789012345678901234567890123456789/a b?.jsonl",
+        "hf://datasets/other/one/x",
+        "hf://datasets/other/two@v1/x",
+        "hf://datasets/other/3/data",
+        "hf://datasets/other/3@v2/data/*.jsonl",
+    ],
+)
+def test_datasets_of_the_hub_that_are_allowed(root: Path, path: str) -> None:
+    """An organization, a dataset, a revision or a folder of it."""
+    policy = Policy((*HUB_ROOTS,), (f"{root}/out",), (f"{root}/models",))
+    policy.check(spec(root, input__paths=[path]))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "hf://datasets/organization/any",
+        "hf://datasets/other/one-more",
+        "hf://datasets/other/two",
+        "hf://datasets/other/two@v2",
+        "hf://datasets/other/3",
+        "hf://datasets/other/3/data-private/x",
+        "hf://datasets/other/3/d*/x",
+        "hf://datasets/org/../other/x",
+        "hf://datasets/org/any@refs/pr/1",
+        "hf://datasets/org/any@refs%2Fpr%2F1/x",
+        "hf://datasets/org/any@refs/convert/parquet",
+        "hf://datasets/org/any/../x",
+        "hf://org/model",
+        "hf://spaces/org/any",
+        "hf://buckets/org/any",
+    ],
+)
+def test_datasets_of_the_hub_that_are_not(root: Path, path: str) -> None:
+    """Other datasets and kinds, and references that other users write. Without an entry no dataset is allowed."""
+    for roots in (HUB_ROOTS, (f"{root}/data", "s3://corpus/sft")):
+        policy = Policy((*roots,), (f"{root}/out",), (f"{root}/models",))
+        with pytest.raises(NotAllowedError, match=r"input\.paths"):
+            policy.check(spec(root, input__paths=[path]))
+
+
+def test_all_datasets_of_the_hub(root: Path) -> None:
+    """The prefix alone allows every dataset, and no other kind."""
+    policy = Policy(("hf://datasets/",), (f"{root}/out",), (f"{root}/models",))
+    policy.check(spec(root, input__paths=["hf://datasets/org/any"]))
+    with pytest.raises(NotAllowedError):
+        policy.check(spec(root, input__paths=["hf://org/any"]))
+
+
 def test_code_where_the_owner_allows_it(policy: Policy, root: Path) -> None:
     """Rules, engines and models' own code."""
     open_policy = Policy(policy.inputs, policy.outputs, policy.models, remote_code=True)

@@ -19,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from qtune_service.errors import QueryError
-from qtune_service.ingest.schema import restore
+from qtune_service.ingest.rows import records_of
 from qtune_service.output.columns import final_masks, ragged
 from qtune_service.output.query.conditions import Limits, Sandbox, parse_condition
 from qtune_service.output.query.fields import Records, derived_sql, empty_part, parts, quoted, read_part, read_rows_of
@@ -35,16 +35,16 @@ MAX_NLL_NATS = 709.0
 
 
 def read_rows(records: Records, index: NDArray[np.int64], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Read fields of some records (k,), in the given order. JSON text of the records' own columns is parsed."""
+    """Read fields of some records (k,), in the given order. Columns that a record lacks are left out."""
     if not len(index):
         return []
     names = [records.field(name).name for name in names]
     table = pa.concat_tables(
         read_part(records, shard, names, np.unique(rows)) for shard, rows in rows_by_shard(records, index).items()
     )
-    found = _derived(records, table, names, restore(table.to_pylist(), table.schema))
+    found = _derived(records, table, names, records_of(table))
     at = np.searchsorted(table["index"].to_numpy(), index).tolist()
-    return [{name: found[i][name] for name in names} for i in at]
+    return [{name: found[i][name] for name in names if name in found[i]} for i in at]
 
 
 def rows_by_shard(records: Records, index: NDArray[np.int64]) -> Mapping[int, NDArray[np.int64]]:

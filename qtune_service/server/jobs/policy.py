@@ -2,7 +2,9 @@
 
 A job reads files, writes files and loads a model with the server's rights, and some of its fields name code. Each such
 field is checked after links are followed. A folder is allowed with its real content, a URI by a prefix that ends at a
-`/`. URIs with a query or credentials are refused, because these could send the server to another host.
+`/`. URIs with a query or credentials are refused, because these could send the server to another host. A dataset of the
+hub is read with the server's token, so it is allowed by its name or by its organization, and without the references of
+pull requests, which other users write.
 
 `Policy.settle` also resolves ambiguous fields: a chat template becomes its text, an output its real path. A spec is
 settled again when its job starts, because settings and links may have changed since the submission. Only the driver
@@ -18,9 +20,10 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from qtune_service.config import JobSpec
-from qtune_service.errors import NotAllowedError
+from qtune_service.errors import NotAllowedError, SpecError
 from qtune_service.server.jobs.dataset_uris import id_of_uri
 from qtune_service.storage.confined import is_really_below, local_path
+from qtune_service.storage.hub_uri import PREFIX, HubUri, is_hub
 from qtune_service.tokenize.named_sources import is_template, is_trl_name, model_folder, read_chat_template
 
 _MODEL_ID = re.compile(r"[\w.:+= -]{1,200}(?:/[\w.:+= -]{1,200}){0,2}")
@@ -62,7 +65,9 @@ class Policy:
         for path in spec.input.paths:
             if id_of_uri(path) is not None:
                 continue  # an uploaded dataset; `require_datasets` checks that it exists
-            _require(_is_below(path, self.inputs, may_be_pattern=True), "input.paths", path, self.inputs)
+            on_hub = is_hub(path)
+            allowed = _hub_allows(path, self.inputs) if on_hub else _is_below(path, self.inputs, may_be_pattern=True)
+            _require(allowed, "input.paths", path, self.inputs)
         _require(_is_inside(spec.output.path, self.outputs), "output.path", spec.output.path, self.outputs)
         if spec.from_scores is not None:
             _require(_is_below(spec.from_scores, self.outputs), "from_scores", spec.from_scores, self.outputs)
@@ -70,7 +75,7 @@ class Policy:
             if name is not None:
                 _require(self._allows_model(name), field, name, self.models)
         revision = spec.model.revision
-        if revision is not None and (_REVISION.fullmatch(revision) is None or ".." in revision):
+        if revision is not None and not _is_own_revision(revision):
             raise NotAllowedError(
                 f"model.revision: {_shown(revision)!r} is not allowed here",
                 "Give a branch, a tag or a commit. Others, such as refs/pr/1, hold pull requests of other users.",
@@ -103,6 +108,33 @@ class Policy:
             if value is not None:
                 hint = "The administrator can allow it with QTUNE_ALLOW_REMOTE_CODE=true."
                 raise NotAllowedError(f"{field}: this server does not allow code in jobs, got {value!r}", hint)
+
+
+def _is_own_revision(revision: str) -> bool:
+    """Return whether a revision is a branch, tag or commit, not a reference that other users write."""
+    return _REVISION.fullmatch(revision) is not None and ".." not in revision
+
+
+def _hub_allows(path: str, roots: Iterable[str]) -> bool:
+    """Return whether a path on the hub is in an allowed dataset, or in a dataset of an allowed organization."""
+    try:
+        uri = HubUri.parse(path)
+    except SpecError:
+        return False
+    if uri.revision is not None and not _is_own_revision(uri.revision):
+        return False
+    return any(_hub_below(uri, root.rstrip("/")) for root in roots if is_hub(root))
+
+
+def _hub_below(uri: HubUri, root: str) -> bool:
+    """Return whether a path is below a root: an organization, a dataset, a revision or a folder of it."""
+    try:
+        allowed = HubUri.parse(root)
+    except SpecError:  # an organization, or all datasets
+        return "@" not in root and f"{PREFIX}{uri.repository}/".startswith(f"{root}/")
+    if allowed.repository != uri.repository or allowed.revision not in (None, uri.revision):
+        return False
+    return not allowed.path or f"{uri.path}/".startswith(f"{allowed.path}/")
 
 
 def _require(is_allowed: bool, field: str, value: str, allowed: Iterable[str]) -> None:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from qtune_service.ingest import json_schema
 from qtune_service.ingest.json_schema import infer_lines
 from qtune_service.ingest.jsonl import parse_line
-from qtune_service.ingest.schema import finish, to_array
+from qtune_service.ingest.rows import column_of
+from qtune_service.ingest.schema import finish
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 SCALAR = (
@@ -32,7 +33,7 @@ def both(lines: list[bytes]) -> tuple[pa.Table, pa.Table, bool]:
     records: list[Any] = [parse_line(line) for line in lines]
     schema = finish(infer_lines(lines))
     rows = [record if isinstance(record, dict) else {} for record in records]
-    arrays = [to_array([row.get(field.name) for row in rows], field) for field in schema]
+    arrays = [column_of(rows, field) for field in schema]
     is_fast = all(map(json_schema._is_plain, schema)) and json_schema._read(lines, schema) is not None
     return json_schema.own_columns(lines, records, schema), pa.Table.from_arrays(arrays, schema=schema), is_fast
 
