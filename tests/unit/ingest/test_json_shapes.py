@@ -14,6 +14,7 @@ from qtune_service.ingest.json_shapes import first_members, rows_of, wrapper_key
 from tests.unit.ingest.planning import plan_of, read_all, records_of
 
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+TEXT = json.dumps(TURNS)
 SHARED = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]
 PAIRS = [{"prompt": f"p{i}", "completion": "c"} for i in range(300)]
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
@@ -46,7 +47,7 @@ def read(tmp_path: Path, name: str, text: str, **options: Any) -> list[Any]:
         (json.dumps({"input_ids": [[1, 2], [3]], "labels": [[-100, 2], [3]]}),
          [{"input_ids": [1, 2], "labels": [-100, 2]}, {"input_ids": [3], "labels": [3]}]),
         (json.dumps({"messages": TURNS, "tools": TOOLS * 2}), [{"messages": TURNS, "tools": TOOLS * 2}]),
-        (json.dumps({"messages": "text", "tools": TOOLS}), [{"messages": "text", "tools": TOOLS}]),
+        (json.dumps({"messages": TEXT, "tools": TOOLS}), [{"messages": TEXT, "tools": TOOLS}]),
         (json.dumps({"input_ids": [1, 2], "labels": [1, 2]}), [{"input_ids": [1, 2], "labels": [1, 2]}]),
         (json.dumps({"question": "q", "answer": "a", "refs": [{"text": "t"}]}),
          [{"question": "q", "answer": "a", "refs": [{"text": "t"}]}]),
