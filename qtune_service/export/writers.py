@@ -22,7 +22,8 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from qtune_service.ingest.rows import as_json_type, records_of
+from qtune_service.ingest.rows import records_of
+from qtune_service.ingest.schema import as_json_type
 from qtune_service.output.columns import ragged
 from qtune_service.output.reader import FinishedOutput
 from qtune_service.storage import file_io

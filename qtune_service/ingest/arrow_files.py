@@ -1,9 +1,10 @@
 """Index and read Arrow IPC data in bounded memory: streams, as `save_to_disk` writes them, and files (Feather 2).
 
-A stream is a sequence of messages: the schema, dictionaries and record batches. A file is such a stream between a magic
-number and a footer. Both are indexed by the lengths in the head of each message, without reading the bodies, so that
-rows can be read from any batch. The index of a file is cached. Batches are decoded by pyarrow, from a stream of the
-schema, the dictionaries so far, and the batches that are wanted, and are validated, since a file may be damaged.
+A stream is a sequence of messages: the schema, dictionaries and record batches. A file has a footer with the schema and
+the positions of its messages. A stream is indexed by the lengths in the head of each message, without reading the
+bodies, so that rows can be read from any batch. The index of a file is cached. pyarrow decodes the batches, in a stream
+from its schema, the dictionaries so far, and the batches that are wanted. It also validates them, since a file may be
+damaged.
 
 Format: https://arrow.apache.org/docs/format/Columnar.html#serialization-and-interprocess-communication-ipc
 """
@@ -14,14 +15,17 @@ import functools
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
 from qtune_service.errors import DataError
-from qtune_service.ingest.schema import wide_field
+from qtune_service.ingest.arrow_types import plain_batch, plain_type
+from qtune_service.ingest.schema import arrow_column, wide_field
 from qtune_service.storage import file_io
 
 FILE_MAGIC = b"ARROW1"
+BATCH_ROWS = 1024
 DECODE_BYTES = 8 << 20
 """Small batches are decoded together up to this size."""
 MAX_METADATA_BYTES = 64 << 20
@@ -55,10 +59,11 @@ class Index:
     """Positions of the messages of a file."""
 
     is_file: bool
-    schema: bytes
-    """The message of the schema."""
-    dictionaries: tuple[Message, ...]
     batches: tuple[Message, ...]
+    schema: bytes = b""
+    """The message of the schema, of a stream."""
+    dictionaries: tuple[Message, ...] = ()
+    """Those of a stream."""
 
     @property
     def num_rows(self) -> int:
@@ -83,10 +88,13 @@ class _ArrowError(Exception):
 
 
 def _index(read: Read, size: int) -> Index:
-    is_file = read(0, len(FILE_MAGIC)) == FILE_MAGIC
-    at, end = (8, size - _footer_bytes(read, size)) if is_file else (0, size)
+    return _index_file(read, size) if read(0, len(FILE_MAGIC)) == FILE_MAGIC else _index_stream(read, size)
+
+
+def _index_stream(read: Read, size: int) -> Index:
     messages: list[Message] = []
-    while at < end and (message := _message(read, at, size)) is not None:
+    at = 0
+    while at < size and (message := _message(read, at, size)) is not None:
         if message.stop > size:
             raise _ArrowError(f"it is truncated: it ends inside of record batch {len(messages)}, at byte {size:,}")
         if message.kind not in (_SCHEMA, _DICTIONARY, _BATCH) or (message.kind == _SCHEMA) != (not messages):
@@ -96,27 +104,46 @@ def _index(read: Read, size: int) -> Index:
     if not messages:
         raise _ArrowError("it has no schema")
     return Index(
-        is_file=is_file,
+        is_file=False,
+        batches=tuple(one for one in messages if one.kind == _BATCH),
         schema=read(messages[0].start, messages[0].stop),
         dictionaries=tuple(one for one in messages if one.kind == _DICTIONARY),
-        batches=tuple(one for one in messages if one.kind == _BATCH),
     )
 
 
-def _footer_bytes(read: Read, size: int) -> int:
-    """Return the size of the footer of a file, with its length and the magic number behind it."""
+def _index_file(read: Read, size: int) -> Index:
     tail = read(max(size - 10, 0), size)
     if len(tail) < 10 or not tail.endswith(FILE_MAGIC):
         raise _ArrowError("it is truncated: it has no footer at its end")
     (length,) = struct.unpack_from("<i", tail)
-    if not 0 < length < size - 10:
+    if not 0 < length <= min(size - 10, MAX_METADATA_BYTES):
         raise _ArrowError("its footer is damaged")
-    return int(length) + 10
+    footer = read(size - 10 - length, size - 10)
+    batches: list[Message] = []
+    for start in _block_offsets(footer):
+        message = _message(read, start, size)
+        if message is None or message.kind != _BATCH or message.stop > size:
+            raise _ArrowError(f"its footer names a record batch at byte {start:,}, where none is")
+        batches.append(message)
+    return Index(is_file=True, batches=tuple(batches))
+
+
+def _block_offsets(footer: bytes) -> Iterator[int]:
+    """Yield the positions of the record batches of a file."""
+    (table,) = struct.unpack_from("<I", footer)
+    at = _field(footer, table, 3)
+    if not at:
+        return
+    at += struct.unpack_from("<I", footer, at)[0]
+    (count,) = struct.unpack_from("<I", footer, at)
+    for number in range(count):
+        (offset,) = struct.unpack_from("<q", footer, at + 4 + 24 * number)
+        yield int(offset)
 
 
 def _message(read: Read, start: int, size: int) -> Message | None:
     """Return the message at a position, or None at the end of the stream."""
-    head = read(start, min(start + _HEAD_BYTES, size))
+    head = read(start, min(start + _HEAD_BYTES, size)) if 0 <= start < size else b""
     at = 4 if head.startswith(_CONTINUATION) else 0  # old versions have none
     (length,) = struct.unpack_from("<i", head, at)
     at += 4
@@ -166,19 +193,28 @@ def _field(metadata: bytes, table: int, number: int) -> int:
 
 
 def schema_of(uri: str, version: str) -> pa.Schema:
-    """Return the schema. Long integers are marked as wide, because Arrow data has no statistics.
+    """Return the schema for merging. Long integers are marked as wide, because Arrow data has no statistics.
 
     Raise DataError for a damaged schema.
     """
-    schema = _stream(uri, index_of(uri, version).schema, None).schema
-    return pa.schema(
-        [
-            wide_field(field.name, field.type)
-            if pa.types.is_integer(field.type) and field.type.bit_width >= 64
-            else pa.field(field.name, field.type)
-            for field in schema
-        ]
-    )
+    try:
+        return pa.schema(
+            [
+                wide_field(field.name, field.type)
+                if pa.types.is_integer(field.type) and field.type.bit_width >= 64
+                else arrow_column(field.with_type(plain_type(field.type)))
+                for field in _schema(uri, index_of(uri, version))
+            ]
+        )
+    except UnicodeDecodeError as error:
+        raise _damaged(uri, error) from error
+
+
+def _schema(uri: str, index: Index) -> pa.Schema:
+    if not index.is_file:
+        return _stream(uri, index.schema, None).schema
+    with file_io.open_input(uri) as file:
+        return _opened(uri, file, None).schema
 
 
 def _stream(uri: str, data: bytes, fields: list[int] | None) -> pa.RecordBatchReader:
@@ -189,36 +225,66 @@ def _stream(uri: str, data: bytes, fields: list[int] | None) -> pa.RecordBatchRe
         raise _damaged(uri, error) from error
 
 
+def _opened(uri: str, file: Any, fields: list[int] | None) -> pa.ipc.RecordBatchFileReader:
+    options = pa.ipc.IpcReadOptions(included_fields=fields)
+    try:
+        return file_io.retrying(uri, "read", lambda: pa.ipc.open_file(file, options=options))
+    except pa.ArrowException as error:
+        raise _damaged(uri, error) from error
+
+
 def _damaged(uri: str, error: Exception) -> DataError:
     what = (str(error) or type(error).__name__).splitlines()[0]
     return DataError(f"{file_io.display(uri)} is a damaged Arrow file: {what}", _HINT)
 
 
 def iter_rows(uri: str, version: str, start: int, stop: int, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
-    """Yield rows [start, stop) in batches. Columns that the file lacks are omitted. Raise DataError for damage."""
+    """Yield rows [start, stop) in batches of at most BATCH_ROWS. Raise DataError for damage.
+
+    Columns that the file lacks are omitted. Types are those of `plain_type`.
+    """
     index = index_of(uri, version)
     names = schema_of(uri, version).names
     fields = None if columns is None else [number for number, name in enumerate(names) if name in columns]
+    read = _batches_of_file if index.is_file else _batches_of_stream
+    for row, batch in read(uri, index, start, stop, fields):
+        low, high = max(start - row, 0), min(stop - row, batch.num_rows)
+        for first in range(low, high, BATCH_ROWS):
+            yield plain_batch(batch.slice(first, min(BATCH_ROWS, high - first)))
+
+
+Batches = Iterator[tuple[int, pa.RecordBatch]]
+"""Batches, and the number of rows before each."""
+
+
+def _batches_of_file(uri: str, index: Index, start: int, stop: int, fields: list[int] | None) -> Batches:
+    with file_io.open_input(uri) as file:
+        reader, row = _opened(uri, file, fields), 0
+        for number, batch in enumerate(index.batches):
+            if row < stop and row + batch.num_rows > start:
+                try:
+                    found = file_io.retrying(uri, "read", functools.partial(reader.get_batch, number))
+                    found.validate(full=True)
+                except pa.ArrowException as error:
+                    raise _damaged(uri, error) from error
+                yield row, found
+            row += batch.num_rows
+
+
+def _batches_of_stream(uri: str, index: Index, start: int, stop: int, fields: list[int] | None) -> Batches:
     known: dict[int, bytes] = {}  # dictionaries of the run before, by position
     with file_io.open_ranges(uri) as read:
-        for at, run in _runs(index.batches, start, stop):
+        for first_row, run in _runs(index.batches, start, stop):
             known = {one.start: known.get(one.start) or read(one.start, one.stop) for one in _needed(index, run)}
-            bodies = {one.start: read(one.start, one.stop) for one in run}
-            parts = [*known.values(), *bodies.values()]
-            if not index.is_file:  # dictionaries may change between batches
-                parts = [data for _, data in sorted({**known, **bodies}.items())]
-            row = at
-            for batch in _decoded(uri, b"".join([index.schema, *parts]), fields):
-                low, high = max(start - row, 0), min(stop - row, batch.num_rows)
-                if low < high:
-                    yield batch.slice(low, high - low)
+            parts = known | {one.start: read(one.start, one.stop) for one in run}
+            row = first_row
+            for batch in _decoded(uri, b"".join([index.schema, *(parts[at] for at in sorted(parts))]), fields):
+                yield row, batch
                 row += batch.num_rows
 
 
 def _needed(index: Index, run: Sequence[Message]) -> list[Message]:
     """Return the dictionaries that batches refer to, without those that others replaced before."""
-    if index.is_file:
-        return list(index.dictionaries)
     before: dict[int, list[Message]] = {}
     between: list[Message] = []
     for one in index.dictionaries:

@@ -61,7 +61,11 @@ def csv_rows(
     rows = _Rows(_Lines(blocks, max_chars or MAX_ROW_CHARS), raises=max_chars is not None)
     number, header = rows.header("\t,;" if _TSV.search(name) else ",\t;")
     if isinstance(header, csv.Error):
-        raise DataError(f"the header of {name}, line {number}, cannot be read: {header}", "Correct its quotes.")
+        raise DataError(
+            f"the header of {name}, line {number}, cannot be read: {_explained(header)}", "Correct its quotes."
+        )
+    if (problem := _not_utf8(header)) is not None:
+        raise DataError(f"the header of {name}, line {number}, {problem}", "Save the file as UTF-8.")
     names = _column_names(name, header)
     rows.num_cells = len(names)
     for number, cells in rows:
@@ -80,12 +84,18 @@ def _column_names(name: str, header: list[str]) -> list[str]:
 
 
 def _record(names: list[str], cells: list[str]) -> Record | RecordProblem:
+    what = _not_utf8(cells)
+    return dict(zip(names, cells, strict=True)) if what is None else RecordProblem("not_utf8", f"the row {what}")
+
+
+def _not_utf8(cells: list[str]) -> str | None:
+    """Return what is wrong with cells that hold bytes which are not UTF-8."""
     try:
         "".join(cells).encode()
     except UnicodeEncodeError as error:
         byte = ord(error.object[error.start]) - 0xDC00
-        return RecordProblem("not_utf8", f"the row is not UTF-8: it holds the byte 0x{byte:02x}")
-    return dict(zip(names, cells, strict=True))
+        return f"is not UTF-8: it holds the byte 0x{byte:02x}"
+    return None
 
 
 class _CutLine(str):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,12 +58,15 @@ class FolderFiles:
     """Files that belong to no split by their names, while others do and one split is read."""
 
 
-def files_of_folder(folder: str, split: str | None) -> FolderFiles:
-    """Return the data files of a folder, of one split if it is given. Raise DataError if there are none."""
+def files_of_folder(folder: str, split: str | None, check: Callable[[str], None]) -> FolderFiles:
+    """Return the data files of a folder, of one split if it is given. Raise DataError if there are none.
+
+    check: is called with each file of metadata before it is read, and raises for one that may not be read.
+    """
     listed = [uri for uri in file_io.list_files(folder) if not _is_hidden(file_io.relative(uri, folder))]
     by_path = {file_io.relative(uri, folder): uri for uri in listed}
     skipped: list[str] = []
-    found = _Folder(folder, by_path, skipped).files(split)
+    found = _Folder(folder, by_path, skipped, check).files(split)
     if not found:
         raise _no_files(folder, list(by_path))
     plain = [path for path, is_saved in found.items() if not is_saved]
@@ -101,10 +104,11 @@ def no_such_split(name: str, split: str, splits: Sequence[str]) -> DataError:
 class _Folder:
     """Files of a folder and its subfolders by their relative paths."""
 
-    def __init__(self, folder: str, by_path: dict[str, str], skipped: list[str]) -> None:
+    def __init__(self, folder: str, by_path: dict[str, str], skipped: list[str], check: Callable[[str], None]) -> None:
         self._folder = folder
         self._by_path = by_path
         self._skipped = skipped
+        self._check = check
         self._objects: dict[str, dict[str, Any] | None] = {}
 
     def files(self, split: str | None) -> dict[str, bool]:
@@ -123,6 +127,8 @@ class _Folder:
                     found |= dict.fromkeys(self._state_files(at, files, split, in_dict=_parent(at) in dicts), True)
                 saved[at] = None
             elif ENDING.search(path):
+                if path == _join(at, DICT) and at in dicts:
+                    continue
                 if at in dicts or self._is_left_out(path):
                     self._skipped.append(path)
                 else:
@@ -205,6 +211,7 @@ class _Folder:
         if path not in self._by_path:
             return None
         if path not in self._objects:
+            self._check(self._by_path[path])
             self._objects[path] = _read_object(self._by_path[path])
         return self._objects[path]
 

@@ -23,6 +23,7 @@ from qtune_service.ingest.file_kinds import ENDING, IN_ROWS, SUPPORTED, Kind, id
 from qtune_service.ingest.splits import files_by_split
 from qtune_service.storage import file_io
 from qtune_service.storage.confined import is_really_below
+from qtune_service.storage.hub_uri import is_hub
 
 __all__ = [
     "ENDING",
@@ -80,9 +81,9 @@ def notices(paths: Iterable[str], split: str | None = None) -> list[str]:
     """Return a sentence for each folder of which files are left out, or of which all of several splits are read."""
     found: list[str] = []
     for path in paths:
-        if file_io.stat(path) is not None or not file_io.is_folder(path):
+        if is_hub(path) or file_io.stat(path) is not None or not file_io.is_folder(path):
             continue
-        name, files = file_io.display(path), files_of_folder(path, split)
+        name, files = file_io.display(path), files_of_folder(path, split, _check_roots)
         if files.splits:
             found.append(
                 f"All splits of {name} are read: {', '.join(files.splits)}. To read one, give split (--split "
@@ -101,7 +102,7 @@ def _expand(path: str, split: str | None) -> list[str]:
     if file_io.stat(path) is not None:
         return _of_split(path, {location.path.rpartition("/")[2]: location.path if location.is_local else path}, split)
     if file_io.is_folder(path):
-        return list(files_of_folder(path, split).uris)
+        return list(files_of_folder(path, split, _check_roots).uris)
     if file_io.is_glob(path):
         found = file_io.glob(path)
         if not found:
@@ -113,7 +114,7 @@ def _expand(path: str, split: str | None) -> list[str]:
 
 def _of_split(path: str, files: dict[str, str], split: str | None) -> list[str]:
     """Return the files that belong to the split by their names. files: relative paths to URIs."""
-    if split is None or path.startswith("hf://"):
+    if split is None or is_hub(path):
         return list(files.values())
     by_name = files_by_split(list(files))
     if split not in by_name:

@@ -252,14 +252,14 @@ def record_lines(name: str, reader: ValueReader) -> Iterator[bytes]:
 
 
 def _array(reader: ValueReader) -> Iterator[bytes]:
-    """Yield the elements of an array. An array of turns is one record."""
+    """Yield the elements of an array. An array of turns is one record, and others may follow."""
     elements = reader.elements()
     for value, text in elements:
         if is_turn(value):
             yield _conversation(reader, text, elements)
-        else:
-            yield _encode(text)
-            yield from (_encode(text) for _, text in elements)
+            return
+        yield _encode(text)
+        yield from (_encode(text) for _, text in elements)
     if reader.peek():
         raise reader.broken("more text after the array")
 

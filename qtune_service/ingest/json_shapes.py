@@ -18,24 +18,9 @@ from typing import Any
 from qtune_service.errors import DataError
 from qtune_service.ingest.fields import CONTENT_KEYS, CONTEXT, MASKS, PROMPT_TEXTS, ROLE_KEYS, TURN_COLUMNS
 
-RECORD_KEYS = (
-    CONTEXT
-    | PROMPT_TEXTS
-    | frozenset(
-        {
-            *TURN_COLUMNS,
-            *MASKS,
-            "system",
-            "system_prompt",
-            "tools",
-            "functions",
-            "documents",
-            "input_ids",
-            "labels",
-            "text",
-        }
-    )
-)
+SHARED_KEYS = CONTEXT | {"system", "system_prompt", "tools", "functions", "documents"}
+"""Keys of context. Beside a list of records they would be lost, so such an object is not unwrapped."""
+RECORD_KEYS = SHARED_KEYS | PROMPT_TEXTS | {*TURN_COLUMNS, *MASKS, "input_ids", "labels", "text"}
 """Keys that a record has and an object around records has not."""
 _WHOLE_RECORD = frozenset({*TURN_COLUMNS, "prompt", "completion", "instruction", "input_ids", "chosen"})
 
@@ -106,7 +91,7 @@ def _rows_of_lists(name: str, columns: Mapping[str, Sequence[Any]]) -> list[str]
 def wrapper_keys(value: Mapping[str, Any]) -> list[str]:
     """Return the keys of an object that hold lists of records; none if the object is a record itself."""
     lists = {key: column for key, column in value.items() if _holds_records(column)}
-    if any(key in RECORD_KEYS and key not in lists for key in value):
+    if any(key in SHARED_KEYS or (key in RECORD_KEYS and key not in lists) for key in value):
         return []
     certain = [key for key, column in lists.items() if _is_certain(column[0])]
     return certain or list(lists)

@@ -17,8 +17,6 @@ import pyarrow as pa
 from qtune_service.ingest import arrow_files, parquet
 from qtune_service.ingest.discovery import SourceFile
 
-BATCH_ROWS = 1024
-
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -82,10 +80,7 @@ def schema_of(file: SourceFile) -> pa.Schema:
 
 
 def iter_rows(file: SourceFile, start: int, stop: int, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
-    """Yield rows [start, stop) in batches of at most BATCH_ROWS. Columns that the file lacks are omitted."""
+    """Yield rows [start, stop) in batches of about a thousand. Columns that the file lacks are omitted."""
     if file.kind == "parquet":
-        yield from parquet.iter_rows(file.uri, start, stop, columns)
-        return
-    for batch in arrow_files.iter_rows(file.uri, file.version, start, stop, columns):
-        for first in range(0, batch.num_rows, BATCH_ROWS):
-            yield batch.slice(first, BATCH_ROWS)
+        return parquet.iter_rows(file.uri, start, stop, columns)
+    return arrow_files.iter_rows(file.uri, file.version, start, stop, columns)

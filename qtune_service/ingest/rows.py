@@ -2,8 +2,8 @@
 
 Arrow gives every struct the union of all keys, so a null in a struct is usually padding. `records_of` leaves such keys
 out, at any depth, decodes JSON text (`arrow.json`, and the text fields of schema.py), and reads maps as objects. It is
-the one way from Arrow to records, for inputs and for every output in JSON. Null counts decide which values Python
-visits: columns without padding, JSON text and maps are converted by Arrow alone.
+the one way from Arrow to records, for inputs and for every output in JSON. Null counts and types decide which columns
+differ from `to_pylist`, so that others cost nothing more. Objects of these are built from whole columns of values.
 
 These nulls stay: items of lists, columns (unless the schema says that they are absent), and fields that the schema
 marks as stated. `column_of` and `conform` are the way back, to the columns of a finished schema.
@@ -15,9 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from qtune_service.ingest.jsonl import Record, decode_value, encode_value
-from qtune_service.ingest.schema import holds_json, is_absent, is_json, is_list, is_stated, with_json_type
+from qtune_service.ingest.schema import holds_json, is_absent, is_json, is_list, is_stated
 
 Change: TypeAlias = Callable[[Any], Any]
 
@@ -27,11 +28,14 @@ Change: TypeAlias = Callable[[Any], Any]
 
 def records_of(table: pa.Table | pa.RecordBatch) -> list[Record]:
     """Return the rows as records: without padding and absent columns, JSON text decoded."""
-    if not table.num_columns:
-        return [{} for _ in range(table.num_rows)]
+    columns: list[Any] = table.columns
+    fields = list(table.schema)
+    is_absent_in_some = any(is_absent(f) and column.null_count for f, column in zip(fields, columns, strict=True))
+    if not is_absent_in_some and not any(map(_differs, columns, fields)):
+        rows: list[Record] = table.to_pylist()
+        return rows
     names = table.schema.names
-    columns = [values_of(table.column(i), table.schema.field(i)) for i in range(table.num_columns)]
-    rows = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+    rows = [dict(zip(names, row, strict=True)) for row in zip(*map(values_of, columns, fields), strict=True)]
     for i, field in enumerate(table.schema):
         if is_absent(field) and table.column(i).null_count:
             for row, is_missing in zip(rows, table.column(i).is_null().to_pylist(), strict=True):
@@ -42,72 +46,83 @@ def records_of(table: pa.Table | pa.RecordBatch) -> list[Record]:
 
 def values_of(column: Any, field: pa.Field[Any]) -> list[Any]:
     """Return the values of a column (an array or a chunked array): without padding, JSON text decoded."""
-    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    values: list[Any] = []
-    for chunk in chunks:
-        change = _decoder(chunk, field)
-        plain = chunk.to_pylist()
-        values += plain if change is None else [change(value) for value in plain]
+    if isinstance(column, pa.ChunkedArray):
+        return [value for chunk in column.chunks for value in values_of(chunk, field)]
+    of = column.type
+    if not _differs(column, field):
+        plain: list[Any] = column.to_pylist()
+        return plain
+    if is_json(field):
+        return [decode_value(text) if isinstance(text, str) else text for text in column.to_pylist()]
+    if pa.types.is_struct(of):
+        return _objects(column)
+    return _maps(column) if pa.types.is_map(of) else _slices(values_of(column.flatten(), of.value_field), column)
+
+
+def _differs(column: Any, field: pa.Field[Any]) -> bool:
+    """Return whether a value differs from that of `to_pylist`: by its null counts and types."""
+    if isinstance(column, pa.ChunkedArray):
+        return any(_differs(chunk, field) for chunk in column.chunks)
+    of = column.type
+    if is_json(field) or pa.types.is_map(of):
+        return True
+    if pa.types.is_struct(of):
+        children = list(zip(column.flatten(), of.fields, strict=True))
+        return any(_is_padded(child, f, column) or _differs(child, f) for child, f in children)
+    if is_list(of) or pa.types.is_list_view(of) or pa.types.is_large_list_view(of):
+        return _differs(column.flatten(), of.value_field)
+    return False
+
+
+def _is_padded(child: Any, field: pa.Field[Any], parent: Any) -> bool:
+    """Return whether Arrow added nulls to a field of structs. child: null where its parent is."""
+    return bool(child.null_count > parent.null_count) and not is_stated(field)
+
+
+def _objects(array: Any) -> list[Any]:
+    """Return the values of structs, without the fields that are null and not stated as such."""
+    fields, children = array.type.fields, array.flatten()  # a child is null where its parent is
+    names = [field.name for field in fields]
+    padded = {f.name for f, child in zip(fields, children, strict=True) if _is_padded(child, f, array)}
+    rows = zip(*map(values_of, children, fields), strict=True)
+    values: list[Any]
+    if padded:
+        values = [
+            {name: one for name, one in zip(names, row, strict=True) if one is not None or name not in padded}
+            for row in rows
+        ]
+    else:
+        values = [dict(zip(names, row, strict=True)) for row in rows]
+    if array.null_count:
+        for index, is_null in enumerate(array.is_null().to_pylist()):
+            if is_null:
+                values[index] = None
     return values
 
 
-def _decoder(array: Any, field: pa.Field[Any]) -> Change | None:
-    """Return the conversion of the values of `to_pylist`, or None if no value of the array changes."""
-    of = array.type
-    if is_json(field):
-        return lambda text: decode_value(text) if isinstance(text, str) else text
-    if pa.types.is_struct(of):
-        return _struct_decoder(array)
-    if is_list(of) or pa.types.is_list_view(of) or pa.types.is_large_list_view(of):
-        item = _decoder(array.flatten(), of.value_field)
-        return None if item is None else lambda value: None if value is None else [item(one) for one in value]
-    return _map_decoder(array) if pa.types.is_map(of) else None
+def _slices(items: list[Any], lists: Any) -> list[Any]:
+    """Return the items of each list, from those of all lists."""
+    values: list[Any] = []
+    start = 0
+    for length in pc.list_value_length(lists).to_pylist():
+        if length is None:
+            values.append(None)
+        else:
+            values.append(items[start : start + length])
+            start += length
+    return values
 
 
-def _map_decoder(array: Any) -> Change:
-    """Return the conversion of maps: an object where the keys are different texts, else pairs. Null values stay."""
-    item = _decoder(array.items, array.type.item_field)
-
-    def change(pairs: Any) -> Any:
-        if pairs is None:
-            return None
-        values = [(key, value if item is None else item(value)) for key, value in pairs]
-        keys = {key for key, _ in values if isinstance(key, str)}
-        return dict(values) if len(keys) == len(values) else values
-
-    return change
+def _maps(array: Any) -> list[Any]:
+    """Return maps as objects where the keys are different texts, else as pairs. Null values are no padding."""
+    fields = [array.type.key_field, array.type.item_field]
+    entries = array.cast(pa.list_(pa.struct(fields)))
+    pairs = list(zip(*map(values_of, entries.flatten().flatten(), fields), strict=True))
+    return [one if one is None or not _is_object(one) else dict(one) for one in _slices(pairs, entries)]
 
 
-def _struct_decoder(array: Any) -> Change | None:
-    changes: dict[str, Change] = {}
-    padded: set[str] = set()
-    for field, child in zip(array.type.fields, array.flatten(), strict=True):  # the parent's nulls included
-        if (change := _decoder(child, field)) is not None:
-            changes[field.name] = change
-        if child.null_count > array.null_count and not is_stated(field):
-            padded.add(field.name)
-    if not padded:
-        return _change_struct(changes) if changes else None
-
-    def change_padded(value: Any) -> Any:
-        if value is None:
-            return None
-        return {
-            name: changes[name](one) if name in changes else one
-            for name, one in value.items()
-            if one is not None or name not in padded
-        }
-
-    return change_padded
-
-
-def _change_struct(changes: Mapping[str, Change]) -> Change:
-    def change(value: Any) -> Any:
-        if value is None:
-            return None
-        return value | {name: of(value[name]) for name, of in changes.items() if name in value}
-
-    return change
+def _is_object(pairs: Sequence[tuple[Any, Any]]) -> bool:
+    return len({key for key, _ in pairs if isinstance(key, str)}) == len(pairs)
 
 
 def text_of(table: pa.Table, name: str) -> Any:
@@ -152,6 +167,15 @@ def _encoder(field: pa.Field[Any]) -> Change | None:
     return None
 
 
+def _change_struct(changes: Mapping[str, Change]) -> Change:
+    def change(value: Any) -> Any:
+        if value is None:
+            return None
+        return value | {name: of(value[name]) for name, of in changes.items() if name in value}
+
+    return change
+
+
 # --- Arrow to Arrow
 
 
@@ -188,13 +212,3 @@ def _has_same_form(source: pa.Field[Any], field: pa.Field[Any]) -> bool:
         is_same_list = of.id == to.id and getattr(of, "list_size", None) == getattr(to, "list_size", None)
         return is_same_list and _has_same_form(of.value_field, to.value_field)
     return bool(of.equals(to))
-
-
-def as_json_type(table: pa.Table) -> pa.Table:
-    """Return the table with Arrow's JSON type for JSON text, in which product files hold it."""
-    fields = [with_json_type(field) for field in table.schema]
-    columns = [
-        column if column.type.equals(field.type) else column.cast(field.type)
-        for column, field in zip(table.columns, fields, strict=True)
-    ]
-    return pa.table(columns, schema=pa.schema(fields))

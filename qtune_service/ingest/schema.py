@@ -298,6 +298,16 @@ def with_json_type(field: pa.Field[Any]) -> pa.Field[Any]:
     return field
 
 
+def as_json_type(table: pa.Table) -> pa.Table:
+    """Return the table with Arrow's JSON type for JSON text, in which product files hold it."""
+    fields = [with_json_type(field) for field in table.schema]
+    columns = [
+        column if column.type.equals(field.type) else column.cast(field.type)
+        for column, field in zip(table.columns, fields, strict=True)
+    ]
+    return pa.table(columns, schema=pa.schema(fields))
+
+
 # --- names
 
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from qtune_service.config import PruneSpec
 from qtune_service.ingest.plan import Plan
 from qtune_service.ingest.reader import RecordProblem, ShardRecords, category_of
-from qtune_service.ingest.rows import as_json_type, records_of
-from qtune_service.ingest.schema import output_names
+from qtune_service.ingest.rows import records_of
+from qtune_service.ingest.schema import as_json_type, output_names
 from qtune_service.output.columns import (
     IGNORE_INDEX,
     PRUNED_RESERVED,
@@ -247,6 +247,8 @@ def _category(record: Any, field: str | None) -> str | None:
 
 def rejected_samples(rows: pa.Table, problems: Mapping[int, tuple[str, str]], category_column: str | None) -> pa.Table:
     """Return the rows of rejected/ for samples that the engine could not score."""
+    if not problems:
+        return REJECTED_SCHEMA.empty_table()
     names = [n for n in ("sample_id", "source", "line", category_column) if n in rows.column_names]
     rejected = []
     for (reason, detail), row in zip(

@@ -41,9 +41,9 @@ from qtune_service.storage.filesystems import (
 
 __all__ = [
     "Entry", "WrittenFile", "display", "exists", "explained_parquet", "glob", "is_folder", "is_glob", "iter_blocks",
-    "join", "list_files", "list_folders", "move_in", "open_parquet", "open_ranges", "read_bytes", "read_json",
-    "read_range", "relative", "remove_file", "resolve", "retrying", "stat", "write_bytes", "write_chunks", "write_json",
-    "write_table",
+    "join", "list_files", "list_folders", "move_in", "open_input", "open_parquet", "open_ranges", "read_bytes",
+    "read_json", "read_range", "relative", "remove_file", "resolve", "retrying", "stat", "write_bytes", "write_chunks",
+    "write_json", "write_table",
 ]  # fmt: skip
 
 BLOCK_BYTES = 4 << 20
@@ -193,16 +193,22 @@ def iter_blocks(uri: str, start: int = 0, stop: int = 1 << 62, block_bytes: int 
 
 
 @contextlib.contextmanager
+def open_input(uri: str) -> Iterator[Any]:
+    """Open a file for random access, as a file of pyarrow."""
+    at = resolve(uri)
+    with retrying(uri, "read", lambda: at.filesystem.open_input_file(at.path)) as file:
+        yield file
+
+
+@contextlib.contextmanager
 def open_ranges(uri: str) -> Iterator[Callable[[int, int], bytes]]:
     """Open a file for reads of bytes [start, stop), fewer at its end. A failed read is retried alone."""
-    at = resolve(uri)
-    file: Any = retrying(uri, "read", lambda: at.filesystem.open_input_file(at.path))  # stubs lack read_at's offset
+    with open_input(uri) as file:
 
-    def read(start: int, stop: int) -> bytes:
-        data: bytes = retrying(uri, "read", functools.partial(file.read_at, stop - start, start))
-        return data
+        def read(start: int, stop: int) -> bytes:
+            data: bytes = retrying(uri, "read", functools.partial(file.read_at, stop - start, start))
+            return data
 
-    with file:
         yield read
 
 

@@ -9,7 +9,7 @@ guessed.
 
 Unmarked spans end with their end-of-turn token; white space and other template text after it is cut off. If the token
 after that is a stop token of the model, such as GLM's `<|user|>`, it belongs to the span, because the model must learn
-to write it. Training ranges of a turn cut their characters out of its span.
+to write it. So does the token that also closes other turns, such as Cohere's. Training ranges of a turn cut their characters out of its span.
 
 A token is trained if it starts and ends inside a span. A token that starts earlier contains a part of the prompt. It is
 trained only if that part is white space directly before the span and the token holds a part of the answer's text, as
@@ -154,9 +154,9 @@ def _closed(rendering: Rendering, span: Span) -> Span:
         end = start + last + len(mark)
     elif (closed := template.closing_end(words)) is not None:
         end = start + closed
-    if template.stops and not rendering.text.endswith(template.stops, start, end):
-        stop = next((token for token in template.stops if rendering.text.startswith(token, end)), "")
-        end += len(stop)
+    closings = template.closings
+    if closings and not rendering.text.endswith(closings, start, end):
+        end += len(next((token for token in closings if rendering.text.startswith(token, end)), ""))
     return start, end
 
 

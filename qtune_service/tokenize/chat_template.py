@@ -84,6 +84,7 @@ class ChatTemplate:
         self.header, self._header_is_learned = self._learn_header()
         self.end_of_turn = self._learn_end_of_turn()
         self._closes_prompts = self._learn_end_of_prompt()
+        self.closings = tuple(t for t in dict.fromkeys((*self.stops, self._closes_prompts)) if t)
         self.tails: dict[tuple[str, str, bool], tuple[str, ...]] = {}  # ends of prompts, learned by turn_spans.py
         self.junctions: dict[tuple[Any, ...], tuple[str, int]] = {}  # text between turns; see turn_spans.py
         self.shapes: dict[tuple[str, ...], list[str]] = {}  # template text by roles; see turn_spans.py
@@ -137,7 +138,7 @@ class ChatTemplate:
 
     def closes_turns(self, token: str) -> bool:
         """Return whether a special token ends turns: answers, prompts before an answer, or generation."""
-        return token in (self.end_of_turn, self._closes_prompts) or token in self.stops
+        return token == self.end_of_turn or token in self.closings
 
     def common_prefix(self, text: str, other: str) -> int:
         """Return the length of the common prefix, without splitting a special token of `text`."""

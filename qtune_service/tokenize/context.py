@@ -32,8 +32,9 @@ def check_context(conversation: AdaptedConversation, template: ChatTemplate, tex
         start = 0 if message["role"] == "system" else position
         end = _find(content, text, start)
         if end is None:
+            verb = "drops or rewrites" if _find(content, text, 0) is None else "changes the order of turns at"
             what = f"{conversation.name_of(i)} ({message['role']})"
-            raise RecordError("context_dropped", f"the chat template drops or rewrites {what}")
+            raise RecordError("context_dropped", f"the chat template {verb} {what}")
         position = position if message["role"] == "system" else end
         if calls := message.get("tool_calls"):
             _check_calls(calls, template, text, conversation.name_of(i))

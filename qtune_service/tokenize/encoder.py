@@ -71,6 +71,7 @@ class Encoder:
         self._backend = _plain_backend(self._tokenizer)
         self._locator = TokenLocator(self._backend)
         self._stop_ids = np.array(stop_token_ids(model, self._tokenizer), np.int32)
+        self._blanks: dict[int, bool] = {}  # by token: whether it is white space
         self._templates: dict[str, ChatTemplate] = {}
         self._origin = self._choose_template()
         self._template(None)
@@ -229,6 +230,11 @@ class Encoder:
         self._check_length(num_tokens)  # before locating spans, which can cost turns x length
         return trained_spans(item)
 
+    def _is_blank(self, token: int) -> bool:
+        if token not in self._blanks:
+            self._blanks[token] = not self.decode([token]).strip()
+        return self._blanks[token]
+
     def _check_length(self, num_tokens: int) -> None:
         if num_tokens > self._max_len and self._spec.overlong == "reject":
             raise RecordError("too_long", f"{num_tokens} tokens; the limit is {self._max_len}")
@@ -236,7 +242,7 @@ class Encoder:
     def _limited(self, tokens: Tokens, problems: dict[int, RecordError]) -> EncodedBatch:
         known = tokens.without(problems)
         batch = limit_length(known, problems, max_len=self._max_len, vocab_size=self._vocab_size)
-        return replace(batch, endings=Endings.of(batch.tokens, self._stop_ids))
+        return replace(batch, endings=Endings.of(batch.tokens, self._stop_ids, self._is_blank))
 
 
 @contextlib.contextmanager

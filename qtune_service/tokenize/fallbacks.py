@@ -118,13 +118,18 @@ def _is_plain(message: Message, template: ChatTemplate) -> bool:
 
 
 def describe_fallbacks(template: ChatTemplate) -> list[str]:
-    """Return the fallbacks of this template, for the manifest."""
+    """Return the fallbacks and forms of this template, for the manifest."""
+    form = template.form
     notes = {
         "tools in the system prompt": template.knows_tools,
         "tool calls as JSON text": template.knows_calls,
         "tool results as user turns": template.knows_tool_role,
         "system prompt in the first user turn": template.knows_system,
-        "reasoning inline as <think>": template.form.reasoning is not None,
+        "reasoning inline as <think>": form.reasoning is not None,
+        "inline reasoning moved": not form.moves_inline,
+        "content as parts": not form.parts,
+        "arguments of calls as JSON text": not form.arguments_as_text,
+        "call ids of nine characters": not form.nine_character_ids,
     }
     return [note for note, is_known in notes.items() if not is_known]
 

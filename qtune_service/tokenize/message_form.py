@@ -138,12 +138,15 @@ def _wants_parts(render: Renderer, form: MessageForm, role: str) -> bool:
 
 def _with_reasoning(render: Renderer, form: MessageForm, source: str) -> MessageForm:
     """Learn where reasoning is shown."""
-    turns = [{"role": "user", "content": "A"}, {"role": "assistant", "content": ANSWER, "reasoning_content": PROBE}]
-    for place in (*(key for key in REASONING_KEYS if key in source), *(["part"] if "thinking" in source else [])):
-        tried = replace(form, reasoning=place)
-        text = _render(render, tried, turns)
-        if text is not None and PROBE in text and ANSWER in text and f"'{PROBE}'" not in text:
-            return replace(tried, moves_inline="<think>" not in text)
+    answer: Message = {"role": "assistant", "content": ANSWER, "reasoning_content": PROBE}
+    beside_a_call = [{"role": "user", "content": "A"}, {**answer, "content": "", "tool_calls": call_probe("f")}]
+    places = [*(key for key in REASONING_KEYS if key in source), *(["part"] if "thinking" in source else [])]
+    for turns in ([{"role": "user", "content": "A"}, answer], beside_a_call):
+        for place in places:
+            tried = replace(form, reasoning=place)
+            text = _render(render, tried, turns)
+            if text is not None and PROBE in text and f"'{PROBE}'" not in text:
+                return replace(tried, moves_inline="<think>" not in text)
     return form
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 TRAINING = "_training"
 _WORDS = re.compile(r"\w+|<[^<>\s]*>")
 MIN_SIMILARITY = 0.8
-"""Share of common words from which a template counts as a revision of a known one."""
+"""Share of common words from which a template counts as similar to a known one."""
 
 
 @lru_cache(maxsize=1)
@@ -42,8 +42,8 @@ def file_of(name: str) -> Path | None:
 
 
 @lru_cache(maxsize=64)
-def training_template_for(source: str) -> str | None:
-    """Return the family of a template for which TRL ships a training variant, by equal or similar text."""
+def training_template_for(source: str) -> tuple[str, bool] | None:
+    """Return a family for which TRL ships a training variant, and whether its template is this one or a similar one."""
     ours = _words(source)
     best: tuple[float, str] = (0.0, "")
     for name in families():
@@ -54,10 +54,10 @@ def training_template_for(source: str) -> str | None:
         except (OSError, UnicodeDecodeError):
             continue
         if ours == other:
-            return name
+            return name, True
         common = len(ours & other) / max(len(ours | other), 1)
         best = max(best, (common, name))
-    return best[1] if best[0] >= MIN_SIMILARITY else None
+    return (best[1], False) if best[0] >= MIN_SIMILARITY else None
 
 
 def _words(source: str) -> frozenset[str]:

@@ -14,7 +14,9 @@ unknown junction, call ids after a result), each turn takes some renderings:
          2. Turn i - 1 gets probe text, and the whole conversation and messages[:i] are rendered. The text after the
             probe at the end of the prompt must also follow the probe in the conversation, and the rest must equal the
             end of the text. Turn i starts after it.
-         3. Turn i gets probe text. The first turn needs this rule: it starts after the generation prompt that
+         3. render(messages[:i]), if it differs from the text only in what closes the last turn. DeepSeek closes a
+            list of results only before an answer, and Gemma joins answers in a row.
+         4. Turn i gets probe text. The first turn needs this rule: it starts after the generation prompt that
             precedes the probe.
   end    1. render(messages[:i + 1]), if it is a prefix of the text. If it differs only in what closes the last turn
             (gpt-oss writes `<|return|>` there and `<|end|>` elsewhere), the turn ends with the token in its place.
@@ -72,17 +74,19 @@ class Rendering:
 def locate_turns(rendering: Rendering, turns: Sequence[int]) -> list[Span]:
     """Return the character spans of assistant turns by index. Raises RecordError if one cannot be proven."""
     words = _prompt_words(rendering)
-    return [_by_skeleton(rendering, i, words) or _by_rules(rendering, i, words) for i in turns]
+    located: dict[int, Span] = {}
+    for i in turns:
+        located[i] = _by_skeleton(rendering, i, words) or _by_rules(rendering, i, words, located)
+    return [located[i] for i in turns]
 
 
 def not_verified(rendering: Rendering, what: str) -> RecordError:
     """Return the error for a mask that cannot be proven. It names the template of TRL that has markers, if any."""
-    known = training_template_for(rendering.template.source)
-    advice = (
-        f'give chat_template = "trl:{known}", TRL\'s training template for this family'
-        if known
-        else "give a template with {% generation %} markers by chat_template"
-    )
+    advice = "give a template with {% generation %} markers by chat_template"
+    if (known := training_template_for(rendering.template.source)) is not None:
+        name, is_exact = known
+        fits = "for this template" if is_exact else "for a similar template"
+        advice += f", such as trl:{name}, TRL's training variant {fits}"
     return RecordError("mask_not_verified", f"cannot prove {what} in the chat template's text; {advice}")
 
 
@@ -161,7 +165,7 @@ def _by_skeleton(rendering: Rendering, i: int, words: Mapping[int, Span]) -> Spa
     tail = next((t for t in _prompt_tails(rendering, i) if text.startswith(t, behind)), None)
     if tail is None:
         return None
-    start = behind + len(tail)
+    start = _behind_header(rendering, behind + len(tail))
     if i == len(rendering.conversation.messages) - 1:
         return start, len(text)
     if i + 1 not in words:
@@ -233,11 +237,16 @@ def _kind_of_junction(rendering: Rendering, i: int) -> tuple[Any, ...]:
     return bool(messages[i].get("tool_calls")), bool(messages[i]["content"]), *following
 
 
-def _by_rules(rendering: Rendering, i: int, words: Mapping[int, Span]) -> Span:
-    start = next((s for rule in (_start_by_prefix, _start_after, _start_before) if (s := rule(rendering, i))), None)
+def _by_rules(rendering: Rendering, i: int, words: Mapping[int, Span], located: dict[int, Span]) -> Span:
+    """Locate a turn by its own renderings. located: spans of earlier turns."""
+    rules = (_start_by_prefix, _start_after, _start_by_shared_prefix)
+    start = next((found for rule in rules if (found := rule(rendering, i))), None)
+    if start is None and (start := _start_before(rendering, i)) is not None and i > 0:
+        start = max(start, _end_of_answer(rendering, i - 1, words, located))
     turn = rendering.conversation.name_of(i)
     if start is None:
         raise not_verified(rendering, f"where {turn} starts")
+    start = _behind_header(rendering, start)
     ends = (rule(rendering, i, start) for rule in (_end_by_prefix, _end_by_next_probe, _end_by_own_probe))
     end = next((end for end in ends if end is not None), None)
     if end is None or end <= start:
@@ -245,6 +254,26 @@ def _by_rules(rendering: Rendering, i: int, words: Mapping[int, Span]) -> Span:
     if i + 1 in words and words[i + 1][0] > end:
         _learn_junction(rendering, i, end, words[i + 1][0])
     return start, end
+
+
+def _end_of_answer(rendering: Rendering, i: int, words: Mapping[int, Span], located: dict[int, Span]) -> int:
+    """Return the end of turn i, or 0 if it is not an assistant's. Gemma joins answers in a row under one header."""
+    if rendering.conversation.messages[i]["role"] != "assistant":
+        return 0
+    if i not in located:
+        located[i] = _by_rules(rendering, i, words, located)
+    return located[i][1]
+
+
+def _behind_header(rendering: Rendering, start: int) -> int:
+    """Return the start behind a header that the template writes, but that is not in its generation prompt.
+
+    Gemma's template for diffusion opens a turn after the result of a call, and adds no generation prompt there.
+    """
+    headers = [header for header in rendering.template.headers() if header.strip()]
+    if not headers or rendering.text.endswith(tuple(headers), 0, start):
+        return start
+    return start + next((len(header) for header in headers if rendering.text.startswith(header, start)), 0)
 
 
 def _start_by_prefix(rendering: Rendering, i: int) -> int | None:
@@ -272,8 +301,24 @@ def _start_after(rendering: Rendering, i: int) -> int | None:
     return None
 
 
+def _start_by_shared_prefix(rendering: Rendering, i: int) -> int | None:
+    """Return the start by rule 3: where only what closes the last turn differs."""
+    if i == 0:
+        return None
+    try:
+        head = rendering.render(rendering.conversation.messages[:i])
+    except RecordError:
+        return None
+    template, text = rendering.template, rendering.text
+    shared = template.common_prefix(head, text)
+    closes_last, header = head[shared:], template.header.strip()
+    if not closes_last.strip() or not template.is_template_only(closes_last):
+        return None
+    return None if header and text[shared:].lstrip().startswith(header) else shared
+
+
 def _start_before(rendering: Rendering, i: int) -> int | None:
-    """Return the start by rule 3: after the generation prompt before probe text."""
+    """Return the start by rule 4: after the generation prompt before probe text."""
     turn = rendering.conversation.messages[i]
     probe: Message = {"role": "assistant", "content": PROBE}
     if turn.get("tool_calls"):

@@ -15,7 +15,7 @@ from qtune_service.ingest.reader import RecordProblem, ShardRecords, read_shard
 def plan_of(work: Path | str, *paths: Path | str, **options: Any) -> Plan:
     """Return the plan of an input. Chunks, scans and the plan go through JSON."""
     spec = InputSpec(paths=tuple(map(str, paths)), **options)
-    files = discover(spec.paths)
+    files = discover(spec.paths, spec.split)
     chunks = split(files, spec)
     scans = [ChunkScan.from_json(scan(Chunk.from_json(c.to_json()), spec, work=str(work)).to_json()) for c in chunks]
     return Plan.from_json(make_plan(files, chunks, scans, spec).to_json())

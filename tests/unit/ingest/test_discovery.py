@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
+import pickle
+import random
 from pathlib import Path
 
 import pyarrow as pa
@@ -45,6 +49,22 @@ def test_files_globs_and_folders_are_found_once_in_order(tmp_path: Path) -> None
         ("x.jsonl.gz", gzip.compress(ROW * 9000, mtime=0), "jsonl", "gz"),
         ("x.json.gz", gzip.compress(b'{"a": {"0": 1}}\n', mtime=0), "json", "gz"),
         ("x.jsonl.zst", zstandard.compress(ROW), "jsonl", "zst"),
+        ("x.jsonl.bz2", bz2.compress(ROW * 9000), "jsonl", "bz2"),
+        ("x.jsonl.bz2", bz2.compress(random.Random(0).randbytes(800_000).hex().encode()), "jsonl", "bz2"),
+        ("x.json.xz", lzma.compress(b"[{}]"), "json", "xz"),
+        ("x.csv", b"a,b\n1,2\n", "csv", None),
+        ("x.CSV", b"", "csv", None),
+        ("x.tsv.gz", gzip.compress(b"a\tb\n", mtime=0), "csv", "gz"),
+        ("x.csv", ROW * 2, "jsonl", None),
+        ("x.csv", b'[{"prompt": "a", "completion": "b"}]', "json", None),
+        ("x.csv", b"[a],{b}\n1,2\n", "csv", None),
+        ("x.jsonl", b'{\n  "a": 1\n}\n', "json", None),
+        ("x.jsonl", b'{\n  "a": 1\n}\n{\n  "a": 2\n}\n', "json", None),
+        ("x.jsonl", b'{\n "a": "' + b"x" * 70_000 + b'"\n}', "json", None),
+        ("x.jsonl", b"{\n" + ROW * 2, "jsonl", None),
+        ("x.jsonl", b'{"a": [\n' + ROW * 2, "jsonl", None),
+        ("x.jsonl", b'{"a": "' + b"x" * 70_000 + b'"}\n', "jsonl", None),
+        ("x.jsonl", b'[{"role": "user"}]\n[{"role": "user"}]\n', "jsonl", None),
         ("mislabelled.jsonl", gzip.compress(ROW, mtime=0), "jsonl", "gz"),
     ],
 )
@@ -70,6 +90,19 @@ def test_parquet_is_known_by_its_content(tmp_path: Path) -> None:
         ("x.jsonl", b"PK\x03\x04rest", "a zip archive"),
         ("x.json", "[]".encode("utf-16"), "UTF-16 text"),
         ("x.txt", b"a,b\n1,2\n", "cannot detect the format of .*x.txt"),
+        ("x.xlsx", b"PK\x03\x04" + bytes(22) + b"\x13\0\0\0[Content_Types].xml", "an Excel workbook"),
+        ("x.npz", b"PK\x03\x04" + bytes(22) + b"\x05\0\0\0a.npy", "a NumPy archive"),
+        ("x.pkl", pickle.dumps([{"a": 1}]), "a Python pickle"),
+        ("x.pkl", pickle.dumps({"a": 1}, 2), "a Python pickle"),
+        ("x.safetensors", b"\x40" + bytes(7) + b'{"a":{"dtype":"F32"}}', r"the weights of a model \(safetensors\)"),
+        ("x.feather", b"FEA1" + bytes(60), "a Feather file of version 1"),
+        ("x.arrow", ROW, "it is not Arrow"),
+        ("x.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
+        ("x.csv", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
+        ("x.json", b"\n<!DOCTYPE html>\n<html>", "an HTML page"),
+        ("x.tar.gz", gzip.compress(b"a" * 257 + b"ustar\0", mtime=0), "a tar archive"),
+        ("x.json", '[{"a": 1}]'.encode("utf-16-le"), "UTF-16 text"),
+        ("x.arrow.gz", gzip.compress(b"ARROW1\0\0", mtime=0), "Arrow inside .gz"),
         ("x.parquet.gz", gzip.compress(b"PAR1xxxx", mtime=0), "Parquet inside .gz"),
     ],
 )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import feather
 
 from qtune_service.config import InputSpec
 from qtune_service.errors import DataError
@@ -29,6 +32,12 @@ def write(folder: Path) -> None:
     (folder / "c.json").write_text(json.dumps(ROWS))
     (folder / "d.json").write_text(json.dumps({key: dict(enumerate(r[key] for r in ROWS)) for key in ROWS[0]}))
     pq.write_table(pa.Table.from_pylist(ROWS), folder / "e.parquet")
+    feather.write_feather(pa.Table.from_pylist(ROWS), folder / "f.arrow", chunksize=170)
+    cells = "".join(f'{row["prompt"]},"{row["completion"]}",{row["kind"]}\r\n' for row in ROWS)
+    (folder / "g.csv.xz").write_bytes(lzma.compress(f"prompt,completion,kind\r\n\r\n{cells}".encode()))
+    (folder / "h.json.bz2").write_bytes(bz2.compress(json.dumps({"version": 1, "data": ROWS}).encode()))
+    (folder / "i.json").write_text(json.dumps({key: [row[key] for row in ROWS] for key in ROWS[0]}))
+    (folder / "j.jsonl").write_text("".join(json.dumps(row, indent=1) + "\n" for row in ROWS))
 
 
 def of_a_job(spec: InputSpec, work: Path) -> list[tuple[Any, ...]]:
@@ -49,7 +58,10 @@ def plain(found: list[FirstRecord]) -> list[tuple[Any, ...]]:
     return [(one.sample_id, one.source, one.line, one.format, one.record) for one in found]
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "b.jsonl.gz", "c.json", "d.json", "e.parquet", "."])
+@pytest.mark.parametrize("name", [
+    "a.jsonl", "b.jsonl.gz", "c.json", "d.json", "e.parquet", "f.arrow", "g.csv.xz", "h.json.bz2", "i.json", "j.jsonl",
+    ".",
+])  # fmt: skip
 @pytest.mark.parametrize("more", [{}, {"limit": 7}, {"category_field": "kind", "take": {"b": 9, "a": 2}}])
 def test_they_are_those_that_a_job_reads(tmp_path: Path, name: str, more: dict[str, Any]) -> None:
     """Of every kind of file, with limits and categories: same ids, lines, formats and contents."""

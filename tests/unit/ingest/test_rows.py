@@ -15,8 +15,8 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qtune_service.ingest.rows import as_json_type, column_of, conform, records_of, to_array
-from qtune_service.ingest.schema import JSON_TYPE, arrow_column, finish, json_field, unify
+from qtune_service.ingest.rows import column_of, conform, records_of, text_of, to_array
+from qtune_service.ingest.schema import JSON_TYPE, arrow_column, as_json_type, finish, json_field, unify
 from tests.unit.ingest.planning import plan_of, read_all
 
 POINT: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
@@ -126,6 +126,36 @@ def test_datasets_writes_what_is_read(tmp_path: Path) -> None:
     assert records_of(shard.own_columns(range(2))) == rows
 
 
+@pytest.mark.parametrize("kind", ["saved", "views"])
+def test_arrow_files_hold_the_same_records(kind: str, tmp_path: Path) -> None:
+    """`save_to_disk` writes padded structs and the JSON type; polars writes text inside of them as views."""
+    tool = {"name": "f", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
+    rows: list[dict[str, Any]] = [
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "tools": [tool]},
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "n": 1}], "tools": []},
+    ]
+    text = pa.string_view() if kind == "views" else pa.string()
+    turn = pa.struct([("role", text), ("content", text), ("n", pa.int8())])
+    typed = pa.struct([("name", text), ("parameters", JSON_TYPE)])
+    tools = [[{**one, "parameters": json.dumps(one["parameters"])} for one in row["tools"]] for row in rows]
+    names: Any = pa.array([[one["name"] for one in row] for row in tools], pa.list_(text))
+    parameters = pa.array([one["parameters"] for row in tools for one in row], JSON_TYPE)
+    structs = pa.StructArray.from_arrays([names.values, parameters], fields=list(typed))
+    table = pa.table(
+        {
+            "messages": pa.array([row["messages"] for row in rows], pa.list_(turn)),
+            "tools": pa.ListArray.from_arrays(names.offsets, structs),
+        }
+    )
+    with pa.ipc.new_stream(str(tmp_path / "data-00000-of-00001.arrow"), table.schema) as sink:
+        sink.write_table(table)
+    (shard,) = read_all(plan_of(tmp_path, tmp_path))
+    assert shard.records == rows
+    own = shard.own_columns(range(2))
+    assert records_of(own) == rows
+    assert as_json_type(own).schema.field("tools").type.value_type.field("parameters").type == JSON_TYPE
+
+
 def source_schema(*tables: pa.Table) -> pa.Schema:
     """Return the schema of a job that reads these tables."""
     return finish(unify(pa.schema([arrow_column(field) for field in table.schema]) for table in tables))
@@ -200,3 +230,34 @@ def test_parquet_and_json_lines_of_one_job_meet(tmp_path: Path) -> None:
         {"messages": turns, "meta": {"k": {"z": None}}},
     ]
     assert made == expected + lines
+
+
+def test_the_product_as_an_input_is_the_same_records(tmp_path: Path) -> None:
+    """Types and marks of pruned/ are read back: missing columns, stated nulls and JSON."""
+    from qtune_service.ingest.json_schema import infer_records
+
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    own: list[dict[str, Any]] = [
+        {"same": {"a": None, "b": 1}, "note": None, "free": {"x": 1}},
+        {"same": {"a": 2, "b": 1}, "free": {"y": None}},
+        {"same": {"a": 2, "b": 1}, "note": "n", "one": "o", "free": 3},
+    ]
+    records = [{"messages": turns, **row} for row in own]
+    schema = finish(infer_records(records))
+    table = pa.Table.from_arrays([column_of(records, field) for field in schema], schema=schema)
+    pq.write_table(as_json_type(table), tmp_path / "x.parquet")
+    plan = plan_of(tmp_path, tmp_path / "x.parquet")
+    assert [(f.name, f.metadata) for f in plan.schema] == [(f.name, f.metadata) for f in schema]
+    (shard,) = read_all(plan)
+    assert records_of(shard.own_columns(range(3))) == records
+    assert records_of(pq.read_table(tmp_path / "x.parquet")) == records
+
+
+def test_groups_of_json_text_have_plain_names() -> None:
+    """A category that is text in one file and a number in another is counted under its own name."""
+    table = pa.table(
+        [['"math"', "3", None, "true"], ["a", "b", None, "c"]],
+        schema=pa.schema([json_field("x"), pa.field("y", pa.string())]),
+    )
+    assert text_of(table, "x").to_pylist() == ["math", "3", None, "true"]
+    assert text_of(table, "y").equals(table["y"])

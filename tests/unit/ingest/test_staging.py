@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2 as bzip2
 import gzip
 import json
+import lzma
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -30,9 +32,20 @@ def zst(data: bytes) -> bytes:
     return zstandard.compress(data)
 
 
+def bz2(data: bytes) -> bytes:
+    return bzip2.compress(data)
+
+
+def xz(data: bytes) -> bytes:
+    return lzma.compress(data)
+
+
+PACKS = [gz, zst, bz2, xz]
+
+
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize("window", [1 << 20, 7])
-@pytest.mark.parametrize("pack", [bytes, gz, zst])
+@pytest.mark.parametrize("pack", [bytes, *PACKS])
 def test_arrays_are_read_record_by_record(
     tmp_path: Path, indent: int | None, window: int, pack: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -46,7 +59,7 @@ def test_arrays_are_read_record_by_record(
     assert len(plan.shards) > 5 or pack is not bytes
 
 
-@pytest.mark.parametrize("pack", [gz, zst])
+@pytest.mark.parametrize("pack", PACKS)
 def test_compressed_lines_keep_their_numbers(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
     """Blank and bad lines count; members and frames after one another are one file."""
     path = tmp_path / "x.jsonl.any"
@@ -55,23 +68,39 @@ def test_compressed_lines_keep_their_numbers(tmp_path: Path, pack: Callable[[byt
     assert records_of(plan) == [*ROWS, ("bad_json", 502), *ROWS]
 
 
-@pytest.mark.parametrize("pack", [gz, zst])
+@pytest.mark.parametrize("pack", PACKS)
 def test_a_truncated_stream_keeps_what_came_before(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
     """Whole records before the break are good; the break is one rejected record that says where."""
-    numbers = random.Random(0)
-    rows = [{"prompt": f"{numbers.random()}", "completion": "c"} for _ in range(20_000)]
+    numbers, count = random.Random(0), 80_000 if pack is bz2 else 20_000
+    rows = [{"prompt": f"{numbers.random()}", "completion": "c"} for _ in range(count)]
     packed = pack("".join(json.dumps(row) + "\n" for row in rows).encode())
     path = tmp_path / f"x.jsonl.{pack.__name__}"
-    path.write_bytes(packed[: len(packed) // 2])
+    path.write_bytes(packed[: len(packed) * 3 // 4 if pack is bz2 else len(packed) // 2])
     shards = read_all(plan_of(tmp_path, path, shard_bytes=20_000))
     records = [record for shard in shards for record in shard.records]
     good, broken = records[:-1], records[-1]
-    assert 0 < len(good) < 20_000
+    assert 0 < len(good) < count
     assert good == rows[: len(good)]
     assert "ends in the middle, at byte" in getattr(broken, "detail", "")
     assert shards[-1].lines[-1] == len(records)
-    if pack is gz:  # deflate gives out all that came; a zstd block only as a whole
+    if pack in (gz, xz):  # these give out all that came; a block of zstd or bzip2 only as a whole
         assert len(good) > 9000
+
+
+@pytest.mark.parametrize("pack", [bz2, xz])
+def test_a_stream_that_is_damaged_in_the_middle(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    """Most of the records before the damage are good, and the damage is one rejected record."""
+    numbers, count = random.Random(1), 80_000
+    rows = [{"prompt": f"{numbers.random()}", "completion": "c"} for _ in range(count)]
+    packed = bytearray(pack("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    at = len(packed) * 3 // 4
+    packed[at : at + 64] = b"\xff" * 64
+    (tmp_path / "x.jsonl.packed").write_bytes(packed)
+    records = records_of(plan_of(tmp_path, tmp_path / "x.jsonl.packed"))
+    good = [record for record in records if isinstance(record, dict)]
+    assert len(good) > count // 4
+    assert good[: count // 4] == rows[: count // 4]
+    assert records[-1] == ("bad_json", len(records))
 
 
 def test_a_damaged_stream_keeps_what_came_before(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,8 @@ ROWS: list[dict[str, Any]] = [
     {"prompt": f"p{i} ü漢", "completion": "c" * (i % 50), "tags": [{"a": i}]} for i in range(300)
 ]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
+CSV = b"\xef\xbb\xbfprompt,completion\r\n" + b"".join(b'"p\n%d",c\r\n' % i for i in range(300))
+TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
 PARQUET_ROWS = 2000
 
 
@@ -28,6 +32,14 @@ def parquet() -> bytes:
     """Return a Parquet file."""
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"prompt": [f"p{i}" for i in range(PARQUET_ROWS)]}), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def arrow(new: Any) -> bytes:
+    """Return an Arrow stream or file."""
+    sink, table = pa.BufferOutputStream(), pa.table({"prompt": [f"p{i}" for i in range(PARQUET_ROWS)]})
+    with new(sink, table.schema) as writer:
+        writer.write_table(table, 300)
     return sink.getvalue().to_pybytes()
 
 
@@ -58,6 +70,17 @@ def look(tmp_path: Path, name: str, data: bytes, block_bytes: int = 1 << 20) -> 
         ("a.json.gz", gzip.compress(json.dumps(ROWS).encode(), mtime=0), "json", 300),
         ("a.json", json.dumps({"prompt": {"0": "a", "1": "b"}}).encode(), "json", 2),
         ("a.parquet", parquet(), "parquet", PARQUET_ROWS),
+        ("a.arrow", arrow(pa.ipc.new_stream), "arrow", PARQUET_ROWS),
+        ("a.feather", arrow(pa.ipc.new_file), "arrow", PARQUET_ROWS),
+        ("a.jsonl.bz2", bz2.compress(LINES[:900]) + bz2.compress(LINES[900:]), "jsonl", 300),
+        ("a.json.xz", lzma.compress(json.dumps(ROWS).encode()), "json", 300),
+        ("a.csv", CSV, "csv", 300),
+        ("a.tsv.gz", gzip.compress(CSV.replace(b",", b"\t"), mtime=0), "csv", 300),
+        ("a.json", json.dumps({"version": 1, "data": ROWS}).encode(), "json", 300),
+        ("a.json", json.dumps({"prompt": ["a", "b"], "completion": ["c", "d"]}).encode(), "json", 2),
+        ("a.json", json.dumps(TURNS).encode(), "json", 1),
+        ("a.jsonl", (json.dumps(TURNS) + "\n").encode() * 3, "jsonl", 3),
+        ("a.jsonl", b"".join(json.dumps(row, indent=1).encode() + b"\n" for row in ROWS), "json", 300),
     ],
 )
 def test_what_jobs_read_is_let_in(
@@ -66,7 +89,7 @@ def test_what_jobs_read_is_let_in(
     """Every format, however its bytes are cut, with the number of its records."""
     found = look(tmp_path, name, data, block_bytes)
     assert (found.kind, found.rows, found.first_problem) == (kind, rows, "")
-    assert found.num_bad_rows == (None if kind == "parquet" else 0)
+    assert found.num_bad_rows == (None if kind in ("parquet", "arrow") else 0)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +116,20 @@ def test_what_jobs_read_is_let_in(
         ("a.parquet", b"PAR1" + b"\xff" * 40 + b"\x20\0\0\0PAR1", "footer that cannot be read"),
         ("a.parquet", b"PAR1" + b"x" * 90 + b"\xff\xff\xff\x7fPAR1", "no Parquet footer"),
         ("a.jsonl", b"PK\x03\x04" + bytes(900), "a zip archive"),
+        ("a.arrow", arrow(pa.ipc.new_file)[:-9], "truncated: it has no footer"),
+        ("a.arrow", arrow(pa.ipc.new_stream)[:-900], "truncated: it ends inside of record batch"),
+        ("a.arrow", b"\xff" * 4 + b"\x10\0\0\0" + b"\xff" * 90, "not a readable Arrow file"),
+        ("a.arrow", b"ARROW1\0\0" + b"\xff" * 90 + b"\x10\0\0\0ARROW1", "not a readable Arrow file"),
+        ("a.parquet", arrow(pa.ipc.new_file), "Arrow, which its suffix does not match"),
+        ("a.jsonl", CSV, "none of its first 20 records"),
+        ("a.csv", LINES, "JSON lines, which its suffix does not match"),
+        ("a.csv", b"prompt,completion\n", "no records"),
+        ("a.csv", b"p,p\na,b\n", "several columns named 'p'"),
+        ("a.csv", b"p,c\n" + b"a\n" * 100, "none of its first 20 records"),
+        ("a.csv.bz2", bz2.compress(CSV)[:-9], "ends in the middle"),
+        ("a.csv.xz", lzma.compress(CSV)[:-30], "ends in the middle"),
+        ("a.json", json.dumps({"train": ROWS, "test": ROWS}).encode(), "several lists of records: 'train' and 'test'"),
+        ("a.json", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
         ("a.jsonl", "{}".encode("utf-16"), "UTF-16"),
     ],
 )
@@ -126,16 +163,38 @@ def test_very_long_records_are_let_through(tmp_path: Path) -> None:
     assert look(tmp_path, "a.json", b"[" + long + b"]") == Checked("json", None, None)
 
 
-@pytest.mark.parametrize("pack", [zstandard.compress, gzip.compress])
+def test_bad_rows_of_csv_are_counted(tmp_path: Path) -> None:
+    """As a job would reject them; the first is reported with its line."""
+    found = look(tmp_path, "a.csv", CSV + b"a,b,c\r\n" + CSV.partition(b"\n")[2] + b'"cut o', 1000)
+    assert (found.rows, found.num_bad_rows) == (602, 2)
+    assert found.first_problem == "line 602: the row has 3 cells, and the header has 2"
+
+
+def test_very_long_rows_of_csv_are_let_through(tmp_path: Path) -> None:
+    """As long records of JSON are."""
+    found = look(tmp_path, "a.csv", CSV + b"a," + b"x" * (3 * MAX_RECORD_BYTES) + b"\r\n", 1000)
+    assert found == Checked("csv", None, None)
+
+
+def test_a_large_wrapped_list_is_checked_as_a_stream(tmp_path: Path) -> None:
+    """Its records are counted, not held."""
+    rows = [{"prompt": "p" * 1000, "completion": "c"}] * 5000
+    assert look(tmp_path, "a.json", json.dumps({"data": rows}).encode()) == Checked("json", 5000, 0)
+
+
+PACKERS: dict[str, Any] = {"gz": gzip.compress, "zst": zstandard.compress, "bz2": bz2.compress, "xz": lzma.compress}
+
+
+@pytest.mark.parametrize("pack", PACKERS)
 @pytest.mark.parametrize("text", [b"\0", b"\n"])
-def test_bombs_are_refused_in_little_memory(tmp_path: Path, pack: Any, text: bytes) -> None:
+def test_bombs_are_refused_in_little_memory(tmp_path: Path, pack: str, text: bytes) -> None:
     """An eighth of a GiB in some hundred KiB."""
-    data = pack(text * (1 << 27))
+    data = PACKERS[pack](text * (1 << 27))
     assert len(data) < 1 << 20
     tracemalloc.start()
     try:
         with pytest.raises(BadDatasetError, match="more than 100 times its size"):
-            look(tmp_path, "a.jsonl.gz" if pack is gzip.compress else "a.jsonl.zst", data)
+            look(tmp_path, f"a.jsonl.{pack}", data)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -125,7 +125,7 @@ def test_known_keys_of_turns_are_never_left_out(encoder: Encoder, data: st.DataO
     """Any keys on any turn."""
     key = data.draw(st.sampled_from(sorted(TURN_KEYS)))
     value, at = data.draw(TURN_KEYS[key]), data.draw(st.integers(0, 1))
-    name: FormatName = data.draw(st.sampled_from(["messages", "sharegpt"]))  # type: ignore[assignment]
+    name: FormatName = data.draw(st.sampled_from(["messages", "sharegpt"]))
     plain = {column: [dict(turn) for turn in turns] for column, turns in BASES[name].items()}
     record = {column: [dict(turn) for turn in turns] for column, turns in plain.items()}
     next(iter(record.values()))[at] |= {key: value, **data.draw(UNKNOWN)}
