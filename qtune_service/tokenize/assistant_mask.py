@@ -9,7 +9,8 @@ guessed.
 
 Unmarked spans end with their end-of-turn token; white space and other template text after it is cut off. If the token
 after that is a stop token of the model, such as GLM's `<|user|>`, it belongs to the span, because the model must learn
-to write it. So does the token that also closes other turns, such as Cohere's. Training ranges of a turn cut their characters out of its span.
+to write it. So does the token that also closes other turns, such as Cohere's. Training ranges of a turn cut their
+characters out of its span.
 
 A token is trained if it starts and ends inside a span. A token that starts earlier contains a part of the prompt. It is
 trained only if that part is white space directly before the span and the token holds a part of the answer's text, as
@@ -38,7 +39,8 @@ def trained_spans(rendering: Rendering) -> list[Span]:
     if rendering.marked is not None:
         parts = [_merge_adjacent(spans) for spans in _assign(rendering, rendering.marked, turns)]
     else:
-        parts = [[_closed(rendering, span)] for span in locate_turns(rendering, turns)]
+        located = locate_turns(rendering, turns)
+        parts = [[_closed(rendering, i, span)] for i, span in zip(turns, located, strict=True)]
     for i, spans in zip(turns, parts, strict=True):
         _check_words(rendering, i, spans)
     flat = [span for i, spans in zip(turns, parts, strict=True) for span in _without_ranges(rendering, i, spans)]
@@ -144,19 +146,20 @@ def _check_words(rendering: Rendering, i: int, spans: Sequence[Span]) -> None:
         raise not_verified(rendering, f"that the content of {rendering.conversation.name_of(i)} is in its span")
 
 
-def _closed(rendering: Rendering, span: Span) -> Span:
+def _closed(rendering: Rendering, i: int, span: Span) -> Span:
     """Cut a span after its end-of-turn token if only template text follows, and add a stop token behind it."""
     template, (start, end) = rendering.template, span
     words = rendering.text[start:end]
-    mark = template.end_of_turn
-    last = words.rfind(mark) if mark else -1
+    mark, content = template.end_of_turn, rendering.conversation.messages[i]["content"].strip()
+    own = words.rfind(content) if content else -1
+    last = words.rfind(mark, own + len(content) if own >= 0 else 0) if mark else -1  # not in the turn's own text
     if last >= 0 and template.is_template_only(words[last + len(mark) :]):
         end = start + last + len(mark)
     elif (closed := template.closing_end(words)) is not None:
         end = start + closed
-    closings = template.closings
-    if closings and not rendering.text.endswith(closings, start, end):
-        end += len(next((token for token in closings if rendering.text.startswith(token, end)), ""))
+    for closings in (template.stops, template.closings):
+        if closings and not rendering.text.endswith(closings, start, end):
+            end += len(next((token for token in closings if rendering.text.startswith(token, end)), ""))
     return start, end
 
 
@@ -175,7 +178,9 @@ def _without_ranges(rendering: Rendering, i: int, spans: Sequence[Span]) -> list
 
 
 def _untrained(ranges: Sequence[Range], size: int) -> Iterator[Span]:
-    return ((start, min(stop, size)) for start, stop, is_trained in ranges if not is_trained and start < stop)
+    return (
+        (start, min(stop, size)) for start, stop, is_trained in ranges if not is_trained and start < min(stop, size)
+    )
 
 
 def _content_start(rendering: Rendering, i: int, spans: Sequence[Span]) -> int:
