@@ -2,7 +2,7 @@
 
 Left out, in this order:
 - hidden files and folders, and those that begin with `_`: `.git`, `.gitattributes`, `_SUCCESS`, `__MACOSX`
-- files without a known suffix: README.md, LICENSE, locks, checkpoints
+- files without a known suffix: README.md, LICENSE, locks, checkpoints; archives and workbooks, which `notices` reports
 - caches of the `datasets` library: `cache-0123abc.arrow`
 - files of METADATA, if their content is one object that describes a data set or a model and holds no records
 
@@ -41,6 +41,10 @@ MAX_METADATA_BYTES = 64 << 20
 STATE, DICT = "state.json", "dataset_dict.json"
 _OWN = frozenset({*TURN_COLUMNS, *PROMPT_TEXTS, "input_ids", "text"})
 """Keys that a record has and metadata has not."""
+_UNREAD = re.compile(
+    r"\.(?:zip|7z|rar|tar|tgz|tar\.\w+|xlsx?|pkl|pickle|npz|npy|h5|hdf5|orc|avro|db|sqlite3?|lz4|br)$", re.IGNORECASE
+)
+"""Suffixes of files that may hold records and are not read."""
 _CACHE = re.compile(r"cache-[0-9a-f]{8,}(?:_[0-9]{5}_of_[0-9]{5})?\.arrow")
 _SHOWN = 20
 
@@ -52,6 +56,8 @@ class FolderFiles:
     uris: tuple[str, ...]
     skipped: tuple[str, ...]
     """Files of METADATA and caches that are left out, relative to the folder."""
+    unread: tuple[str, ...]
+    """Archives and other files of unsupported kinds."""
     splits: tuple[str, ...]
     """Splits of the files by their names, if all of several splits are read."""
     unassigned: tuple[str, ...]
@@ -71,16 +77,17 @@ def files_of_folder(folder: str, split: str | None, check: Callable[[str], None]
         raise _no_files(folder, list(by_path))
     plain = [path for path, is_saved in found.items() if not is_saved]
     by_name = files_by_split(plain)
+    unread = tuple(path for path in by_path if _UNREAD.search(path))
     if split is None:
         splits = tuple(by_name) if len(by_name) > 1 else ()
-        return FolderFiles(tuple(map(by_path.__getitem__, found)), tuple(skipped), splits, ())
+        return FolderFiles(tuple(map(by_path.__getitem__, found)), tuple(skipped), unread, splits, ())
     chosen = set(by_name.get(split, ()))
     kept = [path for path, is_saved in found.items() if is_saved or path in chosen]
     if not kept:
         raise no_such_split(folder, split, list(by_name))
     assigned = {path for paths in by_name.values() for path in paths}
     unassigned = tuple(path for path in plain if path not in assigned)
-    return FolderFiles(tuple(map(by_path.__getitem__, kept)), tuple(skipped), (), unassigned)
+    return FolderFiles(tuple(map(by_path.__getitem__, kept)), tuple(skipped), unread, (), unassigned)
 
 
 def _is_hidden(relative: str) -> bool:

@@ -85,16 +85,21 @@ def notices(paths: Iterable[str], split: str | None = None) -> list[str]:
             continue
         name, files = file_io.display(path), files_of_folder(path, split, _check_roots)
         if files.splits:
+            listed = ", ".join(files.splits)
             found.append(
-                f"All splits of {name} are read: {', '.join(files.splits)}. To read one, give split (--split "
-                f"{files.splits[0]})."
+                f"All splits of {name} are read: {listed}. To read one, give `split`, such as {files.splits[0]}."
             )
         if files.unassigned:
-            found.append(f"Left out of {name}, as they belong to no split: {', '.join(files.unassigned[:5])}.")
+            found.append(f"Left out of {name}, as they belong to no split: {_some(files.unassigned)}.")
+        if files.unread:
+            found.append(f"Not read in {name}, as files of their kind are not supported: {_some(files.unread)}.")
         if files.skipped:
-            more = ", ..." if len(files.skipped) > 5 else ""
-            found.append(f"Left out of {name}, as they hold no records: {', '.join(files.skipped[:5])}{more}.")
+            found.append(f"Left out of {name}, as they hold no records: {_some(files.skipped)}.")
     return found
+
+
+def _some(paths: Sequence[str]) -> str:
+    return ", ".join(paths[:5]) + (", ..." if len(paths) > 5 else "")
 
 
 def _expand(path: str, split: str | None) -> list[str]:

@@ -3,6 +3,9 @@
 - a list of turns: `[{"role": "user", "content": "Hi"}, ...]`, one record
 - an object of columns, each an object from row number to value: `{"prompt": {"0": "a", "1": "b"}, ...}`
 - an object of columns, each a list: `{"instruction": ["a", "b"], "output": ["c", "d"]}`
+- an object of records by row number or name: `{"a1": {"prompt": "a", ...}, "a2": {...}}`; the name becomes the own
+  column `id`, unless the records have one
+- an object of `columns` and `data`, a list for each row, as `DataFrame.to_json(orient="split")` writes
 - an object with one list of records beside other values: `{"version": "1.0", "data": [{"prompt": "a", ...}, ...]}`
 
 An object with a key of RECORD_KEYS is a record, unless that key itself holds such a list. So a record that has lists of
@@ -49,8 +52,12 @@ def rows_of(name: str, value: Any) -> list[str] | None:
         return None
     if all(isinstance(column, dict) and all(map(str.isdecimal, column)) for column in value.values()):
         return _rows_of_numbered(value)
+    if _is_split(value):
+        return [json.dumps(dict(zip(value["columns"], row, strict=True)), ensure_ascii=False) for row in value["data"]]
     if _are_columns(value):
         return _rows_of_lists(name, value)
+    if _are_records(value):
+        return _rows_by_name(value)
     keys = wrapper_keys(value)
     if len(keys) > 1:
         raise ambiguous_wrapper(name, keys)
@@ -63,6 +70,28 @@ def _rows_of_numbered(columns: Mapping[str, dict[str, Any]]) -> list[str]:
         json.dumps({name: column[number] for name, column in columns.items() if number in column}, ensure_ascii=False)
         for number in sorted(numbers, key=int)
     ]
+
+
+def _is_split(value: Mapping[str, Any]) -> bool:
+    """Return whether an object has the names of columns and a list of values for each row."""
+    columns, rows = value.get("columns"), value.get("data")
+    if not value.keys() <= {"columns", "index", "data"} or not isinstance(columns, list) or not isinstance(rows, list):
+        return False
+    are_names = all(isinstance(column, str) for column in columns) and len(set(columns)) == len(columns) > 0
+    return are_names and all(isinstance(row, list) and len(row) == len(columns) for row in rows)
+
+
+def _are_records(value: Mapping[str, Any]) -> bool:
+    """Return whether all values are objects with a key of a record, and no key is one."""
+    if not RECORD_KEYS.isdisjoint(value):
+        return False
+    return all(isinstance(record, dict) and not RECORD_KEYS.isdisjoint(record) for record in value.values())
+
+
+def _rows_by_name(records: Mapping[str, dict[str, Any]]) -> list[str]:
+    has_ids = all(map(str.isdecimal, records)) or any("id" in record for record in records.values())
+    rows = (record if has_ids else {"id": name, **record} for name, record in records.items())
+    return [json.dumps(row, ensure_ascii=False) for row in rows]
 
 
 def _are_columns(value: Mapping[str, Any]) -> bool:

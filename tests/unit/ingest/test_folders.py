@@ -143,7 +143,7 @@ def test_a_clone_is_read_whole_with_a_notice_or_by_split(tmp_path: Path) -> None
     clone(tmp_path)
     assert len(records_of(plan_of(tmp_path / "w", tmp_path))) == 5
     assert notices([str(tmp_path)])[0] == (
-        f"All splits of {tmp_path} are read: train, test. To read one, give split (--split train)."
+        f"All splits of {tmp_path} are read: train, test. To read one, give `split`, such as train."
     )
     for split, count in (("train", 3), ("test", 2)):
         assert found(tmp_path, split) == [f"data/{split}-00000-of-00001.parquet"]
@@ -163,6 +163,15 @@ def test_files_without_a_split_are_reported(tmp_path: Path) -> None:
     assert found(tmp_path) == ["other.jsonl", "train.jsonl"]
     assert found(tmp_path, "train") == ["train.jsonl"]
     assert notices([str(tmp_path)], "train") == [f"Left out of {tmp_path}, as they belong to no split: other.jsonl."]
+
+
+def test_archives_beside_data_are_reported(tmp_path: Path) -> None:
+    """They may hold records, which nobody reads."""
+    write(tmp_path, {"a.jsonl": LINE, "b.zip": "x", "c.xlsx": "x", "d.tar.gz": "x", "notes.txt": "x"})
+    assert found(tmp_path) == ["a.jsonl"]
+    assert notices([str(tmp_path)]) == [
+        f"Not read in {tmp_path}, as files of their kind are not supported: b.zip, c.xlsx, d.tar.gz."
+    ]
 
 
 def test_named_files_and_patterns_have_splits_too(tmp_path: Path) -> None:
