@@ -43,7 +43,9 @@ def trained_spans(rendering: Rendering) -> list[Span]:
         parts = [[_closed(rendering, i, span)] for i, span in zip(turns, located, strict=True)]
     for i, spans in zip(turns, parts, strict=True):
         _check_words(rendering, i, spans)
-    flat = [span for i, spans in zip(turns, parts, strict=True) for span in _without_ranges(rendering, i, spans)]
+    if rendering.conversation.ranges:
+        parts = [_without_ranges(rendering, i, spans) for i, spans in zip(turns, parts, strict=True)]
+    flat = [span for spans in parts for span in spans]
     if any(left[1] > right[0] for left, right in pairwise(flat)):
         raise not_verified(rendering, "that assistant turns do not overlap")
     return flat

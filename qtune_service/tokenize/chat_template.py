@@ -125,9 +125,15 @@ class ChatTemplate:
             return (text,)
         return tuple(text[: len(text) - len(header)] + form for form in _header_forms(header))
 
+    @cached_property
     def headers(self) -> tuple[str, ...]:
         """Return the header, and its form without an opened or empty thought."""
         return _header_forms(self.header)
+
+    @cached_property
+    def visible_headers(self) -> tuple[str, ...]:
+        """Return the headers that are not only white space."""
+        return tuple(header for header in self.headers if header.strip())
 
     @cached_property
     def variables(self) -> frozenset[str]:
