@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from qtune_service.ingest.content import flatten_content
-from qtune_service.ingest.fields import PROMPT_TEXTS, REJECTED, Layout, Use
+from qtune_service.ingest.fields import PROMPT_TEXTS, REJECTED, Use
 from qtune_service.ingest.messages import Turns
 from qtune_service.ingest.records import ColumnNames, RecordError
 from qtune_service.ingest.tools import parse_json, parse_tools
@@ -37,10 +37,12 @@ def check_side(names: ColumnNames) -> None:
             raise RecordError("negative_example", f"column {name} is the rejected side of a preference pair")
 
 
-def read_columns(turns: Turns, record: Mapping[str, Any], layout: Layout, names: ColumnNames) -> Mapping[str, Any]:
+def read_columns(
+    turns: Turns, record: Mapping[str, Any], columns: Sequence[tuple[str, Use]], names: ColumnNames
+) -> Mapping[str, Any]:
     """Apply the known columns to the turns. Return the record's variables for the template. Raises RecordError."""
     found = _Found(turns, record, names)
-    for name, use in layout.beside:
+    for name, use in columns:
         value = record[name]
         is_empty = isinstance(value, str | Sequence | Mapping | np.ndarray) and len(value) == 0
         if value is not None and not is_empty and use in _READERS:
@@ -90,7 +92,19 @@ def _refuse_media(_found: _Found, name: str, _value: Any) -> None:
     raise RecordError("not_text", f"the record has {name}; only text can be scored")
 
 
+def _of_text(value: Any) -> Any:
+    """Return the boolean or number that a text writes, as in CSV files; other values unchanged."""
+    if not isinstance(value, str):
+        return value
+    named = {"true": True, "false": False}
+    try:
+        return named[value.strip().lower()] if value.strip().lower() in named else float(value)
+    except ValueError:
+        return value
+
+
 def _read_label(found: _Found, name: str, value: Any) -> None:
+    value = _of_text(value)
     if value is False:
         raise RecordError("negative_example", f"its {name} is false: it is an example of a bad answer")
     if value is not True:
@@ -108,6 +122,7 @@ def _check_pair(found: _Found, name: str, _value: Any) -> None:
 
 
 def _read_weight(found: _Found, name: str, value: Any) -> None:
+    value = _of_text(value)
     if value in (0, False):
         raise RecordError("no_trained_turn", f"its column {name} is {value!r}")
     if value not in (1, True):

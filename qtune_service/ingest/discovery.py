@@ -107,6 +107,7 @@ def _expand(path: str, split: str | None) -> list[str]:
     if file_io.stat(path) is not None:
         return _of_split(path, {location.path.rpartition("/")[2]: location.path if location.is_local else path}, split)
     if file_io.is_folder(path):
+        _refuse_output(path)
         return list(files_of_folder(path, split, _check_roots).uris)
     if file_io.is_glob(path):
         found = file_io.glob(path)
@@ -115,6 +116,17 @@ def _expand(path: str, split: str | None) -> list[str]:
         depth = next(i for i, segment in enumerate(location.path.split("/")) if any(sign in segment for sign in "*?["))
         return _of_split(path, {"/".join(file_io.resolve(uri).path.split("/")[depth:]): uri for uri in found}, split)
     raise DataError(f"no such file or folder: {file_io.display(path)}", "Check the path.")
+
+
+def _refuse_output(folder: str) -> None:
+    """Raise DataError for the output of a job, whose folders hold scores, labels and rows."""
+    if all(file_io.exists(file_io.join(folder, name)) for name in ("manifest.json", "scores")):
+        shown = file_io.display(folder)
+        raise DataError(
+            f"{shown} is the output of a qtune job",
+            f"To read its kept samples, give {file_io.join(shown, 'pruned')}. To prune its scores again, use "
+            f"--from-scores {shown}.",
+        )
 
 
 def _of_split(path: str, files: dict[str, str], split: str | None) -> list[str]:

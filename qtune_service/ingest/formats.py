@@ -10,14 +10,16 @@ that a few broken rows do not decide. Without a vote the user must name the form
 - A prompt that is a list of messages is context: only assistant turns of the completion are trained.
 - alpaca joins instruction and input with a newline. History turns are trained like any assistant turn.
 
-Every format takes a system prompt, tools and variables of the template from columns of their own. Known columns that a
-format does not read are counted in notes, and media, bad examples and excluded records are errors (context_columns.py).
+`layout` decides once for each set of columns what becomes of each (fields.py). Every format takes a system prompt,
+tools and variables of the template from columns of their own (context_columns.py).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -26,22 +28,25 @@ from qtune_service.config import FormatName
 from qtune_service.ingest.content import flatten_content
 from qtune_service.ingest.context_columns import check_side, read_columns
 from qtune_service.ingest.fields import (
+    ALPACA,
     CONTENT_KEYS,
+    EVERY_FORMAT,
+    LABELS,
     MASKS,
     PAIRS,
     ROLE_KEYS,
     SIDE_COLUMNS,
+    TEXT_FORMATS,
+    TOKENIZED,
     TURN_COLUMNS,
+    UNREAD,
+    Use,
     known_names,
-    layout,
-    used_columns,
 )
 from qtune_service.ingest.messages import NO_VARIABLES, Turns, finish, parse_turns
 from qtune_service.ingest.records import NO_NAMES, ColumnNames, Conversation, RecordError, Tokenized
 from qtune_service.ingest.tokenized import parse_tokens
 from qtune_service.ingest.tools import parse_json
-
-__all__ = ["detect_format", "to_conversation", "used_columns"]
 
 
 def detect_format(records: Sequence[Mapping[str, Any]], names: ColumnNames = NO_NAMES) -> FormatName | None:
@@ -97,6 +102,79 @@ def _find_pair(record: Mapping[str, Any]) -> tuple[str, str] | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The uses of the columns of a record."""
+
+    uses: Mapping[str, Use]
+    turns: str | None
+    """Column of the turns; None for formats without one."""
+    pair: tuple[str, str] | None
+    """Columns of prompt and answer in the format prompt_completion."""
+    beside: tuple[tuple[str, Use], ...]
+    """Known columns beside turns, prompt and answer, which must be looked at."""
+
+
+@lru_cache(maxsize=4096)
+def layout(
+    format: FormatName,  # noqa: A002 - the name that users know
+    columns: tuple[str, ...],
+    pair: tuple[str | None, str | None] = (None, None),
+) -> Layout:
+    """Return the uses of a record's columns. pair: the prompt and completion columns that the job names."""
+    turns = _turn_column(format, columns) if format in ("messages", "sharegpt") else None
+    found = _pair(columns, pair) if format == "prompt_completion" else None
+    uses = {name: _use(format, name, turns, found) for name in columns}
+    main = {turns, *(found or ())} | (set(ALPACA) if format == "alpaca" else set())
+    beside = tuple((name, use) for name, use in uses.items() if use is not Use.own and name not in main)
+    return Layout(uses, turns, found, beside)
+
+
+def _use(format: FormatName, name: str, turns: str | None, pair: tuple[str, str] | None) -> Use:  # noqa: A002
+    if format == "tokenized":
+        return Use.tokens if name in TOKENIZED else Use.label if name in LABELS else Use.own
+    if name == turns:
+        return Use.turns
+    if pair is not None and name in pair:
+        return Use.prompt if name == pair[0] else Use.answer
+    if format == "alpaca" and name in ALPACA:
+        return ALPACA[name]
+    if turns is None and name in TEXT_FORMATS:
+        return TEXT_FORMATS[name]
+    return EVERY_FORMAT.get(name) or (Use.unread if name in UNREAD else Use.own)
+
+
+def _turn_column(format: FormatName, columns: Sequence[str]) -> str:  # noqa: A002
+    known = TURN_COLUMNS if format == "messages" else ("conversations", *TURN_COLUMNS)
+    return next((name for name in known if name in columns), known[0])
+
+
+def _pair(columns: Sequence[str], named: tuple[str | None, str | None]) -> tuple[str, str]:
+    if named[0] is not None and named[1] is not None:
+        return named[0], named[1]
+    return next((pair for pair in PAIRS if pair[0] in columns and pair[1] in columns), PAIRS[0])
+
+
+def uses(
+    format: FormatName,  # noqa: A002 - the name that users know
+    columns: Iterable[str],
+    names: ColumnNames = NO_NAMES,
+) -> dict[str, Use]:
+    """Return the use of each column of a file."""
+    known = {name: next(iter(known_names({name: None}, names))) for name in columns}
+    found = layout(format, tuple(known.values()), (names.prompt, names.completion)).uses
+    return {name: found[known_name] for name, known_name in known.items()}
+
+
+def used_columns(
+    format: FormatName,  # noqa: A002 - the name that users know
+    columns: Iterable[str],
+    names: ColumnNames = NO_NAMES,
+) -> frozenset[str]:
+    """Return the columns of a file that are looked at in a format. The others are only carried along."""
+    return frozenset(name for name, use in uses(format, columns, names).items() if use is not Use.own)
+
+
 def to_conversation(
     record: Mapping[str, Any],
     format: FormatName,  # noqa: A002 - the name that users know
@@ -110,7 +188,7 @@ def to_conversation(
     record = known_names(record, names)
     found = layout(format, tuple(record), (names.prompt, names.completion))
     if format == "tokenized":
-        read_columns(Turns(), record, found, names)
+        read_columns(Turns(), record, found.beside, names)
         return parse_tokens(record)
     if format in ("messages", "sharegpt"):
         assert found.turns is not None
@@ -120,7 +198,7 @@ def to_conversation(
     else:
         assert found.pair is not None
         turns = _from_pair(record, found.pair, names)
-    return finish(turns, read_columns(turns, record, found, names) if found.beside else NO_VARIABLES)
+    return finish(turns, read_columns(turns, record, found.beside, names) if found.beside else NO_VARIABLES)
 
 
 def _require(record: Mapping[str, Any], column: str, names: ColumnNames) -> Any:

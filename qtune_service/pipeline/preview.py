@@ -15,7 +15,7 @@ from typing import Any
 
 from qtune_service.config import FormatName, JobSpec
 from qtune_service.ingest.discovery import notices
-from qtune_service.ingest.fields import uses
+from qtune_service.ingest.formats import uses
 from qtune_service.ingest.hub_dataset import pinned
 from qtune_service.ingest.jsonl import RecordProblem, encode_value
 from qtune_service.ingest.reader import FirstRecord, first_records

@@ -227,6 +227,8 @@ REFUSED: list[tuple[str, dict[str, Any], FormatName]] = [
     ("negative_example", {"messages": [USER, ANSWER], "rejected_response": "bad"}, "messages"),
     ("no_trained_turn", {"messages": [USER, ANSWER], "weight": 0}, "messages"),
     ("no_trained_turn", {"prompt": "P", "completion": "C", "train": False}, "prompt_completion"),
+    ("no_trained_turn", {"prompt": "P", "completion": "C", "weight": "0.0"}, "prompt_completion"),
+    ("negative_example", {"prompt": "P", "completion": "C", "label": "False"}, "prompt_completion"),
 ]
 
 

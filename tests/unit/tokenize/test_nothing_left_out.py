@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qtune_service.config import FormatName
-from qtune_service.ingest.fields import CONTEXT, MASKS, MEDIA, PROMPT_TEXTS, REASONING, REJECTED, SHOWN_KEYS, Use, uses
-from qtune_service.ingest.formats import detect_format
+from qtune_service.ingest.fields import CONTEXT, MASKS, MEDIA, PROMPT_TEXTS, REASONING, REJECTED, SHOWN_KEYS, Use
+from qtune_service.ingest.formats import detect_format, uses
 from qtune_service.ingest.training_flags import FLAGS, NEGATED_FLAGS, RANGES
 from qtune_service.tokenize.encoder import Encoded, Encoder
 from tests.unit.tokenize.chat_models import CHATML, LLAMA3, make_encoder
