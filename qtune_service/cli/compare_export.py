@@ -150,8 +150,7 @@ class To(StrEnum):
 EXPORT_EXAMPLES = """\
 qtune export out data/trl --to trl
 qtune export out data/bridge --to megatron-bridge --pack-length 4096
-qtune export out repository --to hub --license apache-2.0
-qtune export out --to hub --push ORG/NAME"""
+qtune export out --to hub --push ORG/NAME --license apache-2.0"""
 
 
 @command(app, usage="--to FORMAT [OPTIONS]", examples=EXPORT_EXAMPLES)

@@ -37,8 +37,11 @@ from qtune_service.export.writers import (
     write_parquet,
     write_saved_dataset,
 )
+from qtune_service.ingest.jsonl import decode_value
 from qtune_service.ingest.messages import parse_turns
+from qtune_service.ingest.records import NO_NAMES, ColumnNames
 from qtune_service.ingest.rows import records_of
+from qtune_service.ingest.schema import is_json
 from qtune_service.output.columns import Ragged, list_column, ragged
 from qtune_service.output.reader import FinishedOutput
 from qtune_service.selection.token_masks import trainable
@@ -113,12 +116,17 @@ def first_trained(mask: Ragged) -> NDArray[np.int64]:
 class TurnFlags:
     """Sets the `loss` flags of turns, and counts the samples with turns that cannot be identified."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: ColumnNames = NO_NAMES) -> None:
         self.unclear = 0
+        self._names = names
 
-    def flagged(self, messages: list[dict[str, Any]], survivors: list[bool]) -> list[dict[str, Any]]:
-        """Return messages with `loss` on assistant turns. survivors: for each run, whether any token is left."""
-        turns = parse_turns(messages, "messages")
+    def flagged(self, turns_or_text: list[Any] | str, survivors: list[bool]) -> list[dict[str, Any]]:
+        """Return messages with `loss` on assistant turns. survivors: for each run, whether any token is left.
+
+        turns_or_text: turns, or JSON text of them.
+        """
+        messages = _objects(turns_or_text)
+        turns = parse_turns(messages, "messages", self._names)
         is_clear = len(survivors) == sum(turns.trained)
         self.unclear += not is_clear and not all(survivors)
         flags = iter(survivors if is_clear else [True] * sum(turns.trained))
@@ -126,6 +134,12 @@ class TurnFlags:
             message | {"loss": is_trained and next(flags)} if turn["role"] == "assistant" else message
             for message, turn, is_trained in zip(messages, turns.messages, turns.trained, strict=True)
         ]
+
+
+def _objects(turns: list[Any] | str) -> list[dict[str, Any]]:
+    """Return turns as objects. They, or each of them, may be JSON text."""
+    listed = decode_value(turns) if isinstance(turns, str) else turns
+    return [decode_value(turn) if isinstance(turn, str) else turn for turn in listed]
 
 
 def check_messages(finished: FinishedOutput) -> None:
@@ -137,9 +151,15 @@ def check_messages(finished: FinishedOutput) -> None:
             f"ms-swift trains by turn and requires records with `messages`, but these have {', '.join(own) or 'none'}",
             advice,
         )
-    missing = sum(table["messages"].null_count for table in pruned_tables(finished, ["messages"]))
+    missing = sum(map(_num_without_messages, pruned_tables(finished, ["messages"])))
     if missing:
         raise DataError(f"ms-swift trains by turn, and {missing:,} kept records have no `messages`", advice)
+
+
+def _num_without_messages(table: pa.Table) -> int:
+    if is_json(table.schema.field("messages")):
+        return sum(record.get("messages") is None for record in records_of(table))
+    return table["messages"].null_count
 
 
 def turn_tables(finished: FinishedOutput, turn_flags: TurnFlags) -> Iterator[pa.Table]:
@@ -214,7 +234,7 @@ def _packed(export: Export) -> Iterator[WrittenFile]:
 
 
 def _by_turn(export: Export) -> Iterator[WrittenFile]:
-    flags = TurnFlags()
+    flags = TurnFlags(ColumnNames.of(export.finished.spec.input))
     yield from export.write(write_lines, turn_tables(export.finished, flags))
     export.notes.append("ms-swift trains whole turns: this export has no masks of single tokens")
     if flags.unclear:

@@ -23,12 +23,14 @@ from qtune_service.errors import DataError, SpecError
 from qtune_service.ingest.discovery import ENDING, SUPPORTED
 from qtune_service.ingest.splits import METADATA, files_by_split
 from qtune_service.storage import file_io
-from qtune_service.storage.hub_uri import PREFIX, HubUri, is_hub
+from qtune_service.storage.hub_uri import COMMIT, PREFIX, HubUri, is_hub
 
 CARD, YAML = "README.md", ".huggingface.yaml"
 SAVED = ("dataset_dict.json", "state.json")
 """Files that mark a folder of `save_to_disk`."""
 MAX_CARD_BYTES = 16 << 20
+MANY_PATHS = 20
+"""Paths of one dataset above which it is listed once, in place of a request for each path."""
 DEFAULT = "default"
 SHOWN = 20
 _WILDCARDS = "*?[]"
@@ -57,6 +59,11 @@ def pin(spec: InputSpec, commits: Mapping[str, str] | None = None) -> tuple[Inpu
     StorageError.
     """
     known = dict(commits or {})
+    if not all(map(COMMIT.fullmatch, known.values())):  # of a plan, which other users may have changed
+        raise DataError("the plan of this output names a revision that is no commit", "Run it with another output.")
+    roots = Counter(str(HubUri.parse(path).root) for path in spec.paths if is_hub(path))
+    for root in (root for root, count in roots.items() if count > MANY_PATHS):
+        _list(_at_commit(HubUri.parse(root), known))
     paths: list[str] = []
     for path in spec.paths:
         paths += _expand(path, spec, known) if is_hub(path) else [path]
@@ -70,12 +77,7 @@ def pinned(spec: InputSpec) -> InputSpec:
 
 def _expand(path: str, spec: InputSpec, commits: dict[str, str]) -> list[str]:
     named = HubUri.parse(path)
-    root = str(named.root)
-    if root not in commits:
-        from qtune_service.storage.hub import find_commit
-
-        commits[root] = file_io.retrying(root, "read", lambda: find_commit(named))
-    uri = named.pinned(commits[root])
+    uri = _at_commit(named, commits)
     if not uri.path:
         return [str(uri.at(file)) for file in _files_of_repository(named, uri, spec)]
     if spec.config is not None:
@@ -87,6 +89,23 @@ def _expand(path: str, spec: InputSpec, commits: dict[str, str]) -> list[str]:
     if files is None or spec.split is None:
         return [str(uri)]  # discovery lists it, and chooses the split of a folder
     return [str(uri.at(file)) for file in _of_split(named, _by_names(files, ""), spec.split)]
+
+
+def _at_commit(named: HubUri, commits: dict[str, str]) -> HubUri:
+    """Return the same path at its commit, which is found once for each dataset and revision."""
+    root = str(named.root)
+    if root not in commits:
+        from qtune_service.storage.hub import find_commit
+
+        commits[root] = file_io.retrying(root, "read", lambda: find_commit(named))
+    return named.pinned(commits[root])
+
+
+def _list(root: HubUri) -> list[str]:
+    """Return all paths of a repository. Later requests for metadata of its files are answered from this listing."""
+    from qtune_service.storage.hub import list_paths
+
+    return file_io.retrying(str(root), "list", lambda: list_paths(root.root))
 
 
 # --- paths
@@ -118,9 +137,7 @@ def _listing(root: HubUri) -> str:
 
 def _files_of_repository(named: HubUri, root: HubUri, spec: InputSpec) -> list[str]:
     """Return the files of a configuration's split, or the folder of `save_to_disk` that holds it."""
-    from qtune_service.storage.hub import list_paths
-
-    every = file_io.retrying(str(root), "list", lambda: list_paths(root))
+    every = _list(root)
     config = _choose(named, _configs(named, root, every), spec.config)
     if config.patterns is None:
         prefix = f"{config.folder}/" if config.folder else ""
@@ -225,7 +242,7 @@ def _front_matter(named: HubUri, root: HubUri, file: str) -> dict[str, Any]:
     """Return the YAML of a card, or of a file that is only YAML."""
     from huggingface_hub import DatasetCard
 
-    text = file_io.read_range(str(root.at(file)), 0, MAX_CARD_BYTES).decode("utf-8", "replace")
+    text = file_io.read_range(str(root.at(file)), 0, MAX_CARD_BYTES).decode("utf-8-sig", "replace")
     try:
         card = DatasetCard(text if file == CARD else f"---\n{text}\n---\n")
     except Exception as error:  # PyYAML's errors are no ValueErrors

@@ -113,26 +113,30 @@ def _add_turn(parsed: Turns, turn: Any, where: str, names: ColumnNames) -> None:
     message: Message = {"role": role, "content": content.text}
     if content.result_of:
         message["tool_call_id"] = content.result_of
-    if reasoning := _reasoning(turn, content, where):
+    has_reasoning = content.reasoning or not turn.keys().isdisjoint(REASONING)
+    if has_reasoning and (reasoning := _reasoning(turn, content, where)):
         message["reasoning_content"] = reasoning
     message |= {key: value for key, value in turn.items() if key not in _HANDLED}
     if calls := content.calls + [call for key in _CALLS if turn.get(key) for call in parse_calls(turn[key], where)]:
         message["tool_calls"] = calls
-    _check_turn(parsed, turn, message, where)
-    parsed.add_tools(parse_tools(turn.get("tools"), f"tools in {where}"))
-    _add_flags(parsed, turn, role, content.text, where)
+        if role != "assistant":
+            raise RecordError("bad_tool_call", f"{where} calls a tool, but its role is {role}")
+    _check_content(parsed, turn, where)
+    if turn.get("tools"):
+        parsed.add_tools(parse_tools(turn["tools"], f"tools in {where}"))
+    if turn.keys().isdisjoint(training_flags.ALL):
+        parsed.trained.append(role == "assistant")
+    else:
+        _add_flags(parsed, turn, role, content.text, where)
     parsed.messages.append(message)
 
 
-def _check_turn(parsed: Turns, turn: Mapping[str, Any], message: Message, where: str) -> None:
-    """Raise RecordError for media and for calls of other roles. Note contents of which one is not used."""
-    if "tool_calls" in message and message["role"] != "assistant":
-        raise RecordError("bad_tool_call", f"{where} calls a tool, but its role is {message['role']}")
-    for key in MEDIA:
-        if turn.get(key):
-            raise RecordError("not_text", f"{where} has {key}; only text can be scored")
+def _check_content(parsed: Turns, turn: Mapping[str, Any], where: str) -> None:
+    """Raise RecordError for media. Note contents of which one is not used."""
+    if not turn.keys().isdisjoint(MEDIA) and (media := next((key for key in MEDIA if turn.get(key)), None)):
+        raise RecordError("not_text", f"{where} has {media}; only text can be scored")
     given = [key for key in CONTENT_KEYS if isinstance(turn.get(key), str)]
-    if len({turn[key] for key in given}) > 1:
+    if len(given) > 1 and len({turn[key] for key in given}) > 1:
         parsed.notes.append(f"turns have {' and '.join(f'`{key}`' for key in given)}; `{given[0]}` is used")
 
 

@@ -9,6 +9,7 @@ endpoint only (HF_ENDPOINT), not to the storage that the endpoint redirects to. 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NoReturn, cast
 
@@ -27,7 +28,7 @@ TIMEOUT_S = 30.0
 
 
 def filesystem() -> pafs.FileSystem:
-    """Return the filesystem of all repositories. The library caches listings for each thread."""
+    """Return the filesystem of all repositories."""
     make = cast("Callable[[Any], pafs.FileSystemHandler]", _Handler)  # its stubs lack methods
     return pafs.PyFileSystem(make(_files()))
 
@@ -61,7 +62,13 @@ def version_of(path: str) -> str:
 
 
 def _files() -> HubFileSystem:
-    return HubFileSystem(endpoint=endpoint(), block_size=READ_AHEAD_BYTES)
+    return _files_at(endpoint())
+
+
+@functools.lru_cache(maxsize=8)
+def _files_at(url: str) -> HubFileSystem:
+    """Return one filesystem for all threads, so that they share listings. At a commit these never change."""
+    return HubFileSystem(endpoint=url, block_size=READ_AHEAD_BYTES, skip_instance_cache=True)
 
 
 def _path(uri: HubUri) -> str:

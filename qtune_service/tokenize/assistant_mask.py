@@ -9,7 +9,8 @@ guessed.
 
 Unmarked spans end with their end-of-turn token; white space and other template text after it is cut off. If the token
 after that is a stop token of the model, such as GLM's `<|user|>`, it belongs to the span, because the model must learn
-to write it. So does the token that also closes other turns, such as Cohere's. Training ranges of a turn cut their characters out of its span.
+to write it. So does the token that also closes other turns, such as Cohere's. Training ranges of a turn cut their
+characters out of its span.
 
 A token is trained if it starts and ends inside a span. A token that starts earlier contains a part of the prompt. It is
 trained only if that part is white space directly before the span and the token holds a part of the answer's text, as
@@ -38,10 +39,13 @@ def trained_spans(rendering: Rendering) -> list[Span]:
     if rendering.marked is not None:
         parts = [_merge_adjacent(spans) for spans in _assign(rendering, rendering.marked, turns)]
     else:
-        parts = [[_closed(rendering, span)] for span in locate_turns(rendering, turns)]
+        located = locate_turns(rendering, turns)
+        parts = [[_closed(rendering, i, span)] for i, span in zip(turns, located, strict=True)]
     for i, spans in zip(turns, parts, strict=True):
         _check_words(rendering, i, spans)
-    flat = [span for i, spans in zip(turns, parts, strict=True) for span in _without_ranges(rendering, i, spans)]
+    if rendering.conversation.ranges:
+        parts = [_without_ranges(rendering, i, spans) for i, spans in zip(turns, parts, strict=True)]
+    flat = [span for spans in parts for span in spans]
     if any(left[1] > right[0] for left, right in pairwise(flat)):
         raise not_verified(rendering, "that assistant turns do not overlap")
     return flat
@@ -54,12 +58,13 @@ def token_masks(
     mask = np.zeros(len(tokens.ids), dtype=np.int8)
     # Concatenate all texts with gaps, so that one search finds the span of every token.
     bases = offsets_of(np.fromiter((len(r.text) + 1 for r in renderings), np.int64, len(renderings)))
+    owned = [
+        (base, rendering, span)
+        for base, rendering, own in zip(bases.tolist(), renderings, spans, strict=False)
+        for span in own
+    ]
     edges = np.array(
-        [
-            (base + start, base + stop, base + stop + _num_absorbed(rendering, (start, stop)))
-            for base, rendering, own in zip(bases.tolist(), renderings, spans, strict=False)
-            for start, stop in own
-        ],
+        [(base + span[0], base + span[1], base + span[1] + _num_absorbed(item, span)) for base, item, span in owned],
         np.int64,
     )  # (k, 3)
     if not len(edges):
@@ -68,32 +73,27 @@ def token_masks(
     begins, ends = tokens.begins + base, tokens.ends + base
     nearest = np.searchsorted(edges[:, 0], begins, side="right") - 1  # last span that starts at or before the token
     mask[(nearest >= 0) & (begins < edges[nearest, 1]) & (ends <= edges[nearest, 2])] = 1
-    entered = [
-        (base + space, base + start, base + word)
-        for base, rendering, own in zip(bases.tolist(), renderings, spans, strict=False)
-        for start, stop in own
-        for space, word in _white_space_around(rendering.text, start, stop)
-    ]
-    if entered:
-        space, starts, words = np.array(entered, np.int64).T  # (k,) each
-        crossing = np.searchsorted(begins, words, side="right") - 1  # the token that holds the first word's start
-        mask[crossing[(begins[crossing] >= space) & (begins[crossing] < starts) & (ends[crossing] > words)]] = 1
+    first = np.minimum(np.searchsorted(begins, edges[:, 0]), max(len(begins) - 1, 0))
+    for i in np.flatnonzero(begins[first] != edges[:, 0]).tolist():  # no token starts with the span
+        base_of_text, rendering, span = owned[i]
+        if (found := _white_space_around(rendering.text, span)) is not None:
+            space, word = found[0] + base_of_text, found[1] + base_of_text
+            token = int(np.searchsorted(begins, word, side="right")) - 1  # the one that holds the first word's start
+            if space <= begins[token] < edges[i, 0] and ends[token] > word:
+                mask[token] = 1
     firsts = tokens.offsets[:-1]
     mask[firsts[firsts < tokens.offsets[1:]]] = 0
     return mask
 
 
-def _white_space_around(text: str, start: int, stop: int) -> Iterator[Span]:
-    """Yield the start of white space before a span, and the start of the first word in it, if there is both."""
-    if start == 0 or not text[start - 1].isspace():
-        return
-    space, word = start - 1, start
+def _white_space_around(text: str, span: Span) -> Span | None:
+    """Return the start of white space before a span, and the start of the first word in it; None without both."""
+    space, word = span[0], span[0]
     while space > 0 and text[space - 1].isspace():
         space -= 1
-    while word < stop and text[word].isspace():
+    while word < span[1] and text[word].isspace():
         word += 1
-    if word < stop:
-        yield space, word
+    return (space, word) if space < span[0] and word < span[1] else None
 
 
 def _merge_adjacent(spans: Sequence[Span]) -> list[Span]:
@@ -114,9 +114,10 @@ def _assign(rendering: Rendering, marked: Sequence[Span], turns: Sequence[int]) 
     """
     marked = [span for span in marked if span[1] > span[0]]
     assistants = [i for i, m in enumerate(rendering.conversation.messages) if m["role"] == "assistant"]
-    single = [[span] for span in marked]
-    merged = [[span] for span in _merge_adjacent(marked)]
-    for groups in (single, merged, _grouped(rendering, marked)):
+    if len(marked) == len(assistants):
+        by_span = dict(zip(assistants, marked, strict=True))
+        return [[by_span[i]] for i in turns]
+    for groups in ([[span] for span in _merge_adjacent(marked)], _grouped(rendering, marked)):
         if len(groups) == len(assistants):
             by_turn = dict(zip(assistants, groups, strict=True))
             return [by_turn[i] for i in turns]
@@ -144,20 +145,30 @@ def _check_words(rendering: Rendering, i: int, spans: Sequence[Span]) -> None:
         raise not_verified(rendering, f"that the content of {rendering.conversation.name_of(i)} is in its span")
 
 
-def _closed(rendering: Rendering, span: Span) -> Span:
+def _closed(rendering: Rendering, i: int, span: Span) -> Span:
     """Cut a span after its end-of-turn token if only template text follows, and add a stop token behind it."""
-    template, (start, end) = rendering.template, span
-    words = rendering.text[start:end]
+    template, text, (start, end) = rendering.template, rendering.text, span
     mark = template.end_of_turn
-    last = words.rfind(mark) if mark else -1
-    if last >= 0 and template.is_template_only(words[last + len(mark) :]):
-        end = start + last + len(mark)
-    elif (closed := template.closing_end(words)) is not None:
-        end = start + closed
-    closings = template.closings
-    if closings and not rendering.text.endswith(closings, start, end):
-        end += len(next((token for token in closings if rendering.text.startswith(token, end)), ""))
+    if not mark or not text.endswith(mark, start, end):
+        end = start + _cut(rendering, i, text[start:end])
+    elif template.stops_at_end_of_turn:
+        return span
+    for closings in (template.stops, template.closings):
+        if closings and not text.endswith(closings, start, end):
+            end += len(next((token for token in closings if text.startswith(token, end)), ""))
     return start, end
+
+
+def _cut(rendering: Rendering, i: int, words: str) -> int:
+    """Return the length of turn i's text up to its end-of-turn token, if only template text follows."""
+    template = rendering.template
+    mark, content = template.end_of_turn, rendering.conversation.messages[i]["content"].strip()
+    own = words.rfind(content) if content else -1
+    last = words.rfind(mark, own + len(content) if own >= 0 else 0) if mark else -1  # not in the turn's own text
+    if last >= 0 and template.is_template_only(words[last + len(mark) :]):
+        return last + len(mark)
+    closed = template.closing_end(words)
+    return closed if closed is not None else len(words)
 
 
 def _without_ranges(rendering: Rendering, i: int, spans: Sequence[Span]) -> list[Span]:
@@ -175,7 +186,9 @@ def _without_ranges(rendering: Rendering, i: int, spans: Sequence[Span]) -> list
 
 
 def _untrained(ranges: Sequence[Range], size: int) -> Iterator[Span]:
-    return ((start, min(stop, size)) for start, stop, is_trained in ranges if not is_trained and start < stop)
+    return (
+        (start, min(stop, size)) for start, stop, is_trained in ranges if not is_trained and start < min(stop, size)
+    )
 
 
 def _content_start(rendering: Rendering, i: int, spans: Sequence[Span]) -> int:

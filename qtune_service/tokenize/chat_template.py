@@ -72,9 +72,10 @@ class ChatTemplate:
         self.special_tokens = tuple(token for token in special_tokens if token)
         self._special = _alternation(self.special_tokens)
         self._closing = re.compile(rf"(?:{self._special.pattern})\Z") if self._special else None
-        self.form = MessageForm()
+        self.form, self._takes_default_form = MessageForm(), True
         self._check_syntax()
         self.form = learn_form(self._try, source)
+        self._takes_default_form = self.form.is_default
         self.knows_calls = "tool_calls" in source
         self.knows_tools = re.search(r"\btools\b", source) is not None
         self.knows_developer = "developer" in source
@@ -84,6 +85,7 @@ class ChatTemplate:
         self.header, self._header_is_learned = self._learn_header()
         self.end_of_turn = self._learn_end_of_turn()
         self._closes_prompts = self._learn_end_of_prompt()
+        self.stops_at_end_of_turn = self.end_of_turn in self.stops
         self.closings = tuple(t for t in dict.fromkeys((*self.stops, self._closes_prompts)) if t)
         self.tails: dict[tuple[str, str, bool], tuple[str, ...]] = {}  # ends of prompts, learned by turn_spans.py
         self.junctions: dict[tuple[Any, ...], tuple[str, int]] = {}  # text between turns; see turn_spans.py
@@ -123,9 +125,15 @@ class ChatTemplate:
             return (text,)
         return tuple(text[: len(text) - len(header)] + form for form in _header_forms(header))
 
+    @cached_property
     def headers(self) -> tuple[str, ...]:
         """Return the header, and its form without an opened or empty thought."""
         return _header_forms(self.header)
+
+    @cached_property
+    def visible_headers(self) -> tuple[str, ...]:
+        """Return the headers that are not only white space."""
+        return tuple(header for header in self.headers if header.strip())
 
     @cached_property
     def variables(self) -> frozenset[str]:
@@ -180,7 +188,7 @@ class ChatTemplate:
         if variables:
             variables = self._checked(variables)
         form = self.form
-        turns = list(messages) if form.is_default else [form.native(message) for message in messages]
+        turns = list(messages) if self._takes_default_form else [form.native(message) for message in messages]
         try:
             texts, spans = render_jinja_template(
                 [turns],

@@ -13,7 +13,7 @@ from typing import Any
 
 from qtune_service.ingest.fields import SHOWN_KEYS
 from qtune_service.ingest.records import Message, RecordError
-from qtune_service.tokenize.chat_template import ChatTemplate
+from qtune_service.tokenize.chat_template import RESERVED, ChatTemplate
 from qtune_service.tokenize.fallbacks import AdaptedConversation
 
 _DOCUMENT_TEXTS = ("text", "content", "contents", "passage", "page_content", "body", "snippet", "snippets")
@@ -56,11 +56,11 @@ def split_reasoning(message: Message) -> tuple[str, str]:
 
 def notes_of(conversation: AdaptedConversation, template: ChatTemplate, text: str) -> tuple[str, ...]:
     """Return a clause for each variable of the record that the template does not show."""
-    unseen = (
+    unseen = [
         name
         for name, value in conversation.variables.items()
-        if name not in template.variables or (name == "documents" and not _shows_documents(value, text))
-    )
+        if (name not in template.variables | RESERVED or (name == "documents" and not _shows_documents(value, text)))
+    ]
     return tuple(f"the chat template does not show `{name}`" for name in unseen)
 
 

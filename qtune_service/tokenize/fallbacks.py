@@ -63,14 +63,8 @@ def apply_fallbacks(conversation: Conversation, template: ChatTemplate) -> Adapt
     """Apply the template fallbacks to a conversation. It stays unchanged if the template renders everything."""
     messages = conversation.messages
     if conversation.tools is None and all(_is_plain(m, template) for m in messages):
-        return AdaptedConversation(
-            messages,
-            None,
-            conversation.trained,
-            first_turn=conversation.first_turn,
-            variables=conversation.template_kwargs,
-            ranges=conversation.ranges,
-        )
+        kwargs, ranges = conversation.template_kwargs, conversation.ranges
+        return AdaptedConversation(messages, None, conversation.trained, conversation.first_turn, (), kwargs, ranges)
     turns = [
         _Turn(message, flag, i + 1 - conversation.first_turn, conversation.ranges.get(i, ()))
         for i, (message, flag) in enumerate(zip(messages, conversation.trained, strict=True))

@@ -270,8 +270,8 @@ def _behind_header(rendering: Rendering, start: int) -> int:
 
     Gemma's template for diffusion opens a turn after the result of a call, and adds no generation prompt there.
     """
-    headers = [header for header in rendering.template.headers() if header.strip()]
-    if not headers or rendering.text.endswith(tuple(headers), 0, start):
+    headers = rendering.template.visible_headers
+    if not headers or rendering.text.endswith(headers, 0, start):
         return start
     return start + next((len(header) for header in headers if rendering.text.startswith(header, start)), 0)
 
@@ -327,7 +327,7 @@ def _start_before(rendering: Rendering, i: int) -> int | None:
     if found is None:
         return None
     other, at = found
-    for header in rendering.template.headers():
+    for header in rendering.template.headers:
         start = other.rfind(header, 0, at) + len(header)
         if start >= len(header) and rendering.text.startswith(other[:start]):
             return start

@@ -14,6 +14,7 @@ from qtune_service.errors import DataError
 from qtune_service.export.run import export
 from qtune_service.export.trainers import TurnFlags, surviving_runs
 from qtune_service.export.writers import Options
+from qtune_service.ingest.records import ColumnNames
 from qtune_service.output.columns import ragged
 from tests.finished_outputs import chats, finished_output
 from tests.jobs import rows, write_jsonl
@@ -117,3 +118,31 @@ def test_runs_of_neighbouring_rows_do_not_touch() -> None:
     alive = surviving_runs(*map(ragged, columns))
     assert [row.tolist() for row in alive.rows()] == [[False], [True, False], []]
     assert np.array_equal(alive.offsets, [0, 1, 3, 3])
+
+
+def test_turns_in_json_text_come_out_as_objects() -> None:
+    """A column may hold JSON text of all turns, or of each one; nulls that they state stay."""
+    said: list[dict[str, Any]] = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "n": None}]
+    expected = [said[0], said[1] | {"loss": True}]
+    assert TurnFlags().flagged(json.dumps(said), [True]) == expected
+    assert TurnFlags().flagged([json.dumps(turn) for turn in said], [True]) == expected
+
+
+def test_roles_have_the_names_that_the_job_gave() -> None:
+    """A turn of a role that the job maps to assistant is trained."""
+    said = [{"role": "user", "content": "q"}, {"role": "helper", "content": "a"}]
+    flags = TurnFlags(ColumnNames(roles={"helper": "assistant"}))
+    assert flags.flagged(said, [False]) == [said[0], said[1] | {"loss": False}]
+
+
+def test_stated_nulls_beside_missing_messages_are_counted(tmp_path: Path) -> None:
+    """Records without messages, or with null there, are refused with their number."""
+    others = [
+        {"prompt": f"Say {i}.", "completion": f"It is {i}, and so on."} | ({"messages": None} if i % 2 else {})
+        for i in range(6)
+    ]
+    (tmp_path / "b").mkdir()
+    write_jsonl(tmp_path / "b" / "others.jsonl", others)
+    done = finished_output(tmp_path, chats(6), prune_by={"sample_keep_ratio": 1.0}, more=(tmp_path / "b",))
+    with pytest.raises(DataError, match="6 kept records have no `messages`"):
+        export(done.root, "ms-swift", str(tmp_path / "x"), Options())

@@ -231,6 +231,32 @@ def test_a_commit_is_kept(hub: Hub) -> None:
     assert read(f"hf://datasets/{name}") == ["b.jsonl"]
 
 
+def test_a_changed_plan_names_no_other_revision(hub: Hub) -> None:
+    """Commits come from the plan of an output, which other users may have written."""
+    with pytest.raises(DataError, match="no commit"):
+        pin(InputSpec(paths=("hf://datasets/org/x",)), {"hf://datasets/org/x": "refs/pr/1"})
+
+
+def test_many_paths_take_one_listing(hub: Hub) -> None:
+    """A job file with hundreds of files of a dataset does not send a request for each."""
+    name, files = new_name(), [f"part/{number:03}.jsonl" for number in range(100)]
+    hub.add(name, rows(*files))
+    paths = tuple(f"hf://datasets/{name}/{file}" for file in files)
+    spec = pinned(InputSpec(paths=paths))
+    assert len(hub.requests) <= 3
+    assert len(discover(spec.paths, spec.split)) == 100
+    assert not hub.paths("paths-info")
+
+
+def test_a_card_with_a_byte_order_mark(hub: Hub) -> None:
+    """Editors on Windows write one. The card is read, where the library ignores it."""
+    name = new_name()
+    text = card("configs:\n- {config_name: d, data_files: a.jsonl}")
+    hub.add(name, {"README.md": f"\ufeff{text}".replace("\n", "\r\n"), **rows("a.jsonl", "b.jsonl"), "c.jsonl": ""})
+    assert read(f"hf://datasets/{name}") == ["a.jsonl"]
+    assert len(found(f"hf://datasets/{name}/*.jsonl")) == 3, "one of them is empty"
+
+
 def test_two_revisions_of_a_dataset(hub: Hub) -> None:
     """Each revision has its own commit; local paths stay as they are."""
     name = new_name()

@@ -71,9 +71,9 @@ DIFFERENCES: Sequence[Difference] = (
         "diffusion_gemma|gemma3?|idefics3|lfm2.*|nemotron.*|qwen.*|smolvlm",
         EVERY,
         r"\n",
-        "the newline behind the end token",
-        "Generation stops at the end token, so the model never writes the newline. With the training template, where "
-        "it is marked, we train it too.",
+        "the newline behind the end token, and for `qwen2_5` also the newline before the answer",
+        "Generation stops at the end token, and the prompt holds the newline before the answer, so the model never "
+        "writes them. With the training template, where they are marked, we train them too.",
     ),
     Difference(
         "TRL",
