@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
+import lzma
 import os
 import resource
 import shlex
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow as pa
 import pytest
 
 from tests.api.servers import scripted, serving, settings
@@ -66,8 +69,36 @@ def test_a_file_becomes_a_dataset(client: httpx.Client, tmp_path: Path, chunked:
     assert files_of(tmp_path) == []
 
 
+def arrow() -> bytes:
+    """Return an Arrow stream of 200 records."""
+    sink, table = pa.BufferOutputStream(), pa.table({"prompt": ["p"] * 200, "completion": ["c"] * 200})
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "kind"),
+    [
+        ("a.csv", b"prompt,completion\r\n" + b"p,c\r\n" * 200, "csv"),
+        ("a.tsv.bz2", bz2.compress(b"prompt\tcompletion\n" + b"p\tc\n" * 200), "csv"),
+        ("a.jsonl.xz", lzma.compress(LINES), "jsonl"),
+        ("a.arrow", arrow(), "arrow"),
+    ],
+)
+def test_files_of_other_kinds_become_datasets(client: httpx.Client, name: str, data: bytes, kind: str) -> None:
+    """With their kind and their number of records."""
+    response = upload(client, data, name)
+    assert response.status_code == 201, response.text
+    made = response.json()
+    assert (made["name"], made["format"], made["rows"]) == (name, kind, 200)
+
+
 REFUSED: list[tuple[str, bytes, dict[str, str], int, str]] = [
-    ("a.csv", LINES, {}, 422, "spec"),
+    ("a.txt", LINES, {}, 422, "spec"),
+    ("a.csv", LINES, {}, 422, "bad_dataset"),
+    ("a.arrow", LINES, {}, 422, "bad_dataset"),
+    ("a.arrow", b"\xff" * 4 + b"\x10\0\0\0" + b"\xff" * 90, {}, 422, "bad_dataset"),
     ("a", LINES, {}, 422, "spec"),
     ("", LINES, {}, 422, "invalid_request"),
     ("x" * 1001, LINES, {}, 422, "invalid_request"),
