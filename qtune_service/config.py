@@ -136,7 +136,7 @@ class InputSpec(_Part):
     limit: Annotated[Annotated[int, Field(ge=1, le=MAX_RECORDS)] | None, Flag(FlagGroup.read, "N")] = None
     """Read only the first N records, in input order."""
     chat_template: Annotated[Annotated[str, Field(max_length=1 << 20)] | None, Flag(FlagGroup.read, "TEMPLATE")] = None
-    """Jinja template, or the path of one, that replaces the tokenizer's own."""
+    """Jinja template, the path of one, or `trl:NAME` of the installed TRL. It replaces the tokenizer's own."""
     overlong: Annotated[Literal["reject", "truncate"], Flag(FlagGroup.read)] = "reject"
     """Samples over the model's length limit: reject them, or keep their first tokens."""
     shard_bytes: Annotated[Annotated[int, Field(ge=1024, le=1 << 36)] | None, Flag(FlagGroup.rare, "BYTES")] = None

@@ -51,7 +51,7 @@ HINTS: dict[str, str] = {
     "packed": "Unpack rows that hold several samples.",
     "template_error": "The chat template refuses such turns; give another one with `chat_template`.",
     "context_dropped": "The chat template leaves out a turn; give another one with `chat_template`.",
-    "mask_not_verified": "Give a template with {% generation %} markers by `chat_template`.",
+    "mask_not_verified": "Give a template with {% generation %} markers, or trl:NAME of TRL, by `chat_template`.",
     "not_unicode": "The text holds half a surrogate pair.",
     "too_long": "Raise `max_model_len` if the model allows it, or set `overlong` to truncate.",
     "no_trained_tokens": "All that is trained lies behind the length limit, or is empty.",
