@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import lru_cache
 
 from qtune_service.ingest.records import ColumnNames
 
@@ -49,6 +50,13 @@ PAIRS = (
     ("query", "response"),
     ("problem", "solution"),
     ("input", "output"),
+    ("question", "response"),
+    ("query", "answer"),
+    ("prompt", "answer"),
+    ("instruction", "answer"),
+    ("prompt", "output"),
+    ("inputs", "targets"),
+    ("user", "assistant"),
 )
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 REASONING = ("reasoning_content", "reasoning", "thinking")
@@ -84,13 +92,31 @@ SHOWN_KEYS = frozenset({"name", "channel", "recipient", "tool_plan", "prefix", "
 """Keys of turns that a template may show. If it does not, the record is counted in a warning."""
 
 
+_KNOWN = frozenset({*EVERY_FORMAT, *TEXT_FORMATS, *ALPACA, *TOKENIZED, *UNREAD})
+
+
 def known_names(record: Mapping[str, object], names: ColumnNames) -> Mapping[str, object]:
-    """Return a record with the names that the job maps replaced by the known names."""
-    renamed = dict(names.columns)
-    if names.messages is not None:
-        renamed[names.messages] = "messages"
-    if not renamed or not any(name in record for name in renamed):
+    """Return a record with known names in place of those that the job maps, and of those in another case."""
+    renamed = _renamed(tuple(record), names.messages, tuple(names.columns.items()))
+    if not renamed:
         return record
-    taken = {renamed[name] for name in record if name in renamed}
+    taken = set(renamed.values())
     others = {name: value for name, value in record.items() if name not in renamed and name not in taken}
-    return {renamed[name]: value for name, value in record.items() if name in renamed} | others
+    return {known: record[name] for name, known in renamed.items()} | others
+
+
+@lru_cache(maxsize=4096)
+def _renamed(columns: tuple[str, ...], messages: str | None, mapped: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
+    """Return column -> known name of the columns with another name."""
+    given = dict(mapped) if messages is None else {**dict(mapped), messages: "messages"}
+    found = {name: given[name] for name in columns if name in given}
+    for name in columns:
+        known = in_known_case(name)
+        if name not in given and known != name and known in _KNOWN and known not in (*columns, *found.values()):
+            found[name] = known
+    return found
+
+
+def in_known_case(name: str) -> str:
+    """Return a name in the case of known names: `System Prompt` is `system_prompt`."""
+    return name.strip().lower().replace(" ", "_").replace("-", "_")

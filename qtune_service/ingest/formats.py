@@ -41,6 +41,7 @@ from qtune_service.ingest.fields import (
     TURN_COLUMNS,
     UNREAD,
     Use,
+    in_known_case,
     known_names,
 )
 from qtune_service.ingest.messages import NO_VARIABLES, Turns, finish, parse_turns
@@ -82,8 +83,9 @@ def has_turns(value: Any) -> bool:
             return False
     if not _is_list(value) or len(value) == 0 or not isinstance(value[0], Mapping):
         return False
-    has_role = any(isinstance(value[0].get(key), str) for key in ROLE_KEYS)
-    return has_role and any(key in value[0] for key in (*CONTENT_KEYS, "tool_calls", "function_call"))
+    turn = {in_known_case(key): item for key, item in value[0].items() if isinstance(key, str)}
+    has_role = any(isinstance(turn.get(key), str) for key in ROLE_KEYS)
+    return has_role and any(key in turn for key in (*CONTENT_KEYS, "tool_calls", "function_call"))
 
 
 def _is_list(value: Any) -> bool:

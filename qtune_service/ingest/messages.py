@@ -18,7 +18,7 @@ from typing import Any
 
 from qtune_service.ingest import training_flags
 from qtune_service.ingest.content import Content, parse_content
-from qtune_service.ingest.fields import CONTENT_KEYS, MEDIA, REASONING, ROLE_KEYS
+from qtune_service.ingest.fields import CONTENT_KEYS, MEDIA, REASONING, ROLE_KEYS, in_known_case
 from qtune_service.ingest.records import NO_NAMES, ColumnNames, Conversation, Message, Range, RecordError
 from qtune_service.ingest.tools import parse_calls, parse_json, parse_tools
 
@@ -142,8 +142,10 @@ def _check_content(parsed: Turns, turn: Mapping[str, Any], where: str) -> None:
 
 def _present(turn: Mapping[str, Any], names: ColumnNames) -> dict[str, Any]:
     """Return the keys of a turn that hold something, by their known names."""
-    renamed = names.columns
-    return {renamed.get(key, key): value for key, value in turn.items() if value is not None}
+    present = {names.columns.get(key, key): value for key, value in turn.items() if value is not None}
+    if present.keys().isdisjoint(ROLE_KEYS):
+        return {in_known_case(key): value for key, value in present.items()}
+    return present
 
 
 def _role(turn: Mapping[str, Any], where: str, names: ColumnNames) -> str:

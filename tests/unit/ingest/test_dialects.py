@@ -56,6 +56,24 @@ def test_padded_keys_of_both_dialects() -> None:
     assert convert({"conversations": padded}).messages == PLAIN
 
 
+NAMES_IN_ANY_CASE: list[dict[str, Any]] = [
+    {"Messages": [{"Role": "User", "Content": "Q"}, {"Role": "Assistant", "Content": "A"}]},
+    {"Question": "Q", "Answer": "A"},
+    {"Instruction": "Q", "Output": "A", "Input": ""},
+    {" prompt": "Q", "RESPONSE": "A"},
+]
+
+
+@pytest.mark.parametrize("record", NAMES_IN_ANY_CASE)
+def test_names_in_any_case(record: dict[str, Any]) -> None:
+    """As spreadsheets write them; a column in the known case takes precedence."""
+    assert convert(record).messages == PLAIN
+    system = {"role": "system", "content": "S"}
+    assert convert({**record, "System Prompt": "S"}).messages == (system, *PLAIN)
+    both = {**record, "System": "T", "system": "S"}
+    assert convert(both).messages == (system, *PLAIN)
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_every_known_role(role: str) -> None:
     """In upper case too."""
