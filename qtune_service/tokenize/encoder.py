@@ -222,8 +222,7 @@ class Encoder:
         except UnicodeEncodeError as error:
             detail = f"half of a surrogate pair at character {error.start} of the rendered text"
             raise RecordError("not_unicode", detail) from error
-        check_context(adapted, template, text)
-        notes = conversation.notes
+        notes = conversation.notes + check_context(adapted, template, text)
         if adapted.variables:
             notes += notes_of(adapted, template, text)
         return Rendering(template, adapted, text, None if marked is None else tuple(marked), notes)
