@@ -1,8 +1,8 @@
 """Check that a rendered text contains the whole conversation, and count what a template does not show.
 
 A template may drop the reasoning of answers before the last user turn, as reasoning models do, but not after it. Every
-other turn, call and tool must be in the text, or the record is rejected. Variables of a record (`documents` and
-`chat_template_kwargs`) that the template does not show are notes, which a job counts in a warning.
+other turn, call and tool must be in the text, or the record is rejected. Dropped reasoning, and variables of a record
+(`documents` and `chat_template_kwargs`) that the template does not show, are notes, which a job counts in a warning.
 """
 
 from __future__ import annotations
@@ -20,14 +20,21 @@ _DOCUMENT_TEXTS = ("text", "content", "contents", "passage", "page_content", "bo
 """Keys of a document's text, in the forms of vendors."""
 
 
-def check_context(conversation: AdaptedConversation, template: ChatTemplate, text: str) -> None:
-    """Raise RecordError if a part of the conversation is missing in `text`."""
+DROPPED_REASONING = "the chat template drops the reasoning before the last question"
+
+
+def check_context(conversation: AdaptedConversation, template: ChatTemplate, text: str) -> tuple[str, ...]:
+    """Return notes on reasoning that is not shown. Raise RecordError if another part is missing in `text`."""
     messages, position = conversation.messages, 0
+    notes: tuple[str, ...] = ()
     last_user = max((i for i, m in enumerate(messages) if m["role"] == "user"), default=-1)
     for i, message in enumerate(messages):
         thought, content = split_reasoning(message)
-        if i > last_user and thought and _find(thought, text, 0) is None:
-            raise RecordError("context_dropped", f"the chat template drops the reasoning of {conversation.name_of(i)}")
+        if thought and _find(thought, text, 0) is None:
+            if i > last_user:
+                what = f"the chat template drops the reasoning of {conversation.name_of(i)}"
+                raise RecordError("context_dropped", what)
+            notes = (DROPPED_REASONING,)
         # Some templates put the system prompt into the last user turn, so its position is not checked.
         start = 0 if message["role"] == "system" else position
         end = _find(content, text, start)
@@ -35,13 +42,18 @@ def check_context(conversation: AdaptedConversation, template: ChatTemplate, tex
             verb = "drops or rewrites" if _find(content, text, 0) is None else "changes the order of turns at"
             what = f"{conversation.name_of(i)} ({message['role']})"
             raise RecordError("context_dropped", f"the chat template {verb} {what}")
-        position = position if message["role"] == "system" else end
         if calls := message.get("tool_calls"):
             _check_calls(calls, template, text, conversation.name_of(i))
+            behind = _find(thought, text, position) if thought else None
+            if behind is not None and _find(calls[0]["function"]["name"], text, behind) is None:
+                what = f"the chat template writes the reasoning of {conversation.name_of(i)} behind its call"
+                raise RecordError("context_dropped", what)
+        position = position if message["role"] == "system" else end
     for tool in conversation.tools or ():
         name = tool.get("function", tool).get("name", "")
         if name not in text:
             raise RecordError("context_dropped", f"the chat template drops the tool {name!r}")
+    return notes
 
 
 def split_reasoning(message: Message) -> tuple[str, str]:

@@ -49,6 +49,7 @@ from qtune_service.tokenize.encoded_batch import (
 from qtune_service.tokenize.fallbacks import apply_fallbacks, describe_fallbacks
 from qtune_service.tokenize.named_sources import model_folder, read_chat_template
 from qtune_service.tokenize.stop_tokens import stop_token_ids
+from qtune_service.tokenize.trl_templates import training_template_for
 from qtune_service.tokenize.turn_spans import Rendering
 
 __all__ = ["Encoded", "Encoder", "load_tokenizer"]
@@ -132,9 +133,12 @@ class Encoder:
             return None
         seen = ", ".join(repr(self.decode([token])) for token in list(endings.last_tokens)[:3])
         stops = ", ".join(repr(self.decode([int(token)])) for token in self._stop_ids[:4])
+        known = training_template_for(self._template(None).source)
+        example = f", such as trl:{known[0]}" if known is not None and known[1] else ""
         return (
             f"No trained text ends in a stop token of the model ({stops}), so a model trained on it may not learn to "
-            f"stop. The last trained tokens are {seen}. Give a chat template that ends answers with a stop token."
+            f"stop. The last trained tokens are {seen}. Give a chat template that ends answers with a stop "
+            f"token{example}."
         )
 
     def save_tokenizer(self, folder: Path) -> None:
@@ -218,8 +222,7 @@ class Encoder:
         except UnicodeEncodeError as error:
             detail = f"half of a surrogate pair at character {error.start} of the rendered text"
             raise RecordError("not_unicode", detail) from error
-        check_context(adapted, template, text)
-        notes = conversation.notes
+        notes = conversation.notes + check_context(adapted, template, text)
         if adapted.variables:
             notes += notes_of(adapted, template, text)
         if any(len(message) > 2 for message in conversation.messages):

@@ -60,6 +60,7 @@ def spec(root: Path, **more: Any) -> Any:
         {"output__path": "s3://results/a"},
         {"model__name": "Qwen/Qwen2.5-0.5B"},
         {"model__name": "meta-llama/Llama-3.1-8B"},
+        {"input__chat_template": "trl:qwen3"},
         {"input__chat_template": "{{% for m in messages %}}{{{{ m }}}}{{% endfor %}}"},
         {"from_scores": "{root}/out/0"},
     ],
@@ -99,6 +100,7 @@ def test_what_is_allowed(policy: Policy, root: Path, changes: dict[str, Any]) ->
         ({"prune__quadrant_rule": "os:system"}, "prune.quadrant_rule"),
         ({"engine__name": "os:system"}, "engine.name"),
         ({"input__chat_template": "/etc/passwd"}, "input.chat_template"),
+        ({"input__chat_template": "./trl:qwen3"}, "input.chat_template"),
     ],
 )
 def test_what_is_not(policy: Policy, root: Path, changes: dict[str, Any], field: str) -> None:

@@ -63,14 +63,14 @@ def trained(encoder: Encoder, messages: Sequence[dict[str, Any]]) -> list[str]:
 
 def runs(encoder: Encoder, sample: Sample) -> list[str]:
     """Return the text of each run of trained tokens."""
-    found: list[str] = []
+    found: list[list[int]] = []
     previous = 0
     for token, flag in zip(sample.input_ids.tolist(), sample.loss_mask.tolist(), strict=True):
         if flag:
-            before = found.pop() if previous else ""
-            found.append(before + encoder.decode([token]))
+            found = found if previous else [*found, []]
+            found[-1].append(token)
         previous = flag
-    return found
+    return [encoder.decode(tokens) for tokens in found]
 
 
 def with_stops(folder: Path, target: Path, stops: Sequence[str], file: str = "generation_config.json") -> Path:
@@ -214,6 +214,17 @@ def test_the_first_token_behind_a_space_is_trained(content: str, tmp_path: Path)
     encoder = make_encoder(spaced_tokenizer(tmp_path), SPACE_HEADER)
     found = trained(encoder, turns("Hi", content, "Hi", content))
     assert [run.strip() for run in found] == [content.strip() + "</s>"] * 2
+
+
+def test_the_first_token_of_a_real_tokenizer_is_trained(shared_dir: Path) -> None:
+    """A SentencePiece vocabulary writes the space of the header as a part of the first word."""
+    encoder = make_encoder(shared_dir / "models" / "stories260K", SPACE_HEADER)
+    sample = encoder.encode({"messages": turns("Hi", "Once upon a time.", "Hi", "The end.")}, "messages").sample
+    first = [run.strip() for run in runs(encoder, sample)]
+    assert first == ["Once upon a time.</s>", "The end.</s>"]
+    starts = sample.loss_mask[1:] > sample.loss_mask[:-1]
+    words = encoder._tokenizer.convert_ids_to_tokens(sample.input_ids[1:][starts].tolist())
+    assert all(word.startswith("\u2581") for word in words), "the case needs tokens that hold the header's space"
 
 
 def test_training_ranges_leave_out_their_characters(folder: Path) -> None:

@@ -72,6 +72,8 @@ def test_reasoning_is_trained_where_the_template_shows_it(encoders: Encoders) ->
     sample = encoders["qwen3"].encode(record, "messages").sample
     expected = "2<|im_end|><think>\nTwo and two.\n</think>\n\n4<|im_end|>"
     assert trained_text(encoders["qwen3"], sample) == expected
+    notes = encoders["qwen3"].encode_columns([record], "messages").notes
+    assert notes == {"the chat template drops the reasoning before the last question": 1}
     inline = [{"role": m["role"], "content": m["content"]} for m in record["messages"]]
     inline[1]["content"] = "<think>\nOne and one.\n</think>\n\n2"
     inline[3]["content"] = "<think>\nTwo and two.\n</think>\n\n4"

@@ -207,6 +207,15 @@ def test_answers_end_in_a_stop_token(masks: Mapping[str, Masks]) -> None:
         assert found.encoder.stop_warning(batch.endings) is None
 
 
+def test_the_warning_names_the_training_template(masks: Mapping[str, Masks]) -> None:
+    """GLM's template writes no stop token behind a single answer."""
+    encoder = masks["glm4moe"].encoder
+    warning = encoder.stop_warning(encoder.encode_columns([RECORDS["single"]], "messages").endings)
+    assert warning is not None
+    assert "'<|user|>'" in warning
+    assert warning.endswith("such as trl:glm4moe.")
+
+
 @pytest.mark.skipif(not trl_version().startswith("1.16."), reason="the page lists the templates of TRL 1.16")
 def test_the_page_shows_the_tables() -> None:
     """docs/reference/masks.md has the tables of trl_differences.py."""

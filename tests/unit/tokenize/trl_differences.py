@@ -204,6 +204,12 @@ REJECTED: Sequence[Case] = (
         "The template shows reasoning beside calls only.",
         "context_dropped",
     ),
+    Case(
+        "gemma4_v2",
+        "reasoning, call",
+        "The template has no place for reasoning, and writes the content behind the call.",
+        "context_dropped",
+    ),
     Case("gptoss|qwen3_vl", "system in the middle", "The template drops the turn.", "context_dropped"),
     Case(
         "gptoss",
