@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import time
@@ -212,7 +213,9 @@ def test_the_preview_shows_tokens_and_what_is_trained_on(browser: Any, site: Sit
     """Rendered by the real tokenizer; trained tokens are marked, special ones outlined, rejected records told."""
     data = tmp_path / "data.jsonl"
     empty = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": ""}]}
-    data.write_text(json.dumps(empty) + "\n" + "".join(DEMO_DATA.read_text().splitlines(keepends=True)[:9]))
+    strange = {"messages": [{"role": "Eve", "content": "?"}], "passage": "needed"}
+    good = DEMO_DATA.read_text().splitlines()[:9]
+    data.write_text("\n".join([json.dumps(empty), json.dumps(strange), *good]) + "\n")
     page, seen = _form(browser, site, viewport=NARROW)
     page.set_input_files("#upload", data)
     page.locator("#named-datasets b").wait_for()
@@ -228,7 +231,15 @@ def test_the_preview_shows_tokens_and_what_is_trained_on(browser: Any, site: Sit
     assert special.first.text_content() == "<|im_start|>"
     assert special.first.evaluate("(token) => getComputedStyle(token).outlineStyle") == "dashed"
     assert page.locator("mark.k").first.evaluate("(token) => getComputedStyle(token).boxShadow") != "none"
-    assert "empty_response" in page.inner_text("#preview .rejected")
+    rejected = page.inner_text("#preview .rejected")
+    assert "empty_response" in rejected
+    assert "turn 1 of messages has role 'Eve'" in rejected
+    assert "“Role map”" in rejected  # the label of a field, not its name
+    sources = page.inner_text("#preview .sources")
+    assert "is read as messages" in sources
+    assert "passage: not read, counted in a warning" in sources
+    if folder := os.environ.get("QTUNE_SCREENSHOTS"):
+        page.screenshot(path=str(Path(folder) / "preview.png"), full_page=True)
     assert faults(page) == []
     assert _jobs(site) == []
     assert seen.complaints == []
