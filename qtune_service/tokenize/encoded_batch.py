@@ -15,7 +15,7 @@ As in the tokenizer's own offsets, a token with a part of a character has the of
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, Self
@@ -74,16 +74,15 @@ class Endings:
     """Token id -> number of spans that it ends, for the most common ones."""
 
     @classmethod
-    def of(cls, tokens: Tokens, stop_ids: NDArray[np.int32], is_blank: Callable[[int], bool]) -> Self:
-        """Count the ends of trained spans. is_blank: whether a token is white space, which may follow an end token."""
+    def of(cls, tokens: Tokens, stop_ids: NDArray[np.int32], blank_ids: NDArray[np.int32]) -> Self:
+        """Count the ends of trained spans. blank_ids: white space, which may follow an end token."""
         mask = tokens.loss_mask.copy()
         follows = np.zeros(len(mask), np.int8)
         follows[:-1] = mask[1:]
         follows[tokens.offsets[1:][np.diff(tokens.offsets) > 0] - 1] = 0  # the next sample
         at = np.flatnonzero((mask != 0) & (follows == 0))
         for _ in range(MAX_BLANKS):  # position 0 of a sample is never trained, so at - 1 is in the same sample
-            blanks = np.array([one for one in np.unique(tokens.input_ids[at]).tolist() if is_blank(one)], np.int32)
-            at = at - (np.isin(tokens.input_ids[at], blanks) & (mask[at - 1] != 0))
+            at = at - (np.isin(tokens.input_ids[at], blank_ids) & (mask[at - 1] != 0))
         last = tokens.input_ids[at]
         ids, counts = np.unique(last, return_counts=True)
         found = Counter(dict(zip(ids.tolist(), counts.tolist(), strict=True)))

@@ -54,6 +54,7 @@ from qtune_service.tokenize.turn_spans import Rendering
 
 __all__ = ["Encoded", "Encoder", "load_tokenizer"]
 
+BLANKS = ("\n", "\n\n", "\n\n\n", " ", "  ", "\t", "\r\n")
 GROUP = 1024
 """Records tokenized per call."""
 
@@ -72,7 +73,7 @@ class Encoder:
         self._backend = _plain_backend(self._tokenizer)
         self._locator = TokenLocator(self._backend)
         self._stop_ids = np.array(stop_token_ids(model, self._tokenizer), np.int32)
-        self._blanks: dict[int, bool] = {}  # by token: whether it is white space
+        self._blank_ids = np.array(sorted(self._find_blanks()), np.int32)
         self._templates: dict[str, ChatTemplate] = {}
         self._origin = self._choose_template()
         self._template(None)
@@ -233,10 +234,11 @@ class Encoder:
         self._check_length(num_tokens)  # before locating spans, which can cost turns x length
         return trained_spans(item)
 
-    def _is_blank(self, token: int) -> bool:
-        if token not in self._blanks:
-            self._blanks[token] = not self.decode([token]).strip()
-        return self._blanks[token]
+    def _find_blanks(self) -> set[int]:
+        """Return the tokens of white space that templates write behind an end token."""
+        encodings = self._backend.encode_batch(list(BLANKS), add_special_tokens=False)
+        ids = {token for encoding in encodings for token in encoding.ids}
+        return {token for token in ids if not self.decode([token]).strip()}
 
     def _check_length(self, num_tokens: int) -> None:
         if num_tokens > self._max_len and self._spec.overlong == "reject":
@@ -245,7 +247,7 @@ class Encoder:
     def _limited(self, tokens: Tokens, problems: dict[int, RecordError]) -> EncodedBatch:
         known = tokens.without(problems)
         batch = limit_length(known, problems, max_len=self._max_len, vocab_size=self._vocab_size)
-        return replace(batch, endings=Endings.of(batch.tokens, self._stop_ids, self._is_blank))
+        return replace(batch, endings=Endings.of(batch.tokens, self._stop_ids, self._blank_ids))
 
 
 @contextlib.contextmanager

@@ -1,8 +1,9 @@
 """Find the tokens at which generation with a model stops.
 
 They are the `eos_token_id` of generation_config.json and config.json (a number or a list, also of a nested text
-config) and the tokenizer's own eos token. Only JSON files are read, from the model's folder or, for a hub id, through
-the hub's cache. A missing or unreadable file adds nothing: many models have no generation_config.json.
+config) and the tokenizer's own eos token. Only JSON files are read, from the model's folder or, for a hub id, from the
+hub's cache, and generation_config.json also from the hub. A missing or unreadable file adds nothing: many models have
+no generation_config.json.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def _is_id(value: Any) -> bool:
 def _read_json(model: ModelSpec, name: str) -> dict[str, Any]:
     """Return a JSON file of a model; empty if it is missing or no object."""
     folder = model_folder(model.name)
-    path = _cached(model, name) if folder is None else folder / name
+    path = _file_of_hub(model, name) if folder is None else folder / name
     try:
         value = json.loads(path.read_bytes()) if path is not None else {}
     except (OSError, ValueError):
@@ -43,19 +44,22 @@ def _read_json(model: ModelSpec, name: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _cached(model: ModelSpec, name: str) -> Path | None:
+def _file_of_hub(model: ModelSpec, name: str) -> Path | None:
     """Return the local copy of a file of the hub, or None if there is none."""
+    from huggingface_hub import try_to_load_from_cache
     from transformers.utils.hub import cached_file
 
     try:
-        path = cached_file(
-            model.name,
-            name,
-            revision=model.revision,
-            _raise_exceptions_for_gated_repo=False,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
+        path: Any = try_to_load_from_cache(model.name, name, revision=model.revision)
+        if path is None and name == _FILES[0]:  # loading a model fetches config.json, but not this file
+            path = cached_file(
+                model.name,
+                name,
+                revision=model.revision,
+                _raise_exceptions_for_gated_repo=False,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+            )
     except (OSError, ValueError):  # no such repository: its tokenizer is another's
         return None
-    return None if path is None else Path(path)
+    return Path(path) if isinstance(path, str) else None

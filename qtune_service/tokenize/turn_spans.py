@@ -8,8 +8,8 @@ content, or where the junction starts, the text between turns of these kinds (le
 Short plain conversations need one rendering: a conversation of the same roles with probe text in all turns is
 rendered once for all of them (its shape). If the real content in the shape reproduces the text, and the end-of-turn
 token is between all turns and in none of the contents, the text can be split in one way only.
-If the method does not apply (system prompt or tools moved to the last user turn, a preceding assistant turn, an
-unknown junction, call ids after a result), each turn takes some renderings:
+If the method does not apply (system prompt or tools moved to the last user turn, a preceding assistant turn, call ids
+after a result, an unknown junction), each turn takes some renderings:
   start  1. render(messages[:i]) with the generation prompt, if it is a prefix of the text.
          2. Turn i - 1 gets probe text, and the whole conversation and messages[:i] are rendered. The text after the
             probe at the end of the prompt must also follow the probe in the conversation, and the rest must equal the
@@ -45,10 +45,8 @@ from qtune_service.tokenize.fallbacks import AdaptedConversation
 from qtune_service.tokenize.message_form import PROBE
 from qtune_service.tokenize.trl_templates import training_template_for
 
-MAX_SHAPES = 256
-"""Cached shapes. Datasets with more shapes have long conversations, where one rendering matters less."""
-MAX_JUNCTION = 1000
-"""Characters of a learned text between turns. A longer one contains more than the template's own words."""
+MAX_SHAPES = 256  # datasets with more shapes have long conversations, where one rendering matters less
+MAX_JUNCTION = 1000  # characters between turns; a longer text contains more than the template's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,14 +219,11 @@ def _end_by_junction(rendering: Rendering, i: int, start: int, stop: int) -> int
 def _learn_junction(rendering: Rendering, i: int, end: int, stop: int) -> None:
     """Keep the text between turn i and the next turn's text, with the token that closes turn i."""
     template, text = rendering.template, rendering.text
-    closing = next((mark for mark in _closings(template) if text.endswith(mark, 0, end)), "")
+    closings = (token for token in template.special_tokens if template.closes_turns(token))
+    closing = next((token for token in closings if text.endswith(token, 0, end)), "")
     junction = text[end - len(closing) : stop]
     if junction.strip() and len(junction) <= MAX_JUNCTION and not rendering.conversation.variables:
         template.junctions[_kind_of_junction(rendering, i)] = junction, len(closing)
-
-
-def _closings(template: ChatTemplate) -> Iterator[str]:
-    return (token for token in template.special_tokens if template.closes_turns(token))
 
 
 def _kind_of_junction(rendering: Rendering, i: int) -> tuple[Any, ...]:
@@ -320,9 +315,8 @@ def _start_by_shared_prefix(rendering: Rendering, i: int) -> int | None:
 def _start_before(rendering: Rendering, i: int) -> int | None:
     """Return the start by rule 4: after the generation prompt before probe text."""
     turn = rendering.conversation.messages[i]
-    probe: Message = {"role": "assistant", "content": PROBE}
-    if turn.get("tool_calls"):
-        probe["tool_calls"] = turn["tool_calls"]  # a following result requires its call
+    kept = {"tool_calls": turn["tool_calls"]} if turn.get("tool_calls") else {}  # a following result requires its call
+    probe: Message = {"role": "assistant", "content": PROBE, **kept}
     found = _render_with(rendering, i, probe) if rendering.template.header else None
     if found is None:
         return None
@@ -367,9 +361,8 @@ def _end_by_next_probe(rendering: Rendering, i: int, start: int) -> int | None:
     found = _render_with(rendering, i + 1, {**following, "content": PROBE})
     if found is None:
         return None
-    other, at = found
-    end = _own_end(rendering, i, other, start, at)
-    return end if end is not None and rendering.text.startswith(other[:end]) else None
+    end = _own_end(rendering, i, found[0], start, found[1])
+    return end if end is not None and rendering.text.startswith(found[0][:end]) else None
 
 
 def _end_by_own_probe(rendering: Rendering, i: int, start: int) -> int | None:

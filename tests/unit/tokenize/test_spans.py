@@ -152,6 +152,22 @@ def test_stop_tokens_are_those_of_the_config(file: str, folder: Path, tmp_path: 
         assert stop_token_ids(ModelSpec(name=str(target)), tokenizer) == (own,)
 
 
+def test_stop_tokens_of_a_model_of_the_hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files in the hub's cache are read; without them, the tokenizer's own token remains."""
+    tokenizer = make_encoder(folder, CHATML)._tokenizer
+    cache = tmp_path / "models--some--model"
+    snapshot = cache / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert stop_token_ids(ModelSpec(name="some/model"), tokenizer) == (tokenizer.eos_token_id,)
+    (snapshot / "generation_config.json").write_text('{"eos_token_id": [5]}')
+    (snapshot / "config.json").write_text('{"eos_token_id": 6}')
+    assert set(stop_token_ids(ModelSpec(name="some/model"), tokenizer)) == {5, 6, tokenizer.eos_token_id}
+
+
 def test_a_stop_token_behind_the_end_of_turn_is_trained(folder: Path, tmp_path: Path) -> None:
     """Cohere writes two tokens, of which the second is the model's stop token."""
     template = CHATML.replace("'<|im_end|>'", "'<|im_end|><|eot|>'")
