@@ -146,4 +146,4 @@ def _rejection(record: PreviewRejected) -> Text:
 
     head = Text(f"{record.id}  ", style="bold").append(f"rejected: {record.reason}  ", "yellow not bold")
     more = f" {record.num_more} more for the same reason." if record.num_more else ""
-    return head.append(visible_text(f"{record.detail}. {in_terminal(record.hint)}{more}"), "not bold")
+    return head.append(visible_text(in_terminal(f"{record.detail}. {record.hint}") + more), "not bold")

@@ -38,7 +38,7 @@ from qtune_service.export.writers import (
     write_saved_dataset,
 )
 from qtune_service.ingest.jsonl import decode_value
-from qtune_service.ingest.messages import parse_turns
+from qtune_service.ingest.messages import parse_turns, single_turns
 from qtune_service.ingest.records import NO_NAMES, ColumnNames
 from qtune_service.ingest.rows import records_of
 from qtune_service.ingest.schema import is_json
@@ -125,7 +125,7 @@ class TurnFlags:
 
         turns_or_text: turns, or JSON text of them.
         """
-        messages = _objects(turns_or_text)
+        messages = list(single_turns(_objects(turns_or_text)))
         turns = parse_turns(messages, "messages", self._names)
         is_clear = len(survivors) == sum(turns.trained)
         self.unclear += not is_clear and not all(survivors)

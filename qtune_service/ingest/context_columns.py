@@ -116,9 +116,19 @@ def _check_pair(found: _Found, name: str, _value: Any) -> None:
     named = (found.names.completion, found.names.messages, *found.names.columns)
     is_pair = name != "rejected" or found.record.get("chosen") or "chosen" in named
     if is_pair and not any(named):
-        raise RecordError("negative_example", f"the record is a preference pair: it has the column {name}")
+        what = f"the record is a preference pair: it has the column {name}"
+        raise RecordError("negative_example", what + _advice(found))
     if not is_pair:
         _note_unread(found, name, _value)
+
+
+def _advice(found: _Found) -> str:
+    """Return how to read the chosen side of a preference pair, if it is known."""
+    record = found.record
+    prompt = next((name for name in ("conversations", "messages", "prompt", "question") if record.get(name)), None)
+    if not record.get("chosen") or prompt is None:
+        return ""
+    return f"; to train on the chosen side, name `prompt_column` {prompt} and `completion_column` chosen"
 
 
 def _read_weight(found: _Found, name: str, value: Any) -> None:

@@ -12,11 +12,7 @@ context_columns.py applies them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from enum import StrEnum
-from functools import lru_cache
-
-from qtune_service.ingest.records import ColumnNames
 
 
 class Use(StrEnum):
@@ -90,33 +86,4 @@ ROLE_KEYS = ("role", "from")
 CONTENT_KEYS = ("content", "value", "text")
 SHOWN_KEYS = frozenset({"name", "channel", "recipient", "tool_plan", "prefix", "documents", "citations"})
 """Keys of turns that a template may show. If it does not, the record is counted in a warning."""
-
-
-_KNOWN = frozenset({*EVERY_FORMAT, *TEXT_FORMATS, *ALPACA, *TOKENIZED, *UNREAD})
-
-
-def known_names(record: Mapping[str, object], names: ColumnNames) -> Mapping[str, object]:
-    """Return a record with known names in place of those that the job maps, and of those in another case."""
-    renamed = _renamed(tuple(record), names.messages, tuple(names.columns.items()))
-    if not renamed:
-        return record
-    taken = set(renamed.values())
-    others = {name: value for name, value in record.items() if name not in renamed and name not in taken}
-    return {known: record[name] for name, known in renamed.items()} | others
-
-
-@lru_cache(maxsize=4096)
-def _renamed(columns: tuple[str, ...], messages: str | None, mapped: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
-    """Return column -> known name of the columns with another name."""
-    given = dict(mapped) if messages is None else {**dict(mapped), messages: "messages"}
-    found = {name: given[name] for name in columns if name in given}
-    for name in columns:
-        known = in_known_case(name)
-        if name not in given and known != name and known in _KNOWN and known not in (*columns, *found.values()):
-            found[name] = known
-    return found
-
-
-def in_known_case(name: str) -> str:
-    """Return a name in the case of known names: `System Prompt` is `system_prompt`."""
-    return name.strip().lower().replace(" ", "_").replace("-", "_")
+KNOWN_COLUMNS = frozenset({*EVERY_FORMAT, *TEXT_FORMATS, *ALPACA, *TOKENIZED, *UNREAD})

@@ -31,6 +31,7 @@ from qtune_service.ingest.fields import (
     ALPACA,
     CONTENT_KEYS,
     EVERY_FORMAT,
+    KNOWN_COLUMNS,
     LABELS,
     MASKS,
     PAIRS,
@@ -41,10 +42,8 @@ from qtune_service.ingest.fields import (
     TURN_COLUMNS,
     UNREAD,
     Use,
-    in_known_case,
-    known_names,
 )
-from qtune_service.ingest.messages import NO_VARIABLES, Turns, finish, parse_turns
+from qtune_service.ingest.messages import NO_VARIABLES, Turns, finish, in_known_case, is_exchange, parse_turns
 from qtune_service.ingest.records import NO_NAMES, ColumnNames, Conversation, RecordError, Tokenized
 from qtune_service.ingest.tokenized import parse_tokens
 from qtune_service.ingest.tools import parse_json
@@ -83,6 +82,8 @@ def has_turns(value: Any) -> bool:
             return False
     if not _is_list(value) or len(value) == 0 or not isinstance(value[0], Mapping):
         return False
+    if is_exchange(value[0]):
+        return True
     turn = {in_known_case(key): item for key, item in value[0].items() if isinstance(key, str)}
     has_role = any(isinstance(turn.get(key), str) for key in ROLE_KEYS)
     return has_role and any(key in turn for key in (*CONTENT_KEYS, "tool_calls", "function_call"))
@@ -102,6 +103,28 @@ def _find_pair(record: Mapping[str, Any]) -> tuple[str, str] | None:
             left_out = {c for c in SIDE_COLUMNS - {prompt, completion} if record.get(c)}
             return None if left_out else (prompt, completion)
     return None
+
+
+def known_names(record: Mapping[str, object], names: ColumnNames) -> Mapping[str, object]:
+    """Return a record with known names in place of those that the job maps, and of those in another case."""
+    renamed = _renamed(tuple(record), names.messages, tuple(names.columns.items()))
+    if not renamed:
+        return record
+    taken = set(renamed.values())
+    others = {name: value for name, value in record.items() if name not in renamed and name not in taken}
+    return {known: record[name] for name, known in renamed.items()} | others
+
+
+@lru_cache(maxsize=4096)
+def _renamed(columns: tuple[str, ...], messages: str | None, mapped: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
+    """Return column -> known name of the columns with another name."""
+    given = dict(mapped) if messages is None else {**dict(mapped), messages: "messages"}
+    found = {name: given[name] for name in columns if name in given}
+    for name in columns:
+        known = in_known_case(name)
+        if name not in given and known != name and known in KNOWN_COLUMNS and known not in (*columns, *found.values()):
+            found[name] = known
+    return found
 
 
 @dataclass(frozen=True, slots=True)

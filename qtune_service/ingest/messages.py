@@ -12,13 +12,13 @@ system turn are returned for the whole conversation. Other keys are passed to th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from qtune_service.ingest import training_flags
 from qtune_service.ingest.content import Content, parse_content
-from qtune_service.ingest.fields import CONTENT_KEYS, MEDIA, REASONING, ROLE_KEYS, in_known_case
+from qtune_service.ingest.fields import CONTENT_KEYS, MEDIA, REASONING, ROLE_KEYS
 from qtune_service.ingest.records import NO_NAMES, ColumnNames, Conversation, Message, Range, RecordError
 from qtune_service.ingest.tools import parse_calls, parse_json, parse_tools
 
@@ -36,6 +36,12 @@ _SYNONYMS = {
     ),
 }
 ROLES = {name: role for role, names in _SYNONYMS.items() for name in names}
+EXCHANGE_KEYS = {
+    **{name: ROLES[name] for name in ("system", "user", "human", "assistant", "gpt", "bot", "chatbot", "model")},
+    "input": "user",
+    "output": "assistant",
+}
+"""Keys of objects that hold the texts of several turns, in their order, and the roles of these."""
 CALL_ROLES = frozenset({"function_call", "tool_call"})
 _PLAIN_ROLES = ("system", "user", "assistant")
 _CALLS = ("tool_calls", "function_call")
@@ -84,13 +90,29 @@ def parse_turns(turns: Any, where: str, names: ColumnNames = NO_NAMES) -> Turns:
     if not isinstance(turns, Sequence) or isinstance(turns, str | bytes):
         raise RecordError("bad_type", f"{where} must be a list of turns, got {type(turns).__name__}")
     parsed = Turns()
-    for number, turn in enumerate(turns, 1):
+    for number, turn in enumerate(single_turns(turns), 1):
         if _is_plain(turn):
             parsed.messages.append({"role": turn["role"], "content": turn["content"]})
             parsed.trained.append(turn["role"] == "assistant")
         else:
             _add_turn(parsed, turn, f"turn {number} of {where}", names)
     return parsed
+
+
+def is_exchange(turn: Any) -> bool:
+    """Return whether an object holds the texts of several turns by their roles, `{"human": ..., "assistant": ...}`."""
+    return isinstance(turn, Mapping) and len(turn) > 1 and all(key in EXCHANGE_KEYS for key in turn)
+
+
+def single_turns(turns: Sequence[Any]) -> Iterator[Any]:
+    """Yield the turns, and those of exchanges one by one."""
+    for turn in turns:
+        if not is_exchange(turn):
+            yield turn
+            continue
+        for key, text in turn.items():
+            if text is not None and not (text == "" and EXCHANGE_KEYS[key] == "system"):
+                yield {"role": EXCHANGE_KEYS[key], "content": text}
 
 
 def _is_plain(turn: Any) -> bool:
@@ -146,6 +168,11 @@ def _present(turn: Mapping[str, Any], names: ColumnNames) -> dict[str, Any]:
     if present.keys().isdisjoint(ROLE_KEYS):
         return {in_known_case(key): value for key, value in present.items()}
     return present
+
+
+def in_known_case(name: str) -> str:
+    """Return a name in the case of known names: `System Prompt` is `system_prompt`."""
+    return name.strip().lower().replace(" ", "_").replace("-", "_")
 
 
 def _role(turn: Mapping[str, Any], where: str, names: ColumnNames) -> str:

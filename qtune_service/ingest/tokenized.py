@@ -34,7 +34,10 @@ def parse_tokens(record: Mapping[str, Any]) -> Tokenized:
     if any(not np.array_equal(mask, other) for other in masks.values()):
         raise RecordError("mask_conflict", f"{' and '.join(masks)} disagree on what is trained")
     attention = record.get("attention_mask")
-    if attention is not None and not _same_length(_integers(attention, "attention_mask"), ids, "attention_mask").all():
+    if (
+        attention is not None
+        and not _same_length(_integers(attention, "attention_mask", allow_bool=True), ids, "attention_mask").all()
+    ):
         raise RecordError("padded", "attention_mask holds zeros; remove the padding from input_ids")
     positions = record.get("position_ids")
     if positions is not None and not np.array_equal(_integers(positions, "position_ids"), np.arange(len(ids))):

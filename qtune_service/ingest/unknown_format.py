@@ -12,7 +12,8 @@ import pyarrow as pa
 from qtune_service.errors import DataError
 from qtune_service.ingest.fields import CONTENT_KEYS, PAIRS, ROLE_KEYS, SIDE_COLUMNS, TURN_COLUMNS
 from qtune_service.ingest.formats import has_turns
-from qtune_service.ingest.records import ColumnNames
+from qtune_service.ingest.messages import parse_turns
+from qtune_service.ingest.records import ColumnNames, RecordError
 
 FORMATS = "messages, sharegpt, alpaca, prompt_completion (or --prompt-column and --completion-column), tokenized"
 MAX_COLUMNS = 40
@@ -101,7 +102,17 @@ def _other_turns(record: Record) -> Explanation | None:
     column = next((name for name, value in record.items() if has_turns(value)), None)
     if column is None:
         return None
+    if "assistant" not in _roles(record[column]):
+        return f"column {column} holds prompts without answers", "Only answers are scored. Add a column of answers."
     return f"its turns are in the column {column}", f"Add --messages-column {column}."
+
+
+def _roles(turns: Any) -> set[str]:
+    """Return the roles of turns; none for turns that cannot be read."""
+    try:
+        return {message["role"] for message in parse_turns(turns, "").messages}
+    except RecordError:
+        return {"assistant"}
 
 
 def _broken_turns(record: Record) -> Explanation | None:

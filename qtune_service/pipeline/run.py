@@ -172,7 +172,9 @@ class _Job:
         )
         what = f"none of {scored.read:,} records could be scored, all for one reason ({first['reason']})"
         hint = in_terminal(HINTS.get(first["reason"], ""))
-        return DataError(f"{what}. {first['source']}:{first['line']}: {first['detail']}", f"{hint} {where}".strip())
+        return DataError(
+            f"{what}. {first['source']}:{first['line']}: {in_terminal(first['detail'])}", f"{hint} {where}".strip()
+        )
 
     # --- thresholds and prune
 

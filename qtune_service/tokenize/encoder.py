@@ -35,7 +35,7 @@ from qtune_service.tokenize.chat_template import (
     ChatTemplate,
     Span,
 )
-from qtune_service.tokenize.context import check_context, notes_of, unseen_keys
+from qtune_service.tokenize.context import apply_fallbacks, check_context, describe_fallbacks, notes_of, unseen_keys
 from qtune_service.tokenize.encoded_batch import (
     Encoded,
     EncodedBatch,
@@ -46,7 +46,6 @@ from qtune_service.tokenize.encoded_batch import (
     limit_length,
     offsets_of,
 )
-from qtune_service.tokenize.fallbacks import apply_fallbacks, describe_fallbacks
 from qtune_service.tokenize.named_sources import model_folder, read_chat_template
 from qtune_service.tokenize.stop_tokens import stop_token_ids
 from qtune_service.tokenize.trl_templates import training_template_for

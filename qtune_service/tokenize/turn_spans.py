@@ -40,8 +40,7 @@ from typing import Any
 
 from qtune_service.ingest.records import Message, RecordError
 from qtune_service.tokenize.chat_template import ChatTemplate, Span
-from qtune_service.tokenize.context import split_reasoning
-from qtune_service.tokenize.fallbacks import AdaptedConversation
+from qtune_service.tokenize.context import AdaptedConversation, split_reasoning
 from qtune_service.tokenize.message_form import PROBE
 from qtune_service.tokenize.trl_templates import training_template_for
 

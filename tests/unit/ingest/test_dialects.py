@@ -74,6 +74,16 @@ def test_names_in_any_case(record: dict[str, Any]) -> None:
     assert convert(both).messages == (system, *PLAIN)
 
 
+def test_texts_of_several_turns_in_one_object() -> None:
+    """As Firefly and ms-swift (human, assistant) and xtuner (system, input, output) write them."""
+    pairs = [{"human": "Q", "assistant": "A"}, {"human": "Q", "assistant": "A"}]
+    assert convert({"conversation": pairs}).messages == PLAIN * 2
+    xtuner = [{"system": "S", "input": "Q", "output": "A"}, {"input": "Q", "output": "A"}]
+    found = convert({"conversation": xtuner})
+    assert found.messages == ({"role": "system", "content": "S"}, *PLAIN, *PLAIN)
+    assert found.trained == (False, False, True, False, True)
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_every_known_role(role: str) -> None:
     """In upper case too."""

@@ -40,7 +40,7 @@ const sourceItem = ({ source, format, columns }) => {
 };
 
 const rejectedItem = (record) => h("li", {},
-  h("b", {}, record.reason), ` ${sourceLine(record)}: ${record.detail}. `, h("span", { class: "muted" }, withLabels(record.hint)),
+  h("b", {}, record.reason), ` ${sourceLine(record)}: ${withLabels(record.detail)}. `, h("span", { class: "muted" }, withLabels(record.hint)),
   record.num_more > 0 && ` ${count(record.num_more)} more for the same reason.`,
   record.record && h("pre", { class: "record" }, record.record));
 
