@@ -75,6 +75,15 @@ def parse_content(value: Any, where: str) -> Content:
     return found
 
 
+def is_filled(value: Any) -> bool:
+    """Return whether a value holds anything: `[]`, `[None]` and `{"bytes": None, "path": None}` hold nothing."""
+    if isinstance(value, Mapping):
+        return any(map(is_filled, value.values()))
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return any(map(is_filled, value))
+    return value is not None and value not in ("", b"")
+
+
 def flatten_content(value: Any, where: str) -> str:
     """Return a text, or the joined text parts. Raises RecordError."""
     if value is None:

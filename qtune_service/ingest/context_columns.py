@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from qtune_service.ingest.content import flatten_content
+from qtune_service.ingest.content import flatten_content, is_filled
 from qtune_service.ingest.fields import PROMPT_TEXTS, REJECTED, Use
 from qtune_service.ingest.messages import Turns
 from qtune_service.ingest.records import ColumnNames, RecordError
@@ -88,8 +88,9 @@ def _read_variables(found: _Found, name: str, value: Any) -> None:
         raise RecordError("bad_type", f"{name} must be an object, got {type(value).__name__}")
 
 
-def _refuse_media(_found: _Found, name: str, _value: Any) -> None:
-    raise RecordError("not_text", f"the record has {name}; only text can be scored")
+def _refuse_media(_found: _Found, name: str, value: Any) -> None:
+    if is_filled(value):
+        raise RecordError("not_text", f"the record has {name}; only text can be scored")
 
 
 def _of_text(value: Any) -> Any:

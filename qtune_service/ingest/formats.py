@@ -43,7 +43,7 @@ from qtune_service.ingest.fields import (
     UNREAD,
     Use,
 )
-from qtune_service.ingest.messages import NO_VARIABLES, Turns, finish, in_known_case, is_exchange, parse_turns
+from qtune_service.ingest.messages import NO_VARIABLES, ROLES, Turns, finish, in_known_case, is_exchange, parse_turns
 from qtune_service.ingest.records import NO_NAMES, ColumnNames, Conversation, RecordError, Tokenized
 from qtune_service.ingest.tokenized import parse_tokens
 from qtune_service.ingest.tools import parse_json
@@ -85,8 +85,9 @@ def has_turns(value: Any) -> bool:
     if is_exchange(value[0]):
         return True
     turn = {in_known_case(key): item for key, item in value[0].items() if isinstance(key, str)}
-    has_role = any(isinstance(turn.get(key), str) for key in ROLE_KEYS)
-    return has_role and any(key in turn for key in (*CONTENT_KEYS, "tool_calls", "function_call"))
+    role = next((turn[key] for key in ROLE_KEYS if isinstance(turn.get(key), str)), None)
+    has_content = any(key in turn for key in (*CONTENT_KEYS, "tool_calls", "function_call"))
+    return role is not None and (has_content or role.strip().lower() in ROLES)
 
 
 def _is_list(value: Any) -> bool:
@@ -136,6 +137,8 @@ class Layout:
     """Column of the turns; None for formats without one."""
     pair: tuple[str, str] | None
     """Columns of prompt and answer in the format prompt_completion."""
+    main: tuple[str, ...]
+    """Columns of turns, or of prompt and answer."""
     beside: tuple[tuple[str, Use], ...]
     """Known columns beside turns, prompt and answer, which must be looked at."""
 
@@ -150,9 +153,10 @@ def layout(
     turns = _turn_column(format, columns) if format in ("messages", "sharegpt") else None
     found = _pair(columns, pair) if format == "prompt_completion" else None
     uses = {name: _use(format, name, turns, found) for name in columns}
-    main = {turns, *(found or ())} | (set(ALPACA) if format == "alpaca" else set())
-    beside = tuple((name, use) for name, use in uses.items() if use is not Use.own and name not in main)
-    return Layout(uses, turns, found, beside)
+    main = found or (() if turns is None else (turns,))
+    read = {*main, *(ALPACA if format == "alpaca" else ())}
+    beside = tuple((name, use) for name, use in uses.items() if use is not Use.own and name not in read)
+    return Layout(uses, turns, found, main, beside)
 
 
 def _use(format: FormatName, name: str, turns: str | None, pair: tuple[str, str] | None) -> Use:  # noqa: A002
@@ -212,6 +216,9 @@ def to_conversation(
         check_side(names)
     record = known_names(record, names)
     found = layout(format, tuple(record), (names.prompt, names.completion))
+    if any(record.get(name) is None for name in found.main):  # Arrow pads a union of columns with null
+        record = {name: value for name, value in record.items() if value is not None}
+        found = layout(format, tuple(record), (names.prompt, names.completion))
     if format == "tokenized":
         read_columns(Turns(), record, found.beside, names)
         return parse_tokens(record)

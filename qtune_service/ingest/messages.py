@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qtune_service.ingest import training_flags
-from qtune_service.ingest.content import Content, parse_content
+from qtune_service.ingest.content import Content, is_filled, parse_content
 from qtune_service.ingest.fields import CONTENT_KEYS, MEDIA, REASONING, ROLE_KEYS
 from qtune_service.ingest.records import NO_NAMES, ColumnNames, Conversation, Message, Range, RecordError
 from qtune_service.ingest.tools import parse_calls, parse_json, parse_tools
@@ -155,7 +155,7 @@ def _add_turn(parsed: Turns, turn: Any, where: str, names: ColumnNames) -> None:
 
 def _check_content(parsed: Turns, turn: Mapping[str, Any], where: str) -> None:
     """Raise RecordError for media. Note contents of which one is not used."""
-    if not turn.keys().isdisjoint(MEDIA) and (media := next((key for key in MEDIA if turn.get(key)), None)):
+    if not turn.keys().isdisjoint(MEDIA) and (media := next((key for key in MEDIA if is_filled(turn.get(key))), None)):
         raise RecordError("not_text", f"{where} has {media}; only text can be scored")
     given = [key for key in CONTENT_KEYS if isinstance(turn.get(key), str)]
     if len(given) > 1 and len({turn[key] for key in given}) > 1:

@@ -271,6 +271,20 @@ def test_what_a_mask_cannot_honour_is_refused(reason: str, record: dict[str, Any
         assert isinstance(to_conversation(good, name), Conversation)
 
 
+def test_padded_columns() -> None:
+    """Arrow pads the union of two kinds of rows with null, also in media; the filled columns are read."""
+    padded = {
+        "messages": None,
+        "conversations": [USER, ANSWER],
+        "image": {"bytes": None, "path": None},
+        "images": [None],
+    }
+    assert convert(padded, name="messages").messages == PLAIN
+    pair = {"prompt": None, "completion": None, "question": "Q", "answer": "A"}
+    assert convert(pair, name="prompt_completion").messages == PLAIN
+    assert refusal({"messages": None, "text": "t"}).reason_code == "missing_field"
+
+
 def test_one_side_of_a_preference_pair() -> None:
     """The chosen side is read where it is named; the rejected side never is."""
     record = {"prompt": "Q", "chosen": "A", "rejected": "B"}
