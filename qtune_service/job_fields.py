@@ -145,9 +145,9 @@ def _adapter(path: str) -> TypeAdapter[Any]:
     return TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False))
 
 
-def in_terminal(text: str) -> str:
-    """Return a text with flags in place of the fields that it names, and without backticks."""
-    return _named(text, lambda field: field.option, "{}")
+def in_terminal(text: str, other: str = "{}") -> str:
+    """Return a text with flags in place of the fields that it names. other: form of other words in backticks."""
+    return _named(text, lambda field: field.option, other)
 
 
 def on_page(text: str) -> str:

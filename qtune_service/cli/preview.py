@@ -116,7 +116,7 @@ def _page(found: Preview, *, signs: bool) -> Iterator[RenderableType]:
     yield token_text(legend[:1], signs=signs, cut=Cut()).append_text(token_text(legend[1:], signs=signs, cut=Cut()))
     yield Text(f"{found.template}", style="dim")
     for warning in found.warnings:
-        yield Text("! ", style="yellow").append(in_terminal(warning), "not bold")
+        yield Text("! ", style="yellow").append(in_terminal(warning, "`{}`"), "not bold")
 
 
 def _reading(source: PreviewSource) -> Text:

@@ -13,6 +13,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from qtune_service.job_fields import in_terminal
+
 EIGHTHS = " ▏▎▍▌▋▊▉"
 BAR_WIDTH = 10
 QUADRANTS = {
@@ -47,7 +49,7 @@ def _parts(m: dict[str, Any]) -> Iterator[RenderableType]:
     if m["rejected_reasons"]:
         yield _rejected(m["rejected_reasons"], m["counts"]["read"])
     for warning in m.get("warnings", ()):
-        yield Text(f"! {warning}", style="yellow")
+        yield Text(f"! {in_terminal(warning, '`{}`')}", style="yellow")
 
 
 def _quadrants(counts: dict[str, int], strategy: str) -> Table:
