@@ -15,7 +15,9 @@ from qtune_service.ingest.records import RecordError
 from qtune_service.ingest.tools import parse_calls
 
 _TEXT_TYPES = frozenset({"text", "input_text", "output_text", "refusal"})
-_REASONING_TYPES = frozenset({"reasoning", "thinking", "reasoning_content", "reasoning_text"})
+_REASONING_TYPES = frozenset(
+    {"reasoning", "thinking", "reasoning_content", "reasoning_text", "reasoning.text", "reasoning.summary"}
+)
 _CALL_TYPES = frozenset({"tool_call", "tool_use", "function_call", "tool_calls"})
 _RESULT_TYPES = frozenset({"tool_result", "tool_response", "function_call_output"})
 _TEXT_KEYS = ("text", "value", "content", "refusal")

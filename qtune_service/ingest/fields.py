@@ -55,14 +55,14 @@ PAIRS = (
     ("user", "assistant"),
 )
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")
-REASONING = ("reasoning_content", "reasoning", "thinking")
+REASONING = ("reasoning_content", "reasoning", "thinking", "thought", "reasoning_details")
 LABELS = ("label", "kto_tag")
 REJECTED = ("rejected", "rejected_response", "rejected_responses", "rejected_messages")
 """Columns of the rejected side of preference pairs."""
 MASKS = ("loss_mask", "assistant_masks", "completion_mask")
 """Columns of tokenized records that are masks."""
 EVERY_FORMAT: dict[str, Use] = {
-    **dict.fromkeys(("system", "system_prompt"), Use.system),
+    **dict.fromkeys(("system", "system_prompt", "system_message"), Use.system),
     **dict.fromkeys(("tools", "functions"), Use.tools),
     **dict.fromkeys(("chat_template_kwargs", "documents"), Use.variables),
     **dict.fromkeys(MEDIA, Use.media),
@@ -82,8 +82,8 @@ UNREAD = frozenset({*TURN_COLUMNS, *PROMPT_TEXTS, *CONTEXT, *REASONING, *MASKS, 
 SIDE_COLUMNS = frozenset({"context", "input", "choices", "options", "passage"})
 """Columns beside a pair that would be missing in its prompt, so that the pair is not detected."""
 
-ROLE_KEYS = ("role", "from")
-CONTENT_KEYS = ("content", "value", "text")
+ROLE_KEYS = ("role", "from", "speaker", "author", "sender")
+CONTENT_KEYS = ("content", "value", "text", "message", "utterance")
 SHOWN_KEYS = frozenset({"name", "channel", "recipient", "tool_plan", "prefix", "documents", "citations"})
 """Keys of turns that a template may show. If it does not, the record is counted in a warning."""
 KNOWN_COLUMNS = frozenset({*EVERY_FORMAT, *TEXT_FORMATS, *ALPACA, *TOKENIZED, *UNREAD})

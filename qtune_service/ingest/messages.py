@@ -206,8 +206,8 @@ def _listed(turn: Mapping[str, Any]) -> str:
 def _reasoning(turn: Mapping[str, Any], content: Content, where: str) -> str:
     """Return the reasoning of a turn. Names that hold different texts are an error."""
     given = {key: turn[key] for key in REASONING if turn.get(key)}
-    texts = [parse_content(value, f"{where}: {key}").text for key, value in given.items()]
-    found = list(dict.fromkeys([*texts, *filter(None, [content.reasoning])]))
+    parsed = [parse_content(value, f"{where}: {key}") for key, value in given.items()]
+    found = list(dict.fromkeys(filter(None, [*(one.text or one.reasoning for one in parsed), content.reasoning])))
     if len(found) > 1:
         raise RecordError("bad_type", f"{where} gives two different texts of reasoning: in {', '.join(given)}")
     return found[0] if found else ""

@@ -12,7 +12,10 @@ from typing import Any
 
 from qtune_service.ingest.records import Range, RecordError
 
-FLAGS = ("loss", "train", "weight", "step_loss_mask", "loss_weight", "trainable", "training", "train_on_turn")
+FLAGS = (
+    *("loss", "train", "weight", "step_loss_mask", "loss_mask", "loss_weight", "trainable", "training"),
+    "train_on_turn",
+)
 NEGATED_FLAGS = ("masked",)
 RANGES = ("training_detail", "train_detail")
 ALL = frozenset({*FLAGS, *NEGATED_FLAGS, *RANGES})

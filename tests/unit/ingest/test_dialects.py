@@ -35,8 +35,11 @@ def refusal(record: dict[str, Any], names: ColumnNames = NO_NAMES, name: FormatN
     return caught.value
 
 
+KEYS = [("role", "content"), ("from", "value"), ("role", "value"), ("role", "text"), ("speaker", "utterance")]
+
+
 @pytest.mark.parametrize("column", ["messages", "conversations", "conversation", "dialog", "dialogue", "turns", "chat"])
-@pytest.mark.parametrize("keys", [("role", "content"), ("from", "value"), ("role", "value"), ("role", "text")])
+@pytest.mark.parametrize("keys", KEYS)
 @pytest.mark.parametrize("roles", [("user", "assistant"), ("Human", "GPT"), ("PROMPTER", "bot"), ("user ", "ChatGPT")])
 def test_columns_keys_and_roles_of_turns(column: str, keys: tuple[str, str], roles: tuple[str, str]) -> None:
     """All known names mean the same, in any case, as lists or as JSON text."""
@@ -131,6 +134,8 @@ REASONING: list[dict[str, Any]] = [
     {"content": "A", "reasoning": "R"},
     {"content": "A", "thinking": "R", "reasoning_content": None},
     {"content": "A", "thinking": "R", "reasoning_content": "R"},
+    {"content": "A", "thought": "R"},
+    {"content": "A", "reasoning_details": [{"type": "reasoning.text", "text": "R"}], "reasoning": "R"},
     {"content": [{"type": "reasoning", "value": "R"}, {"type": "text", "value": "A"}]},
     {"content": [{"type": "thinking", "thinking": "R", "signature": "x"}, {"type": "text", "text": "A"}]},
     {"content": [{"type": "reasoning", "summary": [{"type": "summary_text", "text": "R"}]}, {"text": "A"}]},
