@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from qtune_service.ingest.records import RecordError
 from qtune_service.tokenize import trl_templates as module
 from qtune_service.tokenize.named_sources import is_trl_name, read_chat_template
 from qtune_service.tokenize.trl_templates import families, training_template_for, trl_templates
+from tests.jobs import environment
 from tests.unit.tokenize.chat_models import make_encoder, trained_text
 
 pytestmark = pytest.mark.skipif(not trl_templates(), reason="TRL is not installed, and ships the templates")
@@ -54,9 +56,12 @@ def test_without_trl_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_trl_is_not_imported() -> None:
-    """Its import would import torch."""
-    read_chat_template("trl:qwen3")
-    assert "trl" not in sys.modules
+    """Its import would import torch. A process of its own, since other tests here import TRL."""
+    code = (
+        "import sys; from qtune_service.tokenize.named_sources import read_chat_template; "
+        "read_chat_template('trl:qwen3'); sys.exit('trl' in sys.modules or 'torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], env=environment(), check=False).returncode == 0
 
 
 def test_the_family_of_a_template_is_found() -> None:
