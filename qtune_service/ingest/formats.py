@@ -108,7 +108,7 @@ def _find_pair(record: Mapping[str, Any]) -> tuple[str, str] | None:
 
 def known_names(record: Mapping[str, object], names: ColumnNames) -> Mapping[str, object]:
     """Return a record with known names in place of those that the job maps, and of those in another case."""
-    renamed = _renamed(tuple(record), names.messages, tuple(names.columns.items()))
+    renamed = _renamed(tuple(record), names.messages, tuple(names.columns.items()) if names.columns else ())
     if not renamed:
         return record
     taken = set(renamed.values())
@@ -216,7 +216,8 @@ def to_conversation(
         check_side(names)
     record = known_names(record, names)
     found = layout(format, tuple(record), (names.prompt, names.completion))
-    if any(record.get(name) is None for name in found.main):  # Arrow pads a union of columns with null
+    if found.main and (record.get(found.main[0]) is None or record.get(found.main[-1]) is None):
+        # Arrow pads a union of columns with null.
         record = {name: value for name, value in record.items() if value is not None}
         found = layout(format, tuple(record), (names.prompt, names.completion))
     if format == "tokenized":

@@ -90,12 +90,15 @@ def parse_turns(turns: Any, where: str, names: ColumnNames = NO_NAMES) -> Turns:
     if not isinstance(turns, Sequence) or isinstance(turns, str | bytes):
         raise RecordError("bad_type", f"{where} must be a list of turns, got {type(turns).__name__}")
     parsed = Turns()
-    for number, turn in enumerate(single_turns(turns), 1):
+    messages, trained = parsed.messages, parsed.trained
+    for turn in turns:
         if _is_plain(turn):
-            parsed.messages.append({"role": turn["role"], "content": turn["content"]})
-            parsed.trained.append(turn["role"] == "assistant")
-        else:
-            _add_turn(parsed, turn, f"turn {number} of {where}", names)
+            role = turn["role"]
+            messages.append({"role": role, "content": turn["content"]})
+            trained.append(role == "assistant")
+            continue
+        for single in single_turns([turn]):
+            _add_turn(parsed, single, f"turn {len(messages) + 1} of {where}", names)
     return parsed
 
 
@@ -234,13 +237,13 @@ def finish(turns: Turns, variables: Mapping[str, Any] = NO_VARIABLES) -> Convers
     variables: variables of the record for the template.
     """
     messages, trained = turns.messages, turns.trained
-    if not any(m["role"] == "assistant" for m in messages):
-        raise RecordError("no_assistant_turn", f"none of the {len(messages)} turns is an assistant's")
-    if not any(trained):
+    if True not in trained:
+        if not any(message["role"] == "assistant" for message in messages):
+            raise RecordError("no_assistant_turn", f"none of the {len(messages)} turns is an assistant's")
         raise RecordError("no_trained_turn", "the training flags leave out every assistant turn")
-    for index, (message, is_trained) in enumerate(zip(messages, trained, strict=True)):
-        material = (message["content"].strip(), message.get("tool_calls"), message.get("reasoning_content"))
-        if is_trained and not any(material):
+    for index, message in enumerate(messages):
+        is_blank = trained[index] and (not (text := message["content"]) or text.isspace())
+        if is_blank and not (message.get("tool_calls") or message.get("reasoning_content")):
             raise RecordError("empty_response", f"turn {index + 1 - turns.first}, an assistant's, is empty")
-    notes = tuple(dict.fromkeys(turns.notes))
+    notes = tuple(dict.fromkeys(turns.notes)) if turns.notes else ()
     return Conversation(tuple(messages), turns.tools, tuple(trained), variables, turns.ranges, turns.first, notes)
