@@ -327,7 +327,15 @@ class JobParts(_Part):
     limits: LimitsSpec = LimitsSpec()
 
 
-ADDED_INPUT_FIELDS = ("messages_column", "column_map", "role_map", "config", "split")
+SCORES_VERSION = 1
+"""Version of tokens, masks and scores. A change that makes old and new scores incomparable increases it."""
+MACHINE_FIELDS = frozenset(
+    {
+        *("num_actors", "gpus_per_actor", "cpus_per_actor", "gpu_memory_utilization", "cpu_kv_cache_bytes"),
+        *("tensor_parallel_size", "max_num_batched_tokens", "enable_prefix_caching", "logits_bytes", "head_kernel"),
+    }
+)
+"""Fields of `engine` that decide how fast a job runs and where it fits, and not its scores."""
 
 
 class JobSpec(JobParts):
@@ -337,14 +345,21 @@ class JobSpec(JobParts):
     from_scores: Annotated[Place | None, Flag(FlagGroup.job, "OUTPUT")] = None
     """Take the scores of this finished output instead of running the model. Only the pruning may differ from it."""
 
+    def defining(self) -> dict[str, Any]:
+        """Return the fields that decide the result, without defaults. Runs of one output agree in them.
+
+        Without defaults, so that a field that a later version adds does not change the jobs that do not use it.
+        """
+        body = self.model_dump(
+            mode="json", exclude_defaults=True, exclude={"output": True, "limits": True, "engine": set(MACHINE_FIELDS)}
+        )
+        if not body.get("engine", True):
+            del body["engine"]
+        return {**body, "scores_version": SCORES_VERSION}
+
     def fingerprint(self) -> str:
-        """Return the SHA-256 of all fields that decide the result; the machine's shape (`num_actors`, ...) does not."""
-        shape = {"num_actors", "gpus_per_actor", "cpus_per_actor", "gpu_memory_utilization", "cpu_kv_cache_bytes"}
-        body = self.model_dump(mode="json", exclude={"output": True, "limits": True, "engine": shape})
-        for name in ADDED_INPUT_FIELDS:  # outputs of versions without these fields keep their fingerprint
-            if not body["input"][name]:
-                del body["input"][name]
-        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+        """Return the SHA-256 of the fields that decide the result."""
+        return hashlib.sha256(json.dumps(self.defining(), sort_keys=True).encode()).hexdigest()
 
 
 def load_spec(path: Path) -> JobSpec:

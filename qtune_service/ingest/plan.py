@@ -183,9 +183,13 @@ class Plan:
         """Return the SHA-256 of the plan. Workers verify that they read the plan that the driver checked."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
-    def verify_unchanged(self, files_now: Sequence[SourceFile]) -> None:
-        """Raise DataError if the input has changed since planning."""
-        differences = changes(self.files, files_now)
+    def verify_unchanged(self, files_now: Sequence[SourceFile]) -> list[str]:
+        """Return the names of files that are new since planning, which this plan does not read.
+
+        Raise DataError if a file of the plan is missing, has changed, or is in another order.
+        """
+        planned = {file.uri for file in self.files}
+        differences = changes(self.files, [file for file in files_now if file.uri in planned])
         if differences:
             more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
             what = "; ".join(differences[:3]) + more
@@ -193,6 +197,7 @@ class Plan:
                 f"the input has changed since this job was planned: {what}",
                 "Restore the input, or start from scratch with --overwrite or another --output.",
             )
+        return [file.name for file in files_now if file.uri not in planned]
 
     def to_json(self) -> str:
         """Serialize to JSON."""

@@ -286,15 +286,14 @@ class Output:
     def check_owner(self, spec: JobSpec) -> None:
         """Raise OutputConflictError if this output belongs to a job with another spec."""
         owner = self.read_object("_qtune", "job.json")
-        if owner is not None and owner.get("fingerprint") != spec.fingerprint():
+        if owner is not None and _defining(owner) != spec.defining():
             raise self._belongs_to_another(spec, owner)
 
     def claim(self, spec: JobSpec, model_fingerprint: str) -> None:
         """Claim this output for a spec. Raise OutputConflictError if the folder holds anything else."""
         owner = self.read_object("_qtune", "job.json")
         if owner is not None:
-            fingerprints = owner.get("fingerprint"), owner.get("model_fingerprint")
-            if fingerprints != (spec.fingerprint(), model_fingerprint):
+            if _defining(owner) != spec.defining() or owner.get("model_fingerprint") != model_fingerprint:
                 raise self._belongs_to_another(spec, owner)
             return
         foreign = [name for name in self.list_files() if not name.startswith(".")]
@@ -307,6 +306,7 @@ class Output:
             )
         body = {
             "fingerprint": spec.fingerprint(),
+            "defining": spec.defining(),
             "model_fingerprint": model_fingerprint,
             "version": __version__,
             "job": os.environ.get(JOB_VARIABLE, "").partition(":")[0],
@@ -336,7 +336,7 @@ class Output:
         return job if isinstance(job, str) else None
 
     def _belongs_to_another(self, spec: JobSpec, owner: dict[str, Any]) -> OutputConflictError:
-        differing = _differences(owner.get("spec"), spec.model_dump(mode="json")) or ["the files of the model"]
+        differing = _differences(_defining(owner), spec.defining()) or ["the files of the model"]
         return OutputConflictError(
             f"{self.root} belongs to another job, which differs in {', '.join(differing)}",
             "Choose another --output, or pass --overwrite to start from scratch. "
@@ -378,6 +378,19 @@ def _file_lock(path: Path, root: str) -> Iterator[None]:
                 "Wait for it, stop it, or choose another --output.",
             ) from error
         yield
+
+
+def _defining(owner: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the fields that decide the result of a recorded job; None where its record has none that can be read.
+
+    Versions before this one recorded the whole spec only.
+    """
+    if isinstance(recorded := owner.get("defining"), dict):
+        return recorded
+    try:
+        return JobSpec.model_validate(owner.get("spec")).defining()
+    except ValidationError:
+        return None
 
 
 def _differences(before: Any, now: Any, prefix: str = "") -> list[str]:

@@ -8,6 +8,7 @@ starts with the tokenizer that made its tokens, or with scores taken over from a
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -102,17 +103,32 @@ def adopt_scores(spec: JobSpec, output: Output) -> Scored:
     return Scored.from_manifest(manifest)
 
 
-def plan_shards(spec: JobSpec, output: Output, executor: Executor, tracker: Tracker) -> Plan:
-    """Return the plan of this output. Raise DataError where an input file changed since it was made."""
+def plan_shards(spec: JobSpec, output: Output, executor: Executor, tracker: Tracker) -> tuple[Plan, tuple[str, ...]]:
+    """Return the plan of this output, and sentences about files that it leaves out.
+
+    A plan is made once. Later runs read its files, and leave out files that are new. Raise DataError where an input
+    file changed since the plan was made.
+    """
     earlier, files, read, revisions = find_input(spec, output)
     if earlier is not None:
-        earlier.verify_unchanged(files)
-        return earlier
+        new = earlier.verify_unchanged(files)
+        return earlier, (*earlier.notices, *_left_out(new, tracker))
     chunks = split(files, spec.input)
     plan = make_plan(files, chunks, _scan(chunks, spec, executor, tracker), spec.input)
     plan = replace(plan, notices=tuple(notices(read.paths, read.split)), revisions=revisions)
     file_io.write_bytes(output.at("_qtune", "plan.json"), plan.to_json().encode())
-    return plan
+    return plan, plan.notices
+
+
+def _left_out(new: Sequence[str], tracker: Tracker) -> tuple[str, ...]:
+    """Report files that are new since the plan was made, and return the sentence."""
+    if not new:
+        return ()
+    shown = ", ".join(new[:3]) + (", ..." if len(new) > 3 else "")
+    number = "1 file is" if len(new) == 1 else f"{len(new):,} files are"
+    text = f"{number} new since this job was planned, and not read: {shown}. Prune them in a job of their own."
+    tracker.say(text)
+    return (text,)
 
 
 def find_input(spec: JobSpec, output: Output) -> tuple[Plan | None, tuple[SourceFile, ...], InputSpec, dict[str, str]]:

@@ -129,6 +129,11 @@ class RayExecutor:
                 f"a worker was lost: {_first_line(error)}",
                 "Finished shards are safe: run the same command again to continue. It may have run out of memory.",
             ) from error
+        except ray.data.exceptions.ExecutionTimeoutError as error:
+            raise EngineError(
+                f"Ray Data stopped the job: {_first_line(error)}",
+                "Finished shards are safe: run the same command again to continue.",
+            ) from error
 
     def close(self) -> None:
         """Leave the cluster, which ends it if it was started here."""
@@ -179,7 +184,7 @@ def connect(address: str | None) -> Cluster:
             f"cannot start or join Ray at {where}: {_first_line(error)}",
             "Check --ray-address / RAY_ADDRESS, that the cluster runs the same Ray and Python versions, and its token.",
         ) from error
-    _disable_ray_data_output()
+    _configure_ray_data()
     return Cluster(ray.cluster_resources(), is_local=address is None)
 
 
@@ -373,14 +378,19 @@ def _pickled(function: StageFunction, shard: int, value: bytes) -> bytes:
     return pickle.dumps(function(shard, pickle.loads(value)))  # noqa: S301 - from this job's driver or a stage
 
 
-def _disable_ray_data_output() -> None:
-    """Disable Ray Data's progress bars and logs. The job has its own progress."""
+def _configure_ray_data() -> None:
+    """Disable Ray Data's progress bars and logs, since the job has its own progress, and its limit of waiting.
+
+    By default Ray Data ends an execution in which no block moves for half an hour. A job waits longer than that for
+    nodes, for the actors of another job, for a download of weights, or for the first shard of a slow pool.
+    """
     import ray.data
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.enable_operator_progress_bars = False
+    context.execution_no_progress_timeout_s = -1
     for name in ("ray.data", "ray"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 

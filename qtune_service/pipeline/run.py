@@ -113,7 +113,7 @@ class _Job:
         context, encoder = self._start()
         self.output.claim(self.spec, context.model.fingerprint)
         save_tokenizer(encoder, self.output)
-        plan = plan_shards(self.spec, self.output, self.executor, self.tracker)
+        plan, notices = plan_shards(self.spec, self.output, self.executor, self.tracker)
         markers = {shard: ScoredMarker.from_dict(body) for shard, body in self.output.finished("scored").items()}
         pool = self.executor.size_pool(self.spec.engine)
         resumed = sum(marker.read for marker in markers.values())
@@ -139,7 +139,7 @@ class _Job:
             finished,
             template=encoder.template_description,
             stop_warning=encoder.stop_warning(endings) or "",
-            notices=plan.notices,
+            notices=notices,
             own_columns={name: own for own, name in own_names(plan).items()},
             renamed=pruned_names(plan),
             category_column=own_names(plan)[category] if category else None,

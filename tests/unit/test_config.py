@@ -57,6 +57,18 @@ def test_fingerprint_is_about_the_result_only() -> None:
     assert base.fingerprint() != parse_spec({**MINIMAL, "engine": {"name": "reference"}}).fingerprint()
 
 
+def test_speed_does_not_define_a_job() -> None:
+    """The remedies for running out of memory continue a job, and so does a version with more fields."""
+    base = parse_spec(MINIMAL)
+    smaller: dict[str, object] = {"logits_bytes": 1 << 20, "max_num_batched_tokens": 512, "tensor_parallel_size": 2}
+    smaller |= {"head_kernel": False, "enable_prefix_caching": False, "gpu_memory_utilization": 0.5}
+    assert parse_spec({**MINIMAL, "engine": smaller}).defining() == base.defining()
+    assert parse_spec({**MINIMAL, "engine": {**smaller, "name": "reference"}}).defining() != base.defining()
+    explicit = parse_spec(base.model_dump(mode="json"))  # with all defaults written out
+    assert explicit.fingerprint() == base.fingerprint()
+    assert set(base.defining()) == {"input", "model", "scores_version"}
+
+
 def test_json_round_trip_and_files(tmp_path: Path) -> None:
     """A spec survives JSON, and TOML and JSON files say the same."""
     spec = parse_spec(MINIMAL)

@@ -221,7 +221,11 @@ def test_a_changed_input_is_noticed(tmp_path: Path) -> None:
     """A plan knows its files; a shard knows its bytes."""
     path = write_rows(tmp_path / "x.jsonl", [row(i) for i in range(10)])
     plan = plan_of(tmp_path, path)
-    plan.verify_unchanged(discover([str(path)]))
+    assert plan.verify_unchanged(discover([str(path)])) == []
+    new = write_rows(tmp_path / "new.jsonl", [row(1)])
+    assert plan.verify_unchanged(discover([str(new), str(path)])) == [str(new)]
+    with pytest.raises(DataError, match=r"x\.jsonl is gone"):
+        plan.verify_unchanged(discover([str(new)]))
     path.write_bytes(path.read_bytes().replace(b"p3", b"q3"))
     with pytest.raises(DataError, match=r"x.jsonl has changed"):
         plan.verify_unchanged(discover([str(path)]))
