@@ -381,10 +381,7 @@ def _file_lock(path: Path, root: str) -> Iterator[None]:
 
 
 def _defining(owner: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the fields that decide the result of a recorded job; None where its record has none that can be read.
-
-    Versions before this one recorded the whole spec only.
-    """
+    """Return the fields that decide a recorded job's result; None if unreadable. Earlier versions recorded the spec."""
     if isinstance(recorded := owner.get("defining"), dict):
         return recorded
     try:
@@ -394,9 +391,8 @@ def _defining(owner: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _differences(before: Any, now: Any, prefix: str = "") -> list[str]:
-    """Return the dotted names of the fields that differ, with their values."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        names = sorted(set(before) | set(now))
-        return [d for n in names for d in _differences(before.get(n), now.get(n), f"{prefix}{n}.")]
-    ignored = ("output.", "limits.", "engine.num_actors", "engine.gpus_per_actor", "engine.cpus_per_actor")
-    return [] if before == now or prefix.startswith(ignored) else [f"{prefix[:-1]} ({before!r} there, {now!r} here)"]
+    """Return the dotted names of the fields that differ, with their values. None is the default."""
+    if isinstance(before or now, dict) and isinstance(now or before, dict):
+        before, now = before or {}, now or {}
+        return [d for n in sorted({*before, *now}) for d in _differences(before.get(n), now.get(n), f"{prefix}{n}.")]
+    return [] if before == now else [f"{prefix[:-1]} ({before!r} there, {now!r} here)"]

@@ -124,15 +124,12 @@ class RayExecutor:
                     raise error
                 value = None if error is not None else pickle.loads(row["value"])  # noqa: S301 - from `_run_row`
                 yield StageResult(row["shard"], value, error)
-        except ray.exceptions.RayError as error:
+        except (ray.exceptions.RayError, ray.data.exceptions.ExecutionTimeoutError) as error:
+            is_lost_worker = isinstance(error, ray.exceptions.RayError)
             raise EngineError(
-                f"a worker was lost: {_first_line(error)}",
-                "Finished shards are safe: run the same command again to continue. It may have run out of memory.",
-            ) from error
-        except ray.data.exceptions.ExecutionTimeoutError as error:
-            raise EngineError(
-                f"Ray Data stopped the job: {_first_line(error)}",
-                "Finished shards are safe: run the same command again to continue.",
+                f"{'a worker was lost' if is_lost_worker else 'Ray Data stopped the job'}: {_first_line(error)}",
+                "Finished shards are safe: run the same command again to continue."
+                + (" It may have run out of memory." if is_lost_worker else ""),
             ) from error
 
     def close(self) -> None:

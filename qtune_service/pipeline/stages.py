@@ -387,13 +387,13 @@ def read_plan(output: Output) -> Plan:
     return plan
 
 
-_ENCODERS: dict[str, Encoder] = {}
-
-
 def prepare(spec: JobSpec) -> tuple[JobContext, Encoder]:
     """Read the model's configuration and load its tokenizer. Raise ModelError where one of them fails."""
     context = JobContext(spec, describe_model(spec.model))
     return context, _encoder(context)
+
+
+_ENCODERS: dict[str, Encoder] = {}
 
 
 def _encoder(context: JobContext) -> Encoder:

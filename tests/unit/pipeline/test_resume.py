@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qtune_service.config import EngineSpec, InputSpec, JobSpec, ModelSpec, OutputSpec
+from qtune_service.config import EngineSpec, InputSpec, JobSpec, ModelSpec, OutputSpec, PruneSpec
 from qtune_service.errors import DataError, EngineError, OutputConflictError
 from qtune_service.pipeline.executor import LocalExecutor
 from qtune_service.pipeline.run import run_job
@@ -54,6 +54,9 @@ def test_other_sizes_of_the_engine(stopped: Path) -> None:
     """The remedies for running out of memory change no score, so the output continues; another engine does not."""
     with pytest.raises(OutputConflictError, match=r"belongs to another job, which differs in engine\.name"):
         run_job(job(stopped).model_copy(update={"engine": EngineSpec(name="reference")}), Sink())
+    other = job(stopped).model_copy(update={"prune": PruneSpec(sample_keep_ratio=0.3)})
+    with pytest.raises(OutputConflictError, match=r"differs in prune\.sample_keep_ratio \(None there, 0\.3 here\)"):
+        run_job(other, Sink())
     sink = Sink()
     smaller = job(stopped, logits_bytes=1 << 20, max_num_batched_tokens=512, enable_prefix_caching=False)
     run_job(smaller, sink, executor=LocalExecutor())
