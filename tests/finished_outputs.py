@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from qtune_service.config import EngineSpec, InputSpec, JobSpec, ModelSpec, OutputSpec, PruneSpec
+from qtune_service.errors import EngineError
 from qtune_service.output.reader import FinishedOutput
 from qtune_service.pipeline.executor import LocalExecutor
 from qtune_service.pipeline.progress import Snapshot
@@ -45,6 +46,19 @@ class DrawnScorer:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+class DeadScorer(DrawnScorer):
+    """An engine that dies with its second call, once. Tests set `calls` to 0 before."""
+
+    calls = 0
+
+    def score(self, samples: Sequence[Sample]) -> list[TokenScores]:
+        """Score, except for the second call."""
+        DeadScorer.calls += 1
+        if DeadScorer.calls == 2:
+            raise EngineError("the engine died")
+        return super().score(samples)
 
 
 @dataclass(frozen=True, slots=True)

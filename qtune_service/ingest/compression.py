@@ -12,7 +12,7 @@ import lzma
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import zstandard
 
@@ -120,19 +120,25 @@ def _decoder(compression: Compression, bounds: Bounds) -> _Decoder:
     return _Zstd(bounds) if compression == "zst" else _Stepwise(compression, bounds)
 
 
-class _Gzip:
+class _Stream:
+    """The end of a stream of the standard library's decompressors."""
+
+    _inner: Any
+
+    @property
+    def eof(self) -> bool:
+        return bool(self._inner.eof)
+
+    @property
+    def unused(self) -> bytes:
+        return bytes(self._inner.unused_data) if self._inner.eof else b""
+
+
+class _Gzip(_Stream):
     """Decompressor of a gzip member. zlib loses the output of a failing call, so its input is retried byte by byte."""
 
     def __init__(self) -> None:
         self._inner = zlib.decompressobj(wbits=31)
-
-    @property
-    def eof(self) -> bool:
-        return self._inner.eof
-
-    @property
-    def unused(self) -> bytes:
-        return self._inner.unused_data if self._inner.eof else b""
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         before = self._inner.copy()
@@ -165,23 +171,14 @@ class _Zstd:
                 return
 
 
-class _Stepwise:
+class _Stepwise(_Stream):
     """Decompressor of a bzip2 or xz stream, with output in small steps."""
 
     def __init__(self, compression: Compression, bounds: Bounds) -> None:
-        self._inner: bz2.BZ2Decompressor | lzma.LZMADecompressor
         if compression == "bz2":
             self._inner = bz2.BZ2Decompressor()
         else:
             self._inner = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=bounds.window_bytes)
-
-    @property
-    def eof(self) -> bool:
-        return self._inner.eof
-
-    @property
-    def unused(self) -> bytes:
-        return self._inner.unused_data if self._inner.eof else b""
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         yield self._inner.decompress(data, _OUTPUT_STEP)

@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 from qtune_service.cli import app
 from qtune_service.output.reader import FinishedOutput
 from tests.finished_outputs import chats, finished_output
+from tests.hub_environment import use_hub
 from tests.hub_server import Fault, Hub, hub_server, new_name
 from tests.jobs import environment, qtune, rows
 
@@ -35,14 +36,9 @@ def server() -> Iterator[Hub]:
 
 @pytest.fixture
 def hub(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
-    """Return the hub, without requests and faults. The environment points to it, with a token that can write."""
-    for name, value in server.env(tmp_path / "home", TOKEN).items():
-        monkeypatch.setenv(name, value)
+    """Point this process to the hub, with a token that can write."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
-    server.requests.clear()
-    server.faults.clear()
-    return server
+    return use_hub(server, monkeypatch, tmp_path / "home", TOKEN)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from qtune_service.errors import DataError, SpecError
 from qtune_service.ingest.discovery import SourceFile, discover
 from qtune_service.ingest.hub_dataset import pin, pinned
 from qtune_service.ingest.reader import first_records
+from tests.hub_environment import use_hub
 from tests.hub_server import Fault, Hub, hub_server, new_name
 from tests.jobs import REPO, environment
 from tests.unit.ingest.hub_layouts import LAYOUTS, ROW, card, rows
@@ -32,13 +33,8 @@ def server() -> Iterator[Hub]:
 
 @pytest.fixture
 def hub(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
-    """Return the hub, without requests and faults. The environment points to it."""
-    for name, value in server.env(tmp_path).items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    server.requests.clear()
-    server.faults.clear()
-    return server
+    """Point this process to the hub, without a token."""
+    return use_hub(server, monkeypatch, tmp_path)
 
 
 def read(path: str, **fields: Any) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,26 +12,13 @@ from qtune_service.config import EngineSpec, InputSpec, JobSpec, ModelSpec, Outp
 from qtune_service.errors import DataError, EngineError, OutputConflictError
 from qtune_service.pipeline.executor import LocalExecutor
 from qtune_service.pipeline.run import run_job
-from qtune_service.samples import Sample, TokenScores
-from tests.finished_outputs import DrawnScorer, SilentSink, demo_records
+from tests.finished_outputs import DeadScorer, SilentSink, demo_records
+from tests.hub_environment import use_hub
 from tests.hub_server import Hub, hub_server, new_name
 from tests.jobs import DEMO_MODEL, manifest, qtune, rows
 
 TOKEN = "hf_reader"
 LINES = "".join(json.dumps(record) + "\n" for record in demo_records())
-
-
-class DeadScorer(DrawnScorer):
-    """An engine that dies with its second shard, once."""
-
-    calls = 0
-
-    def score(self, samples: Sequence[Sample]) -> list[TokenScores]:
-        """Score once."""
-        type(self).calls += 1
-        if self.calls == 2:
-            raise EngineError("the engine died")
-        return super().score(samples)
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +30,8 @@ def server() -> Iterator[Hub]:
 
 @pytest.fixture
 def hub(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
-    """Return the hub, without requests and faults. The environment points to it, with a token."""
-    for name, value in server.env(tmp_path / "home", TOKEN).items():
-        monkeypatch.setenv(name, value)
-    server.requests.clear()
-    server.faults.clear()
-    return server
+    """Point this process to the hub, with a token."""
+    return use_hub(server, monkeypatch, tmp_path / "home", TOKEN)
 
 
 def job(folder: Path, *paths: str, engine: str = "DrawnScorer", **fields: str) -> JobSpec:
@@ -56,13 +39,14 @@ def job(folder: Path, *paths: str, engine: str = "DrawnScorer", **fields: str) -
     return JobSpec(
         input=InputSpec.model_validate({"paths": paths, "shard_bytes": 4096, **fields}),
         model=ModelSpec(name=DEMO_MODEL, dtype="float32"),
-        engine=EngineSpec(name=f"{__name__}:{engine}"),
+        engine=EngineSpec(name=f"tests.finished_outputs:{engine}"),
         output=OutputSpec(path=str(folder / "out")),
     )
 
 
-def test_a_resumed_job_reads_the_commit_of_its_plan(hub: Hub, tmp_path: Path) -> None:
+def test_a_resumed_job_reads_the_commit_of_its_plan(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The branch moves on between two runs of the same command: the second one continues with the same bytes."""
+    monkeypatch.setattr(DeadScorer, "calls", 0)
     name = new_name()
     made = hub.add(name, {"train.jsonl": LINES, "test.jsonl": LINES}, private=True, readers={"reader"})
     old = made.branches["main"]

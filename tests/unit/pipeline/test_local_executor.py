@@ -21,7 +21,7 @@ from qtune_service.pipeline.run import run_job
 from qtune_service.pipeline.shutdown import EXIT_CODE
 from qtune_service.samples import Sample, TokenScores
 from tests.compare import differences
-from tests.finished_outputs import DrawnScorer, SilentSink, demo_records
+from tests.finished_outputs import DeadScorer, DrawnScorer, SilentSink, demo_records
 from tests.jobs import DEMO_MODEL, REPO, environment, manifest, write_jsonl
 
 CHILD = """
@@ -46,19 +46,6 @@ class SlowScorer(DrawnScorer):
         return super().score(samples)
 
 
-class DeadScorer(DrawnScorer):
-    """An engine that dies with its second shard."""
-
-    calls = 0
-
-    def score(self, samples: Sequence[Sample]) -> list[TokenScores]:
-        """Score once."""
-        type(self).calls += 1
-        if self.calls == 2:
-            raise EngineError("the engine died")
-        return super().score(samples)
-
-
 def job(folder: Path, out: str, engine: str = "DrawnScorer", **limits: int) -> JobSpec:
     """Run a job over several shards."""
     folder.mkdir(exist_ok=True)
@@ -74,8 +61,11 @@ def job(folder: Path, out: str, engine: str = "DrawnScorer", **limits: int) -> J
     )
 
 
-def test_an_error_of_the_engine_ends_the_job_and_the_next_run_continues(tmp_path: Path) -> None:
+def test_an_error_of_the_engine_ends_the_job_and_the_next_run_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No other process can take over. The finished shard stays, and the output is that of an undisturbed job."""
+    monkeypatch.setattr(DeadScorer, "calls", 0)
     spec = job(tmp_path, "out", "DeadScorer")
     with pytest.raises(EngineError, match="the engine died"):
         run_job(spec, SilentSink(), executor=LocalExecutor())

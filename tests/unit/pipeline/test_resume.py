@@ -13,9 +13,8 @@ from qtune_service.errors import DataError, EngineError, OutputConflictError
 from qtune_service.pipeline.executor import LocalExecutor
 from qtune_service.pipeline.run import run_job
 from tests.compare import differences
-from tests.finished_outputs import SilentSink, demo_records
+from tests.finished_outputs import DeadScorer, SilentSink, demo_records
 from tests.jobs import DEMO_MODEL, manifest, write_jsonl
-from tests.unit.pipeline import test_local_executor
 
 
 class Sink(SilentSink):
@@ -34,7 +33,7 @@ def job(folder: Path, out: str = "out", **engine: Any) -> JobSpec:
     return JobSpec(
         input=InputSpec(paths=(str(folder / "data"),), shard_bytes=4096),
         model=ModelSpec(name=DEMO_MODEL, dtype="float32"),
-        engine=EngineSpec(name=f"{test_local_executor.__name__}:DeadScorer", **engine),
+        engine=EngineSpec(name="tests.finished_outputs:DeadScorer", **engine),
         output=OutputSpec(path=str(folder / out)),
     )
 
@@ -42,7 +41,7 @@ def job(folder: Path, out: str = "out", **engine: Any) -> JobSpec:
 @pytest.fixture
 def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a folder with data and an output of which one shard is scored."""
-    monkeypatch.setattr(test_local_executor.DeadScorer, "calls", 0)
+    monkeypatch.setattr(DeadScorer, "calls", 0)
     (tmp_path / "data").mkdir()
     write_jsonl(tmp_path / "data" / "a.jsonl", demo_records())
     with pytest.raises(EngineError, match="the engine died"):

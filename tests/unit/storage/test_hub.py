@@ -16,6 +16,7 @@ import pytest
 from qtune_service.errors import SpecError, StorageError
 from qtune_service.storage import file_io
 from qtune_service.storage.hub_uri import HubUri
+from tests.hub_environment import use_hub
 from tests.hub_server import Fault, Hub, hub_server, new_name
 
 TOKEN = "hf_reader"
@@ -30,14 +31,8 @@ def server() -> Iterator[Hub]:
 
 @pytest.fixture
 def hub(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
-    """Return the hub, without requests and faults. The environment points to it, without a token."""
-    for name, value in server.env(tmp_path).items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
-    server.requests.clear()
-    server.faults.clear()
-    return server
+    """Point this process to the hub, without a token."""
+    return use_hub(server, monkeypatch, tmp_path)
 
 
 def at_commit(hub: Hub, name: str, path: str) -> str:
