@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from qtune_service.config import InputSpec, ModelSpec
 from qtune_service.ingest.formats import detect_format
 from qtune_service.tokenize.encoded_batch import NO_ENDINGS, Encoded
 from qtune_service.tokenize.encoder import Encoder
-from tests.real_tokenizers import smollm2
+from qtune_service.tokenize.trl_templates import trl_templates
+from tests.real_tokenizers import gemma3, smollm2
 
 END = "<|im_end|>"
 FILES = ("gsm8k_test.jsonl", "alpaca_en_demo.json", "fastchat_dummy_conversation.json")
@@ -59,6 +61,27 @@ def test_each_answer_with_its_end_and_nothing_else(encoder: Encoder, answer: str
         for count in (1, 3):
             runs = trained_runs(encoder, {"messages": [*head, *turns * count]})
             assert [run.lstrip() for run in runs] == [answer.lstrip() + END] * count
+
+
+@pytest.mark.parametrize("answer", CONTENTS)
+@pytest.mark.parametrize("template", ["trl:gemma3", "vendor"])
+def test_gemma_with_its_templates(template: str, answer: str) -> None:
+    """TRL's training template marks the newline behind the end of the turn; the vendor's has no markers."""
+    encoder = gemma_encoder(template)
+    turns = [{"role": "user", "content": answer}, {"role": "assistant", "content": answer}]
+    end = "<end_of_turn>\n" if template.startswith("trl:") else "<end_of_turn>"
+    runs = trained_runs(encoder, {"messages": turns * 2})
+    assert runs == [answer.strip() + end] * 2  # the template trims
+
+
+@cache
+def gemma_encoder(template: str) -> Encoder:
+    """Return an encoder with Gemma's tokenizer and a template that TRL ships."""
+    if "gemma3" not in trl_templates():
+        pytest.skip("needs TRL, which ships the templates")
+    source = trl_templates()["gemma3"].read_text() if template == "vendor" else template
+    spec = InputSpec(paths=("x",), chat_template=source)
+    return Encoder(ModelSpec(name=str(gemma3())), spec, max_model_len=8192)
 
 
 def test_tools_and_calls(encoder: Encoder) -> None:
