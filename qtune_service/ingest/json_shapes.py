@@ -19,9 +19,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qtune_service.errors import DataError
-from qtune_service.ingest.fields import CONTENT_KEYS, CONTEXT, MASKS, PROMPT_TEXTS, ROLE_KEYS, TURN_COLUMNS
+from qtune_service.ingest.fields import (
+    CONTENT_KEYS,
+    CONTEXT,
+    EVERY_FORMAT,
+    MASKS,
+    PROMPT_TEXTS,
+    ROLE_KEYS,
+    TURN_COLUMNS,
+    Use,
+)
 
-SHARED_KEYS = CONTEXT | {"system", "system_prompt", "tools", "functions", "documents"}
+SHARED_KEYS = CONTEXT | {name for name, use in EVERY_FORMAT.items() if use in (Use.system, Use.tools, Use.variables)}
 """Keys of context. Beside a list of records they would be lost, so such an object is not unwrapped."""
 RECORD_KEYS = SHARED_KEYS | PROMPT_TEXTS | {*TURN_COLUMNS, *MASKS, "input_ids", "labels", "text"}
 """Keys that a record has and an object around records has not."""
