@@ -7,29 +7,18 @@ of the JSON schema.
 The models are plain pydantic, free of torch, ray and vllm. They are frozen and refuse unknown keys, so that a typing
 mistake in a job file is found before a GPU is reserved. Every number has both bounds and every text and collection a
 maximum length, so that no spec can occupy a machine without end. A test walks the schema and checks it.
-
-`pack_spec` makes a line of text of a spec, which carries it to a driver that shares no disk with the server.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import gzip
 import hashlib
 import json
 import re
-import tomllib
-import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-
-from qtune_service.errors import SpecError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 FormatName = Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "tokenized"]
 EngineName = Annotated[str, Field(max_length=1000, pattern=r"^(auto|vllm|reference|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$")]
@@ -47,8 +36,7 @@ MAX_PATHS = 100_000
 MAX_RECORDS = 10**12
 MAX_ACTORS, ACTORS_CHARS = 10_000, 40
 MAX_STOP_GRACE_S = 600
-SHOWN_ERRORS, SHOWN_KEY_CHARS = 20, 80
-Model = TypeVar("Model", bound=BaseModel)
+ArgumentName = Annotated[str, Field(max_length=100, pattern=r"^[a-z][a-z0-9_]*$")]
 
 
 class FlagGroup(StrEnum):
@@ -238,6 +226,8 @@ class EngineSpec(_Part):
     """Share of a GPU's memory that the engine may take."""
     cpu_kv_cache_bytes: Annotated[int, Field(ge=1 << 26, le=1 << 44), JOB_FILE_ONLY] = 1 << 30
     """Bytes of the attention cache of a CPU engine."""
+    vllm: Annotated[dict[ArgumentName, JsonValue], Field(max_length=100), JOB_FILE_ONLY] = {}
+    """More arguments of vLLM's engine, by their names there, such as `quantization`. scoring/vllm/arguments.py."""
 
     @model_validator(mode="after")
     def _check_pool(self) -> Self:
@@ -303,6 +293,9 @@ class OutputSpec(_Part):
     """Folder or URI of the result. The same one continues a stopped job."""
 
 
+FailedActors = Annotated[int, Field(ge=0, le=MAX_ACTORS)]
+
+
 class LimitsSpec(_Part):
     """The conditions under which a job fails or stops."""
 
@@ -312,6 +305,10 @@ class LimitsSpec(_Part):
     """Attempts at a shard before it counts as failed. The death of a worker that holds it is an attempt."""
     max_failed_shards: Annotated[int, Field(ge=0, le=1_000_000_000), Flag(FlagGroup.failures, "N")] = 0
     """Failed shards to skip: their records are rejected, with reason `shard_failed`. More of them fail the job."""
+    max_failed_actors: Annotated[Annotated[int, Field(ge=0, le=MAX_ACTORS)] | None, Flag(FlagGroup.failures, "N")] = (
+        None
+    )
+    """Scoring actors that may fail to start or be retired, in all. By default any number, while one of them works."""
     stop_grace_s: Annotated[float, Field(ge=0, le=MAX_STOP_GRACE_S), JOB_FILE_ONLY] = 25
     """Seconds that a stopped job (SIGTERM) may take to save the work in progress of its actors."""
 
@@ -360,81 +357,3 @@ class JobSpec(JobParts):
     def fingerprint(self) -> str:
         """Return the SHA-256 of the fields that decide the result."""
         return hashlib.sha256(json.dumps(self.defining(), sort_keys=True).encode()).hexdigest()
-
-
-def load_spec(path: Path) -> JobSpec:
-    """Read a JobSpec from a `.toml` or `.json` file. Raises SpecError naming the file and the field."""
-    return parse_spec(read_job_file(path), where=str(path))
-
-
-def read_job_file(path: Path) -> Any:
-    """Return the plain data of a `.toml` or `.json` file. Raises SpecError."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        return tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except OSError as error:
-        raise SpecError(
-            f"cannot read {path}: {error.strerror}", "Give the path of a .toml or .json job file."
-        ) from error
-    except ValueError as error:
-        raise SpecError(f"{path} is not valid {'TOML' if path.suffix == '.toml' else 'JSON'}: {error}") from error
-
-
-def parse_spec(data: Any, where: str = "job spec") -> JobSpec:
-    """Validate plain data. Raises SpecError that names each wrong field."""
-    return validated(JobSpec, data, where)
-
-
-def validated(kind: type[Model], data: Any, where: str) -> Model:
-    """Return plain data as a model. Raises SpecError that names each wrong field."""
-    try:
-        return kind.model_validate(data)
-    except ValidationError as error:
-        raise SpecError(describe_errors(error, where)) from error
-
-
-def describe_errors(error: ValidationError, where: str) -> str:
-    """Return the text of an error: how many fields are wrong, and the first of them."""
-    found = error.errors(include_url=False, include_input=False)
-    lines = [f"  {_field_name(e['loc'])}: {error_text(e['msg'])}" for e in found[:SHOWN_ERRORS]]
-    more = [f"  ... and {len(found) - SHOWN_ERRORS} more"] if len(found) > SHOWN_ERRORS else []
-    number = "1 field is wrong" if len(found) == 1 else f"{len(found)} fields are wrong"
-    return "\n".join([f"{where}: {number}", *lines, *more])
-
-
-def error_text(message: str) -> str:
-    """Return a message of pydantic without the name of the exception that it begins with."""
-    return message.removeprefix("Value error, ")
-
-
-def _field_name(location: tuple[int | str, ...]) -> str:
-    """Return an error's location as `input.paths.0`. Long keys, which a user may have written, are cut."""
-    return ".".join(str(part)[:SHOWN_KEY_CHARS] for part in location) or "spec"
-
-
-MAX_CHARS = 100_000
-"""Most characters of a packed spec: the system allows 128 KiB in one variable or argument."""
-
-
-def pack_spec(spec: Mapping[str, Any]) -> str:
-    """Return a spec as one line of text for an environment variable: gzipped JSON in base64.
-
-    Shells and Ray, which replaces `${NAME}` by values of its own environment, find nothing in it to change. Raises
-    SpecError if the text is too long.
-    """
-    packed = base64.b64encode(gzip.compress(json.dumps(dict(spec)).encode(), mtime=0)).decode()
-    if len(packed) > MAX_CHARS:
-        raise SpecError(
-            f"the job's spec is too long for the cluster: {len(packed):,} characters, at most {MAX_CHARS:,}",
-            "Name a folder or a pattern in input.paths instead of each file.",
-        )
-    return packed
-
-
-def unpack_spec(text: str, where: str) -> JobSpec:
-    """Return the spec of a packed text or of JSON. Raises SpecError that names `where`."""
-    try:
-        plain = text if text.lstrip().startswith("{") else gzip.decompress(base64.b64decode(text, validate=True))
-        return parse_spec(json.loads(plain), where=where)
-    except (binascii.Error, OSError, EOFError, zlib.error, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SpecError(f"{where} holds no job spec: {error}", "Give JSON, or that gzipped in base64.") from error

@@ -22,7 +22,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from qtune_service.config import JOB_FILE_ONLY, Flag, JobSpec, error_text
+from qtune_service.config import JOB_FILE_ONLY, Flag, JobSpec
+from qtune_service.spec_files import error_text
 
 _NAMED = re.compile(r"`([^`]+)`")
 

@@ -16,8 +16,9 @@ from rich.text import Text
 from qtune_service.cli.commands import command
 from qtune_service.cli.console import exit_codes, quiet
 from qtune_service.cli.job_flags import Given, spec_of, takes_job_fields
-from qtune_service.config import FlagGroup, JobSpec, PruneSpec, load_spec
+from qtune_service.config import FlagGroup, JobSpec, PruneSpec
 from qtune_service.errors import SpecError
+from qtune_service.spec_files import load_spec
 
 if TYPE_CHECKING:
     from qtune_service.pipeline.cost import ModelCost

@@ -16,9 +16,10 @@ import typer
 from pydantic import ValidationError
 
 from qtune_service.cli.commands import replace_parameter
-from qtune_service.config import SHOWN_ERRORS, JobSpec, error_text
+from qtune_service.config import JobSpec
 from qtune_service.errors import SpecError
 from qtune_service.job_fields import JobField, in_terminal, job_fields
+from qtune_service.spec_files import SHOWN_ERRORS, error_text
 
 Given = Mapping[str, Any]
 """Values by dotted names of fields."""

@@ -15,9 +15,10 @@ from rich.text import Text
 from qtune_service.cli.commands import command
 from qtune_service.cli.console import exit_codes, quiet
 from qtune_service.cli.job_flags import Given, spec_of, takes_job_fields
-from qtune_service.config import FlagGroup, JobSpec, load_spec
+from qtune_service.config import FlagGroup, JobSpec
 from qtune_service.errors import DataError, QTuneError, SpecError
 from qtune_service.job_fields import in_terminal
+from qtune_service.spec_files import load_spec
 
 if TYPE_CHECKING:
     from qtune_service.pipeline.preview import Preview, PreviewRejected, PreviewSample, PreviewSource

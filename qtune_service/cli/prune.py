@@ -11,8 +11,9 @@ import typer
 from qtune_service.cli.commands import command
 from qtune_service.cli.console import exit_codes, quiet, show
 from qtune_service.cli.job_flags import Given, body_of, spec_of, takes_job_fields, with_flag
-from qtune_service.config import FlagGroup, JobSpec, load_spec
+from qtune_service.config import FlagGroup, JobSpec
 from qtune_service.errors import SpecError
+from qtune_service.spec_files import load_spec
 
 app = typer.Typer()
 OverwriteOpt = Annotated[
@@ -108,7 +109,7 @@ def _spec_at(place: str) -> JobSpec:
     """Return the spec of a job file, or of an environment variable, as the service passes it."""
     if not place.startswith("env:"):
         return load_spec(Path(place))
-    from qtune_service.config import unpack_spec
+    from qtune_service.spec_files import unpack_spec
 
     name = place.removeprefix("env:")
     if (text := os.environ.get(name)) is None:

@@ -16,8 +16,9 @@ from rich.console import Console
 from qtune_service.cli.formatting import follow_to_end
 from qtune_service.cli.job_flags import Given, takes_job_fields
 from qtune_service.cli.server_connection import JobArg, Server, asks_server, remote, say, upload_all
-from qtune_service.config import FlagGroup, read_job_file
+from qtune_service.config import FlagGroup
 from qtune_service.errors import SpecError
+from qtune_service.spec_files import read_job_file
 
 if TYPE_CHECKING:
     from qtune_service.client import Client

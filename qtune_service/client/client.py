@@ -23,9 +23,10 @@ from qtune_service.client import events, transfer
 from qtune_service.client.profiles import find_address
 from qtune_service.client.transfer import Watcher
 from qtune_service.client.transport import Connection
-from qtune_service.config import JobSpec, PruneSpec, validated
+from qtune_service.config import JobSpec, PruneSpec
 from qtune_service.errors import NotFoundError
 from qtune_service.job_states import JobStatus
+from qtune_service.spec_files import validated
 from qtune_service.wire import (
     DatasetPage,
     DatasetView,

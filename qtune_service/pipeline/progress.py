@@ -77,6 +77,10 @@ class Snapshot:
     per_s: float = 0.0
     tokens_per_s: float = 0.0
     eta_s: float | None = None
+    waiting: str = ""
+    """What the job waits for, such as `waiting for 8 GPUs (0 of 8), 41 min`. Empty while it makes progress."""
+    problems: tuple[str, ...] = ()
+    """Actors that failed or were retired, a sentence each."""
 
 
 class Sink(Protocol):

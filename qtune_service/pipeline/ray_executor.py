@@ -28,6 +28,7 @@ from typing import Any
 
 from qtune_service.config import EngineSpec
 from qtune_service.errors import EngineError, QTuneError, ShardFailedError
+from qtune_service.pipeline.actor_states import Phase
 from qtune_service.pipeline.executor import (
     Executor,
     LocalExecutor,
@@ -331,14 +332,25 @@ class _StageActor:
 
     def __init__(self, stage: Stage, retries: RetryPolicy | None) -> None:
         self._stage, self._retries = stage, retries
+        self._note("starting")
         try:
             self._function = stage.target(*stage.arguments)
+            self._note("idle")
         except Exception as error:  # noqa: BLE001 - reported to the driver by `_run_row`
             reported = retries.give_up_or_retire(stage.name, error) if retries else error
             self._function, self._retries = functools.partial(_fail, reported), None
 
     def __call__(self, batch: Any) -> Any:
-        return _run_row(self._stage, self._retries, self._function, batch)
+        self._note("scoring", batch["shard"][0].as_py())
+        try:
+            return _run_row(self._stage, self._retries, self._function, batch)
+        finally:
+            self._note("idle")
+
+    def _note(self, phase: Phase, shard: int | None = None) -> None:
+        """Report what this actor does."""
+        if self._retries is not None:
+            self._retries.supervisor.send("set_actor", ray_process_name(), phase, shard)
 
 
 def _fail(error: Exception, _index: int, _value: Any) -> Any:

@@ -29,6 +29,7 @@ from qtune_service.errors import (
     SpecError,
     StorageError,
 )
+from qtune_service.pipeline.actor_states import ActorState, ActorStates, Phase
 
 STOPPING = 0
 FATAL = (SpecError, ModelError, DataError, OutputConflictError)
@@ -54,6 +55,7 @@ class Supervisor:
         self._problems: dict[tuple[str, int], str] = {}
         self._tokens: dict[int, int] = {}
         self._successes: Counter[str] = Counter()
+        self._actors = ActorStates()
         self._stopping = False
 
     def begin(self, stage: str, shard: int, *, closing: bool) -> tuple[int, str]:
@@ -65,8 +67,18 @@ class Supervisor:
 
     def report(self, shard: int, tokens: int = 0) -> bool:
         """Record how many tokens of a shard are scored. Return whether the job is stopping."""
+        if tokens != self._tokens.get(shard):
+            self._actors.moved(shard)
         self._tokens[shard] = tokens
         return self._stopping
+
+    def set_actor(self, name: str, phase: Phase, shard: int | None = None, problem: str = "") -> None:
+        """Record what a scoring actor does from now on."""
+        self._actors.set(name, phase, shard, problem)
+
+    def actors(self) -> list[ActorState]:
+        """Return what the scoring actors do."""
+        return self._actors.all()
 
     def fail(self, stage: str, shard: int, problem: str) -> None:
         """Record why an attempt failed."""

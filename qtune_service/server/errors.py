@@ -15,7 +15,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from qtune_service.config import error_text
 from qtune_service.errors import (
     BusyError,
     DamagedFileError,
@@ -37,6 +36,7 @@ from qtune_service.errors import (
     TooLargeError,
     TooSlowError,
 )
+from qtune_service.spec_files import error_text
 from qtune_service.wire import FieldProblem, Problem
 
 MEDIA_TYPE = "application/problem+json"

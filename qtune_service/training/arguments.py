@@ -11,8 +11,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from qtune_service.config import PruneSpec, error_text
+from qtune_service.config import PruneSpec
 from qtune_service.errors import SpecError
+from qtune_service.spec_files import error_text
 
 FLAGS = {"sample_keep_ratio": float, "token_keep_ratio": float, "neighbor_lambda": float, "bisect_max_iter": int}
 """Fields with a flag, and the types of their values."""

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from qtune_service.config import unpack_spec
 from qtune_service.errors import LauncherAwayError, LaunchError, SettingsError
 from qtune_service.job_states import JobStatus
 from qtune_service.server.launchers import kuberay
@@ -17,6 +16,7 @@ from qtune_service.server.launchers.base import DriverState
 from qtune_service.server.launchers.configured import make_launchers
 from qtune_service.server.launchers.kuberay import Account, KubeApi, KubeRayLauncher
 from qtune_service.server.settings import load_settings
+from qtune_service.spec_files import unpack_spec
 from tests.api import kube_server, ray_head
 from tests.api.kube_server import Kube, kubernetes
 from tests.api.ray_head import Head

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from qtune_service.config import parse_spec
 from qtune_service.errors import NotAllowedError
 from qtune_service.server.jobs.policy import Policy
+from qtune_service.spec_files import parse_spec
 
 
 @pytest.fixture

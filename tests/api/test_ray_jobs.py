@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from qtune_service.config import pack_spec, unpack_spec
 from qtune_service.errors import LauncherAwayError, LaunchError, SettingsError, SpecError
 from qtune_service.job_states import Job, JobStatus
 from qtune_service.server.launchers import ray_api
@@ -21,6 +20,7 @@ from qtune_service.server.launchers.logs import unescaped
 from qtune_service.server.launchers.ray import RayLauncher
 from qtune_service.server.launchers.ray_api import RayApi
 from qtune_service.server.settings import load_settings
+from qtune_service.spec_files import pack_spec, unpack_spec
 from tests.api.ray_head import TOKEN, Head, ray_head
 from tests.jobs import qtune
 from tests.waiting import free_port

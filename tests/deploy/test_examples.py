@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
-from qtune_service.config import load_spec
 from qtune_service.job_states import JobStatus
 from qtune_service.server.jobs.database import open_database, upgrade
 from qtune_service.server.jobs.store import JobStore
 from qtune_service.server.metrics import Metrics
 from qtune_service.server.middleware import Answered
+from qtune_service.spec_files import load_spec
 from tests.jobs import REPO
 
 SPECS = sorted((REPO / "deploy" / "specs").iterdir())

@@ -12,7 +12,6 @@ import pytest
 import typer.main
 
 from qtune_service import __version__, cli
-from qtune_service.config import load_spec
 from qtune_service.server.app import create_app
 from qtune_service.server.jobs.database import open_database, upgrade
 from qtune_service.server.jobs.store import JobStore
@@ -20,6 +19,7 @@ from qtune_service.server.launchers.kuberay import Account, KubeApi, KubeRayLaun
 from qtune_service.server.metrics import Metrics
 from qtune_service.server.middleware import Answered
 from qtune_service.server.settings import Settings, load_settings
+from qtune_service.spec_files import load_spec
 from tests.api.kube_server import kubernetes
 from tests.api.servers import settings
 from tests.api.test_ray_jobs import job

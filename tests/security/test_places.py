@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from qtune_service.config import parse_spec
 from qtune_service.errors import SpecError
 from qtune_service.pipeline.prepare import portable
 from qtune_service.server.launchers.local import LocalLauncher
 from qtune_service.server.settings import Settings
+from qtune_service.spec_files import parse_spec
 from qtune_service.tokenize.named_sources import is_template, read_chat_template
 from tests.api.servers import serving, settings
 from tests.jobs import DEMO_DATA, DEMO_MODEL

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from qtune_service.config import JobSpec, load_spec, parse_spec
+from qtune_service.config import JobSpec
 from qtune_service.errors import SpecError
+from qtune_service.spec_files import load_spec, parse_spec
 from tests.jobs import REPO
 
 MINIMAL: dict[str, Any] = {"input": {"paths": ["d.jsonl"]}, "model": {"name": "m"}, "output": {"path": "o"}}

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import pytest
 from pydantic import BaseModel, Field, ValidationError
 
-from qtune_service.config import MAX_PATHS, JobSpec, parse_spec
+from qtune_service.config import MAX_PATHS, JobSpec
 from qtune_service.errors import SpecError
+from qtune_service.spec_files import parse_spec
 from qtune_service.wire import MAX_REQUEST_PATHS, JobRequest, PreviewRequest, RepruneRequest
 from tests.unit.test_config import MINIMAL
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, or_, select
 
-from qtune_service.config import JobSpec, parse_spec
+from qtune_service.config import JobSpec
 from qtune_service.errors import DataError, OutputConflictError, QTuneError, SpecError
 from qtune_service.job_states import JobError, JobStatus, Progress
 from qtune_service.output.layout import Output
@@ -30,6 +30,7 @@ from qtune_service.server.jobs.driver_status import DriverStatus, read_driver_st
 from qtune_service.server.jobs.ids import id_of_time, is_id, new_id, time_ms_of
 from qtune_service.server.jobs.policy import Policy
 from qtune_service.server.jobs.store import NewJob, now_us
+from qtune_service.spec_files import parse_spec
 from qtune_service.storage import file_io
 
 MAX_DEPTH = 4

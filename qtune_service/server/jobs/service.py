@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from qtune_service.config import JobSpec, parse_spec
+from qtune_service.config import JobSpec
 from qtune_service.errors import (
     DamagedFileError,
     DatabaseError,
@@ -37,6 +37,7 @@ from qtune_service.server.jobs.driver_status import DriverStatus, Heartbeats, re
 from qtune_service.server.jobs.policy import Policy
 from qtune_service.server.jobs.store import JobStore, NewJob
 from qtune_service.server.launchers.base import DriverState, Launcher, server_stop_limit_s
+from qtune_service.spec_files import parse_spec
 
 SILENCE_S = 30.0
 """A driver on another host that has written nothing for this long counts as ended."""

@@ -19,13 +19,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qtune_service.config import pack_spec
 from qtune_service.errors import LaunchError, SpecError
 from qtune_service.job_states import Job, JobStatus
 from qtune_service.output.layout import JOB_VARIABLE
 from qtune_service.server.launchers.base import DriverState, Reference, ray_stop_wait_s
 from qtune_service.server.launchers.logs import COPY_EVERY_S, LogCopies
 from qtune_service.server.launchers.ray_api import RayApi
+from qtune_service.spec_files import pack_spec
 
 SPEC_VARIABLE = "QTUNE_SPEC"
 ACTIVE = ("PENDING", "RUNNING")

@@ -10,7 +10,6 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field, ValidationError
 
-from qtune_service.config import parse_spec
 from qtune_service.errors import NotFoundError, OutputConflictError, QTuneError
 from qtune_service.job_fields import job_command
 from qtune_service.job_states import Job, JobStatus
@@ -25,6 +24,7 @@ from qtune_service.server.questions.client import Questions
 from qtune_service.server.routes import output_files
 from qtune_service.server.routes.jobs import FAILURES
 from qtune_service.server.routes.output_files import Wanted
+from qtune_service.spec_files import parse_spec
 from qtune_service.wire import CommandView, FileView, HistoryView, JobView, RejectedView, SamplesView
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["outputs"])

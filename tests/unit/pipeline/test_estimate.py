@@ -14,12 +14,13 @@ from typer.testing import CliRunner, Result
 
 from benchmarks.scoring import material, measure
 from qtune_service.cli import app
-from qtune_service.config import ModelSpec, parse_spec
+from qtune_service.config import ModelSpec
 from qtune_service.errors import DataError, ModelError, SpecError
 from qtune_service.ingest.jsonl import RecordProblem
 from qtune_service.ingest.reader import first_records
 from qtune_service.pipeline.cost import Lengths, ModelCost, cost_of
 from qtune_service.pipeline.estimate import Device, Estimate, Hardware, Size, estimate, size_of
+from qtune_service.spec_files import parse_spec
 from qtune_service.tokenize.encoded_batch import Encoded
 from qtune_service.tokenize.encoder import Encoder
 from tests.jobs import DEMO_DATA, DEMO_MODEL, REPO, write_jsonl

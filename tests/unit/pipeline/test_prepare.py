@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from qtune_service.config import parse_spec
 from qtune_service.pipeline.prepare import portable
+from qtune_service.spec_files import parse_spec
 
 
 def test_paths_become_absolute_and_names_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

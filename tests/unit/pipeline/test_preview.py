@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from qtune_service.config import parse_spec
 from qtune_service.errors import ModelError
 from qtune_service.ingest.records import HINTS
 from qtune_service.pipeline.preview import SHOWN_TOKENS, Preview, preview
+from qtune_service.spec_files import parse_spec
 from tests.jobs import DEMO_DATA, DEMO_MODEL, REPO, write_jsonl
 
 

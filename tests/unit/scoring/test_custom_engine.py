@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from qtune_service.config import EngineSpec, ModelSpec, parse_spec
+from qtune_service.config import EngineSpec, ModelSpec
 from qtune_service.errors import EngineError, SpecError
 from qtune_service.samples import Sample, TokenScores
 from qtune_service.scoring.choose_engine import build_scorer
 from qtune_service.scoring.scorer import EngineInfo, Scorer
+from qtune_service.spec_files import parse_spec
 
 HERE = __name__
 SAMPLE = Sample(np.arange(4, dtype=np.int32), np.array([0, 0, 1, 1], np.int8))
