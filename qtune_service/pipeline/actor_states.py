@@ -45,6 +45,10 @@ class ActorStates:
         """Set what an actor does from now on."""
         self._states[name] = (phase, self.clock(), shard, problem)
 
+    def drop(self, name: str) -> None:
+        """Forget an actor: its process is gone."""
+        self._states.pop(name, None)
+
     def moved(self, shard: int) -> None:
         """Record that the actor with this shard has scored more of it."""
         for name, (phase, _, of, problem) in self._states.items():

@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeAlias
 
 from qtune_service.config import EngineSpec
 from qtune_service.errors import EngineError, QTuneError, ShardFailedError
-from qtune_service.pipeline.retries import LocalSupervisor, RetryPolicy, StoppedError, Supervisor
+from qtune_service.pipeline.retries import LocalSupervisor, PassedOnError, RetryPolicy, StoppedError, Supervisor
 from qtune_service.pipeline.shutdown import Stop
 
 StageFunction: TypeAlias = Callable[[int, Any], Any]
@@ -69,7 +69,11 @@ class StageResult:
 
     shard: int
     value: Any
-    problem: ShardFailedError | StoppedError | None = None
+    problem: ShardFailedError | StoppedError | PassedOnError | None = None
+
+
+def ignore_problems(_problems: tuple[str, ...]) -> None:
+    """Ignore the problems of actors."""
 
 
 class Executor(Protocol):
@@ -92,16 +96,21 @@ class Executor(Protocol):
         """Return the scoring pool that fits the workers."""
         ...
 
-    def retry_policy(self, max_attempts: int) -> RetryPolicy:
+    def retry_policy(self, max_attempts: int, max_failed_actors: int | None = None) -> RetryPolicy:
         """Return a policy for one scoring run, with a supervisor of its own."""
         ...
 
     def run(
-        self, items: Iterable[tuple[int, Any]], *stages: Stage, retries: RetryPolicy | None = None
+        self,
+        items: Iterable[tuple[int, Any]],
+        *stages: Stage,
+        retries: RetryPolicy | None = None,
+        on_problems: Callable[[tuple[str, ...]], None] = ignore_problems,
     ) -> Iterator[StageResult]:
         """Send (index, value) through the stages and yield the shards that leave the last one, in any order.
 
-        Raise the first error that concerns the whole job. Without `retries` every error does.
+        Raise the first error that concerns the whole job. Without `retries` every error does. `on_problems` gets all
+        problems of actors whenever there is a new one, in any thread.
         """
         ...
 
@@ -144,12 +153,17 @@ class LocalExecutor:
         """Return a pool of one actor, with the threads of an actor on this machine."""
         return size_local_pool(spec, actors=1)
 
-    def retry_policy(self, max_attempts: int) -> RetryPolicy:
+    def retry_policy(self, max_attempts: int, max_failed_actors: int | None = None) -> RetryPolicy:
         """Return a policy whose supervisor is an object of this process."""
-        return RetryPolicy(LocalSupervisor(Supervisor()), max_attempts, replaces_workers=False)
+        supervisor = LocalSupervisor(Supervisor())
+        return RetryPolicy(supervisor, max_attempts, replaces_workers=False, max_failed_actors=max_failed_actors)
 
     def run(
-        self, items: Iterable[tuple[int, Any]], *stages: Stage, retries: RetryPolicy | None = None
+        self,
+        items: Iterable[tuple[int, Any]],
+        *stages: Stage,
+        retries: RetryPolicy | None = None,
+        on_problems: Callable[[tuple[str, ...]], None] = ignore_problems,  # noqa: ARG002 - an error of the engine ends the job
     ) -> Iterator[StageResult]:
         """Send each shard through all stages before the next one. An actor is made with the first shard it gets."""
         functions = [_function_of(stage) for stage in stages]

@@ -112,7 +112,8 @@ class Tracker:
     def stage(self, name: str, total: int, *, unit: str = "shards", resumed: int = 0, actors: int = 0) -> None:
         """Begin a stage, and store the time of the previous one in `seconds`."""
         self._end_stage()
-        self._snapshot = Snapshot(stage=name, unit=unit, done=resumed, total=total, actors=actors)
+        problems = self._snapshot.problems
+        self._snapshot = Snapshot(stage=name, unit=unit, done=resumed, total=total, actors=actors, problems=problems)
         self._window = deque([(self._clock(), resumed, 0)])
         self._show()
 
@@ -135,6 +136,13 @@ class Tracker:
             tokens_per_s=(tokens_done - tokens_then) / elapsed,
             eta_s=(last.total - done) / per_s if per_s > 0 else None,
         )
+        self._show()
+
+    def report_problems(self, problems: tuple[str, ...]) -> None:
+        """Show the problems of actors, and say those that are new. Any thread may call it."""
+        for problem in problems[len(self._snapshot.problems) :]:
+            self.say(f"actor {problem}")
+        self._snapshot = replace(self._snapshot, problems=problems)
         self._show()
 
     def say(self, text: str) -> None:

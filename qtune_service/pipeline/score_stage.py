@@ -75,6 +75,8 @@ class Scored:
     """A warning if no trained text ends in a stop token of the model."""
     performance: dict[str, float] = field(default_factory=dict)
     """Figures of `measure`. Empty where nothing was left to score."""
+    actor_problems: tuple[str, ...] = ()
+    """Actors of this run that failed to start or were retired, a sentence each."""
     files: tuple[dict[str, Any], ...] = ()
 
     @property
@@ -91,7 +93,7 @@ class Scored:
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for the manifest, without the files, which the manifest lists itself."""
         body = asdict(self)
-        del body["files"], body["performance"]
+        del body["files"], body["performance"], body["actor_problems"]
         return {**body, "shards": {str(index): rows for index, rows in self.shards.items()}}
 
     @classmethod
@@ -115,6 +117,7 @@ def summarise(
     category_column: str | None,
     revisions: dict[str, str],
     performance: dict[str, float],
+    actor_problems: tuple[str, ...] = (),
 ) -> Scored:
     """Add up the markers of all shards. Raise EngineError where two engines scored one output."""
     ordered = [markers[index] for index in sorted(markers)]
@@ -144,17 +147,18 @@ def summarise(
         revisions=revisions,
         notes=dict(Counter(add_counts(m.notes for m in ordered)).most_common(MAX_NOTES)),
         performance=performance,
+        actor_problems=actor_problems,
         files=tuple(f for m in ordered for f in m.files),
     )
 
 
-def measure(markers: Sequence[ScoredMarker]) -> dict[str, float]:
+def measure(markers: Sequence[ScoredMarker], *, actors_failed: int = 0) -> dict[str, float]:
     """Return the speed of this run, from the shards that it scored.
 
     startup_s: from the start of this process to the first engine's first shard. score_s: from there until the last
     shard was written. engine_busy_share: share of the actors' time, each from its first shard on, spent scoring.
     tail_s: how long the first actor to run out of shards waited for the last one. encode_s: seconds of all encoding
-    tasks.
+    tasks. actors_failed: actors that failed to start or were retired.
     """
     scored = [m for m in markers if m.engine]
     if not scored:
@@ -176,6 +180,7 @@ def measure(markers: Sequence[ScoredMarker]) -> dict[str, float]:
         "encode_s": round(sum(m.encode_s for m in scored), 3),
         "actors": len(first_s),
         "nodes": len({actor.partition(":")[0] for actor in first_s}),
+        "actors_failed": actors_failed,
     }
 
 
@@ -211,6 +216,7 @@ class ScoringRun:
     _markers: dict[int, ScoredMarker] = field(default_factory=dict)
     _failed: dict[int, str] = field(default_factory=dict)
     """Failed shard -> its problem."""
+    _problems: tuple[str, ...] = ()
 
     def run(self, todo: Sequence[int]) -> dict[int, ScoredMarker]:
         """Score shards and return the markers of those that were scored.
@@ -223,7 +229,8 @@ class ScoringRun:
         failed_in_a_row, is_stopped = 0, False
         items = [(index, None) for index in todo]
         with self.stop.saving(retries.stop, arrived, limits.stop_grace_s):
-            for result in self.executor.run(items, *self._stages(), retries=retries):
+            results = self.executor.run(items, *self._stages(), retries=retries, on_problems=self._report_problems)
+            for result in results:
                 arrived.add(result.shard)
                 if isinstance(result.problem, StoppedError):
                     is_stopped = True
@@ -238,6 +245,15 @@ class ScoringRun:
         if len(self._failed) > limits.max_failed_shards:
             raise self._too_many(f"{len(self._failed)} of {len(todo)} shards")
         return self._markers
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Return the actors that failed to start or were retired, a sentence each."""
+        return self._problems
+
+    def _report_problems(self, problems: tuple[str, ...]) -> None:
+        self._problems = problems
+        self.tracker.report_problems(problems)
 
     def reject_failed(self) -> dict[int, ScoredMarker]:
         """Reject the records of failed shards and return their markers."""

@@ -252,7 +252,7 @@ class ScoreShard:
         output, retries = self._context.output, self._context.retries
         engine = f"{self._scorer.info.name} {self._scorer.info.version} {self._scorer.info.dtype}"
         done: dict[int, TokenScores | str] = {}
-        if index in self._context.partials:
+        if index in self._context.partials or (retries is not None and retries.supervisor.call("has_partial", index)):
             done |= partial_scores(output.read_partial(index), engine)
         left = [i for i in range(len(samples)) if i not in done]
         watch = retries.supervisor.reporter(index) if retries else never
