@@ -4,6 +4,9 @@ A worker that dies cannot report it, and Ray repeats its task without limit. So 
 asks the supervisor, an object on the driver's node that counts. The price is two short calls per stage and shard.
 A success resets the count: a shard that is computed again because its node left keeps all its attempts.
 
+An actor may hold two shards, of which one has the engine (score_shard.py). If its process dies, the attempt counts for
+the shard with the engine. The other shard's attempt does not count, but it is suspect and tried alone next.
+
     an exception                retry in the same process, after a pause that grows
     a StorageError              no retry here: storage has retried already
     a dead engine or worker     the process exits, Ray starts another one and gives it the shard again
@@ -56,14 +59,42 @@ class Supervisor:
         self._tokens: dict[int, int] = {}
         self._successes: Counter[str] = Counter()
         self._actors = ActorStates()
+        self._waiting: set[tuple[str, int]] = set()
+        """Shards that share a process in which another shard may have the engine."""
+        self._suspects: set[tuple[str, int]] = set()
         self._stopping = False
 
-    def begin(self, stage: str, shard: int, *, closing: bool) -> tuple[int, str]:
-        """Count an attempt. Return its number, from 1, and the problem of the last one. STOPPING: do not begin."""
+    def begin(self, stage: str, shard: int, *, closing: bool, shares: bool = False) -> tuple[int, str]:
+        """Count an attempt. Return its number, from 1, and the problem of the last one. STOPPING: do not begin.
+
+        shares: the shard waits for an engine that other shards of its process use. It calls `enter` and `leave`.
+        """
         if self._stopping and not closing:
             return STOPPING, ""
-        self._attempts[stage, shard] += 1
-        return self._attempts[stage, shard], self._problems.get((stage, shard), "")
+        key = stage, shard
+        if key in self._waiting:  # the process died, and another shard may have been the cause
+            self._suspects.add(key)
+        else:
+            self._attempts[key] += 1
+        if shares:
+            self._waiting.add(key)
+        return self._attempts[key], self._problems.get(key, "")
+
+    def is_suspect(self, stage: str, shard: int) -> bool:
+        """Return whether the process died when it held this shard, which must then have it alone."""
+        return (stage, shard) in self._suspects or self._attempts[stage, shard] > 1
+
+    def enter(self, stage: str, shard: int, actor: str) -> bool:
+        """Record that a shard has the engine of an actor. Return whether the job is stopping: then it must not."""
+        if not self._stopping:
+            self._waiting.discard((stage, shard))
+            self._tokens.setdefault(shard, 0)
+            self._actors.set(actor, "scoring", shard)
+        return self._stopping
+
+    def leave(self, stage: str, shard: int) -> None:
+        """Record that a shard needs the engine no more."""
+        self._waiting.add((stage, shard))
 
     def report(self, shard: int, tokens: int = 0) -> bool:
         """Record how many tokens of a shard are scored. Return whether the job is stopping."""
@@ -83,11 +114,14 @@ class Supervisor:
     def fail(self, stage: str, shard: int, problem: str) -> None:
         """Record why an attempt failed."""
         self._problems[stage, shard] = problem
+        self._waiting.discard((stage, shard))
 
     def succeed(self, stage: str, shard: int) -> None:
         """Record that a stage has finished a shard, and reset its attempts."""
         self._attempts.pop((stage, shard), None)
         self._problems.pop((stage, shard), None)
+        self._waiting.discard((stage, shard))
+        self._suspects.discard((stage, shard))
         self._successes[stage] += 1
 
     def has_succeeded(self, stage: str) -> bool:
@@ -144,14 +178,16 @@ class RetryPolicy:
     replaces_workers: bool = True
     """Whether a process that exits is replaced by another one."""
 
-    def run(self, stage: str, shard: int, work: Callable[[], Result], *, closing: bool = False) -> Result:
+    def run(
+        self, stage: str, shard: int, work: Callable[[], Result], *, closing: bool = False, shares: bool = False
+    ) -> Result:
         """Run a stage's work on a shard, with retries where they may help.
 
-        `closing` work continues while the job stops. Raise StoppedError, ShardFailedError, or an error that ends the
-        job.
+        `closing` work continues while the job stops. `shares`: see `Supervisor.begin`. Raise StoppedError,
+        ShardFailedError, or an error that ends the job.
         """
         while True:
-            attempt, problem = self.supervisor.call("begin", stage, shard, closing=closing)
+            attempt, problem = self.supervisor.call("begin", stage, shard, closing=closing, shares=shares)
             if attempt == STOPPING:
                 raise StoppedError("the job is stopping")
             if attempt > self.max_attempts:
