@@ -74,6 +74,8 @@ class Dispatch:
     _repeats: Counter[int] = field(default_factory=Counter)
     _holders: dict[int, str] = field(default_factory=dict)
     """Shard -> name of the actor that has it."""
+    _engaged: set[int] = field(default_factory=set)
+    """Shards of these that have had the engine. Another actor may still get the others."""
     _ids: dict[str, str] = field(default_factory=dict)
     """Name -> id of an actor."""
     _has_worked: set[str] = field(default_factory=set)
@@ -101,6 +103,7 @@ class Dispatch:
             self._forget(name)
         self._parked.clear()
         self._holders.clear()
+        self._engaged.clear()
         self._active.clear()
         self._queue.clear()
         self._open = set(shards)
@@ -117,7 +120,7 @@ class Dispatch:
         for at_s, shard in self._queue:
             if at_s > now:
                 waiting.append((at_s, shard))
-            elif shard in self._open and shard not in self._holders:
+            elif shard in self._open and shard not in self._engaged:
                 ready.append(shard)
                 self._touched_s[shard] = now
         self._queue = waiting
@@ -134,7 +137,8 @@ class Dispatch:
 
     def begin(self, stage: str, shard: int) -> None:
         """Record that a stage works on a shard."""
-        self._active[shard], self._touched_s[shard] = stage, self.clock()
+        if stage != self.stage:
+            self._active[shard], self._touched_s[shard] = stage, self.clock()
 
     def end(self, shard: int) -> None:
         """Record that a stage no longer works on a shard."""
@@ -164,7 +168,7 @@ class Dispatch:
             self._strike(seat, shard, problem)
         if self._failures[shard][seat] < SHARD_FAILURES or not self._others_work(seat):
             return False
-        self._holders.pop(shard, None)
+        self._drop(shard)
         self._requeue(shard, PAUSE_S)
         return True
 
@@ -182,7 +186,7 @@ class Dispatch:
         now = self.clock()
         if self._queue or not any(s.phase == "idle" and s.age_s >= IDLE_S for s in self.actors.all()):
             return
-        for shard in self._open - self._scored - self._holders.keys() - self._active.keys():
+        for shard in self._open - self._scored - self._engaged - self._active.keys():
             if now - self._touched_s.get(shard, now) >= IDLE_S and self._repeats[shard] < MAX_REPEATS:
                 self._repeats[shard] += 1
                 self._requeue(shard)
@@ -227,21 +231,29 @@ class Dispatch:
             self._requeue(shard)
             self.actors.set(name, "retired", problem=why)
             return "leave"
-        if shard not in self._open or self._holders.get(shard, name) != name:
+        if shard not in self._open or not self._may_take(name, shard):
             return "skip"
         if self._failures[shard][seat] >= SHARD_FAILURES and self._others_work(seat):
             self._requeue(shard, PAUSE_S)
             return "skip"
-        self._holders[shard] = name
+        if not self._shards_of(name):
+            self.actors.set(name, "scoring", shard)
+        self._holders[shard], self._touched_s[shard] = name, self.clock()
         self.beat(name)
-        self.actors.set(name, "scoring", shard)
         return "work"
+
+    def enter(self, name: str, shard: int) -> bool:
+        """Give the engine of an actor to a shard. False: the actor has the shard no more."""
+        if self.stage and self._holders.get(shard) != name:
+            return False
+        self._engaged.add(shard)
+        return True
 
     def release(self, name: str, shard: int) -> None:
         """Take a shard from an actor that has ended its work on it."""
         if self._holders.get(shard) == name:
-            del self._holders[shard]
-        if name not in self._holders.values() and not self._has_ended(name):
+            self._drop(shard)
+        if not self._shards_of(name) and not self._has_ended(name):
             self.actors.set(name, "idle")
 
     def give_back(self, name: str) -> list[int]:
@@ -283,13 +295,13 @@ class Dispatch:
                 self._deaths[seat] += 1
                 if self._deaths[seat] >= SHARD_FAILURES:
                     self._retire(seat, f"its process died {SHARD_FAILURES} times without finishing a shard")
-                for shard in shards:
+                for shard in self._engaged.intersection(shards):
                     self._failures[shard][seat] += 1
         self._forget(name)
 
     def _forget(self, name: str) -> None:
         for shard in self._shards_of(name):
-            del self._holders[shard]
+            self._drop(shard)
             self._requeue(shard)
         self._parked.discard(name)
         self._beats_s.pop(name, None)
@@ -329,6 +341,15 @@ class Dispatch:
             and state.node not in self._left
             for state in self.actors.all()
         )
+
+    def _may_take(self, name: str, shard: int) -> bool:
+        """Return whether no other actor has a shard, or one that is busy with another shard while this one idles."""
+        holder = self._holders.get(shard, name)
+        return holder == name or (shard not in self._engaged and not self._shards_of(name))
+
+    def _drop(self, shard: int) -> None:
+        self._holders.pop(shard, None)
+        self._engaged.discard(shard)
 
     def _shards_of(self, name: str) -> list[int]:
         return [shard for shard, holder in self._holders.items() if holder == name]

@@ -59,6 +59,9 @@ class Stage:
     """Called in a worker process before each of its tasks. It must be cheap when repeated."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Environment variables that the processes of a pool start with."""
+    calls_in_flight: int = 1
+    """Shards that an actor of a pool holds. With more than one, its target reports to the supervisor when a shard takes
+    and leaves the engine (Supervisor.enter)."""
     is_closing: bool = False
     """Whether the stage continues while the job stops, because it saves the work of other stages."""
 
@@ -123,7 +126,10 @@ def run_stage(stage: Stage, retries: RetryPolicy | None, function: StageFunction
     """Run a stage on one shard. Raise QTuneError only: other errors become an EngineError that names the shard."""
     work = functools.partial(function, shard, value)
     try:
-        return retries.run(stage.name, shard, work, closing=stage.is_closing) if retries else work()
+        if retries is None:
+            return work()
+        shares = stage.calls_in_flight > 1
+        return retries.run(stage.name, shard, work, closing=stage.is_closing, shares=shares)
     except QTuneError:
         raise
     except Exception as error:  # an edge: the driver reports the place, not a stack of the executor

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import logging
 import math
 import os
@@ -58,10 +59,12 @@ from qtune_service.pipeline.shutdown import Stop
 CONNECT_TIMEOUT_S = 10
 HEAD_POLL_S, HEAD_LOST_S = 5.0, 60.0
 REPORT_EVERY_S = 1.0
+TASKS_IN_FLIGHT = 2
+"""Shards that Ray Data assigns to an actor at a time."""
+GROW_AT, SHRINK_AT = 1.75, 0.5
+"""Shards in flight for each actor from which a pool grows, and up to which it shrinks."""
 _lost, _left = threading.Event(), threading.Event()
 """Events of the current cluster: its head node is gone, and this process has left it."""
-TASKS_IN_FLIGHT = 2
-"""Shards that an actor has: the one that it scores, and the next one, whose transfer takes no time of the engine."""
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -136,6 +139,7 @@ class RayExecutor:
             pool = next((stage for stage in stages if stage.pool is not None), None)
             if not values:
                 return
+            _scale_by_calls(max(stage.calls_in_flight for stage in stages))
             if retries is not None and pool is not None:
                 yield from self._run_pool(values, stages, pool, retries, on_problems)
                 return
@@ -391,12 +395,17 @@ def _add(dataset: Any, stage: Stage, retries: RetryPolicy | None, tasks: int | N
     if (pool := stage.pool) is None:
         common |= {"num_cpus": stage.num_cpus, "compute": ray.data.TaskPoolStrategy(size=tasks)}
         return dataset.map_batches(_run_task, fn_args=(stage, retries), **common)
-    size = ray.data.ActorPoolStrategy(
-        min_size=min(pool.min_actors, num_shards),
-        max_size=pool.max_actors and min(pool.max_actors, num_shards),
-        max_tasks_in_flight_per_actor=TASKS_IN_FLIGHT,
-    )
-    common |= {"num_cpus": pool.cpus, "num_gpus": pool.gpus or None, "compute": size}
+    size: dict[str, Any] = {
+        "min_size": min(pool.min_actors, num_shards),
+        "max_size": pool.max_actors and min(pool.max_actors, num_shards),
+        "max_tasks_in_flight_per_actor": max(TASKS_IN_FLIGHT, stage.calls_in_flight),
+        "enable_true_multi_threading": stage.calls_in_flight > 1,
+    }
+    if "max_concurrent_calls_per_actor" in inspect.signature(ray.data.ActorPoolStrategy).parameters:
+        size["max_concurrent_calls_per_actor"] = stage.calls_in_flight
+    else:  # older versions of Ray
+        common["max_concurrency"] = stage.calls_in_flight
+    common |= {"num_cpus": pool.cpus, "num_gpus": pool.gpus or None, "compute": ray.data.ActorPoolStrategy(**size)}
     if stage.environment:
         common["runtime_env"] = {"env_vars": dict(stage.environment)}
     with warnings.catch_warnings():
@@ -474,6 +483,19 @@ def _configure_ray_data() -> None:
     context.custom_execution_callback_classes = [ExecutionHooks]
     for name in ("ray.data", "ray"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _scale_by_calls(calls: int) -> None:
+    """Let pools whose actors run so many calls at a time grow and shrink as pools whose actors run one.
+
+    Ray Data divides the shards in flight by the calls that the actors can run at a time. It copies these settings when
+    a dataset is made.
+    """
+    import ray.data
+
+    scaling = ray.data.DataContext.get_current().autoscaling_config
+    scaling.actor_pool_util_upscaling_threshold = GROW_AT / calls
+    scaling.actor_pool_util_downscaling_threshold = SHRINK_AT / calls
 
 
 def _first_line(error: BaseException) -> str:

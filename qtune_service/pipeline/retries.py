@@ -4,6 +4,9 @@ A worker that dies cannot report it, and Ray repeats its task without limit. So 
 asks the supervisor, an object on the driver's node that counts. The price is two short calls per stage and shard.
 A success resets the count: a shard that is computed again because its node left keeps all its attempts.
 
+An actor may hold two shards, of which one has the engine (score_shard.py). If its process dies, the attempt counts for
+the shard with the engine. The other shard's attempt does not count, but it is suspect and tried alone next.
+
     an exception                retry in the same process, after a pause that grows; the second time on an actor that is
                                 not the only one, another actor gets the shard (dispatch.py)
     a StorageError              no retry here: storage has retried already
@@ -19,7 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 from qtune_service.errors import (
     DataError,
@@ -44,6 +47,8 @@ STOP_TIMEOUT_S = 10
 """After this time without an answer to a stop request the supervisor and its workers count as lost."""
 
 Result = TypeVar("Result")
+Entry: TypeAlias = Literal["work", "stop", "skip"]
+"""work: a shard has the engine. stop: the job is stopping. skip: another actor has the shard."""
 ReportProgress: TypeAlias = Callable[[int], bool]
 """Called with the tokens scored so far. Returns whether the job is stopping."""
 
@@ -67,15 +72,46 @@ class Supervisor:
         self._dispatch = Dispatch(self._actors, start_failures)
         self._partials: set[int] = set()
         self._start_errors: list[QTuneError] = []
+        self._waiting: set[tuple[str, int]] = set()
+        """Shards that share a process in which another shard may have the engine."""
+        self._suspects: set[tuple[str, int]] = set()
         self._stopping = False
 
-    def begin(self, stage: str, shard: int, *, closing: bool) -> tuple[int, str]:
-        """Count an attempt. Return its number, from 1, and the problem of the last one. STOPPING: do not begin."""
+    def begin(self, stage: str, shard: int, *, closing: bool, shares: bool = False) -> tuple[int, str]:
+        """Count an attempt. Return its number, from 1, and the problem of the last one. STOPPING: do not begin.
+
+        shares: the shard waits for an engine that other shards of its process use. It calls `enter` and `leave`.
+        """
         if self._stopping and not closing:
             return STOPPING, ""
-        self._attempts[stage, shard] += 1
+        key = stage, shard
+        if key in self._waiting:  # the process died, and another shard may have been the cause
+            self._suspects.add(key)
+        else:
+            self._attempts[key] += 1
+        if shares:
+            self._waiting.add(key)
         self._dispatch.begin(stage, shard)
-        return self._attempts[stage, shard], self._problems.get((stage, shard), "")
+        return self._attempts[key], self._problems.get(key, "")
+
+    def is_suspect(self, stage: str, shard: int) -> bool:
+        """Return whether the process died when it held this shard, which must then have it alone."""
+        return (stage, shard) in self._suspects or self._attempts[stage, shard] > 1
+
+    def enter(self, stage: str, shard: int, actor: str) -> Entry:
+        """Record that a shard has the engine of an actor, unless the job is stopping or another actor has it."""
+        if self._stopping:
+            return "stop"
+        if not self._dispatch.enter(actor, shard):
+            return "skip"
+        self._waiting.discard((stage, shard))
+        self._tokens.setdefault(shard, 0)
+        self._actors.set(actor, "scoring", shard)
+        return "work"
+
+    def leave(self, stage: str, shard: int) -> None:
+        """Record that a shard needs the engine no more."""
+        self._waiting.add((stage, shard))
 
     def report(self, shard: int, tokens: int = 0) -> bool:
         """Record how many tokens of a shard are scored. Return whether the job is stopping."""
@@ -95,12 +131,15 @@ class Supervisor:
     def fail(self, stage: str, shard: int, problem: str, *, is_engine: bool = False) -> bool:
         """Record why an attempt failed. Return whether another actor gets the shard."""
         self._problems[stage, shard] = problem
+        self._waiting.discard((stage, shard))
         return self._dispatch.fail(stage, shard, problem, is_engine=is_engine)
 
     def succeed(self, stage: str, shard: int) -> None:
         """Record that a stage has finished a shard, and reset its attempts."""
         self._attempts.pop((stage, shard), None)
         self._problems.pop((stage, shard), None)
+        self._waiting.discard((stage, shard))
+        self._suspects.discard((stage, shard))
         self._dispatch.succeed(stage, shard)
 
     # --- actors and the shards that they get (dispatch.py)
@@ -154,11 +193,13 @@ class Supervisor:
         """Record that an actor is alive."""
         self._dispatch.beat(name)
 
-    def leave(self, name: str, partials: list[int]) -> None:
-        """Hand out the shards of an actor that leaves, some of which have partial scores."""
+    def actor_left(self, name: str, partials: list[int]) -> None:
+        """Hand out the shards of an actor that left after a notice. Some have partial scores. No attempt failed."""
         self._partials |= set(partials)
         for shard in self._dispatch.give_back(name):
-            self._attempts[self._dispatch.stage, shard] -= 1
+            key = self._dispatch.stage, shard
+            self._attempts[key] = max(0, self._attempts[key] - 1)
+            self._waiting.discard(key)
 
     def has_partial(self, shard: int) -> bool:
         """Return whether an actor of this run has left partial scores of a shard."""
@@ -220,14 +261,16 @@ class RetryPolicy:
     max_failed_actors: int | None = None
     """Actors that may fail to start or be retired. None: any number, while one of them works."""
 
-    def run(self, stage: str, shard: int, work: Callable[[], Result], *, closing: bool = False) -> Result:
+    def run(
+        self, stage: str, shard: int, work: Callable[[], Result], *, closing: bool = False, shares: bool = False
+    ) -> Result:
         """Run a stage's work on a shard, with retries where they may help.
 
-        `closing` work continues while the job stops. Raise StoppedError, PassedOnError, ShardFailedError, or an error
-        that ends the job.
+        `closing` work continues while the job stops. `shares`: see `Supervisor.begin`. Raise StoppedError,
+        PassedOnError, ShardFailedError, or an error that ends the job.
         """
         while True:
-            attempt, problem = self.supervisor.call("begin", stage, shard, closing=closing)
+            attempt, problem = self.supervisor.call("begin", stage, shard, closing=closing, shares=shares)
             if attempt == STOPPING:
                 raise StoppedError("the job is stopping")
             if attempt > self.max_attempts:

@@ -18,12 +18,12 @@ from qtune_service.output.layout import part_files
 from qtune_service.pipeline.executor import Executor, Pool, Stage
 from qtune_service.pipeline.progress import Tracker
 from qtune_service.pipeline.retries import StoppedError
+from qtune_service.pipeline.score_shard import CALLS_IN_FLIGHT, STAGE, ScoreShard
 from qtune_service.pipeline.shutdown import Stop
 from qtune_service.pipeline.stages import (
     Counts,
     JobContext,
     ScoredMarker,
-    ScoreShard,
     commit_shard,
     encode_shard,
     reject_shard,
@@ -267,7 +267,14 @@ class ScoringRun:
         environment = {} if self.pool.gpus else allocator_environment()
         return (
             Stage("encode", encode_shard, arguments, setup=setup),
-            Stage("score", ScoreShard, arguments, pool=self.pool, environment=environment),
+            Stage(
+                STAGE,
+                ScoreShard,
+                arguments,
+                pool=self.pool,
+                environment=environment,
+                calls_in_flight=CALLS_IN_FLIGHT,
+            ),
             Stage("commit", commit_shard, arguments, is_closing=True),
         )
 

@@ -34,6 +34,7 @@ class Pool:
         """Let an actor score shards that it gets."""
         for shard in shards:
             assert self.dispatch.hold(name, shard) == "work"
+            assert self.dispatch.enter(name, shard)
             self.dispatch.succeed("score", shard)
             self.dispatch.release(name, shard)
             self.dispatch.arrived(shard, has_failed=False)
@@ -41,6 +42,7 @@ class Pool:
     def fails(self, name: str, shard: int, problem: str = "CUDA error") -> bool:
         """Let the engine of an actor fail on a shard."""
         self.dispatch.hold(name, shard)
+        self.dispatch.enter(name, shard)
         return self.dispatch.fail("score", shard, problem, is_engine=True)
 
 
@@ -57,6 +59,7 @@ def test_shards_of_a_dead_process_are_handed_out_again(pool: Pool) -> None:
     """As soon as its actor is restarted; and one that another has is not scored twice."""
     pool.works("n:a1", "m:b1")
     assert pool.dispatch.hold("n:a1", 3) == "work"
+    assert pool.dispatch.enter("n:a1", 3)
     assert pool.dispatch.take() == []
     assert pool.dispatch.hold("m:b1", 3) == "skip"
     pool.dispatch.start("n:a2", "a")
@@ -68,8 +71,9 @@ def test_shards_of_a_dead_process_are_handed_out_again(pool: Pool) -> None:
 def test_shards_of_a_silent_actor_are_handed_out_again(pool: Pool) -> None:
     """A lost node says nothing. An actor that gives signs of life keeps its shard as long as it takes."""
     pool.works("n:a1", "m:b1")
-    pool.dispatch.hold("n:a1", 3)
-    pool.dispatch.hold("m:b1", 4)
+    for name, shard in {"n:a1": 3, "m:b1": 4}.items():
+        pool.dispatch.hold(name, shard)
+        pool.dispatch.enter(name, shard)
     for _ in range(3):
         pool.now += LOST_S / 2 + 1
         pool.dispatch.beat("m:b1")
@@ -83,14 +87,18 @@ def test_an_idle_actor_gets_what_another_one_has_not_begun(pool: Pool) -> None:
     """At the end of a job a busy, slow or lost actor holds no second shard, while others idle."""
     pool.works("n:a1", "m:b1")
     pool.scores("m:b1", *range(2, 10))
-    pool.dispatch.hold("n:a1", 0)
+    for shard in range(2):
+        assert pool.dispatch.hold("n:a1", shard) == "work"
+    assert pool.dispatch.enter("n:a1", 0)
     for shard in range(2):
         pool.dispatch.begin("encode", shard)
         pool.dispatch.succeed("encode", shard)
     assert pool.dispatch.take() == []
     pool.now += IDLE_S
     assert pool.dispatch.take() == [1]
-    pool.scores("m:b1", 1)
+    assert pool.dispatch.hold("m:b1", 1) == "work"
+    assert not pool.dispatch.enter("n:a1", 1)
+    assert pool.dispatch.enter("m:b1", 1)
     assert pool.dispatch.hold("n:a1", 1) == "skip"
 
 
