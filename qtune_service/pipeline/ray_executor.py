@@ -176,7 +176,7 @@ class RayExecutor:
                 )
                 pool = watch(retries, stage.pool, on_problems)
                 try:
-                    for result in _results(self._add_all(dataset, stages, retries, len(values))):
+                    for result in _results(self._add_all(dataset, stages, retries, len(values)), prefetch=0):
                         if values.pop(result.shard, None) is None or isinstance(result.problem, PassedOnError):
                             continue
                         retries.supervisor.send("arrived", result.shard, result.problem is not None)
@@ -377,14 +377,18 @@ def _here() -> Any:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
 
 
-def _results(dataset: Any) -> Iterator[StageResult]:
-    """Run a dataset and yield its rows. Raise the first error that concerns the whole job."""
-    for row in dataset.iter_rows():
-        error = pickle.loads(row["failure"]) if row["failure"] else None  # noqa: S301 - from `_run_row`
-        if error is not None and not isinstance(error, (ShardFailedError, StoppedError, PassedOnError)):
-            raise error
-        value = None if error is not None else pickle.loads(row["value"])  # noqa: S301 - from `_run_row`
-        yield StageResult(row["shard"], value, error)
+def _results(dataset: Any, prefetch: int = 1) -> Iterator[StageResult]:
+    """Run a dataset and yield its rows. Raise the first error that concerns the whole job.
+
+    prefetch: blocks that are held back until the next ones come. 0 for a dataset that has no end of its own.
+    """
+    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=prefetch):
+        for row in batch.to_pylist():
+            error = pickle.loads(row["failure"]) if row["failure"] else None  # noqa: S301 - from `_run_row`
+            if error is not None and not isinstance(error, (ShardFailedError, StoppedError, PassedOnError)):
+                raise error
+            value = None if error is not None else pickle.loads(row["value"])  # noqa: S301 - from `_run_row`
+            yield StageResult(row["shard"], value, error)
 
 
 def _add(dataset: Any, stage: Stage, retries: RetryPolicy | None, tasks: int | None, num_shards: int) -> Any:
