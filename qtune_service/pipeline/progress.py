@@ -154,8 +154,15 @@ class Tracker:
             last, self._moved_s = self._snapshot, self._clock()
             done, tokens_done = last.done + units, last.tokens_done + tokens
             self._window.append((self._moved_s, done, tokens_done))
-            counts = {"done": done, "tokens_done": tokens_done, "rejected": last.rejected + rejected}
-            self._snapshot = replace(last, **counts, waiting="", waiting_for="", waiting_s=0.0)
+            self._snapshot = replace(
+                last,
+                done=done,
+                tokens_done=tokens_done,
+                rejected=last.rejected + rejected,
+                waiting="",
+                waiting_for="",
+                waiting_s=0.0,
+            )
             self._measure()
             self._show()
 
@@ -308,11 +315,13 @@ class FileSink:
     """`progress.json`, rewritten at most every `every_s` seconds and at each change of stage.
 
     Without news it is rewritten every `heartbeat_s` seconds, so that a server can distinguish a slow driver from a
-    dead one. The last version reports how the driver ended.
+    dead one. The last version reports how the driver ended. `attempt` is the server's name of this driver.
     """
 
-    def __init__(self, write: Callable[[bytes], None], every_s: float = 2.0, heartbeat_s: float = 5.0) -> None:
-        self._write, self._every_s = write, every_s
+    def __init__(
+        self, write: Callable[[bytes], None], every_s: float = 2.0, heartbeat_s: float = 5.0, attempt: str = ""
+    ) -> None:
+        self._write, self._every_s, self._attempt = write, every_s, attempt
         self._next_s = 0.0
         self._snapshot, self._history = Snapshot(), History()
         self._lock, self._ended = threading.Lock(), threading.Event()
@@ -351,6 +360,6 @@ class FileSink:
 
     def _rewrite(self, more: Mapping[str, Any] | None = None) -> None:
         more = {"updated_at_s": time.time(), "history": self._history.columns(), **(more or {})}
-        body = {**asdict(self._snapshot), **more}
+        body = {**asdict(self._snapshot), "attempt": self._attempt, **more}
         with self._lock:
             self._write(json.dumps(body).encode())

@@ -6,6 +6,7 @@ written last, makes the output complete. The same call on the same output contin
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from qtune_service.config import JobSpec, PruneSpec
 from qtune_service.errors import DataError, QTuneError
 from qtune_service.ingest.records import HINTS
 from qtune_service.job_fields import in_terminal
-from qtune_service.output.layout import Output
+from qtune_service.output.layout import JOB_VARIABLE, Output
 from qtune_service.output.removal import clear
 from qtune_service.pipeline.distributed_selection import work
 from qtune_service.pipeline.executor import Executor, Stage
@@ -55,7 +56,7 @@ def run_job(
         if overwrite:
             clear(output)
         output.check_owner(spec)  # before anything is written there, progress included
-        file = FileSink(output.note_progress)
+        file = FileSink(output.note_progress, attempt=os.environ.get(JOB_VARIABLE, ""))
         try:
             return _Job(spec, output, Tracker(sink, file), executor or RayExecutor(), stop or Stop()).run()
         except QTuneError as error:

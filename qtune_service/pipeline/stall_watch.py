@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections import Counter
@@ -59,16 +60,17 @@ def watching(tracker: Tracker, look: Look, every_s: float = LOOK_EVERY_S) -> Ite
     """Watch a job while the block runs: show every `every_s` seconds what `look` returns."""
     ended = threading.Event()
     clock = _Since()
-    seen = Observation()
+    most_actors = 0
 
     def watch() -> None:
-        nonlocal seen
+        nonlocal most_actors
         while not ended.wait(every_s):
             try:
                 waiting, seen = look(tracker.quiet_s)
             except Exception as error:  # noqa: BLE001 - an edge: a cluster that does not answer now may answer again
                 _log.debug("no look at the cluster: %s", error)
                 continue
+            most_actors = max(most_actors, seen.actors)
             if not ended.is_set():
                 tracker.observe(clock.complete(waiting, seen))
 
@@ -79,7 +81,7 @@ def watching(tracker: Tracker, look: Look, every_s: float = LOOK_EVERY_S) -> Ite
     finally:
         ended.set()
         thread.join(JOIN_S)
-        tracker.observe(Observation(actors=seen.actors, phases=seen.phases))
+        tracker.observe(Observation(actors=most_actors))
 
 
 @dataclass(slots=True)
@@ -124,6 +126,7 @@ class ScoringLook:
     num_shards: int
     stall_s: float
     say: Callable[[str], None]
+    _had_actors: bool = False
     _hanging: dict[tuple[str, int | None], None] = field(default_factory=dict)
     """Actors, and their shards, that were reported as hanging."""
 
@@ -142,6 +145,10 @@ class ScoringLook:
             phases=dict(Counter(actor.phase for actor in [*present, *ended])),
             problems=shorten(problems),
         )
+        self._had_actors = self._had_actors or bool(present)
+        is_over = self._had_actors and not present and not (cluster and cluster.creating)
+        if is_over:  # Ray Data ends its actors with the last shard
+            return (Waiting("shards", "writing the last shards", quiet_s) if quiet_s > IDLE_S else None), seen
         wanted = min(self.pool.min_actors, self.num_shards)
         return what_scoring_waits_for(present, cluster, self.pool, wanted, quiet_s, self.stall_s), seen
 
@@ -182,7 +189,7 @@ def what_scoring_waits_for(
         return Waiting("shards", text, quiet_s) if quiet_s > IDLE_S else None
     if starting:
         return _loading(starting, cluster, short)
-    if short:
+    if short and cluster is not None and cluster.creating:
         return Waiting("resources", f"waiting for {short}")
     if cluster is not None and cluster.creating:
         return Waiting(
@@ -220,19 +227,20 @@ def _shortage(cluster: ClusterState, pool: Pool, have: int, wanted: int) -> str:
     """Return which resources are missing for further actors: `8 GPUs (0 of 8)`. Empty where there is room for them."""
     need: dict[Kind, float] = {kind: amount for kind, amount in _needs(pool) if amount}
     missing, room = wanted - have, _room(cluster, need)
-    if room >= missing:
-        return ""
     kind: Kind = "GPU" if pool.gpus and _room(cluster, {"GPU": pool.gpus}) < missing else "CPU"
     each = need[kind]
-    in_use = cluster.total(kind) - cluster.free(kind) - have * each
+    in_use = max(cluster.total(kind) - cluster.free(kind) - have * each, 0.0)
     by_others = min(in_use, cluster.others.get(kind, 0.0))
-    notes = [f"{(have + room) * each:g} of {wanted * each:g}"]
+    placed = min(math.floor((in_use - by_others) / each), cluster.creating)  # their processes have not reported yet
+    if room + placed >= missing:
+        return ""
+    notes = [f"{(have + placed + room) * each:g} of {wanted * each:g}"]
     if cluster.largest(kind) < each and cluster.total(kind) > 0:
         notes.append(f"the largest node has {cluster.largest(kind):g}")
     elif by_others > 0:
         notes.append(f"{by_others:g} in use by other jobs")
-    elif in_use > 0:
-        notes.append(f"{in_use:g} in use")
+    elif in_use > placed * each:
+        notes.append(f"{in_use - placed * each:g} in use")
     more = " more" if have else ""
     return f"{missing * each:g}{more} {kind}{'s' if missing * each != 1 else ''} ({'; '.join(notes)})"
 
