@@ -33,12 +33,12 @@ class ClusterState:
 
     nodes: Mapping[str, Node]
     """Node id, shortened as in names of actors -> node."""
-    alive: frozenset[str]
-    """Names of this job's actors whose constructor has ended, as NODE:PROCESS."""
-    creating: int = 0
-    """Actors of this job that Ray was asked for and that are not alive yet. They may lack resources, or load."""
+    placed: frozenset[str]
+    """Names of this job's actors that have a process and their resources, as NODE:PROCESS."""
+    unplaced: int = 0
+    """Actors that this job requested and that have no process yet."""
     others: Mapping[Kind, float] = field(default_factory=dict)
-    """Resources of other jobs' actors, including those that they wait for."""
+    """Resources that actors of other jobs use."""
 
     def total(self, kind: Kind) -> float:
         """Return what all nodes have."""

@@ -29,21 +29,22 @@ def look_at_cluster() -> ClusterState:
         if node["Alive"]
     }
     own = ray.get_runtime_context().get_job_id()
-    alive: set[str] = set()
-    creating, others = 0, dict[Kind, float]()
+    placed: set[str] = set()
+    unplaced, others = 0, dict[Kind, float]()
     for phase in LIVE_PHASES:  # a cluster remembers 100,000 dead actors
         for body in accessor.get_actor_table(None, phase):
             actor = gcs_pb2.ActorTableData.FromString(body)
             needs: dict[Kind, float] = {"GPU": _needed(actor, "GPU"), "CPU": _needed(actor, "CPU")}
             if not any(needs.values()):
                 continue
+            has_process = actor.pid > 0 and phase != "RESTARTING"
             if actor.job_id.hex() != own:
-                others = {kind: others.get(kind, 0.0) + amount for kind, amount in needs.items()}
-            elif phase == "ALIVE":
-                alive.add(f"{actor.address.node_id.hex()[:NODE_CHARS]}:{actor.pid}")
+                others = {kind: others.get(kind, 0.0) + has_process * amount for kind, amount in needs.items()}
+            elif has_process:
+                placed.add(f"{actor.address.node_id.hex()[:NODE_CHARS]}:{actor.pid}")
             else:
-                creating += 1
-    return ClusterState(nodes, frozenset(alive), creating, others)
+                unplaced += 1
+    return ClusterState(nodes, frozenset(placed), unplaced, others)
 
 
 def _needed(actor: Any, kind: Kind) -> float:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import threading
 import time
 from collections import Counter
@@ -146,7 +145,7 @@ class ScoringLook:
             problems=shorten(problems),
         )
         self._had_actors = self._had_actors or bool(present)
-        is_over = self._had_actors and not present and not (cluster and cluster.creating)
+        is_over = self._had_actors and not present and not (cluster and (cluster.placed or cluster.unplaced))
         if is_over:  # Ray Data ends its actors with the last shard
             return (Waiting("shards", "writing the last shards", quiet_s) if quiet_s > IDLE_S else None), seen
         wanted = min(self.pool.min_actors, self.num_shards)
@@ -181,7 +180,7 @@ def what_scoring_waits_for(
     """
     scoring = [actor for actor in present if actor.phase == "scoring"]
     starting = [actor for actor in present if actor.phase == "starting"]
-    short = _shortage(cluster, pool, len(present), wanted) if cluster is not None else ""
+    short = _shortage(cluster, pool, wanted) if cluster is not None and cluster.unplaced else ""
     if scoring:
         return _scoring(scoring, cluster, quiet_s, stall_s)
     if len(starting) < len(present):
@@ -189,9 +188,9 @@ def what_scoring_waits_for(
         return Waiting("shards", text, quiet_s) if quiet_s > IDLE_S else None
     if starting:
         return _loading(starting, cluster, short)
-    if short and cluster is not None and cluster.creating:
+    if short:
         return Waiting("resources", f"waiting for {short}")
-    if cluster is not None and cluster.creating:
+    if cluster is not None and (cluster.placed or cluster.unplaced):
         return Waiting(
             "loading", f"starting the {'process' if wanted == 1 else 'processes'} of {_number(wanted, 'actor')}"
         )
@@ -223,24 +222,24 @@ def _loading(starting: Sequence[ActorState], cluster: ClusterState | None, short
     return Waiting("loading", f"{text}; waiting for {short}" if short else text, slowest.phase_s)
 
 
-def _shortage(cluster: ClusterState, pool: Pool, have: int, wanted: int) -> str:
+def _shortage(cluster: ClusterState, pool: Pool, wanted: int) -> str:
     """Return which resources are missing for further actors: `8 GPUs (0 of 8)`. Empty where there is room for them."""
     need: dict[Kind, float] = {kind: amount for kind, amount in _needs(pool) if amount}
-    missing, room = wanted - have, _room(cluster, need)
+    have, room = len(cluster.placed), _room(cluster, need)
+    missing = wanted - have
+    if room >= missing:
+        return ""
     kind: Kind = "GPU" if pool.gpus and _room(cluster, {"GPU": pool.gpus}) < missing else "CPU"
     each = need[kind]
-    in_use = max(cluster.total(kind) - cluster.free(kind) - have * each, 0.0)
+    in_use = cluster.total(kind) - cluster.free(kind) - have * each
     by_others = min(in_use, cluster.others.get(kind, 0.0))
-    placed = min(math.floor((in_use - by_others) / each), cluster.creating)  # their processes have not reported yet
-    if room + placed >= missing:
-        return ""
-    notes = [f"{(have + placed + room) * each:g} of {wanted * each:g}"]
+    notes = [f"{(have + room) * each:g} of {wanted * each:g}"]
     if cluster.largest(kind) < each and cluster.total(kind) > 0:
         notes.append(f"the largest node has {cluster.largest(kind):g}")
     elif by_others > 0:
         notes.append(f"{by_others:g} in use by other jobs")
-    elif in_use > placed * each:
-        notes.append(f"{in_use - placed * each:g} in use")
+    elif in_use > 0:
+        notes.append(f"{in_use:g} in use")
     more = " more" if have else ""
     return f"{missing * each:g}{more} {kind}{'s' if missing * each != 1 else ''} ({'; '.join(notes)})"
 
@@ -255,11 +254,7 @@ def _room(cluster: ClusterState, need: dict[Kind, float]) -> int:
 
 def _is_present(actor: ActorState, cluster: ClusterState | None) -> bool:
     """Return whether an actor works. Those of lost nodes and killed processes report nothing more."""
-    if actor.phase in ENDED:
-        return False
-    if cluster is None or actor.name in cluster.alive:
-        return True
-    return actor.phase == "starting" and actor.node in cluster.nodes and cluster.creating > 0
+    return actor.phase not in ENDED and (cluster is None or actor.name in cluster.placed)
 
 
 def _host(actor: ActorState, cluster: ClusterState | None) -> str:
