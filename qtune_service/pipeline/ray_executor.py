@@ -30,6 +30,7 @@ from typing import Any
 
 from qtune_service.config import EngineSpec
 from qtune_service.errors import EngineError, QTuneError, ShardFailedError
+from qtune_service.pipeline.cluster_state import ClusterState
 from qtune_service.pipeline.dispatch import START_FAILURES
 from qtune_service.pipeline.executor import (
     Executor,
@@ -42,23 +43,23 @@ from qtune_service.pipeline.executor import (
     run_stage,
     size_local_pool,
 )
+from qtune_service.pipeline.ray_cluster import look_at_cluster
 from qtune_service.pipeline.ray_pool import (
     ActorProcess,
     ExecutionHooks,
     PoolLostError,
+    RaySupervisor,
     away_from_closed_nodes,
-    leaving,
     ray_process_name,
     row_table,
     source,
     watch,
 )
-from qtune_service.pipeline.retries import PassedOnError, ReportProgress, RetryPolicy, StoppedError, Supervisor
+from qtune_service.pipeline.retries import PassedOnError, RetryPolicy, StoppedError, Supervisor
 from qtune_service.pipeline.shutdown import Stop
 
 CONNECT_TIMEOUT_S = 10
 HEAD_POLL_S, HEAD_LOST_S = 5.0, 60.0
-REPORT_EVERY_S = 1.0
 TASKS_IN_FLIGHT = 2
 """Shards that Ray Data assigns to an actor at a time."""
 GROW_AT, SHRINK_AT = 1.75, 0.5
@@ -114,6 +115,10 @@ class RayExecutor:
     def size_pool(self, spec: EngineSpec) -> Pool:
         """Return the scoring pool that fits the cluster."""
         return size_pool(spec, self._started())
+
+    def cluster_state(self) -> ClusterState | None:
+        """Return the resources of the cluster and who uses them, or None before `start`."""
+        return None if self._cluster is None or is_lost() else look_at_cluster()
 
     def retry_policy(self, max_attempts: int, max_failed_actors: int | None = None) -> RetryPolicy:
         """Start a supervisor on the driver's node, where it lives as long as the driver's cluster."""
@@ -318,52 +323,6 @@ def max_tasks(cluster: Cluster, stages: Sequence[Stage], stage: Stage, num_shard
     if limit is None and pool is not None and not pool.gpus:
         return pool.max_actors  # Ray Data would grant unbounded tasks the CPUs that the pool needs to grow
     return limit
-
-
-# --- the supervisor
-
-
-@dataclass(frozen=True, slots=True)
-class RaySupervisor:
-    """A handle of a supervisor that is a Ray actor."""
-
-    actor: Any
-
-    def call(self, method: str, *arguments: Any, timeout_s: float | None = None, **options: Any) -> Any:
-        """Call a method and wait for its result."""
-        import ray
-
-        return ray.get(getattr(self.actor, method).remote(*arguments, **options), timeout=timeout_s)
-
-    def send(self, method: str, *arguments: Any) -> None:
-        """Call a method without waiting for it."""
-        getattr(self.actor, method).remote(*arguments)
-
-    def ask(self, method: str) -> Any:
-        """Call a method and return the reference of its result."""
-        return getattr(self.actor, method).remote()
-
-    def reporter(self, shard: int) -> ReportProgress:
-        """Return a function that reports at most once every REPORT_EVERY_S and never waits for the answer."""
-        return _Reporter(self.actor, shard)
-
-
-class _Reporter:
-    def __init__(self, actor: Any, shard: int) -> None:
-        self._actor, self._shard = actor, shard
-        self._answer: Any = None
-        self._next_s = 0.0
-        self._stopping = False
-
-    def __call__(self, tokens: int) -> bool:
-        import ray
-
-        now = time.monotonic()
-        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
-            self._stopping, self._answer = self._stopping or ray.get(self._answer), None
-        if self._answer is None and now >= self._next_s:
-            self._answer, self._next_s = self._actor.report.remote(self._shard, tokens), now + REPORT_EVERY_S
-        return self._stopping or leaving.is_set()
 
 
 # --- stages on Ray Data
