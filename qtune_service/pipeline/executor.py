@@ -59,6 +59,8 @@ class Stage:
     """Called in a worker process before each of its tasks. It must be cheap when repeated."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Environment variables that the processes of a pool start with."""
+    on_cpu_nodes: bool = False
+    """Whether its tasks run on the nodes for CPU work, where the cluster has some, so that no GPU node stays for it."""
     is_closing: bool = False
     """Whether the stage continues while the job stops, because it saves the work of other stages."""
 
