@@ -236,11 +236,12 @@ class JobService:
 
     def _conclude(self, job: Job, status: DriverStatus) -> None:
         """Record the end of a driver by its status. Its error has priority: the manifest may be another job's."""
+        is_own = status.is_by(_driver(job), _started_s(job))
         if status.damage is not None:
             self._end(job, JobStatus.failed, status.damage)
-        elif status.error is not None and status.updated_at_s >= _started_s(job) and not job.cancel_requested:
+        elif status.error is not None and is_own and not job.cancel_requested:
             self._end(job, JobStatus.failed, status.error)
-        elif status.manifest is not None and status.updated_at_s < _started_s(job) and (why := self._why_foreign(job)):
+        elif status.manifest is not None and not is_own and (why := self._why_foreign(job)):
             error = JobError("output_conflict", f"the driver refused the output: {why}", "Choose another output.")
             self._end(job, JobStatus.failed, error)
         elif status.manifest is not None:
