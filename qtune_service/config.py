@@ -111,7 +111,7 @@ class InputSpec(_Part):
     ] = Field(default_factory=dict, max_length=1000)
     """Names of your roles, and what they are: `bot=assistant`. Known are system, user, assistant and tool."""
     config: Annotated[ColumnName | None, Flag(FlagGroup.read, "CONFIG")] = None
-    """Configuration (subset) of a dataset of the hub. By default its default."""
+    """Configuration (subset) of a dataset of the hub. By default the one that the dataset names."""
     split: Annotated[ColumnName | None, Flag(FlagGroup.read, "SPLIT")] = None
     """Split of a dataset of the hub, or of a folder of `save_to_disk`, such as `train`."""
     category_field: Annotated[ColumnName | None, Flag(FlagGroup.read, "COLUMN")] = None
