@@ -313,14 +313,18 @@ class LimitsSpec(_Part):
     """Seconds that a stopped job (SIGTERM) may take to save the work in progress of its actors."""
 
 
+def _none_if_false(value: Any) -> Any:
+    return None if value is False else value
+
+
 class JobParts(_Part):
     """The parts that a job file and a request to a server have in common."""
 
     input: InputSpec
     model: ModelSpec
     engine: EngineSpec = EngineSpec()
-    prune: PruneSpec | None = PruneSpec()
-    """None: only score; prune later with `from_scores`."""
+    prune: Annotated[PruneSpec | None, BeforeValidator(_none_if_false)] = PruneSpec()
+    """None, or `false` in TOML, which has no null: only score; prune later with `from_scores`."""
     limits: LimitsSpec = LimitsSpec()
 
 
