@@ -24,6 +24,7 @@ from qtune_service.pipeline.executor import Executor, LocalExecutor, Stage
 from qtune_service.pipeline.progress import Tracker
 from qtune_service.pipeline.score_stage import Scored
 from qtune_service.pipeline.stages import read_plan, scan_chunk
+from qtune_service.pipeline.stall_watch import reading_text, steps_look, watching
 from qtune_service.selection.plane import QuadrantRule
 from qtune_service.storage import file_io
 from qtune_service.tokenize.encoder import Encoder
@@ -151,11 +152,17 @@ def _scan(chunks: list[Chunk], spec: JobSpec, executor: Executor, tracker: Track
         executor = LocalExecutor()
     wave = len(chunks) if spec.input.limit is None else SCAN_WAVE
     scans: list[ChunkScan] = []
-    while len(scans) < len(chunks) and not is_enough(scans, spec.input):
-        todo = chunks[len(scans) : len(scans) + wave]
-        found = {}
-        for result in executor.run([(chunk.index, chunk) for chunk in todo], stage):
-            found[result.shard] = result.value
-            tracker.advance(1)
-        scans += [found[chunk.index] for chunk in todo]
+    open_chunks: dict[int, Chunk] = {}
+    with watching(
+        tracker, steps_look(executor, stage.num_cpus, lambda: ("reading", reading_text(open_chunks.values())))
+    ):
+        while len(scans) < len(chunks) and not is_enough(scans, spec.input):
+            todo = chunks[len(scans) : len(scans) + wave]
+            open_chunks |= {chunk.index: chunk for chunk in todo}
+            found = {}
+            for result in executor.run([(chunk.index, chunk) for chunk in todo], stage):
+                found[result.shard] = result.value
+                del open_chunks[result.shard]
+                tracker.advance(1)
+            scans += [found[chunk.index] for chunk in todo]
     return scans

@@ -29,6 +29,7 @@ from typing import Any
 from qtune_service.config import EngineSpec
 from qtune_service.errors import EngineError, QTuneError, ShardFailedError
 from qtune_service.pipeline.actor_states import Phase
+from qtune_service.pipeline.cluster_state import NODE_CHARS, ClusterState
 from qtune_service.pipeline.executor import (
     Executor,
     LocalExecutor,
@@ -39,6 +40,7 @@ from qtune_service.pipeline.executor import (
     run_stage,
     size_local_pool,
 )
+from qtune_service.pipeline.ray_cluster import look_at_cluster
 from qtune_service.pipeline.retries import ReportProgress, RetryPolicy, StoppedError, Supervisor
 from qtune_service.pipeline.shutdown import Stop
 
@@ -100,6 +102,10 @@ class RayExecutor:
     def size_pool(self, spec: EngineSpec) -> Pool:
         """Return the scoring pool that fits the cluster."""
         return size_pool(spec, self._started())
+
+    def cluster_state(self) -> ClusterState | None:
+        """Return the resources of the cluster and who uses them, or None before `start`."""
+        return None if self._cluster is None or is_lost() else look_at_cluster()
 
     def retry_policy(self, max_attempts: int) -> RetryPolicy:
         """Start a supervisor on the driver's node, where it lives as long as the driver's cluster."""
@@ -239,7 +245,7 @@ def ray_process_name() -> str:
     """Return NODE:PROCESS of this process, with the Ray node's id shortened."""
     import ray
 
-    return f"{str(ray.get_runtime_context().get_node_id())[:12]}:{os.getpid()}"
+    return f"{str(ray.get_runtime_context().get_node_id())[:NODE_CHARS]}:{os.getpid()}"
 
 
 def size_pool(spec: EngineSpec, cluster: Cluster) -> Pool:

@@ -29,6 +29,7 @@ from qtune_service.pipeline.stages import (
     encode_shard,
     reject_shard,
 )
+from qtune_service.pipeline.stall_watch import ScoringLook, watching
 from qtune_service.scoring.process_environment import allocator_environment
 
 MAX_NOTES = 50
@@ -230,7 +231,8 @@ class ScoringRun:
         arrived: set[int] = set()
         failed_in_a_row, is_stopped = 0, False
         items = [(index, None) for index in todo]
-        with self.stop.saving(retries.stop, arrived, limits.stop_grace_s):
+        look = ScoringLook(self.executor, retries.supervisor, self.pool, len(todo), limits.stall_s, self.tracker.say)
+        with self.stop.saving(retries.stop, arrived, limits.stop_grace_s), watching(self.tracker, look):
             for result in self.executor.run(items, *self._stages(), retries=retries):
                 arrived.add(result.shard)
                 if isinstance(result.problem, StoppedError):
