@@ -60,6 +60,8 @@ class Stage:
     """Called in a worker process before each of its tasks. It must be cheap when repeated."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Environment variables that the processes of a pool start with."""
+    on_cpu_nodes: bool = False
+    """Whether its tasks run on the nodes for CPU work, where the cluster has some, so that no GPU node stays for it."""
     calls_in_flight: int = 1
     """Shards that an actor of a pool holds. With more than one, its target reports to the supervisor when a shard takes
     and leaves the engine (Supervisor.enter)."""

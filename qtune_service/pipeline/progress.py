@@ -346,7 +346,8 @@ class FileSink:
     """`progress.json`, rewritten at most every `every_s` seconds and at each change of stage.
 
     Without news it is rewritten every `heartbeat_s` seconds, so that a server can distinguish a slow driver from a
-    dead one. The last version reports how the driver ended. `attempt` is the server's name of this driver.
+    dead one. The last version reports how the driver ended. `attempt` is the server's name of this
+    driver, by which it recognizes the file, whatever the clocks say.
     """
 
     def __init__(

@@ -59,6 +59,10 @@ from qtune_service.pipeline.retries import PassedOnError, RetryPolicy, StoppedEr
 from qtune_service.pipeline.shutdown import Stop
 
 CONNECT_TIMEOUT_S = 10
+CPU_NODES = "QTUNE_CPU_NODES"
+"""Environment variable of drivers: the name of a Ray resource of the nodes for CPU work, such as `cpu_node`."""
+CPU_NODE_SHARE = 0.001
+"""How much of it a task takes: a node with 1 of it runs as many tasks as its CPUs allow."""
 HEAD_POLL_S, HEAD_LOST_S = 5.0, 60.0
 TASKS_IN_FLIGHT = 2
 """Shards that Ray Data assigns to an actor at a time."""
@@ -357,6 +361,8 @@ def _add(dataset: Any, stage: Stage, retries: RetryPolicy | None, tasks: int | N
     common: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
     if (pool := stage.pool) is None:
         common |= {"num_cpus": stage.num_cpus, "compute": ray.data.TaskPoolStrategy(size=tasks)}
+        if stage.on_cpu_nodes and (name := os.environ.get(CPU_NODES)):
+            common["resources"] = {name: CPU_NODE_SHARE}
         return dataset.map_batches(_run_task, fn_args=(stage, retries), **common)
     size: dict[str, Any] = {
         "min_size": min(pool.min_actors, num_shards),

@@ -26,7 +26,7 @@ from qtune_service.pipeline.population import Population, ScoreShards
 from qtune_service.pipeline.prepare import adopt_scores, find_input, load_rule, plan_shards, portable, save_tokenizer
 from qtune_service.pipeline.progress import FileSink, Sink, Tracker
 from qtune_service.pipeline.ray_executor import RayExecutor
-from qtune_service.pipeline.score_stage import Scored, ScoringRun, measure, summarise
+from qtune_service.pipeline.score_stage import Scored, ScoringRun, summarise
 from qtune_service.pipeline.selection_stage import SelectionResult, find_thresholds
 from qtune_service.pipeline.selection_tasks import SelectionContext
 from qtune_service.pipeline.shard_tables import own_names, pruned_names
@@ -147,7 +147,7 @@ class _Job:
             renamed=pruned_names(plan),
             category_column=own_names(plan)[category] if category else None,
             revisions=plan.revisions,
-            performance=measure(list(fresh.values()), actors_failed=len(scoring.problems)),
+            performance=scoring.performance(),
             actor_problems=scoring.problems,
         )
 
@@ -188,7 +188,7 @@ class _Job:
 
         def workers(items: Sequence[tuple[int, bytes]], context: SelectionContext) -> Iterator[tuple[int, bytes]]:
             self.executor.start(self.stop)
-            stage = Stage("thresholds", work, (context,), num_cpus=1, shards_per_task=1)
+            stage = Stage("thresholds", work, (context,), num_cpus=1, shards_per_task=1, on_cpu_nodes=True)
             return ((result.shard, result.value) for result in self.executor.run(items, stage))
 
         look = steps_look(self.executor, 1, lambda: ("steps", "reading scores and selecting"))
@@ -211,7 +211,7 @@ class _Job:
         if todo:
             executor.start(self.stop)
         items = ((shard, selection.of_shard(group, span)) for shard, (group, span) in todo)
-        stage = Stage("prune", prune_shard, (self.spec, scored.renamed, scored.category_column))
+        stage = Stage("prune", prune_shard, (self.spec, scored.renamed, scored.category_column), on_cpu_nodes=True)
         look = steps_look(executor, stage.num_cpus, lambda: ("steps", "no shard has been pruned"))
         with watching(self.tracker, look):
             for result in executor.run(items, stage):

@@ -122,12 +122,12 @@ def test_a_limit_of_failed_actors(cluster: tuple[Nodes, Node, Node], tmp_path: P
 def test_a_pool_of_one_leaves_a_broken_node(cluster: tuple[Nodes, Node, Node], tmp_path: Path) -> None:
     """A pool of one actor finds the node that works, also when its node breaks while it works."""
     nodes, one, other = cluster
-    process = started(nodes, job_file(tmp_path, num_actors=1))
+    process = started(nodes, job_file(tmp_path, limit=80, num_actors=1))
     wait_for(lambda: len(finished(tmp_path / "out")) >= 2, process)
     used = next(node for node in (one, other) if node.actors())
     break_node(used.folder, start="the GPU has fallen off the bus", after=0)
     ended(process)
-    assert manifest(tmp_path / "out")["counts"]["read"] == 200
+    assert manifest(tmp_path / "out")["counts"]["read"] == 80
 
 
 def test_a_gpu_that_fails_while_it_works(cluster: tuple[Nodes, Node, Node], undisturbed: Path, tmp_path: Path) -> None:
