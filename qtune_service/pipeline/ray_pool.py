@@ -106,9 +106,11 @@ class _Reporter:
 
 def source(batch: Any, supervisor: Any, values: Mapping[int, bytes]) -> Iterator[Any]:  # noqa: ARG001 - the one row
     """Yield a row for each shard that the supervisor hands out, until all have arrived."""
-    while (shards := supervisor.call("take")) is not None:
+    count = 0
+    while (shards := supervisor.call("take", count)) is not None:
         for shard in shards:
             yield row_table(shard, values[shard], b"")
+        count += len(shards)
         time.sleep(POLL_S)
 
 
