@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeAlias
 
 from qtune_service.config import EngineSpec
 from qtune_service.errors import EngineError, QTuneError, ShardFailedError
+from qtune_service.pipeline.cluster_state import ClusterState
 from qtune_service.pipeline.retries import LocalSupervisor, RetryPolicy, StoppedError, Supervisor
 from qtune_service.pipeline.shutdown import Stop
 
@@ -62,6 +63,8 @@ class Stage:
     calls_in_flight: int = 1
     """Shards that an actor of a pool holds. With more than one, its target reports to the supervisor when a shard takes
     and leaves the engine (Supervisor.enter)."""
+    on_cpu_nodes: bool = False
+    """Whether its tasks run on the nodes for CPU work, where the cluster has some, so that no GPU node stays for it."""
     is_closing: bool = False
     """Whether the stage continues while the job stops, because it saves the work of other stages."""
 
@@ -93,6 +96,10 @@ class Executor(Protocol):
 
     def size_pool(self, spec: EngineSpec) -> Pool:
         """Return the scoring pool that fits the workers."""
+        ...
+
+    def cluster_state(self) -> ClusterState | None:
+        """Return the resources of the cluster and who uses them, or None where there is no cluster."""
         ...
 
     def retry_policy(self, max_attempts: int) -> RetryPolicy:
@@ -150,6 +157,9 @@ class LocalExecutor:
         """Return a pool of one actor, with the threads of an actor on this machine."""
         return size_local_pool(spec, actors=1)
 
+    def cluster_state(self) -> None:
+        """Return None: there is no cluster."""
+
     def retry_policy(self, max_attempts: int) -> RetryPolicy:
         """Return a policy whose supervisor is an object of this process."""
         return RetryPolicy(LocalSupervisor(Supervisor()), max_attempts, replaces_workers=False)
@@ -158,7 +168,7 @@ class LocalExecutor:
         self, items: Iterable[tuple[int, Any]], *stages: Stage, retries: RetryPolicy | None = None
     ) -> Iterator[StageResult]:
         """Send each shard through all stages before the next one. An actor is made with the first shard it gets."""
-        functions = [_function_of(stage) for stage in stages]
+        functions = [_function_of(stage, retries) for stage in stages]
         for shard, value in items:
             try:
                 for stage, function in zip(stages, functions, strict=True):
@@ -172,14 +182,28 @@ class LocalExecutor:
         """Do nothing: no worker is held."""
 
 
-def _function_of(stage: Stage) -> StageFunction:
-    """Return the function of a stage. The actor of a pool is made at its first call."""
+def _function_of(stage: Stage, retries: RetryPolicy | None) -> StageFunction:
+    """Return the function of a stage. The actor of a pool is made at its first call, and reports what it does."""
     if stage.pool is None:
         return lambda shard, value: stage.target(shard, value, *stage.arguments)
-    actor = functools.cache(lambda: stage.target(*stage.arguments))
+
+    def note(*state: Any) -> None:
+        if retries is not None:
+            retries.supervisor.send("set_actor", local_process_name(), *state)
+
+    @functools.cache
+    def actor() -> StageFunction:
+        note("starting")
+        made: StageFunction = stage.target(*stage.arguments)
+        return made
 
     def call(shard: int, value: Any) -> Any:
-        return actor()(shard, value)
+        function = actor()
+        note("scoring", shard)
+        try:
+            return function(shard, value)
+        finally:
+            note("idle")
 
     return call
 

@@ -30,6 +30,7 @@ from typing import Any
 from qtune_service.config import EngineSpec
 from qtune_service.errors import EngineError, QTuneError, ShardFailedError
 from qtune_service.pipeline.actor_states import Phase
+from qtune_service.pipeline.cluster_state import NODE_CHARS, ClusterState
 from qtune_service.pipeline.executor import (
     Executor,
     LocalExecutor,
@@ -40,10 +41,15 @@ from qtune_service.pipeline.executor import (
     run_stage,
     size_local_pool,
 )
+from qtune_service.pipeline.ray_cluster import look_at_cluster
 from qtune_service.pipeline.retries import ReportProgress, RetryPolicy, StoppedError, Supervisor
 from qtune_service.pipeline.shutdown import Stop
 
 CONNECT_TIMEOUT_S = 10
+CPU_NODES = "QTUNE_CPU_NODES"
+"""Environment variable of drivers: the name of a Ray resource of the nodes for CPU work, such as `cpu_node`."""
+CPU_NODE_SHARE = 0.001
+"""How much of it a task takes: a node with 1 of it runs as many tasks as its CPUs allow."""
 HEAD_POLL_S, HEAD_LOST_S = 5.0, 60.0
 REPORT_EVERY_S = 1.0
 TASKS_IN_FLIGHT = 2
@@ -101,6 +107,10 @@ class RayExecutor:
     def size_pool(self, spec: EngineSpec) -> Pool:
         """Return the scoring pool that fits the cluster."""
         return size_pool(spec, self._started())
+
+    def cluster_state(self) -> ClusterState | None:
+        """Return the resources of the cluster and who uses them, or None before `start`."""
+        return None if self._cluster is None or is_lost() else look_at_cluster()
 
     def retry_policy(self, max_attempts: int) -> RetryPolicy:
         """Start a supervisor on the driver's node, where it lives as long as the driver's cluster."""
@@ -241,7 +251,7 @@ def ray_process_name() -> str:
     """Return NODE:PROCESS of this process, with the Ray node's id shortened."""
     import ray
 
-    return f"{str(ray.get_runtime_context().get_node_id())[:12]}:{os.getpid()}"
+    return f"{str(ray.get_runtime_context().get_node_id())[:NODE_CHARS]}:{os.getpid()}"
 
 
 def size_pool(spec: EngineSpec, cluster: Cluster) -> Pool:
@@ -323,6 +333,8 @@ def _add(dataset: Any, stage: Stage, retries: RetryPolicy | None, tasks: int | N
     common: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
     if (pool := stage.pool) is None:
         common |= {"num_cpus": stage.num_cpus, "compute": ray.data.TaskPoolStrategy(size=tasks)}
+        if stage.on_cpu_nodes and (name := os.environ.get(CPU_NODES)):
+            common["resources"] = {name: CPU_NODE_SHARE}
         return dataset.map_batches(_run_task, fn_args=(stage, retries), **common)
     size: dict[str, Any] = {
         "min_size": min(pool.min_actors, num_shards),

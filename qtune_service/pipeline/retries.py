@@ -107,6 +107,10 @@ class Supervisor:
         """Record what a scoring actor does from now on."""
         self._actors.set(name, phase, shard, problem)
 
+    def describe_actor(self, name: str, detail: str) -> None:
+        """Record what exactly a scoring actor does in its phase, such as a download."""
+        self._actors.describe(name, detail)
+
     def actors(self) -> list[ActorState]:
         """Return what the scoring actors do."""
         return self._actors.all()
