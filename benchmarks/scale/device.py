@@ -29,8 +29,10 @@ from qtune_service.samples import Sample, TokenScores
 from qtune_service.scoring.scorer import (
     EngineInfo,
     InterruptedScoring,
+    Prompt,
     Scores,
     Watch,
+    check_samples,
     distinct_prompts,
     never,
     scores_of,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -108,7 +109,7 @@ def test_the_next_shard_is_ready_when_one_ends(executor: RayExecutor, log: Path,
     happened = [(name, index) for name, index, _ in events(log)]
     ran = [index for name, index in happened if name == "run"]
     assert sorted(ran) == list(range(6))
-    for last, index in zip(ran, ran[1:], strict=False):
+    for last, index in pairwise(ran):
         assert happened.index(("prepared", index)) < happened.index(("ran", last)) < happened.index(("run", index))
     held: set[int] = set()
     for name, index in happened:
@@ -130,7 +131,7 @@ def test_a_broken_engine_costs_the_other_shard_nothing(executor: RayExecutor, lo
 def test_a_killed_process_counts_for_the_shard_with_the_engine(
     executor: RayExecutor, log: Path, tmp_path: Path
 ) -> None:
-    """A shard that kills its process has the attempts that the limit says. One that is prepared meanwhile loses none."""
+    """A shard that kills its process has the attempts that the limit says. A prepared one loses none."""
     orders = [SCORE, DIE_RUNNING, SCORE, SCORE]
     results = {r.shard: r for r in score(executor, job(tmp_path, executor.retry_policy(2)), orders)}
     assert isinstance(results[1].problem, ShardFailedError)
