@@ -82,7 +82,8 @@ def score_shards(engine: str, length: int, rate: int, shards: int, seconds: floa
     executor, stop = RayExecutor(), Stop()
     executor.start(stop)
     retries = executor.retry_policy(3)
-    context = JobContext(spec, ModelInfo("Qwen2ForCausalLM", 8192, LONGEST_TOKENS, "f"), retries=retries)
+    info, name = ModelInfo("Qwen2ForCausalLM", 8192, LONGEST_TOKENS, "f"), executor.process_name
+    context = JobContext(spec, info, retries=retries, process_name=name)
     run = ScoringRun(context, executor, Pool(1, 1, 1.0, 0.0, 1), tracker=None, stop=stop)  # type: ignore[arg-type]
     (stage,) = (stage for stage in run._stages() if stage.name == "score")  # noqa: SLF001 - as the checkout runs it
     tokens = 0

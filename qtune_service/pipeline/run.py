@@ -118,7 +118,7 @@ class _Job:
         save_tokenizer(encoder, self.output)
         plan, notices = plan_shards(self.spec, self.output, self.executor, self.tracker)
         markers = {shard: ScoredMarker.from_dict(body) for shard, body in self.output.finished("scored").items()}
-        pool = self.executor.size_pool(self.spec.engine)
+        pool, limits = self.executor.size_pool(self.spec.engine), self.spec.limits
         resumed = sum(marker.read for marker in markers.values())
         if markers:
             self.tracker.say(f"continuing: {len(markers)} of {len(plan.shards)} shards are already scored")
@@ -128,7 +128,7 @@ class _Job:
         context = replace(
             context,
             threads=pool.threads,
-            retries=self.executor.retry_policy(self.spec.limits.max_shard_attempts),
+            retries=self.executor.retry_policy(limits.max_shard_attempts, limits.max_failed_actors),
             partials=self.output.partials(),
             plan_digest=plan.digest,
             process_name=self.executor.process_name,
@@ -148,6 +148,7 @@ class _Job:
             category_column=own_names(plan)[category] if category else None,
             revisions=plan.revisions,
             performance=scoring.performance(),
+            actor_problems=scoring.problems,
         )
 
     def _check_rejected(self, scored: Scored) -> None:

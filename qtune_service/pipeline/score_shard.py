@@ -22,7 +22,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from qtune_service.pipeline.retries import StoppedError
+from qtune_service.pipeline.retries import PassedOnError, StoppedError
 from qtune_service.pipeline.shard_tables import (
     own_names,
     partial_bytes,
@@ -92,9 +92,10 @@ class ScoreShard:
             return self._pack(encoded, shard, info, started_at_s, engine_s)
 
     def _prepare(self, index: int, encoded: EncodedShard) -> _Shard:
-        """Prepare the call for the samples that an earlier, stopped run did not score."""
+        """Prepare the call for the samples that an earlier, stopped run or actor did not score."""
+        retries = self._context.retries
         done: dict[int, TokenScores] = {}
-        if index in self._context.partials:
+        if index in self._context.partials or (retries is not None and retries.supervisor.call("has_partial", index)):
             done = partial_scores(self._context.output.read_partial(index), self._engine_name)
         with collector_paused():
             samples = samples_of(encoded.rows)
@@ -138,10 +139,13 @@ class ScoreShard:
 
     @contextmanager
     def _engine_for(self, index: int) -> Iterator[None]:
-        """Wait for the engine, and hold it for a shard. Raise StoppedError where the job is stopping."""
+        """Wait for the engine, and hold it for a shard. Raise StoppedError or PassedOnError where it must not."""
         with self._turn:
-            if self._tell("enter", index, self._actor):
+            entry = self._tell("enter", index, self._actor)
+            if entry == "stop":
                 raise StoppedError("the job is stopping")
+            if entry == "skip":
+                raise PassedOnError(f"shard {index} is scored by another actor")
             try:
                 yield
             finally:

@@ -20,7 +20,7 @@ from qtune_service.output.columns import list_column
 from qtune_service.output.layout import Output
 from qtune_service.pipeline.executor import Pool, Stage, StageResult
 from qtune_service.pipeline.ray_executor import RayExecutor
-from qtune_service.pipeline.retries import RetryPolicy, StoppedError
+from qtune_service.pipeline.retries import StoppedError
 from qtune_service.pipeline.score_shard import CALLS_IN_FLIGHT, STAGE, ScoreShard
 from qtune_service.pipeline.shard_tables import ENCODED_FIELDS, REJECTED_SCHEMA, partial_scores
 from qtune_service.pipeline.shutdown import Stop
@@ -54,7 +54,7 @@ def log() -> Path:
     return path
 
 
-def job(folder: Path, retries: RetryPolicy) -> JobContext:
+def job(folder: Path, executor: RayExecutor, max_attempts: int) -> JobContext:
     """Return a job with a plan."""
     data = write_jsonl(folder / "d.jsonl", [{"input_ids": [1, 2], "labels": [-100, 2]}])
     spec = JobSpec(
@@ -68,7 +68,8 @@ def job(folder: Path, retries: RetryPolicy) -> JobContext:
     scans = [scan(chunk, spec.input, work=str(folder)) for chunk in chunks]
     plan = make_plan(files, chunks, scans, spec.input)
     file_io.write_bytes(Output(spec.output.path).at("_qtune", "plan.json"), plan.to_json().encode())
-    return JobContext(spec, ModelInfo("None", 1000, 64, "f"), retries=retries)
+    retries = executor.retry_policy(max_attempts)
+    return JobContext(spec, ModelInfo("None", 1000, 64, "f"), retries=retries, process_name=executor.process_name)
 
 
 def shard(index: int, order: int) -> EncodedShard:
@@ -103,7 +104,7 @@ def assert_scored(result: StageResult) -> None:
 
 def test_the_next_shard_is_ready_when_one_ends(executor: RayExecutor, log: Path, tmp_path: Path) -> None:
     """It is prepared while the engine scores, packed while the engine scores the next, and two shards are held."""
-    context = job(tmp_path, executor.retry_policy(1))
+    context = job(tmp_path, executor, 1)
     for result in score(executor, context, [SCORE] * 6):
         assert_scored(result)
     happened = [(name, index) for name, index, _ in events(log)]
@@ -121,7 +122,7 @@ def test_a_broken_engine_costs_the_other_shard_nothing(executor: RayExecutor, lo
     """The engine fails on one shard, and its process ends with another one prepared: of one attempt each, only the
     failing shard's is used up.
     """
-    results = {r.shard: r for r in score(executor, job(tmp_path, executor.retry_policy(1)), [BREAK, SCORE, SCORE])}
+    results = {r.shard: r for r in score(executor, job(tmp_path, executor, 1), [BREAK, SCORE, SCORE])}
     assert "the device is broken" in str(results[0].problem)
     for index in (1, 2):
         assert_scored(results[index])
@@ -133,7 +134,7 @@ def test_a_killed_process_counts_for_the_shard_with_the_engine(
 ) -> None:
     """A shard that kills its process has the attempts that the limit says. A prepared one loses none."""
     orders = [SCORE, DIE_RUNNING, SCORE, SCORE]
-    results = {r.shard: r for r in score(executor, job(tmp_path, executor.retry_policy(2)), orders)}
+    results = {r.shard: r for r in score(executor, job(tmp_path, executor, 2), orders)}
     assert isinstance(results[1].problem, ShardFailedError)
     assert "its worker died" in str(results[1].problem)
     for index in (0, 2, 3):
@@ -144,7 +145,7 @@ def test_a_killed_process_counts_for_the_shard_with_the_engine(
 def test_a_shard_that_cannot_be_prepared_is_found(executor: RayExecutor, log: Path, tmp_path: Path) -> None:
     """Its first death may be the other shard's fault. Then it has the process to itself, and uses up its attempts."""
     orders = [SCORE, DIE_PREPARING, SCORE, SCORE]
-    results = {r.shard: r for r in score(executor, job(tmp_path, executor.retry_policy(2)), orders)}
+    results = {r.shard: r for r in score(executor, job(tmp_path, executor, 2), orders)}
     assert "its worker died" in str(results[1].problem)
     for index in (0, 2, 3):
         assert_scored(results[index])
@@ -153,8 +154,9 @@ def test_a_shard_that_cannot_be_prepared_is_found(executor: RayExecutor, log: Pa
 
 def test_a_stop_within_a_step(executor: RayExecutor, log: Path, tmp_path: Path) -> None:
     """The shard with the engine saves its scores so far. The prepared one was not begun and leaves nothing."""
-    retries = executor.retry_policy(3)
-    context = job(tmp_path, retries)
+    context = job(tmp_path, executor, 3)
+    retries = context.retries
+    assert retries is not None
     results = score(executor, context, [WAIT] * 3)
     stopped: list[set[int]] = []
 
