@@ -68,6 +68,9 @@ TASKS_IN_FLIGHT = 2
 """Shards that Ray Data assigns to an actor at a time."""
 GROW_AT, SHRINK_AT = 1.75, 0.5
 """Shards in flight for each actor from which a pool grows, and up to which it shrinks."""
+SWITCH_S = 1e-4
+"""Python's interval between threads in an actor that prepares shards beside its engine. The engine's thread releases the
+interpreter in each call of torch. With Python's 5 ms a thread that prepares would hold it that long each time."""
 _lost, _left = threading.Event(), threading.Event()
 """Events of the current cluster: its head node is gone, and this process has left it."""
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -389,6 +392,8 @@ class _StageActor:
 
     def __init__(self, stage: Stage, retries: RetryPolicy | None) -> None:
         self._stage, self._retries = stage, retries
+        if stage.calls_in_flight > 1:
+            sys.setswitchinterval(SWITCH_S)
         self._process = ActorProcess(retries) if retries is not None else None
         try:
             self._function = stage.target(*stage.arguments)
