@@ -28,7 +28,7 @@ def two_nodes(log: Path) -> Iterator[tuple[Nodes, Node, Node]]:
     env = {"PYTHONPATH": str(REPO), "QTUNE_TEST_PAUSE_S": str(PAUSE_S), "QTUNE_TEST_SAMPLES": str(log)}
     with ray_nodes(env=env, has_dashboard=False) as nodes:
         nodes.start_head(1)
-        yield nodes, nodes.join(3), nodes.join(3)
+        yield nodes, nodes.join(4), nodes.join(4)
 
 
 @pytest.fixture
