@@ -72,6 +72,10 @@ class ActorStates:
         if (state := self._states.get(name)) is not None:
             self._states[name] = replace(state, detail=detail)
 
+    def drop(self, name: str) -> None:
+        """Forget an actor: its process is gone."""
+        self._states.pop(name, None)
+
     def moved(self, shard: int) -> None:
         """Record that the actor with this shard has scored more of it."""
         for name, state in list(self._states.items()):

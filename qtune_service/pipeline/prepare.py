@@ -147,7 +147,7 @@ def find_input(spec: JobSpec, output: Output) -> tuple[Plan | None, tuple[Source
 def _scan(chunks: list[Chunk], spec: JobSpec, executor: Executor, tracker: Tracker) -> list[ChunkScan]:
     """Scan the input, a small one in this process. With a `limit` scan in waves, and no further than needed."""
     tracker.stage("plan", len(chunks), unit="chunks")
-    stage = Stage("plan", scan_chunk, (spec,))
+    stage = Stage("plan", scan_chunk, (spec,), on_cpu_nodes=True)
     if sum({chunk.file.uri: chunk.file.size_bytes for chunk in chunks}.values()) <= SMALL_INPUT_BYTES:
         executor = LocalExecutor()
     wave = len(chunks) if spec.input.limit is None else SCAN_WAVE

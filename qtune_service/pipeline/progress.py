@@ -138,12 +138,21 @@ class Tracker:
         self._window: deque[tuple[float, int, int]] = deque()
         self._stage_started = self._moved_s = clock()
         self.seconds: dict[str, float] = {}
+        self._failures: tuple[str, ...] = ()
+        """Actors that failed or were retired, a sentence each."""
 
     def stage(self, name: str, total: int, *, unit: str = "shards", resumed: int = 0, actors_wanted: int = 0) -> None:
         """Begin a stage, and store the time of the previous one in `seconds`."""
         with self._lock:
             self._end_stage()
-            self._snapshot = Snapshot(stage=name, unit=unit, done=resumed, total=total, actors_wanted=actors_wanted)
+            self._snapshot = Snapshot(
+                stage=name,
+                unit=unit,
+                done=resumed,
+                total=total,
+                actors_wanted=actors_wanted,
+                problems=self._failures,
+            )
             self._window = deque([(self._clock(), resumed, 0)])
             self._moved_s = self._clock()
             self._show()
@@ -170,7 +179,8 @@ class Tracker:
         """Show what the workers do. Rates and ETA are measured again, so that they follow a job that stands still."""
         with self._lock:
             last = self._snapshot
-            self._snapshot = replace(last, **{one.name: getattr(seen, one.name) for one in fields(seen)})
+            observed = {one.name: getattr(seen, one.name) for one in fields(seen)}
+            self._snapshot = replace(last, **{**observed, "problems": (*self._failures, *seen.problems)})
             if seen.waiting_for in NO_RATE:
                 self._window = deque([(self._clock(), last.done, last.tokens_done)])
             self._measure()
@@ -194,6 +204,15 @@ class Tracker:
             tokens_per_s=(last.tokens_done - tokens_then) / elapsed,
             eta_s=(last.total - last.done) / per_s if per_s > 0 else None,
         )
+
+    def report_problems(self, problems: tuple[str, ...]) -> None:
+        """Show the actors that failed or were retired, and say those that are new. Any thread may call it."""
+        with self._lock:
+            new, self._failures = problems[len(self._failures) :], problems
+            for problem in new:
+                self.say(f"actor {problem}")
+            self._snapshot = replace(self._snapshot, problems=self._failures)
+            self._show()
 
     def say(self, text: str) -> None:
         """Show a line of text."""
@@ -315,7 +334,8 @@ class FileSink:
     """`progress.json`, rewritten at most every `every_s` seconds and at each change of stage.
 
     Without news it is rewritten every `heartbeat_s` seconds, so that a server can distinguish a slow driver from a
-    dead one. The last version reports how the driver ended. `attempt` is the server's name of this driver.
+    dead one. The last version reports how the driver ended. `attempt` is the server's name of this
+    driver, by which it recognizes the file, whatever the clocks say.
     """
 
     def __init__(

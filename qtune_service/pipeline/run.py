@@ -26,7 +26,7 @@ from qtune_service.pipeline.population import Population, ScoreShards
 from qtune_service.pipeline.prepare import adopt_scores, find_input, load_rule, plan_shards, portable, save_tokenizer
 from qtune_service.pipeline.progress import FileSink, Sink, Tracker
 from qtune_service.pipeline.ray_executor import RayExecutor
-from qtune_service.pipeline.score_stage import Scored, ScoringRun, measure, summarise
+from qtune_service.pipeline.score_stage import Scored, ScoringRun, summarise
 from qtune_service.pipeline.selection_stage import SelectionResult, find_thresholds
 from qtune_service.pipeline.selection_tasks import SelectionContext
 from qtune_service.pipeline.shard_tables import own_names, pruned_names
@@ -118,7 +118,7 @@ class _Job:
         save_tokenizer(encoder, self.output)
         plan, notices = plan_shards(self.spec, self.output, self.executor, self.tracker)
         markers = {shard: ScoredMarker.from_dict(body) for shard, body in self.output.finished("scored").items()}
-        pool = self.executor.size_pool(self.spec.engine)
+        pool, limits = self.executor.size_pool(self.spec.engine), self.spec.limits
         resumed = sum(marker.read for marker in markers.values())
         if markers:
             self.tracker.say(f"continuing: {len(markers)} of {len(plan.shards)} shards are already scored")
@@ -128,7 +128,7 @@ class _Job:
         context = replace(
             context,
             threads=pool.threads,
-            retries=self.executor.retry_policy(self.spec.limits.max_shard_attempts),
+            retries=self.executor.retry_policy(limits.max_shard_attempts, limits.max_failed_actors),
             partials=self.output.partials(),
             plan_digest=plan.digest,
             process_name=self.executor.process_name,
@@ -147,7 +147,8 @@ class _Job:
             renamed=pruned_names(plan),
             category_column=own_names(plan)[category] if category else None,
             revisions=plan.revisions,
-            performance=measure(list(fresh.values())),
+            performance=scoring.performance(),
+            actor_problems=scoring.problems,
         )
 
     def _check_rejected(self, scored: Scored) -> None:
@@ -187,7 +188,7 @@ class _Job:
 
         def workers(items: Sequence[tuple[int, bytes]], context: SelectionContext) -> Iterator[tuple[int, bytes]]:
             self.executor.start(self.stop)
-            stage = Stage("thresholds", work, (context,), num_cpus=1, shards_per_task=1)
+            stage = Stage("thresholds", work, (context,), num_cpus=1, shards_per_task=1, on_cpu_nodes=True)
             return ((result.shard, result.value) for result in self.executor.run(items, stage))
 
         look = steps_look(self.executor, 1, lambda: ("steps", "reading scores and selecting"))
@@ -210,7 +211,7 @@ class _Job:
         if todo:
             executor.start(self.stop)
         items = ((shard, selection.of_shard(group, span)) for shard, (group, span) in todo)
-        stage = Stage("prune", prune_shard, (self.spec, scored.renamed, scored.category_column))
+        stage = Stage("prune", prune_shard, (self.spec, scored.renamed, scored.category_column), on_cpu_nodes=True)
         look = steps_look(executor, stage.num_cpus, lambda: ("steps", "no shard has been pruned"))
         with watching(self.tracker, look):
             for result in executor.run(items, stage):

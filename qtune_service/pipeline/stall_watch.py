@@ -137,8 +137,7 @@ class ScoringLook:
         hanging = [actor for actor in present if actor.phase == "scoring" and actor.age_s > self.stall_s]
         self._report(hanging, cluster)
         ended = [actor for actor in reported if actor.phase in ENDED]
-        problems = [f"actor {a.name} on {_host(a, cluster)} {a.phase}: {a.problem}" for a in ended if a.problem]
-        problems += [_hanging_text(actor, cluster) for actor in hanging]
+        problems = [_hanging_text(actor, cluster) for actor in hanging]
         seen = Observation(
             actors=len(present),
             phases=dict(Counter(actor.phase for actor in [*present, *ended])),

@@ -101,11 +101,20 @@ class DriverStatus:
     stage: str = ""
     progress: Progress = field(default_factory=Progress)
     updated_at_s: float = 0.0
+    attempt: str = ""
+    """The job and attempt that wrote it, as JOB:ATTEMPT. Empty for earlier versions, and for drivers of commands."""
     error: JobError | None = None
     manifest: Mapping[str, Any] | None = None
     """Manifest of a finished output. Only `counts`, `thresholds` and `scoring` are checked."""
     damage: JobError | None = None
     """Reason why the status files cannot be used, or None."""
+
+    def is_by(self, attempt: str, started_s: float) -> bool:
+        """Return whether the driver of an attempt wrote it, which started at `started_s`.
+
+        Clocks are compared only for drivers of earlier versions, which wrote no name: a node's clock may be wrong.
+        """
+        return self.attempt == attempt if self.attempt else self.updated_at_s >= started_s
 
     @property
     def counts(self) -> dict[str, int]:
@@ -150,6 +159,7 @@ def read_driver_status(output: str, *, before: Progress, attempt: str = "") -> D
         stage=status.stage,
         progress=_progress(status, before, is_present=status.attempt in ("", attempt)),
         updated_at_s=status.updated_at_s,
+        attempt=status.attempt,
         error=None if status.error is None else JobError(**status.error.model_dump()),
         manifest=manifest,
     )
