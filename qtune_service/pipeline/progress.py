@@ -16,7 +16,7 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Protocol
 
@@ -60,6 +60,8 @@ class History:
 
 
 WINDOW_S = 30.0
+MAX_PROBLEMS, MAX_PROBLEM_CHARS = 50, 500
+"""The server refuses a progress.json with more than 100 problems, or with longer ones than 1,000 characters."""
 NO_RATE = frozenset({"resources", "loading"})
 """Kinds of waiting in which nothing is scored. They are left out of the rate, so that it is right when they end."""
 
@@ -151,7 +153,7 @@ class Tracker:
                 done=resumed,
                 total=total,
                 actors_wanted=actors_wanted,
-                problems=self._failures,
+                problems=shorten(self._failures),
             )
             self._window = deque([(self._clock(), resumed, 0)])
             self._moved_s = self._clock()
@@ -180,7 +182,7 @@ class Tracker:
         with self._lock:
             last = self._snapshot
             observed = {one.name: getattr(seen, one.name) for one in fields(seen)}
-            self._snapshot = replace(last, **{**observed, "problems": (*self._failures, *seen.problems)})
+            self._snapshot = replace(last, **{**observed, "problems": shorten((*seen.problems, *self._failures))})
             if seen.waiting_for in NO_RATE:
                 self._window = deque([(self._clock(), last.done, last.tokens_done)])
             self._measure()
@@ -211,7 +213,7 @@ class Tracker:
             new, self._failures = problems[len(self._failures) :], problems
             for problem in new:
                 self.say(f"actor {problem}")
-            self._snapshot = replace(self._snapshot, problems=self._failures)
+            self._snapshot = replace(self._snapshot, problems=shorten(self._failures))
             self._show()
 
     def say(self, text: str) -> None:
@@ -259,6 +261,14 @@ def describe(s: Snapshot) -> str:
     if s.waiting:
         parts.append(s.waiting)
     return " · ".join(parts)
+
+
+def shorten(problems: Sequence[str]) -> tuple[str, ...]:
+    """Return problems that fit into progress.json."""
+    shown = [text if len(text) <= MAX_PROBLEM_CHARS else f"{text[:MAX_PROBLEM_CHARS]}..." for text in problems]
+    if len(shown) > MAX_PROBLEMS:
+        shown[MAX_PROBLEMS - 1 :] = [f"{len(shown) - MAX_PROBLEMS + 1:,} more"]
+    return tuple(shown)
 
 
 def _duration(seconds: float) -> str:

@@ -28,7 +28,7 @@ from qtune_service.pipeline.retries import SupervisorHandle
 LOOK_EVERY_S, ANSWER_LIMIT_S, JOIN_S = 1.0, 5.0, 6.0
 NOTICE_S, IDLE_S, LONG_SHARD_S = 2.0, 10.0, 60.0
 """Shorter pauses are not worth a sentence: of any kind, of actors or stages without a result, of actors that score."""
-MAX_PROBLEMS, MAX_PROBLEM_CHARS, MAX_NAME_CHARS = 20, 500, 200
+MAX_NAME_CHARS = 200
 _log = logging.getLogger(__name__)
 
 Reason: TypeAlias = Literal["resources", "loading", "shards", "scoring", "hanging", "reading", "steps"]
@@ -141,7 +141,7 @@ class ScoringLook:
         seen = Observation(
             actors=len(present),
             phases=dict(Counter(actor.phase for actor in [*present, *ended])),
-            problems=shorten(problems),
+            problems=tuple(problems),
         )
         self._had_actors = self._had_actors or bool(present)
         is_over = self._had_actors and not present and not (cluster and (cluster.placed or cluster.unplaced))
@@ -265,14 +265,6 @@ def _hanging_text(actor: ActorState, cluster: ClusterState | None) -> str:
         f"actor {actor.name} on {_host(actor, cluster)} has finished no sample of shard {actor.shard} for "
         f"{duration(actor.age_s)}"
     )
-
-
-def shorten(problems: Sequence[str]) -> tuple[str, ...]:
-    """Return problems that fit into progress.json."""
-    shown = [text if len(text) <= MAX_PROBLEM_CHARS else f"{text[:MAX_PROBLEM_CHARS]}..." for text in problems]
-    if len(shown) > MAX_PROBLEMS:
-        shown[MAX_PROBLEMS - 1 :] = [f"{len(shown) - MAX_PROBLEMS + 1:,} more"]
-    return tuple(shown)
 
 
 def _number(count: int, noun: str) -> str:
