@@ -13,8 +13,8 @@ from qtune_service.pipeline.cluster_state import NODE_CHARS, ClusterState, Kind,
 LIVE_PHASES = ("ALIVE", "PENDING_CREATION", "RESTARTING", "DEPENDENCIES_UNREADY")
 
 
-def look_at_cluster() -> ClusterState:
-    """Return the state of the cluster that this process has joined."""
+def look_at_cluster(cpu_nodes: str = "") -> ClusterState:
+    """Return the state of the cluster that this process has joined. cpu_nodes: resource of the nodes for CPU work."""
     import ray
     from ray._private.state import state
     from ray.core.generated import gcs_pb2
@@ -44,7 +44,8 @@ def look_at_cluster() -> ClusterState:
                 placed.add(f"{actor.address.node_id.hex()[:NODE_CHARS]}:{actor.pid}")
             else:
                 unplaced += 1
-    return ClusterState(nodes, frozenset(placed), unplaced, others)
+    lacks = bool(cpu_nodes) and not any(node.total.get(cpu_nodes) for node in nodes.values())
+    return ClusterState(nodes, frozenset(placed), unplaced, others, lacks)
 
 
 def _needed(actor: Any, kind: Kind) -> float:

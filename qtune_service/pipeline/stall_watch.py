@@ -310,6 +310,8 @@ def _task_shortage(cluster: ClusterState, cpus: float) -> str:
     """Return why no task of a stage can run. Its own tasks use CPUs too, so only other jobs' actors count."""
     total, others = cluster.total("CPU"), cluster.others.get("CPU", 0.0)
     amount = f"{cpus:g} CPU{'s' if cpus > 1 else ''}"
+    if cluster.lacks_cpu_nodes and cpus > 0:
+        return "a node for CPU work (0 of 1)"
     if cluster.largest("CPU") < cpus:
         return f"{amount} (the cluster has {total:g})"
     is_taken = total - others < cpus and cluster.free("CPU") < cpus

@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -203,7 +204,7 @@ def test_failed_actors_are_counted_and_their_problems_stay() -> None:
     tracker.stage("score", 9)
     tracker.report_problems(("n0:1: CUDA error",))
     tracker.observe(Observation(problems=("actor n0:2 hangs",)))
-    assert shown[-1].problems == ("actor n0:2 hangs", "n0:1: CUDA error")
+    assert list(shown[-1].problems) == ["actor n0:2 hangs", "n0:1: CUDA error"]
     tracker.report_problems(tuple("x" * 10_000 for _ in range(200)))
     tracker.stage("prune", 9)
     assert len(shown[-1].problems) == MAX_PROBLEMS
@@ -225,6 +226,8 @@ def test_other_stages_wait_for_cpus_or_name_what_takes_long() -> None:
     assert sentence(cluster(node(0, 0, 4, 0), CPU=1)) == "no shard has been pruned", "its own tasks use the CPUs"
     assert sentence(cluster(node(0, 0, 4, 0), CPU=4)) == "waiting for 0.5 CPU (4 in use by other jobs)"
     assert sentence(cluster(node(0, 0, 0, 0))) == "waiting for 0.5 CPU (the cluster has 0)"
+    lacking = replace(cluster(node(8, 8)), lacks_cpu_nodes=True)
+    assert sentence(lacking) == "waiting for a node for CPU work (0 of 1)"
     assert steps_look(scene, 0.5, lambda: ("steps", "x"))(3)[0] is None, "not yet"
 
 
