@@ -25,7 +25,7 @@ from qtune_service.pipeline.executor import Executor, Pool
 from qtune_service.pipeline.progress import Observation, Tracker
 from qtune_service.pipeline.retries import SupervisorHandle
 
-LOOK_EVERY_S, ANSWER_LIMIT_S, JOIN_S = 1.0, 5.0, 6.0
+LOOK_EVERY_S, ANSWER_LIMIT_S, JOIN_S = 1.0, 5.0, 2.0
 NOTICE_S, IDLE_S, LONG_SHARD_S = 2.0, 10.0, 60.0
 """Shorter pauses are not worth a sentence: of any kind, of actors or stages without a result, of actors that score."""
 MAX_NAME_CHARS = 200
