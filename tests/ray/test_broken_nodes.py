@@ -20,7 +20,7 @@ from tests.processes import finished, progress, wait_for
 
 ACTOR_CPUS, PAUSE_S = 2.5, 0.6
 ACROSS_PROCESSES = 1e-5
-FAST_S = 60
+FAST_S = 120
 """An actor starts in some five seconds, and each node has at most two tries."""
 
 

@@ -204,12 +204,12 @@ def test_failed_actors_are_counted_and_their_problems_stay() -> None:
     tracker.stage("score", 9)
     tracker.report_problems(("n0:1: CUDA error",))
     tracker.observe(Observation(problems=("actor n0:2 hangs",)))
-    assert list(shown[-1].problems) == ["actor n0:2 hangs", "n0:1: CUDA error"]
-    tracker.report_problems(tuple("x" * 10_000 for _ in range(200)))
+    assert list(shown[-1].problems) == ["actor n0:2 hangs", "actor n0:1: CUDA error"]
+    tracker.report_problems(("n0:1: CUDA error", *("x" * 10_000 for _ in range(200))))
     tracker.stage("prune", 9)
     assert len(shown[-1].problems) == MAX_PROBLEMS
     assert all(len(one) <= MAX_PROBLEM_CHARS + 3 for one in shown[-1].problems)
-    assert shown[-1].problems[-1] == "151 more"
+    assert shown[-1].problems[-1] == "152 more"
 
 
 def test_other_stages_wait_for_cpus_or_name_what_takes_long() -> None:
