@@ -11,6 +11,8 @@ from typing import Any
 from qtune_service.pipeline.cluster_state import NODE_CHARS, ClusterState, Kind, Node
 
 LIVE_PHASES = ("ALIVE", "PENDING_CREATION", "RESTARTING", "DEPENDENCIES_UNREADY")
+POOL_CLASS = "MapWorker"
+"""Part of the name that Ray Data gives the class of a pool's actors."""
 
 
 def look_at_cluster(cpu_nodes: str = "") -> ClusterState:
@@ -40,6 +42,8 @@ def look_at_cluster(cpu_nodes: str = "") -> ClusterState:
             has_process = actor.pid > 0 and phase != "RESTARTING"
             if actor.job_id.hex() != own:
                 others = {kind: others.get(kind, 0.0) + has_process * amount for kind, amount in needs.items()}
+            elif POOL_CLASS not in actor.class_name:
+                continue  # a worker of an engine
             elif has_process:
                 placed.add(f"{actor.address.node_id.hex()[:NODE_CHARS]}:{actor.pid}")
             else:
