@@ -125,7 +125,7 @@ class RayExecutor:
 
     def cluster_state(self) -> ClusterState | None:
         """Return the resources of the cluster and who uses them, or None before `start`."""
-        return None if self._cluster is None or is_lost() else look_at_cluster()
+        return None if self._cluster is None or is_lost() else look_at_cluster(os.environ.get(CPU_NODES, ""))
 
     def retry_policy(self, max_attempts: int, max_failed_actors: int | None = None) -> RetryPolicy:
         """Start a supervisor on the driver's node, where it lives as long as the driver's cluster."""
