@@ -44,7 +44,7 @@ from qtune_service.errors import OutputConflictError
 from qtune_service.storage import file_io, folder_io
 from qtune_service.storage.confined import Root
 from qtune_service.storage.filesystems import explain
-from qtune_service.storage.lease import end_process, leased
+from qtune_service.storage.lease import end_process, leased, needs_lease
 
 PART_FOLDERS = ("scores", "quadrants", "pruned", "rejected")
 _PART = re.compile(rf"({'|'.join(PART_FOLDERS)})/part-(\d{{5,9}})\.parquet", re.ASCII)
@@ -124,6 +124,8 @@ FOLDERS = (*PART_FOLDERS, "tokenizer", "_qtune")
 FILES = ("manifest.json", "summary_statistics.json", "plane.json", "report.html")
 NAMED_TEMPLATES = "additional_chat_templates"
 """Folder in `tokenizer/` for tokenizers with several chat templates, as transformers writes it."""
+LEASE = "lease"
+"""File of `_qtune` that excludes a second driver on a filesystem that machines share."""
 JOB_VARIABLE = "QTUNE_JOB"
 """Environment variable of drivers that a server starts: JOB:ATTEMPT."""
 MAX_FILE_BYTES = 256 << 20
@@ -352,14 +354,21 @@ class Output:
 
         on_lost: called when the lease of an object store is lost. By default it ends this process, as a driver must.
         """
-        uri = self.at("_qtune", "lock")
-        location = file_io.resolve(uri)
-        with _file_lock(Path(location.path), self.root) if location.is_local else leased(uri, self.root, say, on_lost):
+        location = file_io.resolve(self.at("_qtune", "lock"))
+        with contextlib.ExitStack() as locks:
+            if not location.is_local:
+                locks.enter_context(leased(location.uri, self.root, say, on_lost))
+            elif needs_lease(Path(location.path)):  # beside the file lock, which earlier versions hold there
+                locks.enter_context(_file_lock(Path(location.path), self.root, may_lack=True))
+                locks.enter_context(leased(self.at("_qtune", LEASE), self.root, say, on_lost))
+            else:
+                locks.enter_context(_file_lock(Path(location.path), self.root))
             yield
 
 
 @contextlib.contextmanager
-def _file_lock(path: Path, root: str) -> Iterator[None]:
+def _file_lock(path: Path, root: str, *, may_lack: bool = False) -> Iterator[None]:
+    """Hold a file lock. may_lack: the filesystem may have none."""
     import fcntl
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -377,6 +386,9 @@ def _file_lock(path: Path, root: str) -> Iterator[None]:
                 f"another qtune process is writing to {root}",
                 "Wait for it, stop it, or choose another --output.",
             ) from error
+        except OSError as error:
+            if not may_lack:
+                raise explain(error, str(path), "lock") from error
         yield
 
 

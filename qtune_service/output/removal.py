@@ -35,7 +35,7 @@ WORKING = {
     "ranks": r"[a-z_]{1,40}-\d{5,9}\.bin",
 }
 """Folders of `_qtune` that only a running job needs -> pattern of their file names."""
-RECORDS = ("plan.json", "progress.json", "tokenizer.json", "adopted.json", "job.json", "lock")
+RECORDS = ("plan.json", "progress.json", "tokenizer.json", "adopted.json", "job.json", "lease", "lock")
 """Files of `_qtune` in the order of removal, so that the record of the owner remains until the end."""
 DAMAGED = (OutputConflictError, DamagedFileError)
 """Errors of a record that was changed. The other records are used then. A storage error ends the removal."""

@@ -42,8 +42,8 @@ from qtune_service.storage.filesystems import (
 __all__ = [
     "Entry", "WrittenFile", "display", "exists", "explained_parquet", "glob", "is_folder", "is_glob", "iter_blocks",
     "join", "list_files", "list_folders", "move_in", "open_input", "open_parquet", "open_ranges", "read_bytes",
-    "read_json", "read_range", "relative", "remove_file", "resolve", "retrying", "stat", "write_bytes", "write_chunks",
-    "write_json", "write_table",
+    "read_json", "read_range", "relative", "remove_file", "resolve", "retrying", "stat", "sync_folder", "write_bytes",
+    "write_chunks", "write_json", "write_synced", "write_table",
 ]  # fmt: skip
 
 BLOCK_BYTES = 4 << 20
@@ -255,7 +255,7 @@ def write_bytes(uri: str, data: bytes | memoryview | pa.Buffer) -> WrittenFile:
     at = resolve(uri)
     body = memoryview(data)
     if at.is_local:
-        retrying(uri, "write", lambda: _replace(Path(at.path), lambda temporary: _write_synced(temporary, body)))
+        retrying(uri, "write", lambda: _replace(Path(at.path), lambda temporary: write_synced(temporary, body)))
     elif at.writes == "put":
         retrying(uri, "write", lambda: _put(at.filesystem, at.path, body))
     else:
@@ -296,8 +296,8 @@ def move_in(path: Path, uri: str) -> None:
         goal = Path(at.path)
         goal.parent.mkdir(parents=True, exist_ok=True)
         path.replace(goal)
-        _sync_folder(goal.parent)
-        _sync_folder(goal.parent.parent)
+        sync_folder(goal.parent)
+        sync_folder(goal.parent.parent)
         return
     retrying(uri, "write", lambda: _send(at, str(path)))
     path.unlink()
@@ -339,10 +339,11 @@ def _replace(path: Path, write: Callable[[Path], None]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _write_synced(path: Path, body: memoryview) -> None:
+def write_synced(path: Path, body: bytes | memoryview) -> None:
+    """Write a new local file and sync it."""
     with path.open("xb") as file:
         file.write(body)
         file.flush()
@@ -360,7 +361,7 @@ def _write_chunks(uri: str, path: Path, chunks: Iterable[bytes]) -> WrittenFile:
     return WrittenFile(uri, size, digest.hexdigest())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Sync a folder, so that a rename in it is durable."""
     handle = os.open(folder, os.O_RDONLY)
     try:
