@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
 from typing import Any
 
 from qtune_service.config import JobSpec, PruneSpec
@@ -165,11 +164,8 @@ class _Job:
 
     def _one_reason(self, scored: Scored, where: str) -> DataError:
         """Return the error of a job that rejected every record for one reason, with the first record's detail."""
-        name = next(file["path"] for file in scored.files if file["path"].startswith("rejected/"))
-        shard = int(PurePosixPath(name).stem.rpartition("-")[2])
-        first = (
-            self.output.read_part("rejected", shard, ["source", "line", "reason", "detail"]).slice(0, 1).to_pylist()[0]
-        )
+        path = next(iter(scored.paths("rejected").values()))
+        first = self.output.read_part(path, ["source", "line", "reason", "detail"]).slice(0, 1).to_pylist()[0]
         what = f"none of {scored.read:,} records could be scored, all for one reason ({first['reason']})"
         hint = in_terminal(HINTS.get(first["reason"], ""))
         return DataError(
@@ -188,7 +184,7 @@ class _Job:
             return ((result.shard, result.value) for result in self.executor.run(items, stage))
 
         return find_thresholds(
-            Population.of(ScoreShards(self.output.root), scored.shards),
+            Population.of(ScoreShards(self.output.root), scored.shards, scored.paths("scores")),
             prune,
             rule=rule,
             workers=workers,
@@ -204,7 +200,7 @@ class _Job:
         todo = [(shard, where) for shard, where in selection.shards().items() if shard not in markers]
         if todo:
             executor.start(self.stop)
-        items = ((shard, selection.of_shard(group, span)) for shard, (group, span) in todo)
+        items = ((shard, selection.of_shard(shard, group, span)) for shard, (group, span) in todo)
         stage = Stage("prune", prune_shard, (self.spec, scored.renamed, scored.category_column))
         for result in executor.run(items, stage):
             markers[result.shard] = result.value

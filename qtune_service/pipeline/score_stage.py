@@ -14,7 +14,7 @@ import psutil
 
 from qtune_service.errors import EngineError
 from qtune_service.importing import import_transformers_without_torch
-from qtune_service.output.layout import part_files
+from qtune_service.output.layout import part_files, paths_by_shard
 from qtune_service.pipeline.executor import Executor, Pool, Stage
 from qtune_service.pipeline.progress import Tracker
 from qtune_service.pipeline.retries import StoppedError
@@ -87,6 +87,10 @@ class Scored:
     def num_samples(self) -> int:
         """Return the number of scored samples."""
         return self.read - self.rejected
+
+    def paths(self, folder: str) -> dict[int, str]:
+        """Return the path of each shard's file in a folder."""
+        return paths_by_shard(part_files({"files": list(self.files)}, folder))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for the manifest, without the files, which the manifest lists itself."""

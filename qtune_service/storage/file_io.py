@@ -41,9 +41,9 @@ from qtune_service.storage.filesystems import (
 
 __all__ = [
     "Entry", "WrittenFile", "display", "exists", "explained_parquet", "glob", "is_folder", "is_glob", "iter_blocks",
-    "join", "list_files", "list_folders", "move_in", "open_input", "open_parquet", "open_ranges", "read_bytes",
-    "read_json", "read_range", "relative", "remove_file", "resolve", "retrying", "stat", "sync_folder", "write_bytes",
-    "write_chunks", "write_json", "write_synced", "write_table",
+    "join", "json_bytes", "list_files", "list_folders", "move_in", "open_input", "open_parquet", "open_ranges",
+    "read_bytes", "read_json", "read_range", "relative", "remove_file", "resolve", "retrying", "stat",
+    "sync_folder", "table_bytes", "write_bytes", "write_chunks", "write_json", "write_synced", "write_table",
 ]  # fmt: skip
 
 BLOCK_BYTES = 4 << 20
@@ -194,7 +194,7 @@ def iter_blocks(uri: str, start: int = 0, stop: int = 1 << 62, block_bytes: int 
 
 @contextlib.contextmanager
 def open_input(uri: str) -> Iterator[Any]:
-    """Open a file for random access, as a file of pyarrow."""
+    """Open a file of pyarrow for random access."""
     at = resolve(uri)
     with retrying(uri, "read", lambda: at.filesystem.open_input_file(at.path)) as file:
         yield file
@@ -318,16 +318,25 @@ def _send(at: Location, path: str) -> None:
 
 
 def write_json(uri: str, value: Any) -> WrittenFile:
-    """Write a JSON file atomically. Raises ValueError for non-finite numbers, which JSON lacks."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1)
-    return write_bytes(uri, (text + "\n").encode())
+    """Write a JSON file atomically. Raises as `json_bytes` does."""
+    return write_bytes(uri, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return a value as a JSON file. Raises ValueError for non-finite numbers, which JSON lacks."""
+    return (json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1) + "\n").encode()
 
 
 def write_table(uri: str, table: pa.Table, *, row_group_size: int | None = None) -> WrittenFile:
     """Write a Parquet file (zstd) atomically."""
+    return write_bytes(uri, table_bytes(table, row_group_size=row_group_size))
+
+
+def table_bytes(table: pa.Table, *, row_group_size: int | None = None) -> pa.Buffer:
+    """Return a table as a Parquet file (zstd)."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", row_group_size=row_group_size)
-    return write_bytes(uri, sink.getvalue())
+    return sink.getvalue()
 
 
 def _replace(path: Path, write: Callable[[Path], None]) -> None:

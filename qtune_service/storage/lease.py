@@ -1,8 +1,8 @@
-"""Lease of an output on storage without reliable file locks: one driver at a time.
+"""Locks of an output, for one driver at a time: a file lock on a local disk, and a lease on other storage.
 
-The owner rewrites a small object every few seconds (its heartbeat). A second driver watches the object. If it changes,
-its owner is alive and the second driver fails. If it stays unchanged for DEAD_S, its owner is gone and the lease is
-taken over. Only the clock of the watcher is used.
+The owner of a lease rewrites a small object every few seconds (its heartbeat). A second driver watches the object. If
+it changes, its owner is alive and the second driver fails. If it stays unchanged for DEAD_S, its owner is gone and the
+lease is taken over. Only the clock of the watcher is used.
 
 Where the storage has conditional writes (conditional.py), every write names the version that it replaces. So of two
 drivers one succeeds, however slow their requests are, and an owner that was disconnected for longer than DEAD_S learns
@@ -11,7 +11,7 @@ at the same time, the last writer finds its own name after SETTLE_S, and the oth
 longer than the pause lets both run until the next heartbeat, which harms no output: shards have files of their own in
 each attempt.
 
-Network filesystems belong here too: `flock` is local to a machine on some of them, and an error on others.
+Filesystems that machines share have a lease too: `flock` is local to a machine on some of them, and fails on others.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from pathlib import Path
 from qtune_service.errors import OutputConflictError, SettingsError, StorageError
 from qtune_service.storage import conditional, file_io
 from qtune_service.storage.conditional import NoConditionError
+from qtune_service.storage.filesystems import explain
 
 HEARTBEAT_S, SETTLE_S = 5.0, 1.0
 DEAD_S = 4 * HEARTBEAT_S
@@ -86,6 +87,54 @@ def filesystem_type(path: Path) -> str:
         if point and real.is_relative_to(point) and len(point) >= len(found[0]):  # later mounts hide earlier ones
             found = (point, kind)
     return found[1]
+
+
+@contextlib.contextmanager
+def locked(
+    uri: str, lease_uri: str, output: str, say: Callable[[str], None], on_lost: Callable[[], None]
+) -> Iterator[None]:
+    """Exclude a second driver for the block. Raise OutputConflictError if there is one.
+
+    uri: the file lock, or on an object store the lease. lease_uri: the lease on a filesystem that machines share, where
+    the file lock is held too, if there is one: drivers of earlier versions know it alone.
+    """
+    location = file_io.resolve(uri)
+    path = Path(location.path)
+    with contextlib.ExitStack() as locks:
+        if not location.is_local:
+            locks.enter_context(leased(uri, output, say, on_lost))
+        elif needs_lease(path):
+            locks.enter_context(_file_lock(path, output, may_lack=True))
+            locks.enter_context(leased(lease_uri, output, say, on_lost))
+        else:
+            locks.enter_context(_file_lock(path, output))
+        yield
+
+
+@contextlib.contextmanager
+def _file_lock(path: Path, output: str, *, may_lack: bool = False) -> Iterator[None]:
+    """Hold a file lock, which ends with the process in every case. may_lack: the filesystem may have none."""
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Links are not followed, and a FIFO at this path is an error instead of an endless wait.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        raise explain(error, str(path), "lock") from error
+    with open(descriptor, "a") as file:  # noqa: PTH123 - a descriptor
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutputConflictError(
+                f"another qtune process is writing to {output}",
+                "Wait for it, stop it, or choose another --output.",
+            ) from error
+        except OSError as error:
+            if not may_lack:
+                raise explain(error, str(path), "lock") from error
+        yield
 
 
 @contextlib.contextmanager
