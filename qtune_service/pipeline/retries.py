@@ -30,6 +30,7 @@ from qtune_service.errors import (
     StorageError,
 )
 from qtune_service.pipeline.actor_states import ActorState, ActorStates, Phase
+from qtune_service.scoring.engine_class import EngineAgreement, EngineClass
 
 STOPPING = 0
 FATAL = (SpecError, ModelError, DataError, OutputConflictError)
@@ -56,6 +57,7 @@ class Supervisor:
         self._tokens: dict[int, int] = {}
         self._successes: Counter[str] = Counter()
         self._actors = ActorStates()
+        self._engine = EngineAgreement()
         self._stopping = False
 
     def begin(self, stage: str, shard: int, *, closing: bool) -> tuple[int, str]:
@@ -79,6 +81,14 @@ class Supervisor:
     def actors(self) -> list[ActorState]:
         """Return what the scoring actors do."""
         return self._actors.all()
+
+    def expect_engine(self, agreed: EngineClass | None, voters: int) -> None:
+        """Set the class of engines of earlier scores, and how many actors decide where there are none."""
+        self._engine = EngineAgreement(agreed=agreed, voters=voters)
+
+    def propose_engine(self, actor: str, engine: EngineClass | None, *, is_fallback: bool) -> EngineClass | None:
+        """Return the class of engines that the actors agree on; see EngineAgreement."""
+        return self._engine.propose(actor, engine, is_fallback=is_fallback)
 
     def fail(self, stage: str, shard: int, problem: str) -> None:
         """Record why an attempt failed."""

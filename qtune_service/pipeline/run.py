@@ -24,12 +24,20 @@ from qtune_service.pipeline.population import Population, ScoreShards
 from qtune_service.pipeline.prepare import adopt_scores, find_input, load_rule, plan_shards, portable, save_tokenizer
 from qtune_service.pipeline.progress import FileSink, Sink, Tracker
 from qtune_service.pipeline.ray_executor import RayExecutor
-from qtune_service.pipeline.score_stage import Scored, ScoringRun, measure, summarise
+from qtune_service.pipeline.score_stage import (
+    Scored,
+    ScoringRun,
+    check_part_rows,
+    check_rows,
+    measure,
+    summarise,
+)
 from qtune_service.pipeline.selection_stage import SelectionResult, find_thresholds
 from qtune_service.pipeline.selection_tasks import SelectionContext
 from qtune_service.pipeline.shard_tables import own_names, pruned_names
 from qtune_service.pipeline.shutdown import Stop
 from qtune_service.pipeline.stages import JobContext, PrunedMarker, ScoredMarker, prepare, prune_shard
+from qtune_service.scoring.engine_class import class_of_shards
 from qtune_service.scoring.model_config import describe_model, local_folder
 from qtune_service.selection.plane import QuadrantRule
 from qtune_service.tokenize.encoded_batch import NO_ENDINGS, Endings
@@ -82,6 +90,7 @@ class _Job:
         try:
             scored = self._adopt() if self.spec.from_scores else self._score()
             self._check_rejected(scored)
+            check_part_rows("scores", scored.files, scored.shards)
             if self.spec.prune is None:
                 return finish_scored(self.spec, self.output, scored, self.tracker)
             selection = self._find_thresholds(scored, self.spec.prune, rule)
@@ -115,16 +124,19 @@ class _Job:
         plan, notices = plan_shards(self.spec, self.output, self.executor, self.tracker)
         markers = {shard: ScoredMarker.from_dict(body) for shard, body in self.output.finished("scored").items()}
         pool = self.executor.size_pool(self.spec.engine)
+        scored_by = class_of_shards(marker.engine for marker in markers.values())
         resumed = sum(marker.read for marker in markers.values())
         if markers:
             self.tracker.say(f"continuing: {len(markers)} of {len(plan.shards)} shards are already scored")
         self.tracker.stage(
             "score", plan.num_records, unit="samples", resumed=resumed, actors=pool.max_actors or pool.min_actors
         )
+        retries = self.executor.retry_policy(self.spec.limits.max_shard_attempts)
+        retries.supervisor.call("expect_engine", scored_by, 1 if pool.max_actors == 1 else max(2, pool.min_actors))
         context = replace(
             context,
             threads=pool.threads,
-            retries=self.executor.retry_policy(self.spec.limits.max_shard_attempts),
+            retries=retries,
             partials=self.output.partials(),
             plan_digest=plan.digest,
             process_name=self.executor.process_name,
@@ -133,6 +145,7 @@ class _Job:
         fresh = scoring.run([index for index in range(len(plan.shards)) if index not in markers])
         category = self.spec.input.category_field
         finished = {**markers, **fresh, **scoring.reject_failed()}
+        check_rows(plan, finished)
         endings = sum((Endings.from_dict(marker.endings) for marker in finished.values()), NO_ENDINGS)
         return summarise(
             finished,
@@ -205,4 +218,7 @@ class _Job:
         for result in executor.run(items, stage):
             markers[result.shard] = result.value
             self.tracker.advance(1)
+        files = [file for marker in markers.values() for file in marker.files]
+        check_part_rows("quadrants", files, scored.shards)
+        check_part_rows("pruned", files, {shard: marker.kept for shard, marker in markers.items() if marker.kept})
         return {index: markers[index] for index in sorted(markers)}

@@ -18,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
-from qtune_service.config import JobSpec
+from qtune_service.config import EngineSpec, JobSpec, ModelSpec
 from qtune_service.errors import OutputConflictError, StorageError
 from qtune_service.ingest.planner import Chunk, ChunkScan, Plan, scan
 from qtune_service.ingest.reader import RecordProblem, read_shard, sample_id
@@ -48,6 +48,7 @@ from qtune_service.pipeline.shard_tables import (
 )
 from qtune_service.samples import Sample, TokenScores
 from qtune_service.scoring.model_config import ModelInfo, describe_model
+from qtune_service.scoring.scorer import Scorer
 from qtune_service.storage import file_io
 from qtune_service.tokenize.encoded_batch import NO_ENDINGS, Endings
 from qtune_service.tokenize.encoder import Encoder
@@ -208,14 +209,28 @@ class ScoreShard:
 
     def __init__(self, context: JobContext) -> None:
         os.environ["OMP_NUM_THREADS"] = str(context.threads)
-        from qtune_service.scoring.choose_engine import build_scorer
-
         limit = {"max_model_len": context.model.max_model_len}
         self._context = context
         self._engine = ThreadPoolExecutor(1, thread_name_prefix="engine")
         model = context.spec.model.model_copy(update=limit)
-        self._scorer = self._engine.submit(build_scorer, model, context.spec.engine).result()
         self._actor = context.process_name()
+        self._scorer = self._engine.submit(self._build, model, context.spec.engine).result()
+
+    def _build(self, model: ModelSpec, engine: EngineSpec) -> Scorer:
+        """Load the model. Raise EngineMismatchError where the job's other scores are of another engine."""
+        from qtune_service.scoring import choose_engine
+        from qtune_service.scoring.engine_class import EngineClass, build_agreed
+
+        if (retries := self._context.retries) is None:
+            return choose_engine.build_scorer(model, engine)
+
+        def propose(engine: EngineClass | None, *, is_fallback: bool = False) -> EngineClass | None:
+            agreed: EngineClass | None = retries.supervisor.call(
+                "propose_engine", self._actor, engine, is_fallback=is_fallback
+            )
+            return agreed
+
+        return build_agreed(model, engine, propose, self._actor)
 
     def __call__(self, index: int, encoded: EncodedShard) -> ScoredShard | None:
         """Score a shard and reject the samples that cannot be scored. Return None where it is committed already.

@@ -1,17 +1,18 @@
-"""Make the unfinished output beside this file, which a test of today's version resumes.
+"""Make the unfinished output next to this file, which a test resumes.
 
-It was made by the last version that hashed the whole spec, commit 698c4a6. To make it again:
+It was made by commit 698c4a6, the last version that hashed the whole spec. To make it again:
 
     git worktree add ../earlier 698c4a6
-    cd ../earlier && PYTHONPATH=. python ../main/tests/earlier_version/make.py ../main/tests/earlier_version
+    cd ../earlier && PYTHONPATH=. python $CHECKOUT/tests/earlier_version/make.py $CHECKOUT/tests/earlier_version
 
-The job reads 14 records of the demo in six shards, and its engine dies with the fourth. The paths of the input and of
-the demo model are replaced by @DATA@ and @MODEL@ in JSON files.
+The job reads 14 records of the demo in four shards, and its engine dies with the fourth. The paths of the data, the
+model and the output are replaced by @DATA@, @MODEL@ and @OUT@ in JSON files.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -68,8 +69,6 @@ def main(folder: Path) -> None:
 
 def put_back_time(data: Path) -> None:
     """Set the modification time that the plan records."""
-    import os
-
     os.utime(data, ns=(MODIFIED_AT_NS, MODIFIED_AT_NS))
 
 
