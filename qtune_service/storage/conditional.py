@@ -4,8 +4,7 @@ Of two writers with the same condition one succeeds, whatever the order in which
 pyarrow have no conditions, so each kind of storage has its own way:
 
     local    link(2), which fails where the name exists. There is no condition for replacing.
-    s3://    a signed PUT with `If-None-Match: *` or `If-Match: ETAG`, by the credentials of the environment, or of a
-             profile or role where botocore is installed
+    s3://    a signed PUT with `If-None-Match: *` or `If-Match: ETAG`, by the keys of aws_keys.py
     gs://    an upload with `ifGenerationMatch`, by the default credentials of google-auth
 
 Other storage, and stores that refuse the header, raise NoConditionError. A store that ignores the header is found by
@@ -198,7 +197,7 @@ class _S3:
         return str(response.headers.get("etag", ""))
 
     def _url(self, method: str) -> str:
-        url = presigned(self.uri, seconds=SIGNED_S, method=method, may_use_botocore=True)
+        url = presigned(self.uri, seconds=SIGNED_S, method=method, may_use_role=True)
         if url is None:
             raise NoConditionError
         return url

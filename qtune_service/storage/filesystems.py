@@ -7,9 +7,8 @@ Calls are retried with jitter after transient failures (timeouts, throttling, 5x
 with a hint.
 
 Presigned URLs (Signature Version 4 in the query) are valid for some minutes. pyarrow cannot presign, and botocore is a
-dependency of 30 MB for forty lines of HMAC. So downloads use the credentials of the environment (AWS_ACCESS_KEY_ID,
-...). Conditional writes (conditional.py) also use those of profiles and roles where botocore happens to be installed.
-Without credentials there is no URL.
+dependency of 30 MB for forty lines of HMAC. Downloads use the keys of the environment (AWS_ACCESS_KEY_ID, ...) alone,
+and conditional writes (conditional.py) those of roles too. Without keys there is no URL.
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ import pyarrow.fs as pafs
 import stamina
 
 from qtune_service.errors import StorageError
+from qtune_service.storage.aws_keys import find_keys, keys_of_environment
 from qtune_service.storage.hub_uri import HubUri, of_web_page
 
 T = TypeVar("T")
@@ -303,19 +303,19 @@ def presigned(
     answered: Mapping[str, str] | None = None,
     at: str = "",
     method: str = "GET",
-    may_use_botocore: bool = False,
+    may_use_role: bool = False,
 ) -> str | None:
     """Return a URL to read or write an S3 object; None for other storage, and without credentials.
 
     answered: response headers, as `response-content-type`. at: signing time, as `20270131T120000Z`; by default now.
-    may_use_botocore: take the credentials of a profile or role, if botocore is installed.
+    may_use_role: sign with the keys of a role or profile too (aws_keys.py).
     """
     scheme = uri.partition("://")[0].lower()
     if scheme not in ("s3", "s3a", "s3n") or (client := s3_client(uri)).anonymous:
         return None
-    if (keys := _keys_of_environment() or (_keys_of_botocore() if may_use_botocore else None)) is None:
-        return None
     region, time = _region(uri, client), at or datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    if (keys := find_keys(region) if may_use_role else keys_of_environment()) is None:
+        return None
     scope = f"{time[:8]}/{region}/s3/aws4_request"
     query = {
         "X-Amz-Algorithm": ALGORITHM,
@@ -333,35 +333,6 @@ def presigned(
     text = f"{ALGORITHM}\n{time}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
     key = functools.reduce(_hmac, scope.split("/"), f"AWS4{keys.secret}".encode())
     return f"{client.scheme}://{host}{path}?{pairs}&X-Amz-Signature={_hmac(key, text).hex()}"
-
-
-@dataclass(frozen=True, slots=True)
-class _Keys:
-    key_id: str
-    secret: str
-    token: str
-
-
-def _keys_of_environment() -> _Keys | None:
-    key_id, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
-    return _Keys(key_id, secret, os.environ.get("AWS_SESSION_TOKEN", "")) if key_id and secret else None
-
-
-def _keys_of_botocore() -> _Keys | None:
-    """Return the keys of a profile or role, None without botocore or without credentials."""
-    try:
-        found = _botocore_credentials()
-        keys = None if found is None else found.get_frozen_credentials()  # renews what has expired
-    except Exception:  # noqa: BLE001 - an edge: every error means no credentials
-        return None
-    return None if keys is None else _Keys(keys.access_key, keys.secret_key, keys.token or "")
-
-
-@functools.lru_cache(maxsize=1)
-def _botocore_credentials() -> Any:
-    from botocore.session import Session
-
-    return Session().get_credentials()
 
 
 def _region(uri: str, client: S3Client) -> str:
