@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import socket
 import socketserver
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -21,6 +23,7 @@ from tests.waiting import free_port, wait_until
 START_S = 60
 SLOW_S = 0.15
 """A slow endpoint takes this long over each piece of an answer."""
+_REQUEST = re.compile(rb"(?:^|\r\n\r\n)([A-Z]+ /[^ ?]*)[^ ]* HTTP/1\.1\r\n")
 SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 
 
@@ -128,6 +131,8 @@ class Faults:
     mode: Literal["pass", "refuse", "slow"] = "pass"
     """`refuse`: cut what is open, answer 503 to each new request."""
     refused_at_s: list[float] = field(default_factory=list)
+    requests: Counter[str] = field(default_factory=Counter)
+    """Requests that were passed on, by `METHOD /path`, without the query."""
 
 
 @contextmanager
@@ -167,6 +172,8 @@ def _relay(client: socket.socket, port: int, faults: Faults) -> None:
                     return
                 if side is server and faults.mode == "slow":
                     time.sleep(SLOW_S)
+                if side is client:
+                    faults.requests.update(match.decode() for match in _REQUEST.findall(data))
                 other[side].sendall(data)
 
 

@@ -105,8 +105,8 @@ class _ParquetRows:
         return parquet.rows_of(self._file, start, stop, columns)
 
     def streamed(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
-        at, batches = start, iter[pa.RecordBatch](())
-        is_open = False
+        at, is_open = start, False
+        batches: Iterator[pa.RecordBatch] = iter(())
 
         def following() -> pa.RecordBatch | None:
             nonlocal batches, is_open
