@@ -111,7 +111,7 @@ class InputSpec(_Part):
     ] = Field(default_factory=dict, max_length=1000)
     """Names of your roles, and what they are: `bot=assistant`. Known are system, user, assistant and tool."""
     config: Annotated[ColumnName | None, Flag(FlagGroup.read, "CONFIG")] = None
-    """Configuration (subset) of a dataset of the hub. By default its default."""
+    """Configuration (subset) of a dataset of the hub. By default the one that the dataset names."""
     split: Annotated[ColumnName | None, Flag(FlagGroup.read, "SPLIT")] = None
     """Split of a dataset of the hub, or of a folder of `save_to_disk`, such as `train`."""
     category_field: Annotated[ColumnName | None, Flag(FlagGroup.read, "COLUMN")] = None
@@ -313,14 +313,18 @@ class LimitsSpec(_Part):
     """Seconds that a stopped job (SIGTERM) may take to save the work in progress of its actors."""
 
 
+def _none_if_false(value: Any) -> Any:
+    return None if value is False else value
+
+
 class JobParts(_Part):
     """The parts that a job file and a request to a server have in common."""
 
     input: InputSpec
     model: ModelSpec
     engine: EngineSpec = EngineSpec()
-    prune: PruneSpec | None = PruneSpec()
-    """None: only score; prune later with `from_scores`."""
+    prune: Annotated[PruneSpec | None, BeforeValidator(_none_if_false)] = PruneSpec()
+    """None, or `false` in TOML, which has no null: only score; prune later with `from_scores`."""
     limits: LimitsSpec = LimitsSpec()
 
 

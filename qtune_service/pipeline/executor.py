@@ -59,6 +59,8 @@ class Stage:
     """Called in a worker process before each of its tasks. It must be cheap when repeated."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Environment variables that the processes of a pool start with."""
+    on_cpu_nodes: bool = False
+    """Whether its tasks run on the nodes for CPU work, where the cluster has some, so that no GPU node stays for it."""
     is_closing: bool = False
     """Whether the stage continues while the job stops, because it saves the work of other stages."""
 
@@ -90,6 +92,10 @@ class Executor(Protocol):
 
     def size_pool(self, spec: EngineSpec) -> Pool:
         """Return the scoring pool that fits the workers."""
+        ...
+
+    def reserve(self, spec: EngineSpec) -> None:
+        """Ask for the GPUs of the scoring pool until `run` starts it, so that nodes start while the job is planned."""
         ...
 
     def retry_policy(self, max_attempts: int) -> RetryPolicy:
@@ -143,6 +149,9 @@ class LocalExecutor:
     def size_pool(self, spec: EngineSpec) -> Pool:
         """Return a pool of one actor, with the threads of an actor on this machine."""
         return size_local_pool(spec, actors=1)
+
+    def reserve(self, spec: EngineSpec) -> None:
+        """Do nothing: the engine runs in this process."""
 
     def retry_policy(self, max_attempts: int) -> RetryPolicy:
         """Return a policy whose supervisor is an object of this process."""

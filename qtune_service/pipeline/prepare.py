@@ -23,7 +23,7 @@ from qtune_service.ingest.planner import Chunk, Plan, plan_input
 from qtune_service.output.layout import Output, part_files
 from qtune_service.pipeline.executor import Executor
 from qtune_service.pipeline.progress import Tracker
-from qtune_service.pipeline.scan_stage import Scans
+from qtune_service.pipeline.scan_stage import SMALL_INPUT_BYTES, Scans
 from qtune_service.pipeline.score_stage import Scored
 from qtune_service.pipeline.stages import read_plan
 from qtune_service.selection.plane import QuadrantRule
@@ -114,6 +114,11 @@ class JobInput:
     spec: InputSpec
     """At commits of the hub."""
     revisions: Mapping[str, str]
+
+    @property
+    def is_planned_by_workers(self) -> bool:
+        """Return whether planning takes long enough that nodes can start meanwhile."""
+        return self.earlier is None and sum(file.size_bytes for file in self.found.files) > SMALL_INPUT_BYTES
 
 
 def find_input(spec: JobSpec, output: Output) -> JobInput:

@@ -43,6 +43,10 @@ from qtune_service.pipeline.retries import ReportProgress, RetryPolicy, StoppedE
 from qtune_service.pipeline.shutdown import Stop
 
 CONNECT_TIMEOUT_S = 10
+CPU_NODES = "QTUNE_CPU_NODES"
+"""Environment variable of drivers: the name of a Ray resource of the nodes for CPU work, such as `cpu_node`."""
+CPU_NODE_SHARE = 0.001
+"""How much of it a task takes: a node with 1 of it runs as many tasks as its CPUs allow."""
 HEAD_POLL_S, HEAD_LOST_S = 5.0, 60.0
 REPORT_EVERY_S = 1.0
 _lost, _left = threading.Event(), threading.Event()
@@ -76,6 +80,7 @@ class RayExecutor:
     def __init__(self, address: str | None = None) -> None:
         self._address = address
         self._cluster: Cluster | None = None
+        self._reserved: list[Any] = []
 
     @property
     def process_name(self) -> Callable[[], str]:
@@ -97,6 +102,26 @@ class RayExecutor:
         """Return the scoring pool that fits the cluster."""
         return size_pool(spec, self._started())
 
+    def reserve(self, spec: EngineSpec) -> None:
+        """Reserve the GPUs of each actor by a placement group, which an autoscaler sees as demand.
+
+        Ray removes the groups when the driver ends, also where it is killed. CPUs are not reserved: planning uses them.
+        """
+        from ray.util.placement_group import placement_group
+
+        pool = size_pool(spec, self._started())
+        if pool.gpus and not self._started().is_local and not self._reserved:
+            bundle = {"GPU": pool.gpus}
+            self._reserved = [placement_group([bundle], strategy="PACK") for _ in range(pool.min_actors)]
+
+    def _release(self) -> None:
+        """Give reserved GPUs to the actors that are about to start."""
+        from ray.util.placement_group import remove_placement_group
+
+        for group in self._reserved:
+            remove_placement_group(group)
+        self._reserved = []
+
     def retry_policy(self, max_attempts: int) -> RetryPolicy:
         """Start a supervisor on the driver's node, where it lives as long as the driver's cluster."""
         import ray
@@ -115,6 +140,8 @@ class RayExecutor:
         rows = [{"shard": index, "value": pickle.dumps(value), "failure": b""} for index, value in items]
         if not rows:
             return
+        if any(stage.pool is not None for stage in stages):
+            self._release()
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
         for stage in stages:
             dataset = _add(dataset, stage, retries, max_tasks(self._started(), stages, stage, len(rows)), len(rows))
@@ -135,7 +162,7 @@ class RayExecutor:
 
     def close(self) -> None:
         """Leave the cluster, which ends it if it was started here."""
-        self._cluster = None
+        self._cluster, self._reserved = None, []
         if "ray" not in sys.modules:
             return
         import ray
@@ -317,6 +344,8 @@ def _add(dataset: Any, stage: Stage, retries: RetryPolicy | None, tasks: int | N
     common: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
     if (pool := stage.pool) is None:
         common |= {"num_cpus": stage.num_cpus, "compute": ray.data.TaskPoolStrategy(size=tasks)}
+        if stage.on_cpu_nodes and (name := os.environ.get(CPU_NODES)):
+            common["resources"] = {name: CPU_NODE_SHARE}
         return dataset.map_batches(_run_task, fn_args=(stage, retries), **common)
     size = ray.data.ActorPoolStrategy(
         min_size=min(pool.min_actors, num_shards), max_size=pool.max_actors and min(pool.max_actors, num_shards)

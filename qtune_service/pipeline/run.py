@@ -33,7 +33,7 @@ from qtune_service.pipeline.prepare import (
 )
 from qtune_service.pipeline.progress import FileSink, Sink, Tracker
 from qtune_service.pipeline.ray_executor import RayExecutor
-from qtune_service.pipeline.score_stage import Scored, ScoringRun, measure, summarise
+from qtune_service.pipeline.score_stage import Scored, ScoringRun, summarise
 from qtune_service.pipeline.selection_stage import SelectionResult, find_thresholds
 from qtune_service.pipeline.selection_tasks import SelectionContext
 from qtune_service.pipeline.shard_tables import own_names, pruned_names
@@ -122,6 +122,8 @@ class _Job:
         context, encoder, given = self._start()
         self.output.claim(self.spec, context.model.fingerprint)
         save_tokenizer(encoder, self.output)
+        if given.is_planned_by_workers:
+            self.executor.reserve(self.spec.engine)
         plan, notices = plan_shards(self.spec, given, self.output, self.executor, self.tracker)
         markers = {shard: ScoredMarker.from_dict(body) for shard, body in self.output.finished("scored").items()}
         pool = self.executor.size_pool(self.spec.engine)
@@ -153,7 +155,7 @@ class _Job:
             renamed=pruned_names(plan),
             category_column=own_names(plan)[category] if category else None,
             revisions=plan.revisions,
-            performance=measure(list(fresh.values())),
+            performance=scoring.performance(),
         )
 
     def _check_rejected(self, scored: Scored) -> None:
@@ -193,7 +195,7 @@ class _Job:
 
         def workers(items: Sequence[tuple[int, bytes]], context: SelectionContext) -> Iterator[tuple[int, bytes]]:
             self.executor.start(self.stop)
-            stage = Stage("thresholds", work, (context,), num_cpus=1, shards_per_task=1)
+            stage = Stage("thresholds", work, (context,), num_cpus=1, shards_per_task=1, on_cpu_nodes=True)
             return ((result.shard, result.value) for result in self.executor.run(items, stage))
 
         return find_thresholds(
@@ -214,7 +216,7 @@ class _Job:
         if todo:
             executor.start(self.stop)
         items = ((shard, selection.of_shard(group, span)) for shard, (group, span) in todo)
-        stage = Stage("prune", prune_shard, (self.spec, scored.renamed, scored.category_column))
+        stage = Stage("prune", prune_shard, (self.spec, scored.renamed, scored.category_column), on_cpu_nodes=True)
         for result in executor.run(items, stage):
             markers[result.shard] = result.value
             self.tracker.advance(1)

@@ -51,7 +51,7 @@ class Scans:
         done = self._read_markers(batches)
         self._tracker.advance(sum(map(len, done.values())))
         left = [batch for name, batch in batches.items() if name not in done]
-        stage = Stage("plan", scan_chunks, (self._spec, True), shards_per_task=BATCHES_A_PROCESS)
+        stage = Stage("plan", scan_chunks, (self._spec, True), shards_per_task=BATCHES_A_PROCESS, on_cpu_nodes=True)
         earlier = {scan.index: scan for scans in done.values() for scan in scans}
         return earlier | self._collect(self._executor, left, stage)
 

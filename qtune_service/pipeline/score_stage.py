@@ -5,6 +5,7 @@ The sum (`Scored`) is stored in the manifest, so that its scores can be pruned a
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -148,32 +149,37 @@ def summarise(
     )
 
 
-def measure(markers: Sequence[ScoredMarker]) -> dict[str, float]:
+def measure(markers: Mapping[int, ScoredMarker], arrived_s: Mapping[int, float]) -> dict[str, float]:
     """Return the speed of this run, from the shards that it scored.
 
+    arrived_s: shard -> time.monotonic() of its arrival at this process. Clocks of other nodes may differ by seconds, so
+    only durations are taken from them: a shard began `engine_s` before it arrived.
+
     startup_s: from the start of this process to the first engine's first shard. score_s: from there until the last
-    shard was written. engine_busy_share: share of the actors' time, each from its first shard on, spent scoring.
-    tail_s: how long the first actor to run out of shards waited for the last one. encode_s: seconds of all encoding
-    tasks.
+    shard arrived. engine_busy_share: share of the actors' time, each from its first shard on, spent scoring. tail_s:
+    how long the first actor to run out of shards waited for the last one. encode_s: seconds of all encoding tasks.
     """
-    scored = [m for m in markers if m.engine]
+    scored = {shard: marker for shard, marker in markers.items() if marker.engine}
     if not scored:
         return {}
-    began_s, ended_s = min(m.started_at_s for m in scored), max(m.committed_at_s for m in scored)
-    score_s, tokens = ended_s - began_s, sum(m.tokens for m in scored)
-    first_s: dict[str, float] = {}  # by actor: when its first shard began, and when its last one was scored
+    first_s: dict[str, float] = {}  # by actor: when its first shard began, and when its last one arrived
     last_s: dict[str, float] = {}
-    for m in scored:
-        first_s[m.actor] = min(m.started_at_s, first_s.get(m.actor, ended_s))
-        last_s[m.actor] = max(m.started_at_s + m.engine_s, last_s.get(m.actor, began_s))
+    for shard, m in scored.items():
+        at_s = arrived_s[shard]
+        first_s[m.actor] = min(at_s - m.engine_s, first_s.get(m.actor, at_s))
+        last_s[m.actor] = max(at_s, last_s.get(m.actor, at_s))
+    began_s, ended_s = min(first_s.values()), max(last_s.values())
+    score_s, tokens = ended_s - began_s, sum(m.tokens for m in scored.values())
+    engine_s = sum(m.engine_s for m in scored.values())
+    running_s = time.time() - psutil.Process().create_time()
     return {
-        "startup_s": round(began_s - psutil.Process().create_time(), 3),
+        "startup_s": round(running_s - (time.monotonic() - began_s), 3),
         "score_s": round(score_s, 3),
         "tokens": tokens,
         "tokens_per_s": round(tokens / score_s, 1),
-        "engine_busy_share": round(sum(m.engine_s for m in scored) / sum(ended_s - s for s in first_s.values()), 4),
+        "engine_busy_share": round(engine_s / sum(ended_s - s for s in first_s.values()), 4),
         "tail_s": round(max(last_s.values()) - min(last_s.values()), 3),
-        "encode_s": round(sum(m.encode_s for m in scored), 3),
+        "encode_s": round(sum(m.encode_s for m in scored.values()), 3),
         "actors": len(first_s),
         "nodes": len({actor.partition(":")[0] for actor in first_s}),
     }
@@ -209,6 +215,8 @@ class ScoringRun:
     tracker: Tracker
     stop: Stop
     _markers: dict[int, ScoredMarker] = field(default_factory=dict)
+    _arrived_s: dict[int, float] = field(default_factory=dict)
+    """Scored shard -> time.monotonic() of its arrival."""
     _failed: dict[int, str] = field(default_factory=dict)
     """Failed shard -> its problem."""
 
@@ -239,6 +247,10 @@ class ScoringRun:
             raise self._too_many(f"{len(self._failed)} of {len(todo)} shards")
         return self._markers
 
+    def performance(self) -> dict[str, float]:
+        """Return the speed of this run; see `measure`."""
+        return measure(self._markers, self._arrived_s)
+
     def reject_failed(self) -> dict[int, ScoredMarker]:
         """Reject the records of failed shards and return their markers."""
         results = self.executor.run(self._failed.items(), Stage("reject", reject_shard, (self.context,)))
@@ -258,7 +270,7 @@ class ScoringRun:
     def _add_scored(self, shard: int, marker: ScoredMarker) -> None:
         if not self._markers:
             self.tracker.say(f"engine: {marker.engine['name']} ({marker.engine['reason']})")
-        self._markers[shard] = marker
+        self._markers[shard], self._arrived_s[shard] = marker, time.monotonic()
         self.tracker.advance(marker.read, tokens=marker.tokens, rejected=marker.rejected)
 
     def _add_failed(self, shard: int, problem: str, failed_in_a_row: int) -> None:

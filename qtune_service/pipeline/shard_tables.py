@@ -34,7 +34,6 @@ from qtune_service.selection.strategies import Weighing
 from qtune_service.selection.token_masks import neighbor_scores, trainable
 from qtune_service.tokenize.encoded_batch import EncodedBatch
 
-TOKENIZED_COLUMNS = frozenset({"input_ids", "attention_mask", "labels", "loss_mask"})
 ENCODED_FIELDS: list[pa.Field[Any]] = [
     pa.field("sample_id", pa.string()),
     pa.field("source", pa.string()),

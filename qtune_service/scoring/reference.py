@@ -1,4 +1,4 @@
-"""Reference engine on plain torch and transformers: the oracle of the tests, and the engine without vLLM.
+"""Reference engine on plain torch and transformers: the reference that tests compare with, and the engine without vLLM.
 
 A batch is one row of packed sequences if packing is exact for the model (packing.py), else sequences of similar length
 padded on the right. A causal model's output at a token does not depend on later tokens, so no attention mask is needed

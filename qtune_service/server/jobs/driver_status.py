@@ -71,6 +71,7 @@ class _Status(_Checked):
     tokens_per_s: Number = 0.0
     eta_s: Number | None = None
     updated_at_s: Number = 0.0
+    driver: Annotated[str, Field(max_length=200)] = ""
     error: _Error | None = None
 
 
@@ -93,11 +94,20 @@ class DriverStatus:
     stage: str = ""
     progress: Progress = field(default_factory=Progress)
     updated_at_s: float = 0.0
+    driver: str = ""
+    """The job and attempt that wrote it, as JOB:ATTEMPT. Empty for earlier versions, and for drivers of commands."""
     error: JobError | None = None
     manifest: Mapping[str, Any] | None = None
     """Manifest of a finished output. Only `counts`, `thresholds` and `scoring` are checked."""
     damage: JobError | None = None
     """Reason why the status files cannot be used, or None."""
+
+    def is_by(self, driver: str, started_s: float) -> bool:
+        """Return whether a driver wrote it, which started at `started_s`.
+
+        Clocks are compared only for drivers of earlier versions, which wrote no name: a node's clock may be wrong.
+        """
+        return self.driver == driver if self.driver else self.updated_at_s >= started_s
 
     @property
     def counts(self) -> dict[str, int]:
@@ -141,6 +151,7 @@ def read_driver_status(output: str, *, before: Progress) -> DriverStatus:
         stage=status.stage,
         progress=_progress(status, before),
         updated_at_s=status.updated_at_s,
+        driver=status.driver,
         error=None if status.error is None else JobError(**status.error.model_dump()),
         manifest=manifest,
     )
