@@ -26,7 +26,8 @@ STEP_BYTES = 64 << 10
 FETCH_BYTES, BEYOND_BYTES = 1 << 20, 128 << 10
 """Bytes of a request, in the range of a part and behind it."""
 PROBE_BYTES = 16 << 20
-"""A zstd file without a table of its frames is split only if its first frame is smaller."""
+"""A zstd file without a table of its frames is split only if its first frame is smaller. Many files share the limit."""
+PROBED_FILES, MIN_PROBE_BYTES = 8, 1 << 20
 _BGZIP = b"\x1f\x8b\x08\x04"
 _ZSTD, _SEEK_TABLE = b"\x28\xb5\x2f\xfd", b"\xb1\xea\x92\x8f"
 
@@ -177,8 +178,8 @@ def _begins_frame(read: Ranges, at: int) -> bool:
     return True
 
 
-def can_split(read: Ranges, compression: Compression | None) -> bool:
-    """Return whether a file has blocks or frames that can be read on their own. At most PROBE_BYTES are read."""
+def can_split(read: Ranges, compression: Compression | None, probe_bytes: int = PROBE_BYTES) -> bool:
+    """Return whether a file has blocks or frames that can be read on their own. At most `probe_bytes` are read."""
     if compression == "gz":
         return _block_bytes(read(0, 18)) > 0
     if compression != "zst":
@@ -186,18 +187,18 @@ def can_split(read: Ranges, compression: Compression | None) -> bool:
     size = read.size_bytes
     if read(max(size - 4, 0), size) == _SEEK_TABLE or read(0, 4) in SKIPPED_FRAMES:
         return True
-    end = _first_frame_end(read)
+    end = _first_frame_end(read, probe_bytes)
     return 0 < end < size
 
 
-def _first_frame_end(read: Ranges) -> int:
-    """Return the end of the first zstd frame, by the heads of its blocks; 0 if it is longer than PROBE_BYTES."""
-    cursor = _Cursor(read, 0, PROBE_BYTES)
+def _first_frame_end(read: Ranges, probe_bytes: int) -> int:
+    """Return the end of the first zstd frame, by the heads of its blocks; 0 if it is longer than `probe_bytes`."""
+    cursor = _Cursor(read, 0, probe_bytes)
     head = cursor.ahead(18)
     if not head.startswith(_ZSTD) or len(head) < 18:
         return 0
     cursor.skip(zstandard.frame_header_size(head))
-    while cursor.at < PROBE_BYTES and len(block := cursor.ahead(3)) == 3:
+    while cursor.at < probe_bytes and len(block := cursor.ahead(3)) == 3:
         about = int.from_bytes(block, "little")
         is_last, is_repeated = about & 1, about >> 1 & 3 == 1
         cursor.skip(3 + (1 if is_repeated else about >> 3))

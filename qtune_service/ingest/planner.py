@@ -28,7 +28,7 @@ import pyarrow as pa
 from qtune_service.config import FormatName, InputSpec
 from qtune_service.errors import DataError
 from qtune_service.ingest.discovery import SourceFile
-from qtune_service.ingest.frames import can_split
+from qtune_service.ingest.frames import MIN_PROBE_BYTES, PROBE_BYTES, PROBED_FILES, can_split
 from qtune_service.ingest.plan import Chunk, ChunkScan, Piece, Plan, Shard, decode_schema, encode_schema
 from qtune_service.ingest.records import NO_NAMES, ColumnNames
 from qtune_service.ingest.row_files import Run, cut, groups_of
@@ -76,7 +76,9 @@ def split(
         wanted = min(max(sum(sizes) // SHARDS_WANTED, MIN_SHARD_BYTES), MAX_SHARD_BYTES)
         size = shard_bytes or spec.shard_bytes or wanted
         packed = [file for file in files if _may_split(file, size) and file.uri not in whole]
-        parts = {file.uri for file, splits in zip(packed, pool.map(_can_split, packed), strict=True) if splits}
+        probe = max(PROBE_BYTES * PROBED_FILES // max(len(packed), PROBED_FILES), MIN_PROBE_BYTES)
+        splits = pool.map(lambda file: _can_split(file, probe), packed)
+        parts = {file.uri for file, is_split in zip(packed, splits, strict=True) if is_split}
     chunks: list[Chunk] = []
     for file_index, file in enumerate(files):
         if file.uri in groups:
@@ -91,14 +93,13 @@ def split(
 
 
 def _may_split(file: SourceFile, shard_bytes: int) -> bool:
-    return file.is_checked and file.kind == "jsonl" and file.size_bytes > 2 * SHARDS_A_PART * shard_bytes
+    is_packed = file.compression in ("gz", "zst") and file.kind == "jsonl"
+    return is_packed and file.is_checked and file.size_bytes > 2 * SHARDS_A_PART * shard_bytes
 
 
-def _can_split(file: SourceFile) -> bool:
-    if file.compression is None:
-        return False
+def _can_split(file: SourceFile, probe_bytes: int) -> bool:
     with file_io.open_ranges(file.uri) as read:
-        return can_split(read, file.compression)
+        return can_split(read, file.compression, probe_bytes)
 
 
 def _joined(runs: Sequence[Run]) -> Iterator[tuple[int, int]]:

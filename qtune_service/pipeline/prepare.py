@@ -124,7 +124,8 @@ class JobInput:
 def find_input(spec: JobSpec, output: Output) -> JobInput:
     """List the input. An output with a plan reads the commits of its plan.
 
-    Raise QTuneError where files are missing or cannot be read. Of many files, and of those of a plan, none is opened.
+    Raise QTuneError where files are missing or cannot be read. Of many files in a folder none is opened, and of few only
+    before they are planned.
     """
     earlier = None if output.stat("_qtune", "plan.json") is None else read_plan(output)
     read, revisions = spec.input, dict[str, str]()

@@ -46,7 +46,8 @@ class Scans:
         """Scan chunks and return the results by chunk."""
         if _is_small(chunks):
             stage = Stage("plan", scan_chunks, (self._spec, False))
-            return self._collect(LocalExecutor(), [[chunk] for chunk in chunks], stage)
+            together = [chunks[at : at + THREADS] for at in range(0, len(chunks), THREADS)]
+            return self._collect(LocalExecutor(), together, stage)
         batches = {_digest(batch): batch for batch in batched(chunks)}
         done = self._read_markers(batches)
         self._tracker.advance(sum(map(len, done.values())))
