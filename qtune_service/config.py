@@ -36,6 +36,7 @@ MAX_PATHS = 100_000
 MAX_RECORDS = 10**12
 MAX_ACTORS, ACTORS_CHARS = 10_000, 40
 MAX_STOP_GRACE_S = 600
+MAX_STALL_S = 1_000_000
 ArgumentName = Annotated[str, Field(max_length=100, pattern=r"^[a-z][a-z0-9_]*$")]
 
 
@@ -309,6 +310,8 @@ class LimitsSpec(_Part):
         None
     )
     """Scoring actors that may fail to start or be retired, in all. By default any number, while one of them works."""
+    stall_s: Annotated[float, Field(ge=1, le=MAX_STALL_S), JOB_FILE_ONLY] = 1800
+    """Seconds without a finished sample after which a scoring actor is reported as hanging. It ends nothing."""
     stop_grace_s: Annotated[float, Field(ge=0, le=MAX_STOP_GRACE_S), JOB_FILE_ONLY] = 25
     """Seconds that a stopped job (SIGTERM) may take to save the work in progress of its actors."""
 

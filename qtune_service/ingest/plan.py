@@ -26,6 +26,8 @@ from qtune_service.storage import file_io
 
 STAGED = re.compile(r"\d{4,9}-(?:\d{1,19}-)?\d{5,9}\.(?:jsonl|arrow)", re.ASCII)
 """Names of staged files; see `staged_name`."""
+ALL_ROWS = 1 << 62
+"""End of a chunk of rows that covers a file whose footer has not been read."""
 
 
 def staged_name(file_index: int, number: int, start: int | None = None, kind: str = "jsonl") -> str:

@@ -29,7 +29,7 @@ from qtune_service.config import FormatName, InputSpec
 from qtune_service.errors import DataError
 from qtune_service.ingest.discovery import SourceFile
 from qtune_service.ingest.frames import MIN_PROBE_BYTES, PROBE_BYTES, PROBED_FILES, can_split
-from qtune_service.ingest.plan import Chunk, ChunkScan, Piece, Plan, Shard, decode_schema, encode_schema
+from qtune_service.ingest.plan import ALL_ROWS, Chunk, ChunkScan, Piece, Plan, Shard, decode_schema, encode_schema
 from qtune_service.ingest.records import NO_NAMES, ColumnNames
 from qtune_service.ingest.row_files import Run, cut, groups_of
 from qtune_service.ingest.scanner import SAMPLE_RECORDS, holds_limit, scan, select
@@ -43,16 +43,16 @@ __all__ = [
 ]  # fmt: skip
 
 MIN_SHARD_BYTES = 128 << 10
-MAX_SHARD_BYTES = 16 << 20
-SHARDS_WANTED = 256
-"""Target number of shards: the last shard of a pool of a dozen engines is then a small part of its work."""
+SMALL_SHARD_BYTES, MAX_SHARD_BYTES = 4 << 20, 16 << 20
+FEW_SHARDS, MANY_SHARDS = 256, 2560
+"""Target numbers of shards. At the end of a job the actors wait for the last shard, so it must be a small part of the
+work of one actor: of a dozen actors for small inputs, and of dozens for large ones (benchmarks/scale --tail)."""
 RUNS_A_CHUNK = 64
 """Runs of rows that one chunk covers: only their category column may have to be read."""
 SHARDS_A_PART = 4
 """Size of the ranges of a compressed file, in shards."""
 SCAN_WAVE = 64
 """Chunks that are scanned before checking whether `limit` is reached."""
-ALL_ROWS = 1 << 62
 
 
 # --- chunks
@@ -73,8 +73,7 @@ def split(
             sum(group.num_bytes for group in groups[file.uri]) if file.uri in groups else file.size_bytes
             for file in files
         ]
-        wanted = min(max(sum(sizes) // SHARDS_WANTED, MIN_SHARD_BYTES), MAX_SHARD_BYTES)
-        size = shard_bytes or spec.shard_bytes or wanted
+        size = shard_bytes or spec.shard_bytes or default_shard_bytes(sum(sizes))
         packed = [file for file in files if _may_split(file, size) and file.uri not in whole]
         probe = max(PROBE_BYTES * PROBED_FILES // max(len(packed), PROBED_FILES), MIN_PROBE_BYTES)
         splits = pool.map(lambda file: _can_split(file, probe), packed)
@@ -90,6 +89,12 @@ def split(
             for i, edges in enumerate(ranges)
         ]
     return chunks
+
+
+def default_shard_bytes(input_bytes: int) -> int:
+    """Return the size of a shard: 256 shards of up to 4 MiB, and above 10 GiB 2,560 shards of up to 16 MiB."""
+    few, many = input_bytes // FEW_SHARDS, input_bytes // MANY_SHARDS
+    return min(max(min(few, SMALL_SHARD_BYTES), many, MIN_SHARD_BYTES), MAX_SHARD_BYTES)
 
 
 def _may_split(file: SourceFile, shard_bytes: int) -> bool:

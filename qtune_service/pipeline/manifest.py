@@ -174,6 +174,7 @@ def _commit(spec: JobSpec, output: Output, scored: Scored, tracker: Tracker, bod
         "rejected_reasons": scored.reasons,
         "seconds": {name: round(value, 3) for name, value in tracker.seconds.items() if value >= 0.001},
         "performance": scored.performance,
+        **({"actor_problems": list(scored.actor_problems)} if scored.actor_problems else {}),
         "scoring": scored.to_dict(),
     }
     drop_strays(output, (file["path"] for file in body["files"]))

@@ -124,8 +124,8 @@ class JobInput:
 def find_input(spec: JobSpec, output: Output) -> JobInput:
     """List the input. An output with a plan reads the commits of its plan.
 
-    Raise QTuneError where files are missing or cannot be read. Of many files in a folder none is opened, and of few only
-    before they are planned.
+    Raise QTuneError where files are missing or cannot be read. Listed files are opened only where they are few and not
+    planned yet.
     """
     earlier = None if output.stat("_qtune", "plan.json") is None else read_plan(output)
     read, revisions = spec.input, dict[str, str]()

@@ -20,6 +20,7 @@ from qtune_service.ingest.planner import Chunk, ChunkScan, scan
 from qtune_service.output.layout import Output
 from qtune_service.pipeline.executor import Executor, LocalExecutor, Stage
 from qtune_service.pipeline.progress import Tracker
+from qtune_service.pipeline.stall_watch import Reason, reading_text, steps_look, watching
 from qtune_service.storage import file_io
 
 SMALL_INPUT_BYTES, SMALL_INPUT_CHUNKS = 32 << 20, 512
@@ -56,11 +57,19 @@ class Scans:
         earlier = {scan.index: scan for scans in done.values() for scan in scans}
         return earlier | self._collect(self._executor, left, stage)
 
-    def _collect(self, executor: Executor, batches: Iterable[Sequence[Chunk]], stage: Stage) -> dict[int, ChunkScan]:
+    def _collect(self, executor: Executor, batches: Sequence[Sequence[Chunk]], stage: Stage) -> dict[int, ChunkScan]:
+        unread = {chunk.index: chunk for batch in batches for chunk in batch}
         found: dict[int, ChunkScan] = {}
-        for result in executor.run(list(enumerate(batches)), stage):
-            found |= {scan.index: scan for scan in result.value}
-            self._tracker.advance(len(result.value))
+
+        def look_at_unread() -> tuple[Reason, str]:
+            return "reading", reading_text(list(unread.values()))
+
+        with watching(self._tracker, steps_look(executor, stage.num_cpus, look_at_unread)):
+            for result in executor.run(list(enumerate(batches)), stage):
+                for one in result.value:
+                    found[one.index] = one
+                    del unread[one.index]
+                self._tracker.advance(len(result.value))
         return found
 
     def _read_markers(self, batches: Iterable[str]) -> dict[str, list[ChunkScan]]:

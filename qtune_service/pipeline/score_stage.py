@@ -19,16 +19,17 @@ from qtune_service.output.layout import part_files
 from qtune_service.pipeline.executor import Executor, Pool, Stage
 from qtune_service.pipeline.progress import Tracker
 from qtune_service.pipeline.retries import StoppedError
+from qtune_service.pipeline.score_shard import CALLS_IN_FLIGHT, STAGE, ScoreShard
 from qtune_service.pipeline.shutdown import Stop
 from qtune_service.pipeline.stages import (
     Counts,
     JobContext,
     ScoredMarker,
-    ScoreShard,
     commit_shard,
     encode_shard,
     reject_shard,
 )
+from qtune_service.pipeline.stall_watch import ScoringLook, watching
 from qtune_service.scoring.process_environment import allocator_environment
 
 MAX_NOTES = 50
@@ -76,6 +77,8 @@ class Scored:
     """A warning if no trained text ends in a stop token of the model."""
     performance: dict[str, float] = field(default_factory=dict)
     """Figures of `measure`. Empty where nothing was left to score."""
+    actor_problems: tuple[str, ...] = ()
+    """Actors of this run that failed to start or were retired, a sentence each."""
     files: tuple[dict[str, Any], ...] = ()
 
     @property
@@ -92,7 +95,7 @@ class Scored:
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for the manifest, without the files, which the manifest lists itself."""
         body = asdict(self)
-        del body["files"], body["performance"]
+        del body["files"], body["performance"], body["actor_problems"]
         return {**body, "shards": {str(index): rows for index, rows in self.shards.items()}}
 
     @classmethod
@@ -116,6 +119,7 @@ def summarise(
     category_column: str | None,
     revisions: dict[str, str],
     performance: dict[str, float],
+    actor_problems: tuple[str, ...] = (),
 ) -> Scored:
     """Add up the markers of all shards. Raise EngineError where two engines scored one output."""
     ordered = [markers[index] for index in sorted(markers)]
@@ -145,11 +149,14 @@ def summarise(
         revisions=revisions,
         notes=dict(Counter(add_counts(m.notes for m in ordered)).most_common(MAX_NOTES)),
         performance=performance,
+        actor_problems=actor_problems,
         files=tuple(f for m in ordered for f in m.files),
     )
 
 
-def measure(markers: Mapping[int, ScoredMarker], arrived_s: Mapping[int, float]) -> dict[str, float]:
+def measure(
+    markers: Mapping[int, ScoredMarker], arrived_s: Mapping[int, float], *, actors_failed: int = 0
+) -> dict[str, float]:
     """Return the speed of this run, from the shards that it scored.
 
     arrived_s: shard -> time.monotonic() of its arrival at this process. Clocks of other nodes may differ by seconds, so
@@ -158,6 +165,7 @@ def measure(markers: Mapping[int, ScoredMarker], arrived_s: Mapping[int, float])
     startup_s: from the start of this process to the first engine's first shard. score_s: from there until the last
     shard arrived. engine_busy_share: share of the actors' time, each from its first shard on, spent scoring. tail_s:
     how long the first actor to run out of shards waited for the last one. encode_s: seconds of all encoding tasks.
+    actors_failed: actors that failed to start or were retired.
     """
     scored = {shard: marker for shard, marker in markers.items() if marker.engine}
     if not scored:
@@ -182,6 +190,7 @@ def measure(markers: Mapping[int, ScoredMarker], arrived_s: Mapping[int, float])
         "encode_s": round(sum(m.encode_s for m in scored.values()), 3),
         "actors": len(first_s),
         "nodes": len({actor.partition(":")[0] for actor in first_s}),
+        "actors_failed": actors_failed,
     }
 
 
@@ -219,6 +228,7 @@ class ScoringRun:
     """Scored shard -> time.monotonic() of its arrival."""
     _failed: dict[int, str] = field(default_factory=dict)
     """Failed shard -> its problem."""
+    _problems: tuple[str, ...] = ()
 
     def run(self, todo: Sequence[int]) -> dict[int, ScoredMarker]:
         """Score shards and return the markers of those that were scored.
@@ -230,8 +240,10 @@ class ScoringRun:
         arrived: set[int] = set()
         failed_in_a_row, is_stopped = 0, False
         items = [(index, None) for index in todo]
-        with self.stop.saving(retries.stop, arrived, limits.stop_grace_s):
-            for result in self.executor.run(items, *self._stages(), retries=retries):
+        look = ScoringLook(self.executor, retries.supervisor, self.pool, len(todo), limits.stall_s, self.tracker.say)
+        with self.stop.saving(retries.stop, arrived, limits.stop_grace_s), watching(self.tracker, look):
+            results = self.executor.run(items, *self._stages(), retries=retries, on_problems=self._report_problems)
+            for result in results:
                 arrived.add(result.shard)
                 if isinstance(result.problem, StoppedError):
                     is_stopped = True
@@ -249,7 +261,16 @@ class ScoringRun:
 
     def performance(self) -> dict[str, float]:
         """Return the speed of this run; see `measure`."""
-        return measure(self._markers, self._arrived_s)
+        return measure(self._markers, self._arrived_s, actors_failed=len(self._problems))
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Return the actors that failed to start or were retired, a sentence each."""
+        return self._problems
+
+    def _report_problems(self, problems: tuple[str, ...]) -> None:
+        self._problems = problems
+        self.tracker.report_problems(problems)
 
     def reject_failed(self) -> dict[int, ScoredMarker]:
         """Reject the records of failed shards and return their markers."""
@@ -263,7 +284,14 @@ class ScoringRun:
         environment = {} if self.pool.gpus else allocator_environment()
         return (
             Stage("encode", encode_shard, arguments, setup=setup),
-            Stage("score", ScoreShard, arguments, pool=self.pool, environment=environment),
+            Stage(
+                STAGE,
+                ScoreShard,
+                arguments,
+                pool=self.pool,
+                environment=environment,
+                calls_in_flight=CALLS_IN_FLIGHT,
+            ),
             Stage("commit", commit_shard, arguments, is_closing=True),
         )
 

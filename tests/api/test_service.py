@@ -128,7 +128,7 @@ def test_an_error_is_known_by_its_attempt_and_not_by_clocks(
     path = Path(job.output) / "_qtune" / "progress.json"
     wait_until(path.exists)
     error = {"code": "data", "message": "no such column", "hint": ""}
-    body = {"stage": "plan", "updated_at_s": time.time() + clock_s, "driver": f"{job.id}:{attempt}", "error": error}
+    body = {"stage": "plan", "updated_at_s": time.time() + clock_s, "attempt": f"{job.id}:{attempt}", "error": error}
     path.write_text(json.dumps(body))
     os.kill(job.reference["pid"], signal.SIGKILL)
     failed = tick_until(service, job, ended)

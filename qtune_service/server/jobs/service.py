@@ -219,7 +219,7 @@ class JobService:
         launcher = self.launchers.get(job.launcher)
         # The launcher comes first, so that the last status of an ended driver can be read.
         state = launcher.state(job.reference) if launcher is not None else DriverState.elsewhere
-        status = read_driver_status(job.output, before=job.progress)
+        status = read_driver_status(job.output, before=job.progress, attempt=_driver(job))
         self._note_progress(job, status.progress, stage=status.stage or job.stage)
         is_gone = state is DriverState.ended
         if state is DriverState.elsewhere:
