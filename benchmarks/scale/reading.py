@@ -140,7 +140,11 @@ def many_files(count: int, folder: Path, *, on_s3: bool) -> Iterator[tuple[str, 
         return
     port = 20_000 + os.getpid() % 10_000
     server = subprocess.Popen(
-        [sys.executable, "-c", SERVER, str(port), str(count)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", SERVER, str(port), str(count)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     try:
         assert server.stdout is not None

@@ -33,7 +33,7 @@ from qtune_service.tokenize.named_sources import model_folder, read_chat_templat
 
 LONG_STREAM_BYTES = 256 << 20
 """Size of a compressed file above which a notice says that it cannot be split."""
-STREAM_BYTES_PER_S = 40e6
+STREAM_BYTES_PER_S = 16e6
 """Compressed text that one core reads, stores and counts in a second (benchmarks/scale/RESULTS.md)."""
 
 

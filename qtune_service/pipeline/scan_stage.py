@@ -125,8 +125,12 @@ def _is_small(chunks: Sequence[Chunk]) -> bool:
 
 
 def _digest(chunks: Sequence[Chunk]) -> str:
-    body = TypeAdapter(list[Chunk]).dump_json(list(chunks))
-    return hashlib.sha256(FORMAT + body).hexdigest()[:32]
+    return hashlib.sha256(FORMAT + _chunks().dump_json(list(chunks))).hexdigest()[:32]
+
+
+@functools.cache
+def _chunks() -> TypeAdapter[list[Chunk]]:
+    return TypeAdapter(list[Chunk])
 
 
 @functools.cache

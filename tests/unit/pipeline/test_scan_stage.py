@@ -31,7 +31,7 @@ from tests.s3 import Faults, S3Endpoint, faulty, s3_bucket
 from tests.unit.ingest.planning import plan_of, records_of
 from tests.waiting import wait_until
 
-NUM_FILES = 1000
+NUM_FILES = 400
 
 
 class Sink:
