@@ -2,7 +2,8 @@
 
     OUT/_qtune/job.json            the spec of the job that owns this output, written first
     OUT/_qtune/plan.json           the shards, planned once
-    OUT/_qtune/input/              staged chunks of inputs that cannot be split in place
+    OUT/_qtune/scanned/            scans of chunks, until the plan is made
+    OUT/_qtune/input/              staged shards of inputs that cannot be read from the middle
     OUT/_qtune/<stage>/00000.json  one marker per shard, written after the shard's files
     OUT/_qtune/partial/00000.arrow scores of a shard that was in progress when the job was stopped
     OUT/_qtune/lock                the lock of the driver: a file lock, or on an object store a lease

@@ -22,7 +22,15 @@ from qtune_service.pipeline.distributed_selection import work
 from qtune_service.pipeline.executor import Executor, Stage
 from qtune_service.pipeline.manifest import Pruned, finish_pruned, finish_scored
 from qtune_service.pipeline.population import Population, ScoreShards
-from qtune_service.pipeline.prepare import adopt_scores, find_input, load_rule, plan_shards, portable, save_tokenizer
+from qtune_service.pipeline.prepare import (
+    JobInput,
+    adopt_scores,
+    find_input,
+    load_rule,
+    plan_shards,
+    portable,
+    save_tokenizer,
+)
 from qtune_service.pipeline.progress import FileSink, Sink, Tracker
 from qtune_service.pipeline.ray_executor import RayExecutor
 from qtune_service.pipeline.score_stage import Scored, ScoringRun, check_part_rows, check_rows, summarise
@@ -102,22 +110,25 @@ class _Job:
         self.output.claim(self.spec, "")
         return adopt_scores(self.spec, self.output)
 
-    def _start(self) -> tuple[JobContext, Encoder]:
+    def _start(self) -> tuple[JobContext, Encoder, JobInput]:
         """Start workers and tokenizer, which take seconds, at the same time. Find missing data or models first."""
-        find_input(self.spec, self.output)
+        given = find_input(self.spec, self.output)
         local_folder(self.spec.model.name)
         look = steps_look(self.executor, 0, lambda: ("steps", "starting workers and reading the model's configuration"))
         with ThreadPoolExecutor(1) as thread, watching(self.tracker, look):
             preparing = thread.submit(prepare, self.spec)
             self.executor.start(self.stop)
-            return preparing.result()
+            context, encoder = preparing.result()
+            return context, encoder, given
 
     def _score(self) -> Scored:
         """Score the shards that are not finished."""
-        context, encoder = self._start()
+        context, encoder, given = self._start()
         self.output.claim(self.spec, context.model.fingerprint)
         save_tokenizer(encoder, self.output)
-        plan, notices = plan_shards(self.spec, self.output, self.executor, self.tracker)
+        if given.is_planned_by_workers:
+            self.executor.reserve(self.spec.engine)
+        plan, notices = plan_shards(self.spec, given, self.output, self.executor, self.tracker)
         markers = {shard: ScoredMarker.from_dict(body) for shard, body in self.output.finished("scored").items()}
         pool, limits = self.executor.size_pool(self.spec.engine), self.spec.limits
         resumed = sum(marker.read for marker in markers.values())

@@ -1,4 +1,4 @@
-"""The stages of a job, each a function of one shard: scan, encode, commit, prune. score is in score_shard.py.
+"""The stages of a job, each a function of one shard: encode, commit, prune. score is in score_shard.py.
 
 Values between stages are frozen dataclasses, and markers are the JSON files that make a finished shard count. Heavy
 objects are made once a process: plan and tokenizer are cached, the model is held by the scoring actor. An executor
@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from qtune_service.config import JobSpec
 from qtune_service.errors import OutputConflictError, StorageError
-from qtune_service.ingest.planner import Chunk, ChunkScan, Plan, scan
+from qtune_service.ingest.plan import Plan
 from qtune_service.ingest.reader import RecordProblem, read_shard, sample_id
 from qtune_service.ingest.rows import text_of
 from qtune_service.output.columns import final_masks, ragged, row_sums
@@ -168,11 +168,6 @@ class PrunedMarker(Marker):
 
 
 # --- the stages
-
-
-def scan_chunk(_index: int, chunk: Chunk, spec: JobSpec) -> ChunkScan:
-    """Scan one chunk of the input: counts, hash, format, schema."""
-    return scan(chunk, spec.input, work=Output(spec.output.path).at("_qtune", "input"))
 
 
 def encode_shard(index: int, _value: None, context: JobContext) -> EncodedShard:
