@@ -31,6 +31,7 @@ from qtune_service.tokenize.named_sources import model_folder, read_chat_templat
 
 SMALL_INPUT_BYTES = 32 << 20
 """The driver scans an input up to this size itself, in less time than a worker takes to start."""
+BYTES_PER_TOKEN = 4
 SCAN_WAVE = 64
 """Chunks that are scanned before checking whether `limit` is reached."""
 
@@ -118,6 +119,11 @@ def plan_shards(spec: JobSpec, output: Output, executor: Executor, tracker: Trac
     plan = replace(plan, notices=tuple(notices(read.paths, read.split)), revisions=revisions)
     file_io.write_bytes(output.at("_qtune", "plan.json"), plan.to_json().encode())
     return plan, plan.notices
+
+
+def mean_tokens(plan: Plan) -> float:
+    """Return a rough mean length of the plan's samples in tokens, by the sizes of its files."""
+    return sum(file.size_bytes for file in plan.files) / max(1, plan.num_records) / BYTES_PER_TOKEN
 
 
 def _left_out(new: Sequence[str], tracker: Tracker) -> tuple[str, ...]:

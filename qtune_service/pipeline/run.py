@@ -22,7 +22,15 @@ from qtune_service.pipeline.distributed_selection import work
 from qtune_service.pipeline.executor import Executor, Stage
 from qtune_service.pipeline.manifest import Pruned, finish_pruned, finish_scored
 from qtune_service.pipeline.population import Population, ScoreShards
-from qtune_service.pipeline.prepare import adopt_scores, find_input, load_rule, plan_shards, portable, save_tokenizer
+from qtune_service.pipeline.prepare import (
+    adopt_scores,
+    find_input,
+    load_rule,
+    mean_tokens,
+    plan_shards,
+    portable,
+    save_tokenizer,
+)
 from qtune_service.pipeline.progress import FileSink, Sink, Tracker
 from qtune_service.pipeline.ray_executor import RayExecutor
 from qtune_service.pipeline.score_stage import Scored, ScoringRun, measure, summarise
@@ -32,6 +40,7 @@ from qtune_service.pipeline.shard_tables import own_names, pruned_names
 from qtune_service.pipeline.shutdown import Stop
 from qtune_service.pipeline.stages import JobContext, PrunedMarker, ScoredMarker, prepare, prune_shard
 from qtune_service.scoring.model_config import describe_model, local_folder
+from qtune_service.scoring.vllm.arguments import check_names, run_arguments
 from qtune_service.selection.plane import QuadrantRule
 from qtune_service.tokenize.encoded_batch import NO_ENDINGS, Endings
 from qtune_service.tokenize.encoder import Encoder
@@ -102,6 +111,7 @@ class _Job:
     def _start(self) -> tuple[JobContext, Encoder]:
         """Start workers and tokenizer, which take seconds, at the same time. Find missing data or models first."""
         find_input(self.spec, self.output)
+        check_names(self.spec.engine)
         local_folder(self.spec.model.name)
         with ThreadPoolExecutor(1) as thread:
             preparing = thread.submit(prepare, self.spec)
@@ -129,6 +139,7 @@ class _Job:
             partials=self.output.partials(),
             plan_digest=plan.digest,
             process_name=self.executor.process_name,
+            engine_arguments=run_arguments(self.spec.engine, mean_tokens(plan), context.model.max_model_len),
         )
         scoring = ScoringRun(context, self.executor, pool, self.tracker, self.stop)
         fresh = scoring.run([index for index in range(len(plan.shards)) if index not in markers])

@@ -18,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
-from qtune_service.config import JobSpec
+from qtune_service.config import EngineSpec, JobSpec
 from qtune_service.errors import OutputConflictError, StorageError
 from qtune_service.ingest.planner import Chunk, ChunkScan, Plan, scan
 from qtune_service.ingest.reader import RecordProblem, read_shard, sample_id
@@ -73,6 +73,14 @@ class JobContext:
     plan_digest: str | None = None
     """Digest of the plan that the driver checked. None accepts any plan."""
     process_name: Callable[[], str] = local_process_name
+    engine_arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of vLLM for this run, where `engine.vllm` has no others."""
+
+    @property
+    def engine(self) -> EngineSpec:
+        """Return the settings of an actor's engine."""
+        spec = self.spec.engine
+        return spec.model_copy(update={"vllm": {**self.engine_arguments, **spec.vllm}})
 
     @property
     def output(self) -> Output:
@@ -214,7 +222,7 @@ class ScoreShard:
         self._context = context
         self._engine = ThreadPoolExecutor(1, thread_name_prefix="engine")
         model = context.spec.model.model_copy(update=limit)
-        self._scorer = self._engine.submit(build_scorer, model, context.spec.engine).result()
+        self._scorer = self._engine.submit(build_scorer, model, context.engine).result()
         self._actor = context.process_name()
 
     def __call__(self, index: int, encoded: EncodedShard) -> ScoredShard | None:
