@@ -39,7 +39,7 @@ from qtune_service.pipeline.selection_tasks import SelectionContext
 from qtune_service.pipeline.shard_tables import own_names, pruned_names
 from qtune_service.pipeline.shutdown import Stop
 from qtune_service.pipeline.stages import JobContext, PrunedMarker, ScoredMarker, prepare, prune_shard
-from qtune_service.scoring.model_config import describe_model, local_folder
+from qtune_service.scoring.model_config import ModelInfo, describe_model, local_folder
 from qtune_service.scoring.vllm.arguments import check_names, run_arguments
 from qtune_service.selection.plane import QuadrantRule
 from qtune_service.tokenize.encoded_batch import NO_ENDINGS, Endings
@@ -86,7 +86,7 @@ class _Job:
         rule = load_rule(self.spec.prune.quadrant_rule) if self.spec.prune else None
         self.tracker.stage("prepare", 1, unit="steps")
         if (manifest := self.output.manifest) is not None:
-            self.output.claim(self.spec, "" if self.spec.from_scores else describe_model(self.spec.model).fingerprint)
+            self._claim(None if self.spec.from_scores else describe_model(self.spec.model))
             self.tracker.say(f"{self.output.root} is already complete; nothing to do.")
             return manifest
         try:
@@ -108,6 +108,11 @@ class _Job:
         self.output.claim(self.spec, "")
         return adopt_scores(self.spec, self.output)
 
+    def _claim(self, model: ModelInfo | None) -> None:
+        """Claim the output for this spec and model."""
+        fingerprints = (model.fingerprint, model.earlier_fingerprint) if model else ("", "")
+        self.output.claim(self.spec, *fingerprints)
+
     def _start(self) -> tuple[JobContext, Encoder]:
         """Start workers and tokenizer, which take seconds, at the same time. Find missing data or models first."""
         find_input(self.spec, self.output)
@@ -121,7 +126,7 @@ class _Job:
     def _score(self) -> Scored:
         """Score the shards that are not finished."""
         context, encoder = self._start()
-        self.output.claim(self.spec, context.model.fingerprint)
+        self._claim(context.model)
         save_tokenizer(encoder, self.output)
         plan, notices = plan_shards(self.spec, self.output, self.executor, self.tracker)
         markers = {shard: ScoredMarker.from_dict(body) for shard, body in self.output.finished("scored").items()}
@@ -139,6 +144,7 @@ class _Job:
             partials=self.output.partials(),
             plan_digest=plan.digest,
             process_name=self.executor.process_name,
+            tokenizer=encoder.fingerprint,
             engine_arguments=run_arguments(self.spec.engine, mean_tokens(plan), context.model.max_model_len),
         )
         scoring = ScoringRun(context, self.executor, pool, self.tracker, self.stop)
