@@ -38,6 +38,7 @@ MAX_PATHS = 100_000
 MAX_RECORDS = 10**12
 MAX_ACTORS, ACTORS_CHARS = 10_000, 40
 MAX_STOP_GRACE_S = 600
+MAX_STALL_S = 1_000_000
 ArgumentName = Annotated[str, Field(max_length=100, pattern=r"^[a-z][a-z0-9_]*$")]
 
 
@@ -113,7 +114,7 @@ class InputSpec(_Part):
     ] = Field(default_factory=dict, max_length=1000)
     """Names of your roles, and what they are: `bot=assistant`. Known are system, user, assistant and tool."""
     config: Annotated[ColumnName | None, Flag(FlagGroup.read, "CONFIG")] = None
-    """Configuration (subset) of a dataset of the hub. By default its default."""
+    """Configuration (subset) of a dataset of the hub. By default the one that the dataset names."""
     split: Annotated[ColumnName | None, Flag(FlagGroup.read, "SPLIT")] = None
     """Split of a dataset of the hub, or of a folder of `save_to_disk`, such as `train`."""
     category_field: Annotated[ColumnName | None, Flag(FlagGroup.read, "COLUMN")] = None
@@ -322,8 +323,14 @@ class LimitsSpec(_Part):
         None
     )
     """Scoring actors that may fail to start or be retired, in all. By default any number, while one of them works."""
+    stall_s: Annotated[float, Field(ge=1, le=MAX_STALL_S), JOB_FILE_ONLY] = 1800
+    """Seconds without a finished sample after which a scoring actor is reported as hanging. It ends nothing."""
     stop_grace_s: Annotated[float, Field(ge=0, le=MAX_STOP_GRACE_S), JOB_FILE_ONLY] = 25
     """Seconds that a stopped job (SIGTERM) may take to save the work in progress of its actors."""
+
+
+def _none_if_false(value: Any) -> Any:
+    return None if value is False else value
 
 
 class JobParts(_Part):
@@ -332,8 +339,8 @@ class JobParts(_Part):
     input: InputSpec
     model: ModelSpec
     engine: EngineSpec = EngineSpec()
-    prune: PruneSpec | None = PruneSpec()
-    """None: only score; prune later with `from_scores`."""
+    prune: Annotated[PruneSpec | None, BeforeValidator(_none_if_false)] = PruneSpec()
+    """None, or `false` in TOML, which has no null: only score; prune later with `from_scores`."""
     limits: LimitsSpec = LimitsSpec()
 
 

@@ -60,6 +60,18 @@ class Progress:
     tokens_done: int = 0
     tokens_per_s: float = 0.0
     eta_s: float | None = None
+    waiting: str = ""
+    """What it waits for, with the duration, such as `waiting for 8 GPUs (0 of 8), 41 min`. Empty: it makes progress."""
+    waiting_for: str = ""
+    """The kind of waiting: resources, loading, shards, scoring, hanging, reading or steps."""
+    waiting_s: float = 0.0
+    actors: int = 0
+    """Scoring actors that there are."""
+    actors_wanted: int = 0
+    phases: dict[str, int] = field(default_factory=dict)
+    """Phase -> scoring actors in it."""
+    problems: list[str] = field(default_factory=list)
+    """Actors that failed, were retired or hang, a sentence each."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,6 @@ def check_offsets(offsets: NDArray[np.integer[Any]], length: int, what: str) -> 
     return bounds
 
 
-def share_of(ratio: float, count: int) -> int:
+def count_of_share(ratio: float, count: int) -> int:
     """Return ceil(ratio * count), from 1 to count. Rounding first prevents 0.07 * 100 from becoming 8."""
     return min(count, max(1, math.ceil(round(ratio * count, 9))))

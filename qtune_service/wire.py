@@ -115,6 +115,15 @@ class ProgressView(BaseModel):
     tokens_done: int
     tokens_per_s: float
     eta_s: float | None
+    waiting: str = Field("", description="What it waits for, and how long. Empty while it makes progress.")
+    waiting_for: str = Field(
+        "", description="Kind of waiting: resources, loading, shards, scoring, hanging, reading or steps."
+    )
+    waiting_s: float = Field(0.0, description="How long it has waited for this.")
+    actors: int = Field(0, description="Scoring actors that there are.")
+    actors_wanted: int = Field(0, description="Scoring actors that it requested.")
+    phases: dict[str, int] = Field({}, description="Scoring actors by phase, such as starting, idle and scoring.")
+    problems: list[str] = Field([], description="Actors that failed, were retired or hang, a sentence each.")
 
 
 class ErrorView(BaseModel):

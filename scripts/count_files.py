@@ -4,8 +4,8 @@ A small job runs under LocalExecutor with the reference engine, and a profile fu
 qtune_service, on all threads. Code that runs at import, class bodies and properties are not counted. Definitions:
 
     record  from the reader to its scores: the files of ingest, tokenize and scoring with a function that runs within
-            `read_shard`, `Encoder.encode_columns` or `score_isolating`. It is measured on the second shard, so loading
-            the plan, the tokenizer and the model is left out.
+            `read_shard`, `Encoder.encode_columns` or a step of `ScoringCall`. It is measured on the second shard, so
+            loading the plan, the tokenizer and the model is left out.
     bounces pairs of those files that call each other, so that a reader goes back and forth
     job     from `run_job` to the first pruned shard: all files with a function that runs, including the record's,
             storage and errors
@@ -28,9 +28,9 @@ from typing import Any
 REPO = Path(__file__).resolve().parent.parent
 PACKAGE = REPO / "qtune_service"
 DATA_STAGES = ("ingest", "tokenize", "scoring")
-RECORD_PATH = {"read_shard", "Encoder.encode_columns", "score_isolating"}
-MAX_RECORD_FILES, MAX_JOB_FILES, MAX_BOUNCES = 14, 64, 1
-"""The bounce: `score_isolating` calls the engine, which calls helpers of the same module."""
+RECORD_PATH = {"read_shard", "Encoder.encode_columns", "ScoringCall.prepare", "ScoringCall.run", "ScoringCall.finish"}
+MAX_RECORD_FILES, MAX_JOB_FILES, MAX_BOUNCES = 14, 68, 1
+"""The bounce: `ScoringCall` calls the engine, which calls helpers of the same module."""
 
 
 @dataclass(slots=True)

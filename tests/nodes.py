@@ -7,6 +7,7 @@ would end every Ray of this machine.
 
 from __future__ import annotations
 
+import json
 import secrets
 import shutil
 import subprocess
@@ -93,9 +94,10 @@ class Nodes:
 
         return self._start(cpus, gpus, arguments)
 
-    def join(self, cpus: int, gpus: int = 0) -> Node:
-        """Start one more node."""
-        return self._start(cpus, gpus, lambda: [f"--address={self.address}"])
+    def join(self, cpus: int, gpus: int = 0, *, resources: Mapping[str, float] | None = None) -> Node:
+        """Start one more node. resources: further resources that Ray is told."""
+        more = [f"--resources={json.dumps(dict(resources))}"] if resources else []
+        return self._start(cpus, gpus, lambda: [f"--address={self.address}", *more])
 
     def lose(self, node: Node) -> None:
         """Lose one node."""

@@ -17,10 +17,11 @@ from qtune_service.report.data import (
     TokenTotals,
     TokenView,
 )
-from qtune_service.samples import perplexity, share_of
+from qtune_service.samples import count_of_share, perplexity
+from qtune_service.selection.curve import CurveCounts
 from qtune_service.selection.distributions import EvenSample, describe, even_sample
 from qtune_service.selection.examples import ExampleKind, borderline_samples, typical_samples
-from qtune_service.selection.thresholds import CurveCounts, select, smallest_scaled_alphas
+from qtune_service.selection.thresholds import select, smallest_scaled_alphas
 
 Scores = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]  # mean_nll, mean_entropy, num_tokens: (N,)
 WORDS = (
@@ -50,7 +51,7 @@ def made_up_report(scores: Scores | None = None, keep_ratio: float = 0.5, **chan
     as_q2 = np.ceil(0.7 * lengths).astype(np.int64)
     left = np.where(labels == 2, as_q2, lengths)
     sample = even_sample(outcome.ranked, labels=labels, kept=kept, num_tokens=lengths)
-    alphas = smallest_scaled_alphas(outcome.entry, [share_of(ratio, len(lengths)) for ratio in CURVE_RATIOS])
+    alphas = smallest_scaled_alphas(outcome.entry, [count_of_share(ratio, len(lengths)) for ratio in CURVE_RATIOS])
     curve = CurveCounts.of(outcome.ranked, outcome.entry, lengths, as_q2, alphas)
     rejected = max(len(mean_nll) // 100, 1)
     reasons = {"no_assistant_turn": rejected - rejected // 3, "too_long": rejected // 3}

@@ -15,7 +15,9 @@ from typing import Literal
 Victim = Literal[
     "driver", "driver by SIGTERM", "scoring actor", "vLLM engine", "task worker", "worker node", "head node"
 ]
-Setting = Literal["local, reference", "local, vllm", "two nodes, reference"]
+Setting = Literal["local, reference", "local, vllm", "two nodes, reference", "crowded cluster, breakable"]
+ENGINES = {"breakable": "tests.broken_engine:build"}
+"""Engines that are not named by their short names."""
 
 STAGES = ("prepare", "plan", "encode", "score", "thresholds", "prune", "report", "commit")
 """In the order of a job. `encode`: nothing is scored yet in this run. `commit`: the manifest is being written."""
@@ -62,6 +64,9 @@ DECK = (
     *(Kind("two nodes, reference", "worker node", stage) for stage in ("score", "score", "prune")),
     *(Kind("two nodes, reference", victim, "score") for victim in ("head node", "scoring actor", "driver")),
     Kind("two nodes, reference", "head node", "prune"),
+    *(Kind("crowded cluster, breakable", victim, "score") for victim in ("worker node", "scoring actor", "driver")),
+    *(Kind("crowded cluster, breakable", "scoring actor", stage) for stage in ("encode", "score")),
+    Kind("crowded cluster, breakable", "head node", "score"),
 )
 
 

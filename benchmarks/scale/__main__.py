@@ -7,6 +7,7 @@ encoding, scoring and writing together, and start-up is apart.
     python -m benchmarks.scale --sizes 1e5 1e6 1e7
     python -m benchmarks.scale --one-file-gib 20 --for-seconds 120
     python -m benchmarks.scale --mixed
+    python -m benchmarks.scale --tail
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 from benchmarks.scale.material import make_model, write_mixed, write_one, write_short
 from benchmarks.scale.monitor import Watch, run, tail
 from benchmarks.scale.table import render
+from benchmarks.scale.tail import render_tails
 
 NOTHING, TIMED = "benchmarks.scale.engine:at_once", "benchmarks.scale.engine:by_tokens"
 STAGES = ("plan", "score", "thresholds", "prune", "report")
@@ -137,6 +139,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--one-file-gib", type=float, metavar="GIB")
     parser.add_argument("--for-seconds", type=float, default=120, help="how long to encode of the one file")
     parser.add_argument("--mixed", type=int, nargs="?", const=4000, metavar="N", help="records of 8 to 8,000 tokens")
+    parser.add_argument(
+        "--tail", type=int, nargs="?", const=5, metavar="RUNS", help="simulate the end of jobs (tail.py)"
+    )
     parser.add_argument("--markers", action="store_true", help="a template with generation markers")
     parser.add_argument("--work", default=os.path.join(tempfile.gettempdir(), "qtune-scale"), help="kept folder")  # noqa: PTH118
     parser.add_argument("--json", type=Path, help="write the figures there too")
@@ -146,6 +151,9 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Measure what the flags ask for, and print tables."""
     arguments = _parser().parse_args()
+    if arguments.tail:
+        print(render_tails(arguments.tail))
+        return 0
     work = Path(arguments.work)
     work.mkdir(parents=True, exist_ok=True)
     model = make_model(work / ("model-marked" if arguments.markers else "model"), has_markers=arguments.markers)

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.selection.thresholds import MadeUp, Setting, cpu_s, groups_of, measure_apart, peak_bytes
-from qtune_service.samples import share_of
+from qtune_service.samples import count_of_share
 from qtune_service.selection.distributed import MAX_IN_MEMORY_SAMPLES
 from qtune_service.selection.plane import entry_alpha_text
 from qtune_service.selection.thresholds import select
@@ -59,7 +59,7 @@ def select_by_duckdb(size: int, ratio: float, memory: str, threads: int, folder:
     database.execute("DROP TABLE with_p")
     entry = entry_alpha_text("p", "e", one=double_n, minimum="least", maximum="greatest")
     low, shift, below = 0, max(double_n.bit_length() - 16, 0), 0
-    target = share_of(ratio, size)
+    target = count_of_share(ratio, size)
     while True:
         counts = np.zeros(BINS, np.int64)
         bins = f"({entry} - {low + 1}) >> {shift}"

@@ -40,7 +40,7 @@ from qtune_service.pipeline.population import Group
 from qtune_service.pipeline.selection_stage import CURVE_RATIOS
 from qtune_service.pipeline.selection_tasks import SelectionContext
 from qtune_service.selection.distributed import MAX_IN_MEMORY_SAMPLES
-from qtune_service.selection.thresholds import Totals, select
+from qtune_service.selection.thresholds import SelectionSummary, select
 
 CORRELATION = 0.8
 DISK_BYTES = 45
@@ -147,13 +147,13 @@ class Setting:
 def measure(setting: Setting) -> dict[str, Any]:
     """Measure one selection, in this process and its workers."""
     measured = _in_memory(setting) if setting.way == "memory" else _distributed(setting)
-    totals: Totals = measured.pop("totals")
+    summary: SelectionSummary = measured.pop("summary")
     outcome = {
-        "alpha": totals.thresholds.alpha,
-        "over": totals.kept - totals.target,
-        "thresholds": repr(totals.thresholds),
-        "counts": list(totals.counts.values()),
-        "disjoint_capacity": totals.disjoint_capacity,
+        "alpha": summary.thresholds.alpha,
+        "over": summary.kept - summary.target,
+        "thresholds": repr(summary.thresholds),
+        "counts": list(summary.counts.values()),
+        "disjoint_capacity": summary.disjoint_capacity,
     }
     return measured | {"outcome": outcome, "driver_bytes": peak_bytes()}
 
@@ -165,8 +165,8 @@ def _in_memory(setting: Setting) -> dict[str, Any]:
         here = slice(start, start := start + group.num_samples)
         nll[here], entropy[here] = source.read(group, "mean_nll", "mean_entropy")
     start_s, cpu_start_s = time.perf_counter(), cpu_s()
-    totals = select(nll, entropy, sample_keep_ratio=setting.ratio)
-    return {"seconds": time.perf_counter() - start_s, "cpu_seconds": cpu_s() - cpu_start_s, "totals": totals}
+    summary = select(nll, entropy, sample_keep_ratio=setting.ratio)
+    return {"seconds": time.perf_counter() - start_s, "cpu_seconds": cpu_s() - cpu_start_s, "summary": summary}
 
 
 def _distributed(setting: Setting) -> dict[str, Any]:
@@ -194,7 +194,7 @@ def _distributed(setting: Setting) -> dict[str, Any]:
             "cpu_seconds": cpu_s() - cpu_start_s,
             "making_s": workers.read_s / setting.workers,
             "worker_bytes": workers.peak_bytes,
-            "totals": found.totals,
+            "summary": found.summary,
         }
 
 

@@ -62,6 +62,8 @@ def _facts(job: JobView) -> Iterator[tuple[str, Text]]:
     yield "status", Text(job.status, style=STYLES[job.status])
     if job.status is JobStatus.running:
         yield "progress", plain(progress_of(job))
+        if job.progress.problems:
+            yield "problems", plain("\n".join(job.progress.problems))
     if job.error is not None:
         yield "error", plain("\n".join(filter(None, (f"{job.error.code}: {job.error.message}", job.error.hint))))
     for name in ("input", "model", "prune"):
@@ -85,7 +87,7 @@ def _settings(part: object) -> str:
 
 
 def progress_of(job: JobListItem) -> str:
-    """Return `score 300/1,200 · 1,234 tok/s · ETA 0:01:23`, or the status of a job that is not running."""
+    """Return `score 300/1,200 · 1,234 tok/s · ETA 0:01:23 · 2 of 8 actors`. Return the status of other jobs."""
     if job.status is not JobStatus.running:
         return job.status
     done = job.progress
@@ -96,6 +98,10 @@ def progress_of(job: JobListItem) -> str:
     if done.eta_s is not None:
         whole = math.ceil(done.eta_s)
         parts.append(f"ETA {whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}")
+    if job.stage == "score" and done.actors < done.actors_wanted:
+        parts.append(f"{done.actors:,} of {done.actors_wanted:,} actor{'s' if done.actors_wanted > 1 else ''}")
+    if done.waiting:
+        parts.append(done.waiting)
     return " · ".join(parts)
 
 
@@ -202,14 +208,14 @@ class _Live:
 
 
 class _Lines:
-    """A line at each change of status and stage, and every few seconds."""
+    """A line at each change of status, stage and kind of waiting, and every few seconds."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._last, self._next_s = ("", ""), 0.0
+        self._last, self._next_s = ("", "", ""), 0.0
 
     def show(self, job: JobView) -> None:
-        now, at = time.monotonic(), (str(job.status), job.stage)
+        now, at = time.monotonic(), (str(job.status), job.stage, job.progress.waiting_for)
         if job.status.is_final or (at == self._last and now < self._next_s):
             return
         self._last, self._next_s = at, now + LINE_EVERY_S

@@ -151,7 +151,7 @@ def _writing(target: Path) -> Iterator[None]:
 def choose(listed: Sequence[FileView], patterns: Sequence[str] | None) -> tuple[FileView, ...]:
     """Return the files that match a pattern; all for None. Raises NotFoundError for a pattern without a match.
 
-    Patterns of PRODUCT may have no match: a job that only scored has no pruned/.
+    The patterns in PRODUCT may match nothing: a job that only scored has no pruned/.
     """
     if patterns is None:
         return tuple(listed)

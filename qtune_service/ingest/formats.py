@@ -228,9 +228,11 @@ def to_conversation(
         turns = parse_turns(_require(record, found.turns, names), names.messages or found.turns, names)
     elif format == "alpaca":
         turns = _from_alpaca(record, names)
-    else:
+    elif format == "prompt_completion":
         assert found.pair is not None
         turns = _from_pair(record, found.pair, names)
+    else:
+        raise ValueError(f"no reader for records of the format {format!r}")
     return finish(turns, read_columns(turns, record, found.beside, names) if found.beside else NO_VARIABLES)
 
 

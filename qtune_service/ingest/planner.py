@@ -180,9 +180,10 @@ def _records(file: SourceFile, start: int, stop: int, columns: Sequence[str] | N
 __all__ = ["Chunk", "ChunkScan", "Piece", "Plan", "Shard", "is_enough", "make_plan", "scan", "split"]
 
 MIN_SHARD_BYTES = 128 << 10
-MAX_SHARD_BYTES = 16 << 20
-SHARDS_WANTED = 256
-"""Target number of shards: the last shard of a pool of a dozen engines is then a small part of its work."""
+SMALL_SHARD_BYTES, MAX_SHARD_BYTES = 4 << 20, 16 << 20
+FEW_SHARDS, MANY_SHARDS = 256, 2560
+"""Target numbers of shards. At the end of a job the actors wait for the last shard, so it must be a small part of the
+work of one actor: of a dozen actors for small inputs, and of dozens for large ones (benchmarks/scale --tail)."""
 
 
 # --- chunks
@@ -197,13 +198,18 @@ def split(files: Sequence[SourceFile], spec: InputSpec) -> list[Chunk]:
         file.uri: sum(group.num_bytes for group in groups[file.uri]) if file.uri in groups else file.size_bytes
         for file in files
     }
-    wanted = sum(sizes.values()) // SHARDS_WANTED
-    shard_bytes = spec.shard_bytes or min(max(wanted, MIN_SHARD_BYTES), MAX_SHARD_BYTES)
+    shard_bytes = spec.shard_bytes or default_shard_bytes(sum(sizes.values()))
     chunks: list[Chunk] = []
     for file_index, file in enumerate(files):
         runs = cut(groups[file.uri], shard_bytes) if file.uri in groups else _ranges(file, shard_bytes)
         chunks += [Chunk(len(chunks) + i, file_index, file, *run, shard_bytes) for i, run in enumerate(runs)]
     return chunks
+
+
+def default_shard_bytes(input_bytes: int) -> int:
+    """Return the size of a shard: 256 shards of up to 4 MiB, and above 10 GiB 2,560 shards of up to 16 MiB."""
+    few, many = input_bytes // FEW_SHARDS, input_bytes // MANY_SHARDS
+    return min(max(min(few, SMALL_SHARD_BYTES), many, MIN_SHARD_BYTES), MAX_SHARD_BYTES)
 
 
 def _ranges(file: SourceFile, shard_bytes: int) -> list[tuple[int, int]]:

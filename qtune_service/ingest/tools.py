@@ -1,8 +1,8 @@
 """Convert tool descriptions and tool calls of datasets to the OpenAI form of chat templates.
 
 A call becomes `{"type": "function", "function": {"name": ..., "arguments": {...}}}`. Arguments are an object, because
-most templates print `arguments | tojson`. Arguments that came as JSON text keep it (`Arguments.text`) for templates
-that print the text.
+most templates print `arguments | tojson`. If they were JSON text, that is kept (`Arguments.text`) for templates that
+print the text.
 """
 
 from __future__ import annotations

@@ -48,7 +48,8 @@ from qtune_service.pipeline.selection_tasks import (
     sort_group,
     sum_losses,
 )
-from qtune_service.samples import share_of
+from qtune_service.samples import count_of_share
+from qtune_service.selection.curve import CurveCounts, CurvePoint
 from qtune_service.selection.distributed import (
     EntryBins,
     EntryList,
@@ -68,7 +69,7 @@ from qtune_service.selection.distributions import (
 from qtune_service.selection.plane import Quadrant, QuadrantRule
 from qtune_service.selection.ranked_samples import Edges
 from qtune_service.selection.strategies import WeightedSides, mean_of
-from qtune_service.selection.thresholds import CurveCounts, CurvePoint, Totals, check_target, stop_early
+from qtune_service.selection.thresholds import SelectionSummary, bisected_alpha, target_count
 from qtune_service.storage import file_io, folder_io
 from qtune_service.storage.confined import Root
 
@@ -97,7 +98,7 @@ def work(_index: int, payload: bytes, context: SelectionContext) -> bytes:
 class DistributedResult:
     """Outcome for the population. Labels and ranks of samples stay in the context's files."""
 
-    totals: Totals
+    summary: SelectionSummary
     distributions: Distributions
     sample: EvenSample
     curve: tuple[CurvePoint, ...]
@@ -127,18 +128,18 @@ class DistributedSelection:
         when these have their labels.
         """
         num_samples = self.context.num_samples
-        target = check_target(sample_keep_ratio, num_samples)
+        target = target_count(sample_keep_ratio, num_samples)
         folder = Root(self.context.folder)
         for name in folder_io.list_files(folder):  # files of a driver that was killed
             if re.fullmatch(WORKING["ranks"], name):
                 folder_io.remove_file(folder, name)
         statistics = self.rank()
-        targets = [target, *(share_of(ratio, num_samples) for ratio in curve_ratios)]
+        targets = [target, *(count_of_share(ratio, num_samples) for ratio in curve_ratios)]
         smallest, *curve_alphas = self.smallest_scaled_alphas(targets, by_priority=False).tolist()
         max_priority = None
         if self.context.priority is not None:
             (max_priority,) = self.smallest_scaled_alphas([target], by_priority=True).tolist()
-        scaled_alpha = stop_early(smallest, num_samples, bisect_max_iter)
+        scaled_alpha = bisected_alpha(smallest, num_samples, bisect_max_iter)
         thresholds = self.edges(scaled_alpha).thresholds(scaled_alpha, num_samples)
         alphas = np.array(curve_alphas, np.int64)
         tasks = [LabelTask(group, scaled_alpha, thresholds, rule, max_priority, alphas) for group in self.groups]
@@ -147,7 +148,7 @@ class DistributedSelection:
             labelled[index] = group
             advance(self.groups[index].num_samples)
         in_order = [labelled[group.index] for group in self.groups]
-        totals = Totals(
+        summary = SelectionSummary(
             thresholds=thresholds,
             target=target,
             kept=sum(group.kept for group in in_order),
@@ -159,7 +160,7 @@ class DistributedSelection:
         curve = functools.reduce(CurveCounts.plus, (group.curve for group in in_order))
         sides = [group.sides for group in in_order if group.sides is not None]
         return DistributedResult(
-            totals=totals,
+            summary=summary,
             distributions=_describe(statistics, in_order, sample),
             sample=sample,
             curve=curve.points(curve_ratios, num_samples),

@@ -18,7 +18,8 @@ from typing import Any, Protocol, TypeAlias
 
 from qtune_service.config import EngineSpec
 from qtune_service.errors import EngineError, QTuneError, ShardFailedError
-from qtune_service.pipeline.retries import LocalSupervisor, RetryPolicy, StoppedError, Supervisor
+from qtune_service.pipeline.cluster_state import ClusterState
+from qtune_service.pipeline.retries import LocalSupervisor, PassedOnError, RetryPolicy, StoppedError, Supervisor
 from qtune_service.pipeline.shutdown import Stop
 
 StageFunction: TypeAlias = Callable[[int, Any], Any]
@@ -59,6 +60,11 @@ class Stage:
     """Called in a worker process before each of its tasks. It must be cheap when repeated."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Environment variables that the processes of a pool start with."""
+    on_cpu_nodes: bool = False
+    """Whether its tasks run on the nodes for CPU work, where the cluster has some, so that no GPU node stays for it."""
+    calls_in_flight: int = 1
+    """Shards that an actor of a pool holds. With more than one, its target reports to the supervisor when a shard takes
+    and leaves the engine (Supervisor.enter)."""
     is_closing: bool = False
     """Whether the stage continues while the job stops, because it saves the work of other stages."""
 
@@ -69,7 +75,11 @@ class StageResult:
 
     shard: int
     value: Any
-    problem: ShardFailedError | StoppedError | None = None
+    problem: ShardFailedError | StoppedError | PassedOnError | None = None
+
+
+def ignore_problems(_problems: tuple[str, ...]) -> None:
+    """Ignore the problems of actors."""
 
 
 class Executor(Protocol):
@@ -92,16 +102,25 @@ class Executor(Protocol):
         """Return the scoring pool that fits the workers."""
         ...
 
-    def retry_policy(self, max_attempts: int) -> RetryPolicy:
+    def cluster_state(self) -> ClusterState | None:
+        """Return the resources of the cluster and who uses them, or None where there is no cluster."""
+        ...
+
+    def retry_policy(self, max_attempts: int, max_failed_actors: int | None = None) -> RetryPolicy:
         """Return a policy for one scoring run, with a supervisor of its own."""
         ...
 
     def run(
-        self, items: Iterable[tuple[int, Any]], *stages: Stage, retries: RetryPolicy | None = None
+        self,
+        items: Iterable[tuple[int, Any]],
+        *stages: Stage,
+        retries: RetryPolicy | None = None,
+        on_problems: Callable[[tuple[str, ...]], None] = ignore_problems,
     ) -> Iterator[StageResult]:
         """Send (index, value) through the stages and yield the shards that leave the last one, in any order.
 
-        Raise the first error that concerns the whole job. Without `retries` every error does.
+        Raise the first error that concerns the whole job. Without `retries` every error does. `on_problems` gets all
+        problems of actors whenever there is a new one, in any thread.
         """
         ...
 
@@ -114,7 +133,10 @@ def run_stage(stage: Stage, retries: RetryPolicy | None, function: StageFunction
     """Run a stage on one shard. Raise QTuneError only: other errors become an EngineError that names the shard."""
     work = functools.partial(function, shard, value)
     try:
-        return retries.run(stage.name, shard, work, closing=stage.is_closing) if retries else work()
+        if retries is None:
+            return work()
+        shares = stage.calls_in_flight > 1
+        return retries.run(stage.name, shard, work, closing=stage.is_closing, shares=shares)
     except QTuneError:
         raise
     except Exception as error:  # an edge: the driver reports the place, not a stack of the executor
@@ -144,15 +166,23 @@ class LocalExecutor:
         """Return a pool of one actor, with the threads of an actor on this machine."""
         return size_local_pool(spec, actors=1)
 
-    def retry_policy(self, max_attempts: int) -> RetryPolicy:
+    def cluster_state(self) -> None:
+        """Return None: there is no cluster."""
+
+    def retry_policy(self, max_attempts: int, max_failed_actors: int | None = None) -> RetryPolicy:
         """Return a policy whose supervisor is an object of this process."""
-        return RetryPolicy(LocalSupervisor(Supervisor()), max_attempts, replaces_workers=False)
+        supervisor = LocalSupervisor(Supervisor())
+        return RetryPolicy(supervisor, max_attempts, replaces_workers=False, max_failed_actors=max_failed_actors)
 
     def run(
-        self, items: Iterable[tuple[int, Any]], *stages: Stage, retries: RetryPolicy | None = None
+        self,
+        items: Iterable[tuple[int, Any]],
+        *stages: Stage,
+        retries: RetryPolicy | None = None,
+        on_problems: Callable[[tuple[str, ...]], None] = ignore_problems,  # noqa: ARG002 - an error of the engine ends the job
     ) -> Iterator[StageResult]:
         """Send each shard through all stages before the next one. An actor is made with the first shard it gets."""
-        functions = [_function_of(stage) for stage in stages]
+        functions = [_function_of(stage, retries) for stage in stages]
         for shard, value in items:
             try:
                 for stage, function in zip(stages, functions, strict=True):
@@ -166,14 +196,28 @@ class LocalExecutor:
         """Do nothing: no worker is held."""
 
 
-def _function_of(stage: Stage) -> StageFunction:
-    """Return the function of a stage. The actor of a pool is made at its first call."""
+def _function_of(stage: Stage, retries: RetryPolicy | None) -> StageFunction:
+    """Return the function of a stage. The actor of a pool is made at its first call, and reports what it does."""
     if stage.pool is None:
         return lambda shard, value: stage.target(shard, value, *stage.arguments)
-    actor = functools.cache(lambda: stage.target(*stage.arguments))
+
+    def note(*state: Any) -> None:
+        if retries is not None:
+            retries.supervisor.send("set_actor", local_process_name(), *state)
+
+    @functools.cache
+    def actor() -> StageFunction:
+        note("starting")
+        made: StageFunction = stage.target(*stage.arguments)
+        return made
 
     def call(shard: int, value: Any) -> Any:
-        return actor()(shard, value)
+        function = actor()
+        note("scoring", shard)
+        try:
+            return function(shard, value)
+        finally:
+            note("idle")
 
     return call
 

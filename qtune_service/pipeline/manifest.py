@@ -51,18 +51,18 @@ def report_data(
 ) -> ReportData:
     """Return the contents of report.html and summary_statistics.json."""
     markers, selection = pruned.markers.values(), pruned.selection
-    totals = selection.totals
+    summary = selection.summary
     before, after = sum(m.tokens_before for m in markers), sum(m.tokens_after for m in markers)
-    quadrants = [totals.counts[quadrant] for quadrant in Quadrant]
+    quadrants = [summary.counts[quadrant] for quadrant in Quadrant]
     return ReportData(
         title=f"Q-Tuning of {', '.join(spec.input.paths)}",
         spec=spec.model_dump(mode="json"),
         engine={**scored.engine, "template": scored.template},
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        thresholds=totals.thresholds,
-        target=totals.target,
-        disjoint_capacity=totals.disjoint_capacity,
-        counts=Counts.of(scored.reasons, [*quadrants, totals.kept, scored.trained_tokens, after]),
+        thresholds=summary.thresholds,
+        target=summary.target,
+        disjoint_capacity=summary.disjoint_capacity,
+        counts=Counts.of(scored.reasons, [*quadrants, summary.kept, scored.trained_tokens, after]),
         tokens=TokenTotals(scored=scored.trained_tokens, before=before, after=after),
         sample=selection.sample,
         point_ids=tuple(sample_id for m in markers for sample_id in m.points),
@@ -81,7 +81,7 @@ def _warnings(selection: SelectionResult) -> tuple[str, ...]:
     if selection.weighing is None or selection.weighing.sides.is_unbiased:
         return ()
     sides = selection.weighing.sides
-    share = sides.above / selection.totals.num_samples
+    share = sides.above / selection.summary.num_samples
     text = (
         f"InfoBatch keeps every sample at or above the mean loss, {share:.1%} of this data, and the target is below: "
         "some of these were drawn, and none of the others. The weights cannot compensate for that."
@@ -138,7 +138,7 @@ def finish_pruned(spec: JobSpec, output: Output, scored: Scored, pruned: Pruned,
     file_io.write_bytes(output.at("plane.json"), plane_bytes(data))
     file_io.write_bytes(output.at("report.html"), render_report(data).encode())
     tracker.advance(1)
-    totals = pruned.selection.totals
+    summary = pruned.selection.summary
     return _commit(
         spec,
         output,
@@ -147,11 +147,11 @@ def finish_pruned(spec: JobSpec, output: Output, scored: Scored, pruned: Pruned,
         {
             "counts": data.counts.as_dict(),
             "tokens": asdict(data.tokens),
-            "thresholds": {name: _json_number(value) for name, value in asdict(totals.thresholds).items()},
+            "thresholds": {name: _json_number(value) for name, value in asdict(summary.thresholds).items()},
             "selection": {
-                "target": totals.target,
-                "kept": totals.kept,
-                "disjoint_capacity": totals.disjoint_capacity,
+                "target": summary.target,
+                "kept": summary.kept,
+                "disjoint_capacity": summary.disjoint_capacity,
             },
             **_weighing(pruned),
             "warnings": list(find_warnings(data)),
@@ -174,6 +174,7 @@ def _commit(spec: JobSpec, output: Output, scored: Scored, tracker: Tracker, bod
         "rejected_reasons": scored.reasons,
         "seconds": {name: round(value, 3) for name, value in tracker.seconds.items() if value >= 0.001},
         "performance": scored.performance,
+        **({"actor_problems": list(scored.actor_problems)} if scored.actor_problems else {}),
         "scoring": scored.to_dict(),
     }
     drop_strays(output, (file["path"] for file in body["files"]))

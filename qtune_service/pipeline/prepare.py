@@ -24,6 +24,7 @@ from qtune_service.pipeline.executor import Executor, LocalExecutor, Stage
 from qtune_service.pipeline.progress import Tracker
 from qtune_service.pipeline.score_stage import Scored
 from qtune_service.pipeline.stages import read_plan, scan_chunk
+from qtune_service.pipeline.stall_watch import reading_text, steps_look, watching
 from qtune_service.selection.plane import QuadrantRule
 from qtune_service.storage import file_io
 from qtune_service.tokenize.encoder import Encoder
@@ -152,16 +153,22 @@ def find_input(spec: JobSpec, output: Output) -> tuple[Plan | None, tuple[Source
 def _scan(chunks: list[Chunk], spec: JobSpec, executor: Executor, tracker: Tracker) -> list[ChunkScan]:
     """Scan the input, a small one in this process. With a `limit` scan in waves, and no further than needed."""
     tracker.stage("plan", len(chunks), unit="chunks")
-    stage = Stage("plan", scan_chunk, (spec,))
+    stage = Stage("plan", scan_chunk, (spec,), on_cpu_nodes=True)
     if sum({chunk.file.uri: chunk.file.size_bytes for chunk in chunks}.values()) <= SMALL_INPUT_BYTES:
         executor = LocalExecutor()
     wave = len(chunks) if spec.input.limit is None else SCAN_WAVE
     scans: list[ChunkScan] = []
-    while len(scans) < len(chunks) and not is_enough(scans, spec.input):
-        todo = chunks[len(scans) : len(scans) + wave]
-        found = {}
-        for result in executor.run([(chunk.index, chunk) for chunk in todo], stage):
-            found[result.shard] = result.value
-            tracker.advance(1)
-        scans += [found[chunk.index] for chunk in todo]
+    open_chunks: dict[int, Chunk] = {}
+    with watching(
+        tracker, steps_look(executor, stage.num_cpus, lambda: ("reading", reading_text(open_chunks.values())))
+    ):
+        while len(scans) < len(chunks) and not is_enough(scans, spec.input):
+            todo = chunks[len(scans) : len(scans) + wave]
+            open_chunks |= {chunk.index: chunk for chunk in todo}
+            found = {}
+            for result in executor.run([(chunk.index, chunk) for chunk in todo], stage):
+                found[result.shard] = result.value
+                del open_chunks[result.shard]
+                tracker.advance(1)
+            scans += [found[chunk.index] for chunk in todo]
     return scans

@@ -17,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -60,6 +60,8 @@ class History:
 
 
 WINDOW_S = 30.0
+NO_RATE = frozenset({"resources", "loading"})
+"""Kinds of waiting in which nothing is scored. They are left out of the rate, so that it is right when they end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,32 @@ class Snapshot:
     waiting: str = ""
     """What the job waits for, such as `waiting for 8 GPUs (0 of 8), 41 min`. Empty while it makes progress."""
     problems: tuple[str, ...] = ()
-    """Actors that failed or were retired, a sentence each."""
+    """Actors that failed, were retired or hang, a sentence each."""
+    waiting_for: str = ""
+    """The kind of waiting: a Reason of stall_watch.py."""
+    waiting_s: float = 0.0
+    """How long it has waited for this."""
+    actors_wanted: int = 0
+    """Scoring actors that the job requested. `actors` are those that there are."""
+    phases: Mapping[str, int] = field(default_factory=dict)
+    """Phase -> scoring actors in it, failed and retired ones included."""
+
+    @property
+    def news(self) -> tuple[object, ...]:
+        """Return what differs from an earlier snapshot where more than time has passed."""
+        return (self.stage, self.done, self.tokens_done, self.waiting_for, self.actors, len(self.problems))
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What a look at the workers gave (stall_watch.py): the fields of a snapshot that no finished unit changes."""
+
+    waiting: str = ""
+    waiting_for: str = ""
+    waiting_s: float = 0.0
+    actors: int = 0
+    phases: Mapping[str, int] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
 
 
 class Sink(Protocol):
@@ -100,42 +127,92 @@ class Sink(Protocol):
 
 
 class Tracker:
-    """Counts finished units and passes the progress to the sinks. `resumed` units count as done, not for the rate."""
+    """Counts finished units and passes the progress to the sinks. `resumed` units count as done, not for the rate.
+
+    Two threads call it: the driver's, and one that observes the workers.
+    """
 
     def __init__(self, *sinks: Sink, clock: Callable[[], float] = time.monotonic) -> None:
-        self._sinks, self._clock = sinks, clock
+        self._sinks, self._clock, self._lock = sinks, clock, threading.RLock()
         self._snapshot = Snapshot()
         self._window: deque[tuple[float, int, int]] = deque()
-        self._stage_started = clock()
+        self._stage_started = self._moved_s = clock()
         self.seconds: dict[str, float] = {}
+        self._failures: tuple[str, ...] = ()
+        """Actors that failed or were retired, a sentence each."""
 
-    def stage(self, name: str, total: int, *, unit: str = "shards", resumed: int = 0, actors: int = 0) -> None:
+    def stage(self, name: str, total: int, *, unit: str = "shards", resumed: int = 0, actors_wanted: int = 0) -> None:
         """Begin a stage, and store the time of the previous one in `seconds`."""
-        self._end_stage()
-        self._snapshot = Snapshot(stage=name, unit=unit, done=resumed, total=total, actors=actors)
-        self._window = deque([(self._clock(), resumed, 0)])
-        self._show()
+        with self._lock:
+            self._end_stage()
+            self._snapshot = Snapshot(
+                stage=name,
+                unit=unit,
+                done=resumed,
+                total=total,
+                actors_wanted=actors_wanted,
+                problems=self._failures,
+            )
+            self._window = deque([(self._clock(), resumed, 0)])
+            self._moved_s = self._clock()
+            self._show()
 
     def advance(self, units: int, *, tokens: int = 0, rejected: int = 0) -> None:
         """Count units as done."""
+        with self._lock:
+            last, self._moved_s = self._snapshot, self._clock()
+            done, tokens_done = last.done + units, last.tokens_done + tokens
+            self._window.append((self._moved_s, done, tokens_done))
+            self._snapshot = replace(
+                last,
+                done=done,
+                tokens_done=tokens_done,
+                rejected=last.rejected + rejected,
+                waiting="",
+                waiting_for="",
+                waiting_s=0.0,
+            )
+            self._measure()
+            self._show()
+
+    def observe(self, seen: Observation) -> None:
+        """Show what the workers do. Rates and ETA are measured again, so that they follow a job that stands still."""
+        with self._lock:
+            last = self._snapshot
+            observed = {one.name: getattr(seen, one.name) for one in fields(seen)}
+            self._snapshot = replace(last, **{**observed, "problems": (*self._failures, *seen.problems)})
+            if seen.waiting_for in NO_RATE:
+                self._window = deque([(self._clock(), last.done, last.tokens_done)])
+            self._measure()
+            self._show()
+
+    @property
+    def quiet_s(self) -> float:
+        """Return how long no unit has been finished."""
+        return self._clock() - self._moved_s
+
+    def _measure(self) -> None:
         now, last = self._clock(), self._snapshot
-        done, tokens_done = last.done + units, last.tokens_done + tokens
-        self._window.append((now, done, tokens_done))
         while len(self._window) > 2 and now - self._window[0][0] > WINDOW_S:
             self._window.popleft()
         then, done_then, tokens_then = self._window[0]
         elapsed = max(now - then, 1e-6)
-        per_s = (done - done_then) / elapsed
+        per_s = (last.done - done_then) / elapsed
         self._snapshot = replace(
             last,
-            done=done,
-            tokens_done=tokens_done,
-            rejected=last.rejected + rejected,
             per_s=per_s,
-            tokens_per_s=(tokens_done - tokens_then) / elapsed,
-            eta_s=(last.total - done) / per_s if per_s > 0 else None,
+            tokens_per_s=(last.tokens_done - tokens_then) / elapsed,
+            eta_s=(last.total - last.done) / per_s if per_s > 0 else None,
         )
-        self._show()
+
+    def report_problems(self, problems: tuple[str, ...]) -> None:
+        """Show the actors that failed or were retired, and say those that are new. Any thread may call it."""
+        with self._lock:
+            new, self._failures = problems[len(self._failures) :], problems
+            for problem in new:
+                self.say(f"actor {problem}")
+            self._snapshot = replace(self._snapshot, problems=self._failures)
+            self._show()
 
     def say(self, text: str) -> None:
         """Show a line of text."""
@@ -174,8 +251,13 @@ def describe(s: Snapshot) -> str:
         parts.append(f"{s.rejected:,} rejected")
     if s.eta_s is not None and s.done < s.total:
         parts.append(f"ETA {_duration(s.eta_s)}")
-    if s.actors:
-        parts.append(f"{s.actors} actor{'s' if s.actors > 1 else ''}")
+    if s.actors or s.actors_wanted:
+        of = f" of {s.actors_wanted:,}" if s.actors < s.actors_wanted else ""
+        parts.append(f"{s.actors:,}{of} actor{'s' if max(s.actors, s.actors_wanted) > 1 else ''}")
+    if s.problems:
+        parts.append(f"{len(s.problems):,} problem{'s' if len(s.problems) > 1 else ''}")
+    if s.waiting:
+        parts.append(s.waiting)
     return " · ".join(parts)
 
 
@@ -216,20 +298,28 @@ class TerminalSink:
         self._progress.stop()
 
 
+QUIET_LINE_S = 300.0
+
+
 class PlainSink:
-    """Lines for a log: at the begin and end of each stage, and at most one every `every_s` seconds between."""
+    """Lines for a log: at the begin and end of each stage, and at most one every `every_s` seconds between.
+
+    While nothing changes but the time, each line is followed by a pause twice as long, up to QUIET_LINE_S.
+    """
 
     def __init__(self, console: Console, every_s: float = 5.0) -> None:
         self._console, self._every_s = console, every_s
-        self._next_s, self._stage = 0.0, ""
+        self._shown_s, self._pause_s, self._stage = 0.0, every_s, ""
+        self._news: tuple[object, ...] = ()
 
     def show(self, snapshot: Snapshot) -> None:
         """Print a line, unless the last one is recent."""
-        now = time.monotonic()
-        ends = snapshot.done >= snapshot.total
-        if snapshot.stage == self._stage and now < self._next_s and not ends:
+        waited_s, is_news = time.monotonic() - self._shown_s, snapshot.news != self._news
+        ends = snapshot.done >= snapshot.total and is_news
+        if snapshot.stage == self._stage and waited_s < (self._every_s if is_news else self._pause_s) and not ends:
             return
-        self._stage, self._next_s = snapshot.stage, now + self._every_s
+        self._pause_s = self._every_s if is_news else min(2 * self._pause_s, QUIET_LINE_S)
+        self._stage, self._shown_s, self._news = snapshot.stage, time.monotonic(), snapshot.news
         self.say(f"{snapshot.stage}: {describe(snapshot)}")
 
     def say(self, text: str) -> None:
@@ -243,12 +333,15 @@ class PlainSink:
 class FileSink:
     """`progress.json`, rewritten at most every `every_s` seconds and at each change of stage.
 
-    Without progress it is rewritten every `heartbeat_s` seconds, so that a server can distinguish a slow driver from a
-    dead one. The last version reports how the driver ended.
+    Without news it is rewritten every `heartbeat_s` seconds, so that a server can distinguish a slow driver from a
+    dead one. The last version reports how the driver ended. `attempt` is the server's name of this
+    driver, by which it recognizes the file, whatever the clocks say.
     """
 
-    def __init__(self, write: Callable[[bytes], None], every_s: float = 2.0, heartbeat_s: float = 5.0) -> None:
-        self._write, self._every_s = write, every_s
+    def __init__(
+        self, write: Callable[[bytes], None], every_s: float = 2.0, heartbeat_s: float = 5.0, attempt: str = ""
+    ) -> None:
+        self._write, self._every_s, self._attempt = write, every_s, attempt
         self._next_s = 0.0
         self._snapshot, self._history = Snapshot(), History()
         self._lock, self._ended = threading.Lock(), threading.Event()
@@ -257,12 +350,12 @@ class FileSink:
 
     def show(self, snapshot: Snapshot) -> None:
         """Rewrite the file, unless the last version is recent."""
-        now = time.monotonic()
-        is_news = snapshot.stage != self._snapshot.stage or snapshot.done >= snapshot.total
-        self._snapshot = snapshot
+        now, before, self._snapshot = time.monotonic(), self._snapshot, snapshot
+        is_changed = snapshot.news != before.news
+        is_urgent = snapshot.stage != before.stage or snapshot.done >= snapshot.total
         if snapshot.stage == "score":
             self._history.note(snapshot.done, snapshot.tokens_done, snapshot.tokens_per_s)
-        if is_news or now >= self._next_s:
+        if is_changed and (is_urgent or now >= self._next_s):
             self._next_s = now + self._every_s
             self._rewrite()
 
@@ -287,6 +380,6 @@ class FileSink:
 
     def _rewrite(self, more: Mapping[str, Any] | None = None) -> None:
         more = {"updated_at_s": time.time(), "history": self._history.columns(), **(more or {})}
-        body = {**asdict(self._snapshot), **more}
+        body = {**asdict(self._snapshot), "attempt": self._attempt, **more}
         with self._lock:
             self._write(json.dumps(body).encode())

@@ -5,13 +5,14 @@ but never splits or joins shards. Arrow tables inside a value are pickled as buf
 
 A stage never raises inside Ray. It returns the error as data, and `run` raises it on the driver as the original error
 instead of a stack of Ray frames. With a retry policy (retries.py) a shard that fails permanently is yielded as failed
-and the others continue.
+and the others continue, and shards of actors that are lost or fail go to others (ray_pool.py).
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import logging
 import math
 import os
@@ -22,13 +23,15 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from qtune_service.config import EngineSpec
 from qtune_service.errors import EngineError, QTuneError, ShardFailedError
-from qtune_service.pipeline.actor_states import Phase
+from qtune_service.pipeline.cluster_state import ClusterState
+from qtune_service.pipeline.dispatch import START_FAILURES
 from qtune_service.pipeline.executor import (
     Executor,
     LocalExecutor,
@@ -36,15 +39,36 @@ from qtune_service.pipeline.executor import (
     Stage,
     StageFunction,
     StageResult,
+    ignore_problems,
     run_stage,
     size_local_pool,
 )
-from qtune_service.pipeline.retries import ReportProgress, RetryPolicy, StoppedError, Supervisor
+from qtune_service.pipeline.ray_cluster import look_at_cluster
+from qtune_service.pipeline.ray_pool import (
+    ActorProcess,
+    ExecutionHooks,
+    PoolLostError,
+    away_from_closed_nodes,
+    leaving,
+    ray_process_name,
+    row_table,
+    source,
+    watch,
+)
+from qtune_service.pipeline.retries import PassedOnError, ReportProgress, RetryPolicy, StoppedError, Supervisor
 from qtune_service.pipeline.shutdown import Stop
 
 CONNECT_TIMEOUT_S = 10
+CPU_NODES = "QTUNE_CPU_NODES"
+"""Environment variable of drivers: the name of a Ray resource of the nodes for CPU work, such as `cpu_node`."""
+CPU_NODE_SHARE = 0.001
+"""How much of it a task takes: a node with 1 of it runs as many tasks as its CPUs allow."""
 HEAD_POLL_S, HEAD_LOST_S = 5.0, 60.0
 REPORT_EVERY_S = 1.0
+TASKS_IN_FLIGHT = 2
+"""Shards that Ray Data assigns to an actor at a time."""
+GROW_AT, SHRINK_AT = 1.75, 0.5
+"""Shards in flight for each actor from which a pool grows, and up to which it shrinks."""
 _lost, _left = threading.Event(), threading.Event()
 """Events of the current cluster: its head node is gone, and this process has left it."""
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -97,34 +121,41 @@ class RayExecutor:
         """Return the scoring pool that fits the cluster."""
         return size_pool(spec, self._started())
 
-    def retry_policy(self, max_attempts: int) -> RetryPolicy:
+    def cluster_state(self) -> ClusterState | None:
+        """Return the resources of the cluster and who uses them, or None before `start`."""
+        return None if self._cluster is None or is_lost() else look_at_cluster()
+
+    def retry_policy(self, max_attempts: int, max_failed_actors: int | None = None) -> RetryPolicy:
         """Start a supervisor on the driver's node, where it lives as long as the driver's cluster."""
         import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
-        return RetryPolicy(RaySupervisor(ray.remote(Supervisor).options(**options).remote()), max_attempts)
+        options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": _here()}
+        start_failures = 1 if self._started().is_local else START_FAILURES
+        supervisor = ray.remote(Supervisor).options(**options).remote(start_failures)
+        return RetryPolicy(RaySupervisor(supervisor), max_attempts, max_failed_actors=max_failed_actors)
 
     def run(
-        self, items: Iterable[tuple[int, Any]], *stages: Stage, retries: RetryPolicy | None = None
+        self,
+        items: Iterable[tuple[int, Any]],
+        *stages: Stage,
+        retries: RetryPolicy | None = None,
+        on_problems: Callable[[tuple[str, ...]], None] = ignore_problems,
     ) -> Iterator[StageResult]:
         """Send (index, value) through the stages with Ray Data and yield shards as they come out."""
         import ray
 
-        rows = [{"shard": index, "value": pickle.dumps(value), "failure": b""} for index, value in items]
-        if not rows:
-            return
-        dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-        for stage in stages:
-            dataset = _add(dataset, stage, retries, max_tasks(self._started(), stages, stage, len(rows)), len(rows))
+        values = {index: pickle.dumps(value) for index, value in items}
         try:
-            for row in dataset.iter_rows():
-                error = pickle.loads(row["failure"]) if row["failure"] else None  # noqa: S301 - from `_run_row`
-                if error is not None and not isinstance(error, (ShardFailedError, StoppedError)):
-                    raise error
-                value = None if error is not None else pickle.loads(row["value"])  # noqa: S301 - from `_run_row`
-                yield StageResult(row["shard"], value, error)
+            pool = next((stage for stage in stages if stage.pool is not None), None)
+            if not values:
+                return
+            _scale_by_calls(max(stage.calls_in_flight for stage in stages))
+            if retries is not None and pool is not None:
+                yield from self._run_pool(values, stages, pool, retries, on_problems)
+                return
+            rows = [{"shard": index, "value": value, "failure": b""} for index, value in values.items()]
+            dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+            yield from _results(self._add_all(dataset, stages, retries, len(rows)))
         except (ray.exceptions.RayError, ray.data.exceptions.ExecutionTimeoutError) as error:
             is_lost_worker = isinstance(error, ray.exceptions.RayError)
             raise EngineError(
@@ -132,6 +163,47 @@ class RayExecutor:
                 "Finished shards are safe: run the same command again to continue."
                 + (" It may have run out of memory." if is_lost_worker else ""),
             ) from error
+
+    def _run_pool(
+        self,
+        values: dict[int, bytes],
+        stages: Sequence[Stage],
+        stage: Stage,
+        retries: RetryPolicy,
+        on_problems: Callable[[tuple[str, ...]], None],
+    ) -> Iterator[StageResult]:
+        """Run a pool whose shards the supervisor hands out, and another one where all its actors were lost."""
+        import ray
+
+        assert stage.pool is not None
+        compute = ray.data.TaskPoolStrategy(size=1)
+        options: dict[str, Any] = {"num_cpus": 0, "compute": compute, "scheduling_strategy": _here()}
+        try:
+            while values:
+                retries.supervisor.call("offer", stage.name, list(values))
+                dataset = ray.data.from_items([{"shard": -1}]).map_batches(
+                    source, fn_args=(retries.supervisor, dict(values)), batch_size=1, **options
+                )
+                pool = watch(retries, stage.pool, on_problems)
+                try:
+                    for result in _results(self._add_all(dataset, stages, retries, len(values))):
+                        if values.pop(result.shard, None) is None or isinstance(result.problem, PassedOnError):
+                            continue
+                        retries.supervisor.send("arrived", result.shard, result.problem is not None)
+                        yield result
+                        if not values:
+                            break
+                except PoolLostError:
+                    continue
+                finally:
+                    pool.close()
+        finally:
+            retries.supervisor.send("finish")
+
+    def _add_all(self, dataset: Any, stages: Sequence[Stage], retries: RetryPolicy | None, num_shards: int) -> Any:
+        for stage in stages:
+            dataset = _add(dataset, stage, retries, max_tasks(self._started(), stages, stage, num_shards), num_shards)
+        return dataset
 
     def close(self) -> None:
         """Leave the cluster, which ends it if it was started here."""
@@ -231,13 +303,6 @@ def is_lost() -> bool:
     return _lost.is_set()
 
 
-def ray_process_name() -> str:
-    """Return NODE:PROCESS of this process, with the Ray node's id shortened."""
-    import ray
-
-    return f"{str(ray.get_runtime_context().get_node_id())[:12]}:{os.getpid()}"
-
-
 def size_pool(spec: EngineSpec, cluster: Cluster) -> Pool:
     """Fit the scoring pool to the cluster's resources: an actor for each GPU, now and later, or one on CPUs."""
     cluster_gpus = cluster.resources.get("GPU", 0.0)
@@ -284,6 +349,10 @@ class RaySupervisor:
         """Call a method without waiting for it."""
         getattr(self.actor, method).remote(*arguments)
 
+    def ask(self, method: str) -> Any:
+        """Call a method and return the reference of its result."""
+        return getattr(self.actor, method).remote()
+
     def reporter(self, shard: int) -> ReportProgress:
         """Return a function that reports at most once every REPORT_EVERY_S and never waits for the answer."""
         return _Reporter(self.actor, shard)
@@ -304,10 +373,28 @@ class _Reporter:
             self._stopping, self._answer = self._stopping or ray.get(self._answer), None
         if self._answer is None and now >= self._next_s:
             self._answer, self._next_s = self._actor.report.remote(self._shard, tokens), now + REPORT_EVERY_S
-        return self._stopping
+        return self._stopping or leaving.is_set()
 
 
 # --- stages on Ray Data
+
+
+def _here() -> Any:
+    """Return the strategy that prefers this process's node."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+
+
+def _results(dataset: Any) -> Iterator[StageResult]:
+    """Run a dataset and yield its rows. Raise the first error that concerns the whole job."""
+    for row in dataset.iter_rows():
+        error = pickle.loads(row["failure"]) if row["failure"] else None  # noqa: S301 - from `_run_row`
+        if error is not None and not isinstance(error, (ShardFailedError, StoppedError, PassedOnError)):
+            raise error
+        value = None if error is not None else pickle.loads(row["value"])  # noqa: S301 - from `_run_row`
+        yield StageResult(row["shard"], value, error)
 
 
 def _add(dataset: Any, stage: Stage, retries: RetryPolicy | None, tasks: int | None, num_shards: int) -> Any:
@@ -317,44 +404,54 @@ def _add(dataset: Any, stage: Stage, retries: RetryPolicy | None, tasks: int | N
     common: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
     if (pool := stage.pool) is None:
         common |= {"num_cpus": stage.num_cpus, "compute": ray.data.TaskPoolStrategy(size=tasks)}
+        if stage.on_cpu_nodes and (name := os.environ.get(CPU_NODES)):
+            common["resources"] = {name: CPU_NODE_SHARE}
         return dataset.map_batches(_run_task, fn_args=(stage, retries), **common)
-    size = ray.data.ActorPoolStrategy(
-        min_size=min(pool.min_actors, num_shards), max_size=pool.max_actors and min(pool.max_actors, num_shards)
-    )
-    common |= {"num_cpus": pool.cpus, "num_gpus": pool.gpus or None, "compute": size}
+    size: dict[str, Any] = {
+        "min_size": min(pool.min_actors, num_shards),
+        "max_size": pool.max_actors and min(pool.max_actors, num_shards),
+        "max_tasks_in_flight_per_actor": max(TASKS_IN_FLIGHT, stage.calls_in_flight),
+        "enable_true_multi_threading": stage.calls_in_flight > 1,
+    }
+    if "max_concurrent_calls_per_actor" in inspect.signature(ray.data.ActorPoolStrategy).parameters:
+        size["max_concurrent_calls_per_actor"] = stage.calls_in_flight
+    else:  # older versions of Ray
+        common["max_concurrency"] = stage.calls_in_flight
+    common |= {"num_cpus": pool.cpus, "num_gpus": pool.gpus or None, "compute": ray.data.ActorPoolStrategy(**size)}
     if stage.environment:
         common["runtime_env"] = {"env_vars": dict(stage.environment)}
-    return dataset.map_batches(_StageActor, fn_constructor_args=(stage, retries), **common)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray 2.64 removes `ray_remote_args_fn`
+        return dataset.map_batches(
+            _StageActor, fn_constructor_args=(stage, retries), ray_remote_args_fn=away_from_closed_nodes, **common
+        )
 
 
 class _StageActor:
-    """An actor of a pool. An error of its constructor is reported with its first shard."""
+    """An actor of a pool. Its process follows the orders of the supervisor."""
 
     def __init__(self, stage: Stage, retries: RetryPolicy | None) -> None:
         self._stage, self._retries = stage, retries
-        self._note("starting")
+        self._process = ActorProcess(retries) if retries is not None else None
         try:
             self._function = stage.target(*stage.arguments)
-            self._note("idle")
-        except Exception as error:  # noqa: BLE001 - reported to the driver by `_run_row`
-            reported = retries.give_up_or_retire(stage.name, error) if retries else error
-            self._function, self._retries = functools.partial(_fail, reported), None
+        except Exception as error:
+            if self._process is None:
+                raise
+            self._process.failed(stage.name, error)
+        if self._process is not None:
+            self._process.started()
 
     def __call__(self, batch: Any) -> Any:
-        self._note("scoring", batch["shard"][0].as_py())
-        try:
+        shard = batch["shard"][0].as_py()
+        if self._process is None or batch["failure"][0].as_py():
             return _run_row(self._stage, self._retries, self._function, batch)
-        finally:
-            self._note("idle")
-
-    def _note(self, phase: Phase, shard: int | None = None) -> None:
-        """Report what this actor does."""
-        if self._retries is not None:
-            self._retries.supervisor.send("set_actor", ray_process_name(), phase, shard)
-
-
-def _fail(error: Exception, _index: int, _value: Any) -> Any:
-    raise error
+        if not self._process.hold(shard):
+            return row_table(shard, b"", pickle.dumps(PassedOnError(f"shard {shard} is scored by another actor")))
+        row = _run_row(self._stage, self._retries, self._function, batch)
+        failure = row["failure"][0].as_py()
+        self._process.release(shard, is_stopped=bool(failure) and isinstance(pickle.loads(failure), StoppedError))  # noqa: S301 - from `_run_row`
+        return row
 
 
 def _run_task(batch: Any, stage: Stage, retries: RetryPolicy | None) -> Any:
@@ -365,8 +462,6 @@ def _run_task(batch: Any, stage: Stage, retries: RetryPolicy | None) -> Any:
 
 def _run_row(stage: Stage, retries: RetryPolicy | None, function: StageFunction, batch: Any) -> Any:
     """Run one stage on a table of one row. An error becomes data. A shard that has already failed passes through."""
-    import pyarrow as pa
-
     (row,) = batch.to_pylist()
     shard, value, failure = row["shard"], b"", row["failure"]
     if not failure:
@@ -374,13 +469,7 @@ def _run_row(stage: Stage, retries: RetryPolicy | None, function: StageFunction,
             value = run_stage(stage, retries, functools.partial(_pickled, function), shard, row["value"])
         except QTuneError as error:
             failure = pickle.dumps(error)
-    return pa.table(
-        {
-            "shard": pa.array([shard], pa.int64()),
-            "value": pa.array([value], pa.large_binary()),
-            "failure": pa.array([failure], pa.large_binary()),
-        }
-    )
+    return row_table(shard, value, failure)
 
 
 def _pickled(function: StageFunction, shard: int, value: bytes) -> bytes:
@@ -388,10 +477,11 @@ def _pickled(function: StageFunction, shard: int, value: bytes) -> bytes:
 
 
 def _configure_ray_data() -> None:
-    """Disable Ray Data's progress bars and logs, since the job has its own progress, and its limit of waiting.
+    """Disable Ray Data's progress bars and logs, since the job has its own progress, and its limits.
 
     By default Ray Data ends an execution in which no block moves for half an hour. A job waits longer than that for
-    nodes, for the actors of another job, for a download of weights, or for the first shard of a slow pool.
+    nodes, for the actors of another job, for a download of weights, or for the first shard of a slow pool. How often
+    actors may fail to start is the decision of ray_pool.py. A row is a shard, so each is a block of its own.
     """
     import ray.data
 
@@ -400,8 +490,24 @@ def _configure_ray_data() -> None:
     context.print_on_execution_start = False
     context.enable_operator_progress_bars = False
     context.execution_no_progress_timeout_s = -1
+    context.max_consecutive_actor_init_deaths = -1
+    context.target_max_block_size = 1
+    context.custom_execution_callback_classes = [ExecutionHooks]
     for name in ("ray.data", "ray"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _scale_by_calls(calls: int) -> None:
+    """Let pools whose actors run so many calls at a time grow and shrink as pools whose actors run one.
+
+    Ray Data divides the shards in flight by the calls that the actors can run at a time. It copies these settings when
+    a dataset is made.
+    """
+    import ray.data
+
+    scaling = ray.data.DataContext.get_current().autoscaling_config
+    scaling.actor_pool_util_upscaling_threshold = GROW_AT / calls
+    scaling.actor_pool_util_downscaling_threshold = SHRINK_AT / calls
 
 
 def _first_line(error: BaseException) -> str:

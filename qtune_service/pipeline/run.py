@@ -6,6 +6,7 @@ written last, makes the output complete. The same call on the same output contin
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from qtune_service.config import JobSpec, PruneSpec
 from qtune_service.errors import DataError, QTuneError
 from qtune_service.ingest.records import HINTS
 from qtune_service.job_fields import in_terminal
-from qtune_service.output.layout import Output
+from qtune_service.output.layout import JOB_VARIABLE, Output
 from qtune_service.output.removal import clear
 from qtune_service.pipeline.distributed_selection import work
 from qtune_service.pipeline.executor import Executor, Stage
@@ -33,12 +34,13 @@ from qtune_service.pipeline.prepare import (
 )
 from qtune_service.pipeline.progress import FileSink, Sink, Tracker
 from qtune_service.pipeline.ray_executor import RayExecutor
-from qtune_service.pipeline.score_stage import Scored, ScoringRun, measure, summarise
+from qtune_service.pipeline.score_stage import Scored, ScoringRun, summarise
 from qtune_service.pipeline.selection_stage import SelectionResult, find_thresholds
 from qtune_service.pipeline.selection_tasks import SelectionContext
 from qtune_service.pipeline.shard_tables import own_names, pruned_names
 from qtune_service.pipeline.shutdown import Stop
 from qtune_service.pipeline.stages import JobContext, PrunedMarker, ScoredMarker, prepare, prune_shard
+from qtune_service.pipeline.stall_watch import steps_look, watching
 from qtune_service.scoring.model_config import ModelInfo, describe_model, local_folder
 from qtune_service.scoring.vllm.arguments import check_names, run_arguments
 from qtune_service.selection.plane import QuadrantRule
@@ -63,7 +65,7 @@ def run_job(
         if overwrite:
             clear(output)
         output.check_owner(spec)  # before anything is written there, progress included
-        file = FileSink(output.note_progress)
+        file = FileSink(output.note_progress, attempt=os.environ.get(JOB_VARIABLE, ""))
         try:
             return _Job(spec, output, Tracker(sink, file), executor or RayExecutor(), stop or Stop()).run()
         except QTuneError as error:
@@ -118,7 +120,8 @@ class _Job:
         find_input(self.spec, self.output)
         check_names(self.spec.engine)
         local_folder(self.spec.model.name)
-        with ThreadPoolExecutor(1) as thread:
+        look = steps_look(self.executor, 0, lambda: ("steps", "starting workers and reading the model's configuration"))
+        with ThreadPoolExecutor(1) as thread, watching(self.tracker, look):
             preparing = thread.submit(prepare, self.spec)
             self.executor.start(self.stop)
             return preparing.result()
@@ -130,17 +133,17 @@ class _Job:
         save_tokenizer(encoder, self.output)
         plan, notices = plan_shards(self.spec, self.output, self.executor, self.tracker)
         markers = {shard: ScoredMarker.from_dict(body) for shard, body in self.output.finished("scored").items()}
-        pool = self.executor.size_pool(self.spec.engine)
+        pool, limits = self.executor.size_pool(self.spec.engine), self.spec.limits
         resumed = sum(marker.read for marker in markers.values())
         if markers:
             self.tracker.say(f"continuing: {len(markers)} of {len(plan.shards)} shards are already scored")
-        self.tracker.stage(
-            "score", plan.num_records, unit="samples", resumed=resumed, actors=pool.max_actors or pool.min_actors
-        )
+        todo = [index for index in range(len(plan.shards)) if index not in markers]
+        wanted = min(pool.max_actors or pool.min_actors, len(todo))
+        self.tracker.stage("score", plan.num_records, unit="samples", resumed=resumed, actors_wanted=wanted)
         context = replace(
             context,
             threads=pool.threads,
-            retries=self.executor.retry_policy(self.spec.limits.max_shard_attempts),
+            retries=self.executor.retry_policy(limits.max_shard_attempts, limits.max_failed_actors),
             partials=self.output.partials(),
             plan_digest=plan.digest,
             process_name=self.executor.process_name,
@@ -148,7 +151,7 @@ class _Job:
             engine_arguments=run_arguments(self.spec.engine, mean_tokens(plan), context.model.max_model_len),
         )
         scoring = ScoringRun(context, self.executor, pool, self.tracker, self.stop)
-        fresh = scoring.run([index for index in range(len(plan.shards)) if index not in markers])
+        fresh = scoring.run(todo)
         category = self.spec.input.category_field
         finished = {**markers, **fresh, **scoring.reject_failed()}
         endings = sum((Endings.from_dict(marker.endings) for marker in finished.values()), NO_ENDINGS)
@@ -161,7 +164,8 @@ class _Job:
             renamed=pruned_names(plan),
             category_column=own_names(plan)[category] if category else None,
             revisions=plan.revisions,
-            performance=measure(list(fresh.values())),
+            performance=scoring.performance(),
+            actor_problems=scoring.problems,
         )
 
     def _check_rejected(self, scored: Scored) -> None:
@@ -201,17 +205,19 @@ class _Job:
 
         def workers(items: Sequence[tuple[int, bytes]], context: SelectionContext) -> Iterator[tuple[int, bytes]]:
             self.executor.start(self.stop)
-            stage = Stage("thresholds", work, (context,), num_cpus=1, shards_per_task=1)
+            stage = Stage("thresholds", work, (context,), num_cpus=1, shards_per_task=1, on_cpu_nodes=True)
             return ((result.shard, result.value) for result in self.executor.run(items, stage))
 
-        return find_thresholds(
-            Population.of(ScoreShards(self.output.root), scored.shards),
-            prune,
-            rule=rule,
-            workers=workers,
-            folder=self.output.at("_qtune", "ranks"),
-            advance=self.tracker.advance,
-        )
+        look = steps_look(self.executor, 1, lambda: ("steps", "reading scores and selecting"))
+        with watching(self.tracker, look):
+            return find_thresholds(
+                Population.of(ScoreShards(self.output.root), scored.shards),
+                prune,
+                rule=rule,
+                workers=workers,
+                folder=self.output.at("_qtune", "ranks"),
+                advance=self.tracker.advance,
+            )
 
     def _prune(self, scored: Scored, selection: SelectionResult) -> dict[int, PrunedMarker]:
         """Prune the shards that are not finished, and return the markers of all."""
@@ -222,8 +228,10 @@ class _Job:
         if todo:
             executor.start(self.stop)
         items = ((shard, selection.of_shard(group, span)) for shard, (group, span) in todo)
-        stage = Stage("prune", prune_shard, (self.spec, scored.renamed, scored.category_column))
-        for result in executor.run(items, stage):
-            markers[result.shard] = result.value
-            self.tracker.advance(1)
+        stage = Stage("prune", prune_shard, (self.spec, scored.renamed, scored.category_column), on_cpu_nodes=True)
+        look = steps_look(executor, stage.num_cpus, lambda: ("steps", "no shard has been pruned"))
+        with watching(self.tracker, look):
+            for result in executor.run(items, stage):
+                markers[result.shard] = result.value
+                self.tracker.advance(1)
         return {index: markers[index] for index in sorted(markers)}

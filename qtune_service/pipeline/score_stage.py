@@ -5,6 +5,7 @@ The sum (`Scored`) is stored in the manifest, so that its scores can be pruned a
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,16 +19,17 @@ from qtune_service.output.layout import part_files
 from qtune_service.pipeline.executor import Executor, Pool, Stage
 from qtune_service.pipeline.progress import Tracker
 from qtune_service.pipeline.retries import StoppedError
+from qtune_service.pipeline.score_shard import CALLS_IN_FLIGHT, STAGE, ScoreShard
 from qtune_service.pipeline.shutdown import Stop
 from qtune_service.pipeline.stages import (
     Counts,
     JobContext,
     ScoredMarker,
-    ScoreShard,
     commit_shard,
     encode_shard,
     reject_shard,
 )
+from qtune_service.pipeline.stall_watch import ScoringLook, watching
 from qtune_service.scoring.process_environment import allocator_environment
 
 MAX_NOTES = 50
@@ -75,6 +77,8 @@ class Scored:
     """A warning if no trained text ends in a stop token of the model."""
     performance: dict[str, float] = field(default_factory=dict)
     """Figures of `measure`. Empty where nothing was left to score."""
+    actor_problems: tuple[str, ...] = ()
+    """Actors of this run that failed to start or were retired, a sentence each."""
     files: tuple[dict[str, Any], ...] = ()
 
     @property
@@ -91,7 +95,7 @@ class Scored:
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for the manifest, without the files, which the manifest lists itself."""
         body = asdict(self)
-        del body["files"], body["performance"]
+        del body["files"], body["performance"], body["actor_problems"]
         return {**body, "shards": {str(index): rows for index, rows in self.shards.items()}}
 
     @classmethod
@@ -115,6 +119,7 @@ def summarise(
     category_column: str | None,
     revisions: dict[str, str],
     performance: dict[str, float],
+    actor_problems: tuple[str, ...] = (),
 ) -> Scored:
     """Add up the markers of all shards. Raise EngineError where two engines scored one output."""
     ordered = [markers[index] for index in sorted(markers)]
@@ -144,38 +149,48 @@ def summarise(
         revisions=revisions,
         notes=dict(Counter(add_counts(m.notes for m in ordered)).most_common(MAX_NOTES)),
         performance=performance,
+        actor_problems=actor_problems,
         files=tuple(f for m in ordered for f in m.files),
     )
 
 
-def measure(markers: Sequence[ScoredMarker]) -> dict[str, float]:
+def measure(
+    markers: Mapping[int, ScoredMarker], arrived_s: Mapping[int, float], *, actors_failed: int = 0
+) -> dict[str, float]:
     """Return the speed of this run, from the shards that it scored.
 
+    arrived_s: shard -> time.monotonic() of its arrival at this process. Clocks of other nodes may differ by seconds, so
+    only durations are taken from them: a shard began `engine_s` before it arrived.
+
     startup_s: from the start of this process to the first engine's first shard. score_s: from there until the last
-    shard was written. engine_busy_share: share of the actors' time, each from its first shard on, spent scoring.
-    tail_s: how long the first actor to run out of shards waited for the last one. encode_s: seconds of all encoding
-    tasks.
+    shard arrived. engine_busy_share: share of the actors' time, each from its first shard on, spent scoring. tail_s:
+    how long the first actor to run out of shards waited for the last one. encode_s: seconds of all encoding tasks.
+    actors_failed: actors that failed to start or were retired.
     """
-    scored = [m for m in markers if m.engine]
+    scored = {shard: marker for shard, marker in markers.items() if marker.engine}
     if not scored:
         return {}
-    began_s, ended_s = min(m.started_at_s for m in scored), max(m.committed_at_s for m in scored)
-    score_s, tokens = ended_s - began_s, sum(m.tokens for m in scored)
-    first_s: dict[str, float] = {}  # by actor: when its first shard began, and when its last one was scored
+    first_s: dict[str, float] = {}  # by actor: when its first shard began, and when its last one arrived
     last_s: dict[str, float] = {}
-    for m in scored:
-        first_s[m.actor] = min(m.started_at_s, first_s.get(m.actor, ended_s))
-        last_s[m.actor] = max(m.started_at_s + m.engine_s, last_s.get(m.actor, began_s))
+    for shard, m in scored.items():
+        at_s = arrived_s[shard]
+        first_s[m.actor] = min(at_s - m.engine_s, first_s.get(m.actor, at_s))
+        last_s[m.actor] = max(at_s, last_s.get(m.actor, at_s))
+    began_s, ended_s = min(first_s.values()), max(last_s.values())
+    score_s, tokens = ended_s - began_s, sum(m.tokens for m in scored.values())
+    engine_s = sum(m.engine_s for m in scored.values())
+    running_s = time.time() - psutil.Process().create_time()
     return {
-        "startup_s": round(began_s - psutil.Process().create_time(), 3),
+        "startup_s": round(running_s - (time.monotonic() - began_s), 3),
         "score_s": round(score_s, 3),
         "tokens": tokens,
         "tokens_per_s": round(tokens / score_s, 1),
-        "engine_busy_share": round(sum(m.engine_s for m in scored) / sum(ended_s - s for s in first_s.values()), 4),
+        "engine_busy_share": round(engine_s / sum(ended_s - s for s in first_s.values()), 4),
         "tail_s": round(max(last_s.values()) - min(last_s.values()), 3),
-        "encode_s": round(sum(m.encode_s for m in scored), 3),
+        "encode_s": round(sum(m.encode_s for m in scored.values()), 3),
         "actors": len(first_s),
         "nodes": len({actor.partition(":")[0] for actor in first_s}),
+        "actors_failed": actors_failed,
     }
 
 
@@ -209,8 +224,11 @@ class ScoringRun:
     tracker: Tracker
     stop: Stop
     _markers: dict[int, ScoredMarker] = field(default_factory=dict)
+    _arrived_s: dict[int, float] = field(default_factory=dict)
+    """Scored shard -> time.monotonic() of its arrival."""
     _failed: dict[int, str] = field(default_factory=dict)
     """Failed shard -> its problem."""
+    _problems: tuple[str, ...] = ()
 
     def run(self, todo: Sequence[int]) -> dict[int, ScoredMarker]:
         """Score shards and return the markers of those that were scored.
@@ -222,8 +240,10 @@ class ScoringRun:
         arrived: set[int] = set()
         failed_in_a_row, is_stopped = 0, False
         items = [(index, None) for index in todo]
-        with self.stop.saving(retries.stop, arrived, limits.stop_grace_s):
-            for result in self.executor.run(items, *self._stages(), retries=retries):
+        look = ScoringLook(self.executor, retries.supervisor, self.pool, len(todo), limits.stall_s, self.tracker.say)
+        with self.stop.saving(retries.stop, arrived, limits.stop_grace_s), watching(self.tracker, look):
+            results = self.executor.run(items, *self._stages(), retries=retries, on_problems=self._report_problems)
+            for result in results:
                 arrived.add(result.shard)
                 if isinstance(result.problem, StoppedError):
                     is_stopped = True
@@ -239,6 +259,19 @@ class ScoringRun:
             raise self._too_many(f"{len(self._failed)} of {len(todo)} shards")
         return self._markers
 
+    def performance(self) -> dict[str, float]:
+        """Return the speed of this run; see `measure`."""
+        return measure(self._markers, self._arrived_s, actors_failed=len(self._problems))
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Return the actors that failed to start or were retired, a sentence each."""
+        return self._problems
+
+    def _report_problems(self, problems: tuple[str, ...]) -> None:
+        self._problems = problems
+        self.tracker.report_problems(problems)
+
     def reject_failed(self) -> dict[int, ScoredMarker]:
         """Reject the records of failed shards and return their markers."""
         results = self.executor.run(self._failed.items(), Stage("reject", reject_shard, (self.context,)))
@@ -251,14 +284,21 @@ class ScoringRun:
         environment = {} if self.pool.gpus else allocator_environment()
         return (
             Stage("encode", encode_shard, arguments, setup=setup),
-            Stage("score", ScoreShard, arguments, pool=self.pool, environment=environment),
+            Stage(
+                STAGE,
+                ScoreShard,
+                arguments,
+                pool=self.pool,
+                environment=environment,
+                calls_in_flight=CALLS_IN_FLIGHT,
+            ),
             Stage("commit", commit_shard, arguments, is_closing=True),
         )
 
     def _add_scored(self, shard: int, marker: ScoredMarker) -> None:
         if not self._markers:
             self.tracker.say(f"engine: {marker.engine['name']} ({marker.engine['reason']})")
-        self._markers[shard] = marker
+        self._markers[shard], self._arrived_s[shard] = marker, time.monotonic()
         self.tracker.advance(marker.read, tokens=marker.tokens, rejected=marker.rejected)
 
     def _add_failed(self, shard: int, problem: str, failed_in_a_row: int) -> None:

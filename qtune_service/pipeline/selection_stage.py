@@ -19,12 +19,13 @@ from qtune_service.pipeline.distributed_selection import DistributedSelection, W
 from qtune_service.pipeline.population import Group, Population
 from qtune_service.pipeline.selection_tasks import SCORES, SelectionContext, count_curve
 from qtune_service.pipeline.shard_selection import LabelSource, SampleLabels, ShardSelection, StoredLabels
-from qtune_service.samples import share_of
+from qtune_service.samples import count_of_share
+from qtune_service.selection.curve import CurvePoint
 from qtune_service.selection.distributions import Distributions, EvenSample, describe, even_sample
 from qtune_service.selection.examples import ExampleKind, borderline_samples, typical_samples
 from qtune_service.selection.plane import QuadrantRule
 from qtune_service.selection.strategies import Priority, Weighing, WeightedSides, loss_sum, mean_of, priority_of
-from qtune_service.selection.thresholds import CurvePoint, Totals, select, smallest_scaled_alphas
+from qtune_service.selection.thresholds import SelectionSummary, select, smallest_scaled_alphas
 
 EXAMPLES_PER_KIND = 4
 """Samples of each quadrant that the report shows as typical, and as borderline."""
@@ -61,7 +62,7 @@ class Picks:
 class SelectionResult:
     """Outcome of stage 1."""
 
-    totals: Totals
+    summary: SelectionSummary
     distributions: Distributions
     sample: EvenSample
     picks: Picks
@@ -126,10 +127,10 @@ def _select_in_memory(population: Population, prune: PruneSpec, rule: QuadrantRu
 
     sample = even_sample(selection.ranked, labels=labels, kept=kept, num_tokens=num_tokens)
     ratios = _curve_ratios(prune)
-    alphas = smallest_scaled_alphas(selection.entry, [share_of(ratio, len(nll)) for ratio in ratios])
+    alphas = smallest_scaled_alphas(selection.entry, [count_of_share(ratio, len(nll)) for ratio in ratios])
     curve = count_curve(selection.ranked, selection.entry, num_tokens, alphas, prune)
     return SelectionResult(
-        totals=selection,
+        summary=selection,
         distributions=describe(nll, entropy, num_tokens, labels),
         sample=sample,
         picks=Picks.of(sample, selection.thresholds.alpha),
@@ -159,10 +160,10 @@ def _select_distributed(
         return StoredLabels(context, group.index, span)
 
     return SelectionResult(
-        totals=found.totals,
+        summary=found.summary,
         distributions=found.distributions,
         sample=found.sample,
-        picks=Picks.of(found.sample, found.totals.thresholds.alpha),
+        picks=Picks.of(found.sample, found.summary.thresholds.alpha),
         curve=found.curve,
         weighing=_weighing(priority, found.sides),
         groups=selection.groups,

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from qtune_service.config import PruneSpec
 from qtune_service.pipeline.population import READ_THREADS, Group, Source
+from qtune_service.selection.curve import CurveCounts
 from qtune_service.selection.distributed import (
     RUN,
     Column,
@@ -51,7 +52,6 @@ from qtune_service.selection.ranked_samples import (
 )
 from qtune_service.selection.ranks import DoubleRanks, rank_type
 from qtune_service.selection.strategies import Priority, WeightedSides, loss_sum
-from qtune_service.selection.thresholds import CurveCounts
 from qtune_service.selection.token_masks import tokens_left
 from qtune_service.storage import file_io
 
@@ -288,7 +288,7 @@ class LabelTask:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelledGroup:
-    """A group's part of totals and report."""
+    """A group's part of the summary and the report."""
 
     counts: dict[Quadrant, int]
     kept: int

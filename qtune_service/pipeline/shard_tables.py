@@ -5,7 +5,7 @@ Token columns are ragged lists over one flat buffer with offsets, so numpy sees 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -30,11 +30,11 @@ from qtune_service.output.columns import (
 )
 from qtune_service.pipeline.shard_selection import SampleLabels
 from qtune_service.samples import Sample, TokenScores, sample_means
+from qtune_service.scoring.scorer import FlatScores, Outcomes
 from qtune_service.selection.strategies import Weighing
 from qtune_service.selection.token_masks import neighbor_scores, trainable
 from qtune_service.tokenize.encoded_batch import EncodedBatch
 
-TOKENIZED_COLUMNS = frozenset({"input_ids", "attention_mask", "labels", "loss_mask"})
 ENCODED_FIELDS: list[pa.Field[Any]] = [
     pa.field("sample_id", pa.string()),
     pa.field("source", pa.string()),
@@ -97,12 +97,33 @@ def samples_of(table: pa.Table) -> list[Sample]:
     return [Sample(i, m) for i, m in zip(ids.rows(), masks.rows(), strict=True)]  # type: ignore[arg-type]
 
 
-def with_scores(encoded: pa.Table, scores: Sequence[TokenScores]) -> pa.Table:
+def problems_of(outcomes: Outcomes) -> dict[int, tuple[str, str]]:
+    """Return the samples of a shard without usable scores: index -> (reason, detail), in order."""
+    offsets = outcomes.scores.offsets
+    wrong = ~np.isfinite(outcomes.scores.values).all(1)
+    counts = np.diff(np.concatenate([[0], np.cumsum(wrong, dtype=np.int64)])[offsets])
+    sizes = np.diff(offsets)
+    problems = {i: ("scoring_failed", reason) for i, reason in outcomes.problems.items()}
+    for i in np.flatnonzero(counts).tolist():
+        problems[i] = "non_finite_score", f"{counts[i]} of {sizes[i]} tokens have no finite score"
+    return dict(sorted(problems.items()))
+
+
+def without_rows(scores: FlatScores, samples: Mapping[int, object]) -> FlatScores:
+    """Return the scores of the other samples."""
+    if not samples:
+        return scores
+    kept = np.ones(len(scores.offsets) - 1, np.bool_)
+    kept[list(samples)] = False
+    sizes = np.diff(scores.offsets)
+    offsets = np.concatenate([[0], np.cumsum(sizes[kept])]).astype(np.int64)
+    return FlatScores(scores.values[np.repeat(kept, sizes)], offsets)
+
+
+def with_scores(encoded: pa.Table, scores: FlatScores) -> pa.Table:
     """Return encoded rows with their scores: the columns of scores/, own columns last."""
-    counts = np.fromiter((len(s.nll) for s in scores), np.int64, len(scores))
-    offsets = np.concatenate([[0], np.cumsum(counts)])
-    nll = np.concatenate([s.nll for s in scores]) if scores else np.empty(0, np.float32)
-    entropy = np.concatenate([s.entropy for s in scores]) if scores else np.empty(0, np.float32)
+    offsets, counts = scores.offsets, np.diff(scores.offsets)
+    nll, entropy = np.ascontiguousarray(scores.values[:, 0]), np.ascontiguousarray(scores.values[:, 1])
     mean_nll, mean_entropy = sample_means(nll, offsets), sample_means(entropy, offsets)
     with np.errstate(over="ignore"):
         perplexity = np.exp(mean_nll)

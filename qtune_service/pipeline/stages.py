@@ -1,4 +1,4 @@
-"""The stages of a job, each a function of one shard: scan, encode, score, commit, prune.
+"""The stages of a job, each a function of one shard: scan, encode, commit, prune. score is in score_shard.py.
 
 Values between stages are frozen dataclasses, and markers are the JSON files that make a finished shard count. Heavy
 objects are made once a process: plan and tokenizer are cached, the model is held by the scoring actor. An executor
@@ -8,10 +8,8 @@ objects are made once a process: plan and tokenizer are cached, the model is hel
 from __future__ import annotations
 
 import functools
-import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Self
 
@@ -26,7 +24,7 @@ from qtune_service.ingest.rows import text_of
 from qtune_service.output.columns import final_masks, ragged, row_sums
 from qtune_service.output.layout import Output, part_path
 from qtune_service.pipeline.executor import local_process_name
-from qtune_service.pipeline.retries import RetryPolicy, StoppedError
+from qtune_service.pipeline.retries import RetryPolicy
 from qtune_service.pipeline.shard_selection import ShardSelection
 from qtune_service.pipeline.shard_tables import (
     ENCODED_FIELDS,
@@ -36,18 +34,14 @@ from qtune_service.pipeline.shard_tables import (
     encoded_rows,
     example_rows,
     own_names,
-    partial_bytes,
-    partial_scores,
     pruned_rows,
     quadrant_rows,
     rejected_records,
-    rejected_samples,
-    samples_of,
     tally,
     with_scores,
 )
-from qtune_service.samples import Sample, TokenScores
 from qtune_service.scoring.model_config import SAME_FILES, ModelInfo, check_model, describe_model, planned_model
+from qtune_service.scoring.scorer import FlatScores
 from qtune_service.storage import file_io
 from qtune_service.storage.model_cache import is_remote
 from qtune_service.tokenize.encoded_batch import NO_ENDINGS, Endings
@@ -212,7 +206,7 @@ def scan_chunk(_index: int, chunk: Chunk, spec: JobSpec) -> ChunkScan:
 def encode_shard(index: int, _value: None, context: JobContext) -> EncodedShard:
     """Read a shard, render and tokenize its records, and reject unusable ones with a reason."""
     started = time.perf_counter()
-    plan = _plan(context.output.root, context.plan_digest)
+    plan = plan_of(context)
     shard = plan.shards[index]
     records = read_shard(plan, shard)
     good = {i: record for i, record in enumerate(records.records) if not isinstance(record, RecordProblem)}
@@ -224,72 +218,6 @@ def encode_shard(index: int, _value: None, context: JobContext) -> EncodedShard:
     return EncodedShard(
         rows, rejected, encode_s=time.perf_counter() - started, notes=batch.notes, endings=batch.endings
     )
-
-
-class ScoreShard:
-    """A scoring actor: one loaded model, and one thread that alone runs it.
-
-    Ray Data makes an actor in one thread and calls it in another. OpenMP keeps a team of threads for each that runs
-    torch, so the engine is made and called in a thread of its own.
-    """
-
-    def __init__(self, context: JobContext) -> None:
-        os.environ["OMP_NUM_THREADS"] = str(context.threads)
-        from qtune_service.scoring.choose_engine import build_scorer
-
-        self._context = context
-        self._engine = ThreadPoolExecutor(1, thread_name_prefix="engine")
-        self._scorer = self._engine.submit(build_scorer, *context.engine()).result()
-        self._actor = context.process_name()
-
-    def __call__(self, index: int, encoded: EncodedShard) -> ScoredShard | None:
-        """Score a shard and reject the samples that cannot be scored. Return None where it is committed already.
-
-        Ray repeats a task whose result was lost with its worker, so a committed shard may come again.
-        """
-        if self._context.output.marker("scored", index) is not None:
-            return None
-        started_at_s, started = time.time(), time.perf_counter()
-        outcomes = self._score(index, samples_of(encoded.rows))
-        engine_s = time.perf_counter() - started
-        problems = {i: problem for i, o in enumerate(outcomes) if (problem := _problem_of(o))}
-        good = [o for i, o in enumerate(outcomes) if i not in problems and isinstance(o, TokenScores)]
-        scored = pa.array([i not in problems for i in range(len(outcomes))], pa.bool_())
-        category = own_names(_plan(self._context.output.root, self._context.plan_digest)).get(
-            self._context.spec.input.category_field or ""
-        )
-        return ScoredShard(
-            rows=with_scores(encoded.rows.filter(scored), good),
-            rejected=pa.concat_tables([encoded.rejected, rejected_samples(encoded.rows, problems, category)]),
-            engine=asdict(self._scorer.info),
-            actor=self._actor,
-            started_at_s=started_at_s,
-            engine_s=engine_s,
-            encode_s=encoded.encode_s,
-            notes=encoded.notes,
-            endings=encoded.endings,
-        )
-
-    def _score(self, index: int, samples: Sequence[Sample]) -> list[TokenScores | str]:
-        """Score the samples that an earlier, stopped run did not. Raise StoppedError after saving the new scores."""
-        from qtune_service.scoring.scorer import InterruptedScoring, never, score_isolating
-
-        output, retries = self._context.output, self._context.retries
-        engine = f"{self._scorer.info.name} {self._scorer.info.version} {self._scorer.info.dtype}"
-        done: dict[int, TokenScores | str] = {}
-        if index in self._context.partials:
-            done |= partial_scores(output.read_partial(index), engine)
-        left = [i for i in range(len(samples)) if i not in done]
-        watch = retries.supervisor.reporter(index) if retries else never
-        try:
-            fresh = self._engine.submit(score_isolating, self._scorer, [samples[i] for i in left], watch).result()
-        except InterruptedScoring as stop:
-            done |= {left[k]: scores for k, scores in stop.scores.items()}
-            kept = {i: s for i, s in done.items() if isinstance(s, TokenScores)}
-            file_io.write_bytes(output.partial_uri(index), partial_bytes(kept, engine))
-            raise StoppedError(f"shard {index} was stopped with {len(kept)} of {len(samples)} samples scored") from None
-        done |= dict(zip(left, fresh, strict=True))
-        return [done[i] for i in range(len(samples))]
 
 
 def commit_shard(index: int, scored: ScoredShard | None, context: JobContext) -> ScoredMarker:
@@ -331,7 +259,7 @@ def commit_shard(index: int, scored: ScoredShard | None, context: JobContext) ->
 
 def reject_shard(index: int, problem: str, context: JobContext) -> ScoredMarker:
     """Reject all records of a shard that failed. Where it cannot be read, they have no lines and no text."""
-    plan = _plan(context.output.root, context.plan_digest)
+    plan = plan_of(context)
     shard = plan.shards[index]
     try:
         records = read_shard(plan, shard)
@@ -342,7 +270,7 @@ def reject_shard(index: int, problem: str, context: JobContext) -> ScoredMarker:
         name = sample_id(shard.file_index, shard.first_line)
         rows = [{**first, "sample_id": f"{name}+{i}"} for i in range(shard.num_records)]
         rejected = pa.Table.from_pylist(rows, schema=REJECTED_SCHEMA)
-    none = with_scores(pa.schema(ENCODED_FIELDS).empty_table(), [])
+    none = with_scores(pa.schema(ENCODED_FIELDS).empty_table(), FlatScores.of([]))
     return commit_shard(index, ScoredShard(none, rejected), context)
 
 
@@ -377,14 +305,6 @@ def prune_shard(
     return marker
 
 
-def _problem_of(outcome: TokenScores | str) -> tuple[str, str] | None:
-    """Return why an outcome cannot be used: (reason, detail)."""
-    if isinstance(outcome, str):
-        return "scoring_failed", outcome
-    wrong = int(np.count_nonzero(~(np.isfinite(outcome.nll) & np.isfinite(outcome.entropy))))
-    return ("non_finite_score", f"{wrong} of {len(outcome.nll)} tokens have no finite score") if wrong else None
-
-
 def _write(output: Output, folder: str, index: int, table: pa.Table) -> list[dict[str, Any]]:
     """Write a part and return its manifest entry. A table without rows is not written: some readers fail on it."""
     if table.num_rows == 0:
@@ -395,6 +315,11 @@ def _write(output: Output, folder: str, index: int, table: pa.Table) -> list[dic
 
 
 # --- loaded once a process
+
+
+def plan_of(context: JobContext) -> Plan:
+    """Return the plan of a job. Raise OutputConflictError where it changed while the job was running."""
+    return _plan(context.output.root, context.plan_digest)
 
 
 @functools.lru_cache(maxsize=2)

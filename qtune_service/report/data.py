@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from qtune_service.selection.curve import CurvePoint
 from qtune_service.selection.distributions import Distributions, EvenSample
 from qtune_service.selection.examples import ExampleKind
 from qtune_service.selection.plane import Thresholds
-from qtune_service.selection.thresholds import CurvePoint
 
 QuadrantName = Literal["Q1", "Q2", "Q3", "Q4"]
 TokenState = Literal["prompt", "kept", "removed"]

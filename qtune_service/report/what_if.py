@@ -12,7 +12,7 @@ from typing import Any
 
 from qtune_service.report.chart_layers import LIGHT, PADDING, Palette, chart_config, inline_row, quadrant_scale
 from qtune_service.report.data import ReportData, other_strategy, prune_spec, quadrant_rule
-from qtune_service.selection.thresholds import CurvePoint
+from qtune_service.selection.curve import CurvePoint
 
 HEIGHT = 220
 STACK = ("Q2", "Q4", "Q1", "Q3")  # from the bottom up: kept, then dropped

@@ -13,6 +13,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from qtune_service.config import EngineSpec, ModelSpec
 from qtune_service.errors import EngineError, ModelError
@@ -20,7 +23,7 @@ from qtune_service.importing import import_named
 from qtune_service.samples import Sample, TokenScores
 from qtune_service.scoring.model_config import Checkpoint, read_checkpoint
 from qtune_service.scoring.process_environment import apply_environment, quiet_libraries
-from qtune_service.scoring.scorer import EngineInfo, Scorer, Watch, never, scored_positions
+from qtune_service.scoring.scorer import EngineInfo, FlatScores, Scorer, SteppedScorer, Watch, flat_positions, never
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,7 @@ def build_custom(model: ModelSpec, engine: EngineSpec) -> Scorer:
 
 
 class CustomScorer:
-    """Wrapper that checks the results of a user's scorer."""
+    """Wrapper that checks the results of a user's scorer. The checks are a step of their own, beside the engine."""
 
     def __init__(self, name: str, inner: Scorer) -> None:
         self._name, self._inner = name, inner
@@ -114,16 +117,39 @@ class CustomScorer:
 
         A scorer without a `watch` parameter runs to its end.
         """
-        outcomes = list(self._inner.score(samples, watch) if self._can_stop else self._inner.score(samples))
-        if len(outcomes) != len(samples):
-            raise EngineError(f"engine {self._name} gave {len(outcomes)} answers for {len(samples)} samples", CONTRACT)
-        for i, (sample, outcome) in enumerate(zip(samples, outcomes, strict=True)):
-            shapes = outcome.nll.shape, outcome.entropy.shape
-            wanted = (len(scored_positions(sample)),)
-            if shapes != (wanted, wanted):
-                what = f"nll {shapes[0]} and entropy {shapes[1]} for sample {i}, which has {wanted[0]} scored tokens"
+        prepared = self.prepare(samples)
+        return self.finish(prepared, self.run(prepared, watch)).rows()
+
+    def prepare(self, samples: Sequence[Sample]) -> tuple[Sequence[Sample], Any]:
+        """Prepare a call of a scorer that can; see `SteppedScorer`."""
+        return samples, self._inner.prepare(samples) if isinstance(self._inner, SteppedScorer) else None
+
+    def run(self, prepared: tuple[Sequence[Sample], Any], watch: Watch = never) -> Any:
+        """Score; see `SteppedScorer`."""
+        samples, inner = prepared
+        if isinstance(self._inner, SteppedScorer):
+            return self._inner.run(inner, watch)
+        return list(self._inner.score(samples, watch) if self._can_stop else self._inner.score(samples))
+
+    def finish(self, prepared: tuple[Sequence[Sample], Any], result: Any) -> FlatScores:
+        """Check the scores of a call; see `SteppedScorer`."""
+        samples, inner = prepared
+        wanted = np.diff(flat_positions(samples)[1])
+        if isinstance(self._inner, SteppedScorer):
+            scores = self._inner.finish(inner, result)
+            ends = scores.offsets
+            if scores.values.shape != (ends[-1], 2) or not np.array_equal(np.diff(ends), wanted):
+                what = f"{scores.values.shape} scores with {len(ends) - 1} samples, which have {wanted.sum()} in all"
                 raise EngineError(f"engine {self._name} gave {what}", CONTRACT)
-        return outcomes
+            return scores
+        if len(result) != len(samples):
+            raise EngineError(f"engine {self._name} gave {len(result)} answers for {len(samples)} samples", CONTRACT)
+        for i, (outcome, count) in enumerate(zip(result, wanted.tolist(), strict=True)):
+            shapes = outcome.nll.shape, outcome.entropy.shape
+            if shapes != ((count,), (count,)):
+                what = f"nll {shapes[0]} and entropy {shapes[1]} for sample {i}, which has {count} scored tokens"
+                raise EngineError(f"engine {self._name} gave {what}", CONTRACT)
+        return FlatScores.of(result)
 
     def close(self) -> None:
         """Release the scorer's resources."""

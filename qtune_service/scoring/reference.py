@@ -1,4 +1,4 @@
-"""Reference engine on plain torch and transformers: the oracle of the tests, and the engine without vLLM.
+"""Reference engine on plain torch and transformers: the reference that tests compare with, and the engine without vLLM.
 
 A batch is one row of packed sequences if packing is exact for the model (packing.py), else sequences of similar length
 padded on the right. A causal model's output at a token does not depend on later tokens, so no attention mask is needed
@@ -34,14 +34,13 @@ from qtune_service.scoring.packing import enable_packing, pack, packed_batches
 from qtune_service.scoring.process_environment import apply_environment, quiet_libraries, warm_up_vector_math
 from qtune_service.scoring.scorer import (
     EngineInfo,
+    FlatScores,
     InterruptedScoring,
+    PreparedSamples,
     Prompt,
     Scores,
     Watch,
-    check_samples,
-    distinct_prompts,
     never,
-    scores_of,
 )
 from qtune_service.scoring.statistics import nll_and_entropy, statistics_for
 
@@ -59,7 +58,7 @@ _LOGIT_TRANSFORMS = (
 
 
 class ReferenceScorer:
-    """`Scorer` on plain transformers."""
+    """`SteppedScorer` on plain transformers."""
 
     def __init__(self, model: ModelSpec, engine: EngineSpec, reason: str = "") -> None:
         if engine.tensor_parallel_size > 1:
@@ -127,16 +126,27 @@ class ReferenceScorer:
 
     def score(self, samples: Sequence[Sample], watch: Watch = never) -> list[TokenScores]:
         """Score samples in the given order; see `Scorer`."""
+        prepared = self.prepare(samples)
+        return self.finish(prepared, self.run(prepared, watch)).rows()
+
+    def prepare(self, samples: Sequence[Sample]) -> PreparedSamples:
+        """Sort samples; see `SteppedScorer`."""
+        return PreparedSamples.of(samples, self._info)
+
+    def run(self, prepared: PreparedSamples, watch: Watch = never) -> dict[int, Scores]:
+        """Return the scores of each prompt, (n, 2); see `SteppedScorer`."""
         if self._model is None:
             _closed()
-        check_samples(samples, self._info)
-        prompts, index = distinct_prompts(samples)
         with torch.inference_mode():
-            scores = self._score_prompts(prompts, watch)
-        found = {k: scores_of(samples[k], prompts[i], scores[i]) for k, i in enumerate(index) if i in scores}
-        if len(found) < len(samples):
-            raise InterruptedScoring(found)
-        return list(found.values())
+            scores = self._score_prompts(prepared.prompts, watch)
+        if len(scores) < len(prepared.prompts):
+            raise InterruptedScoring(prepared.finished(scores))
+        return scores
+
+    def finish(self, prepared: PreparedSamples, result: dict[int, Scores]) -> FlatScores:
+        """Return the scores of the samples; see `SteppedScorer`."""
+        ordered = [result[i] for i in range(len(prepared.prompts))]
+        return prepared.select(np.concatenate([np.empty((0, 2), np.float32), *ordered]))
 
     def _score_prompts(self, prompts: Sequence[Prompt], watch: Watch) -> dict[int, Scores]:
         """Score prompts in batches: index -> (n, 2). Some are missing if `watch` stopped the call.

@@ -114,7 +114,7 @@ def scaled_entry_alphas(nll_ranks: DoubleRanks, entropy_ranks: DoubleRanks, num_
 def classify(
     nll_ranks: DoubleRanks, entropy_ranks: DoubleRanks, entry: DoubleRanks, scaled_alpha: int, num_samples: int
 ) -> NDArray[np.int8]:
-    """Return one label a sample (n,), from doubled ranks (n,) and scaled entry alphas (n,).
+    """Return one label per sample (n,), from doubled ranks (n,) and scaled entry alphas (n,).
 
     A kept sample (entry <= scaled_alpha) is Q2 if p >= e, else Q4. A removed sample is Q1 if p + e > 1, else Q3.
     """
@@ -122,10 +122,16 @@ def classify(
     q1, q2, q3, q4 = (np.int8(quadrant) for quadrant in Quadrant)
     for block in blocks(len(entry)):
         p, e = nll_ranks[block], entropy_ranks[block]
-        kept = np.where(p >= e, q2, q4)
+        kept = np.where(is_misconception(p, e), q2, q4)
         removed = np.where(is_noise(p, e, num_samples), q1, q3)
         labels[block] = np.where(entry[block] <= scaled_alpha, kept, removed)
     return labels
+
+
+def is_misconception(nll_ranks: DoubleRanks, entropy_ranks: DoubleRanks) -> NDArray[np.bool_]:
+    """Return whether samples (n,) are Q2 when kept: p >= e."""
+    higher: NDArray[np.bool_] = nll_ranks >= entropy_ranks
+    return higher
 
 
 def is_noise(nll_ranks: DoubleRanks, entropy_ranks: DoubleRanks, num_samples: int) -> NDArray[np.bool_]:

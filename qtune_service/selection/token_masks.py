@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtune_service.errors import DataError, SpecError
-from qtune_service.samples import check_offsets, share_of
+from qtune_service.samples import check_offsets, count_of_share
 from qtune_service.selection.hashing import uniform
 
 TOKEN_STRATEGIES = ("neighbor", "ppl", "random", "reversed", "none")
@@ -106,7 +106,7 @@ def lowest_of_each(scores: NDArray[np.float64], sizes: NDArray[np.int64], keep_r
     order = np.lexsort((scores, runs))  # stable, and runs stay where they are
     place = np.arange(len(scores)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     distinct, which = np.unique(sizes, return_inverse=True)
-    budgets = np.array([share_of(keep_ratio, int(size)) for size in distinct], dtype=np.int64)[which]
+    budgets = np.array([count_of_share(keep_ratio, int(size)) for size in distinct], dtype=np.int64)[which]
     keep = np.empty(len(scores), dtype=np.bool_)
     keep[order] = place < np.repeat(budgets, sizes)
     return keep
@@ -119,7 +119,7 @@ def tokens_left(
     if token_strategy == "none":
         return num_tokens.astype(np.int64)
     distinct, which = np.unique(num_tokens, return_inverse=True)
-    left = [share_of(token_keep_ratio, n) if n >= max(1, min_tokens_to_prune) else n for n in distinct.tolist()]
+    left = [count_of_share(token_keep_ratio, n) if n >= max(1, min_tokens_to_prune) else n for n in distinct.tolist()]
     return np.array(left, np.int64)[which]
 
 

@@ -165,11 +165,11 @@ SCOPES: Mapping[Any, Scope] = {reader: Scope.read, submitter: Scope.submit}
 async def page_reader(request: Request, who: SomeCaller) -> Caller:
     """Require any token, for pages. Raises SignInNeededError, which redirects to /sign-in."""
     if who is None:
-        raise SignInNeededError(local_path(f"{request.url.path}?{request.url.query}".rstrip("?")))
+        raise SignInNeededError(safe_redirect(f"{request.url.path}?{request.url.query}".rstrip("?")))
     return _require(who, Scope.read)
 
 
-def local_path(text: str) -> str:
+def safe_redirect(text: str) -> str:
     """Return a redirect target on this server, or `/` for a text that a browser could read as another host.
 
     `/.//evil.example` becomes `//evil.example` once dots are resolved. No path of this server has two slashes.

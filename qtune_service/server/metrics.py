@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from anyio import CapacityLimiter, to_thread
@@ -22,6 +22,7 @@ from sqlalchemy import Engine, text
 
 from qtune_service import __version__
 from qtune_service.errors import DatabaseError
+from qtune_service.job_states import Progress
 from qtune_service.server.jobs.database import reading
 from qtune_service.server.jobs.store import JobStore
 from qtune_service.server.middleware import Answered
@@ -66,6 +67,8 @@ def _retrieve_error(task: asyncio.Task[None]) -> None:
 
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+REASONS = ("resources", "loading", "shards", "scoring", "hanging", "reading", "steps", "other")
+PHASES = ("starting", "idle", "scoring", "failed", "retired")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -124,3 +127,24 @@ class _Jobs(Collector):
         age_s = 0.0 if found.oldest_queued_us is None else time.time() - found.oldest_queued_us / 1e6
         yield GaugeMetricFamily("qtune_queue_oldest_seconds", "Age of the oldest queued job, or 0.", age_s)
         yield GaugeMetricFamily("qtune_tokens_per_second", "Last reported sum over running jobs.", found.tokens_per_s)
+        yield from _workers(found.running)
+
+
+def _workers(running: Sequence[Progress]) -> Iterator[GaugeMetricFamily]:
+    """Yield what running jobs wait for, and their actors. Labels are fixed, since outputs are not trusted."""
+    waiting = GaugeMetricFamily("qtune_jobs_waiting", "Running jobs that wait, by reason.", labels=["reason"])
+    longest = GaugeMetricFamily("qtune_waiting_seconds", "Longest wait of a running job, or 0.", labels=["reason"])
+    for reason in REASONS:
+        waits = [progress.waiting_s for progress in running if _known(progress.waiting_for, REASONS) == reason]
+        waiting.add_metric([reason], len(waits))
+        longest.add_metric([reason], max(waits, default=0.0))
+    actors = GaugeMetricFamily("qtune_actors", "Scoring actors of running jobs, by phase.", labels=["phase"])
+    for phase in PHASES:
+        actors.add_metric([phase], sum(progress.phases.get(phase, 0) for progress in running))
+    wanted = GaugeMetricFamily("qtune_actors_wanted", "Scoring actors that running jobs requested.")
+    wanted.add_metric([], sum(progress.actors_wanted for progress in running))
+    yield from (waiting, longest, actors, wanted)
+
+
+def _known(reason: str, known: Sequence[str]) -> str:
+    return reason if reason in known or not reason else known[-1]

@@ -189,7 +189,7 @@ def _sums(flags: NDArray[np.bool_], offsets: NDArray[np.int64]) -> NDArray[np.in
 
 PROBE = "a b  \n\u00e9\u6f22"
 MAX_MISSES = 4
-"""Excess of groups with a difference after which offsets always come from the tokenizer."""
+"""Failed groups minus successful ones, after which offsets always come from the tokenizer."""
 
 
 @dataclass(frozen=True, slots=True)

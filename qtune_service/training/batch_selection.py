@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from qtune_service.errors import DataError
 from qtune_service.selection.hashing import uniform
 from qtune_service.selection.plane import QuadrantRule, Thresholds
-from qtune_service.selection.thresholds import check_target, select
+from qtune_service.selection.thresholds import select, target_count
 from qtune_service.selection.token_masks import tokens_left
 from qtune_service.training.arguments import QTuningArguments
 from qtune_service.training.metrics import Drift, StepRecord, log
@@ -47,7 +47,7 @@ class Population:
         if not len(usable):
             return self._nothing(step, len(sizes), is_warmup=True)
         a = self._arguments
-        target = check_target(a.sample_keep_ratio, len(usable))
+        target = target_count(a.sample_keep_ratio, len(usable))
         drawn = uniform(a.seed, np.full(len(usable), step), np.arange(len(usable)))
         is_kept = np.zeros(len(sizes), np.bool_)
         is_kept[usable[np.argsort(drawn, kind="stable")[:target]]] = True

@@ -119,6 +119,23 @@ def test_an_error_of_an_earlier_attempt_is_not_told_again(service: JobService, t
     assert failed.error.code == "driver_vanished"
 
 
+@pytest.mark.parametrize(("attempt", "clock_s", "code"), [(1, -3600.0, "data"), (7, 3600.0, "driver_vanished")])
+def test_an_error_is_known_by_its_attempt_and_not_by_clocks(
+    service: JobService, tmp_path: Path, attempt: int, clock_s: float, code: str
+) -> None:
+    """The driver's node may be an hour late, and an earlier attempt may have run on a node that is an hour early."""
+    job = tick_until(service, queue_job(service, tmp_path, "sleep"), lambda j: j.reference)
+    path = Path(job.output) / "_qtune" / "progress.json"
+    wait_until(path.exists)
+    error = {"code": "data", "message": "no such column", "hint": ""}
+    body = {"stage": "plan", "updated_at_s": time.time() + clock_s, "attempt": f"{job.id}:{attempt}", "error": error}
+    path.write_text(json.dumps(body))
+    os.kill(job.reference["pid"], signal.SIGKILL)
+    failed = tick_until(service, job, ended)
+    assert failed.error is not None
+    assert failed.error.code == code
+
+
 def test_cancelling_lets_a_driver_save(service: JobService, tmp_path: Path) -> None:
     """It gets SIGTERM, and is cancelled when it is gone."""
     job = tick_until(service, queue_job(service, tmp_path, "sleep"), has_started)

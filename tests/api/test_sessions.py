@@ -16,7 +16,7 @@ from sqlalchemy import Engine, select
 from qtune_service.errors import SettingsError
 from qtune_service.server.app import create_app
 from qtune_service.server.auth import Sessions
-from qtune_service.server.dependencies import PageReader, local_path
+from qtune_service.server.dependencies import PageReader, safe_redirect
 from qtune_service.server.jobs.access import Scope, TokenStore
 from qtune_service.server.jobs.database import open_database, reading, upgrade
 from qtune_service.server.jobs.database import sessions as sessions_table
@@ -193,8 +193,8 @@ def test_pages_lead_to_the_sign_in(tmp_path: Path) -> None:
 )
 def test_a_place_to_go_back_to_is_a_local_one(text: str) -> None:
     """Else it is the first page."""
-    assert local_path(text) == "/"
-    assert local_path("/jobs/1?a=b") == "/jobs/1?a=b"
+    assert safe_redirect(text) == "/"
+    assert safe_redirect("/jobs/1?a=b") == "/jobs/1?a=b"
 
 
 def test_settings_that_contradict_each_other(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qtune_service.server.app import create_app
-from qtune_service.server.dependencies import local_path
+from qtune_service.server.dependencies import safe_redirect
 from qtune_service.server.jobs.access import Scope, TokenStore
 from qtune_service.server.jobs.database import open_database, upgrade
 from tests.api.servers import scripted, settings
@@ -70,6 +70,6 @@ def test_signing_in_leads_to_no_other_site(browser: Any, site: tuple[Site, str],
 
 def test_the_servers_own_redirects_are_local() -> None:
     """The same texts on the server's side; and what is local stays as it is."""
-    assert {text: local_path(text) for text in FOREIGN} == dict.fromkeys(FOREIGN, "/")
+    assert {text: safe_redirect(text) for text in FOREIGN} == dict.fromkeys(FOREIGN, "/")
     for text in ("/", "/jobs/1?a=b", "/?status=failed&q=a", "/jobs/1#log"):
-        assert local_path(text) == text
+        assert safe_redirect(text) == text

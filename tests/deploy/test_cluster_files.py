@@ -46,8 +46,12 @@ def test_the_schema_refuses_what_is_wrong(tmp_path: Path) -> None:
 def test_gpu_workers_come_and_go() -> None:
     """On a cloud: from none to some, gone when idle, also where the provider takes them away; the head has no GPU."""
     made = cluster(FOLDER / "aws.yaml")
-    worker, head = made["available_node_types"]["gpu_worker"], made["available_node_types"]["head"]
-    assert (worker["min_workers"], worker["max_workers"]) == (0, made["max_workers"])
+    types = made["available_node_types"]
+    worker, cpu_worker, head = types["gpu_worker"], types["cpu_worker"], types["head"]
+    assert worker["min_workers"] == cpu_worker["min_workers"] == 0
+    assert worker["max_workers"] + cpu_worker["max_workers"] == made["max_workers"]
+    assert cpu_worker["resources"] == {"cpu_node": 1}
+    assert any("QTUNE_CPU_NODES=cpu_node" in command for command in made["head_start_ray_commands"])
     assert made["idle_timeout_minutes"] > 0
     assert worker["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
     assert "GPU" not in head["resources"]

@@ -12,6 +12,7 @@ import pytest
 import typer.main
 
 from qtune_service import __version__, cli
+from qtune_service.pipeline.ray_executor import CPU_NODES
 from qtune_service.server.app import create_app
 from qtune_service.server.jobs.database import open_database, upgrade
 from qtune_service.server.jobs.store import JobStore
@@ -43,8 +44,8 @@ SERVICES = OVERLAYS[:3]
 KUBERNETES = "1.34"
 IMAGES = {f"qtune/{name}:{__version__}" for name in ("api", "worker-cpu", "worker-gpu")}
 UID = 10001
-FOREIGN = {"HOME", "FORWARDED_ALLOW_IPS", "RAY_USAGE_STATS_ENABLED", "RAY_JOB_STOP_WAIT_TIME_S"}
-"""Variables that others read: the system, uvicorn, Ray."""
+FOREIGN = {CPU_NODES, "HOME", "FORWARDED_ALLOW_IPS", "RAY_USAGE_STATS_ENABLED", "RAY_JOB_STOP_WAIT_TIME_S"}
+"""Variables that others read: drivers, the system, uvicorn, Ray."""
 
 each_overlay = pytest.mark.parametrize("folder", OVERLAYS)
 each_service = pytest.mark.parametrize("folder", SERVICES)
@@ -309,11 +310,30 @@ def test_ray_clusters(folder: str) -> None:
     assert spec["authOptions"] == {"mode": "token", "secretName": "qtune-ray-token"}
     assert spec["autoscalerOptions"]["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     assert spec.get("suspend", False) is folder.endswith("prod")
-    (group,) = spec["workerGroupSpecs"]
-    assert (group["minReplicas"], group["replicas"], group["maxReplicas"] > 0) == (0, 0, True)
+    for group in spec["workerGroupSpecs"]:
+        assert (group["minReplicas"], group["replicas"], group["maxReplicas"] > 0) == (0, 0, True)
+    shapes = {group["groupName"]: _gpus(group) for group in spec["workerGroupSpecs"]}
+    assert shapes == (
+        {"workers": ("0", False)} if folder.endswith("dev") else {"gpu": ("1", True), "cpu": ("0", False)}
+    )
+
+
+def _gpus(group: Object) -> tuple[str, bool]:
+    """Return the GPUs of a worker group, and whether it may run on nodes reserved for GPU work."""
     worker = group["template"]["spec"]
-    gpus = worker["containers"][0]["resources"]["limits"].get("nvidia.com/gpu", "0")
-    assert (gpus, bool(worker.get("tolerations"))) == (("0", False) if folder.endswith("dev") else ("1", True))
+    limits = worker["containers"][0]["resources"]["limits"]
+    return limits.get("nvidia.com/gpu", "0"), bool(worker.get("tolerations"))
+
+
+@pytest.mark.parametrize("folder", [f for f in OVERLAYS if not f.endswith("dev")])
+def test_cpu_work_has_workers_of_its_own(folder: str) -> None:
+    """Drivers name the resource that the CPU group offers, and the GPU group does not offer it."""
+    (found,) = of_kind(rendered(folder), "RayCluster", "RayJob")
+    spec = found["spec"].get("rayClusterSpec", found["spec"])
+    head = {v["name"]: v["value"] for v in spec["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]}
+    offered = {group["groupName"]: group["rayStartParams"].get("resources") for group in spec["workerGroupSpecs"]}
+    assert offered["gpu"] is None
+    assert json.loads(json.loads(offered["cpu"])) == {head[CPU_NODES]: 1}
 
 
 def _sources(objects: list[Object], component: str, port: int) -> set[str]:

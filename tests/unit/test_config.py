@@ -104,3 +104,14 @@ def test_every_setting_is_documented(page: str, render: str) -> None:
     assert (REPO / "docs" / page).read_text(encoding="utf-8") == want
     undocumented = [line for line in want.splitlines() if line.startswith("| `") and line.endswith("|  |")]
     assert undocumented == []
+
+
+def test_toml_can_say_that_a_job_only_scores(tmp_path: Path) -> None:
+    """TOML has no null, so `prune = false` stands for it."""
+    path = tmp_path / "job.toml"
+    path.write_text('prune = false\ninput.paths = ["a"]\nmodel.name = "m"\noutput.path = "o"\n')
+    spec = load_spec(path)
+    assert spec.prune is None
+    assert spec == parse_spec({**spec.model_dump(mode="json"), "prune": None})
+    with pytest.raises(SpecError, match="prune"):
+        parse_spec({**spec.model_dump(mode="json"), "prune": True})

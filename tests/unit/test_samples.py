@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from qtune_service.errors import DataError
-from qtune_service.samples import check_offsets, perplexity, sample_means, share_of
+from qtune_service.samples import check_offsets, count_of_share, perplexity, sample_means
 
 ROWS = st.lists(st.lists(st.floats(0, 100, width=32), max_size=40), max_size=12)
 
@@ -72,7 +72,7 @@ def test_perplexity_is_the_exponential_and_overflows_quietly() -> None:
 @example(70, 100)
 def test_a_share_is_the_ceiling_in_decimal(per_mille: int, count: int) -> None:
     """Binary rounding of the ratio never adds one: 0.07 of 100 is 7, though the product is above it."""
-    assert share_of(per_mille / 1000, count) == -(-per_mille * count // 1000)
+    assert count_of_share(per_mille / 1000, count) == -(-per_mille * count // 1000)
 
 
 @pytest.mark.parametrize(
@@ -80,4 +80,4 @@ def test_a_share_is_the_ceiling_in_decimal(per_mille: int, count: int) -> None:
 )
 def test_a_share_is_at_least_one(ratio: float, count: int, share: int) -> None:
     """Even the smallest ratio keeps one."""
-    assert share_of(ratio, count) == share
+    assert count_of_share(ratio, count) == share

@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import InvalidStateError
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any
 
@@ -36,19 +36,18 @@ from qtune_service.scoring.process_environment import PLUGIN_NAME, apply_environ
 from qtune_service.scoring.scorer import (
     UNSCORED,
     EngineInfo,
+    FlatScores,
     InterruptedScoring,
+    PreparedSamples,
     Prompt,
     Scores,
     Watch,
-    check_samples,
-    distinct_prompts,
     never,
-    scores_of,
-    spans_of,
 )
 from qtune_service.scoring.vllm.arguments import Device, check_fits, engine_arguments
 from qtune_service.scoring.vllm.plugin import causal_architectures, register
 from qtune_service.scoring.vllm.prefixes import fill_from_predecessors, may_read_cache, shared_prefixes
+from qtune_service.scoring.vllm.requests import Request, make_requests, submit
 
 SUPPORTED_VLLM = SpecifierSet(">=0.32,<0.34")
 """vLLM versions whose pooling interfaces were reviewed and tested."""
@@ -88,8 +87,18 @@ def check_architecture(checkpoint: Checkpoint, version: str) -> None:
         raise unsupported_architecture(checkpoint.name, checkpoint.architecture, engine, detail)
 
 
+@dataclass(frozen=True, slots=True)
+class PreparedRequests:
+    """A call that needs only the engine."""
+
+    call: PreparedSamples
+    shared: Sequence[int]
+    """Length of the prefix that each prompt shares with its predecessor."""
+    requests: Sequence[Request]
+
+
 class VllmScorer:
-    """`Scorer` on vLLM, one per process."""
+    """`SteppedScorer` on vLLM, one per process."""
 
     def __init__(self, model: ModelSpec, engine: EngineSpec, reason: str = "") -> None:
         version = check_version(installed_vllm())
@@ -131,79 +140,84 @@ class VllmScorer:
 
     def score(self, samples: Sequence[Sample], watch: Watch = never) -> list[TokenScores]:
         """Score samples in the given order; see `Scorer`."""
-        check_fits(samples, self._info.max_model_len, self._job_limit)
-        check_samples(samples, self._info)
-        prompts, index = distinct_prompts(samples)
-        shared = shared_prefixes(prompts)
-        self.cached_tokens = 0
-        scores, is_whole = self._score_prompts(prompts, shared, watch)
-        suspects = [i for i, rows in enumerate(scores) if not np.isfinite(rows).all()]
-        if not is_whole:
-            usable = {
-                k: scores_of(sample, prompts[i], scores[i])
-                for k, (sample, i) in enumerate(zip(samples, index, strict=True))
-                if i not in suspects and not _unscored(scores[i]).any()
-            }
-            raise InterruptedScoring(usable)
-        if suspects:
-            self._settle(prompts, suspects, scores)
-            self._wipe_cache()
-        return [scores_of(sample, prompts[i], scores[i]) for sample, i in zip(samples, index, strict=True)]
+        prepared = self.prepare(samples)
+        return self.finish(prepared, self.run(prepared, watch)).rows()
 
-    def _score_prompts(
-        self, prompts: Sequence[Prompt], shared: Sequence[int], watch: Watch
-    ) -> tuple[list[Scores], bool]:
+    def prepare(self, samples: Sequence[Sample]) -> PreparedRequests:
+        """Sort samples and make the requests of their prompts; see `SteppedScorer`."""
+        check_fits(samples, self._info.max_model_len, self._job_limit)
+        call = PreparedSamples.of(samples, self._info)
+        shared = shared_prefixes(call.prompts)
+        reads = may_read_cache(call.prompts, shared, self._block_size) if self._caching else [False] * len(call.prompts)
+        return PreparedRequests(call, shared, make_requests(self._llm.llm_engine, call.prompts, reads))
+
+    def run(self, prepared: PreparedRequests, watch: Watch = never) -> Scores:
+        """Return the scores of all prompts in order, (sum of their n, 2); see `SteppedScorer`."""
+        self.cached_tokens = 0
+        call = prepared.call
+        scores, is_whole = self._score_prompts(prepared, watch)
+        values = _joined(scores)
+        suspects = []
+        if not np.isfinite(values).all():
+            suspects = [i for i, rows in enumerate(scores) if not np.isfinite(rows).all()]
+        if not is_whole:
+            whole = {i: rows for i, rows in enumerate(scores) if i not in suspects and not _unscored(rows).any()}
+            raise InterruptedScoring(call.finished(whole))
+        if suspects:
+            self._settle(call.prompts, suspects, scores)
+            self._wipe_cache()
+            values = _joined(scores)
+        return values
+
+    def finish(self, prepared: PreparedRequests, result: Scores) -> FlatScores:
+        """Return the scores of the samples; see `SteppedScorer`."""
+        return prepared.call.select(result)
+
+    def _score_prompts(self, prepared: PreparedRequests, watch: Watch) -> tuple[list[Scores], bool]:
         """Score prompts in lexicographic order: one (n, 2) each, and False if `watch` stopped the call."""
+        prompts = prepared.call.prompts
         if self._caching:
             self._empty_cache()
-        reads = may_read_cache(prompts, shared, self._block_size) if self._caching else [False] * len(prompts)
-        scores, is_whole = self._run(prompts, reads, watch)
+        scores, is_whole = self._run(prompts, prepared.requests, watch)
+        if is_whole and not _unscored(_joined(scores)).any():
+            return scores, is_whole
         missing = [_unscored(rows) for rows in scores]
-        again = fill_from_predecessors(prompts, shared, scores, missing)
+        again = fill_from_predecessors(prompts, prepared.shared, scores, missing)
         if again and is_whole:  # a preempted request that found its own cached blocks
-            redone, _ = self._run([prompts[i] for i in again], [False] * len(again))
+            redone = self._run_alone([prompts[i] for i in again])
             for i, rows in zip(again, redone, strict=True):
                 scores[i] = rows
                 if _unscored(rows).any():
                     raise EngineError(f"vLLM left {int(_unscored(rows).sum())} of {len(rows)} tokens without a score.")
         return scores, is_whole
 
-    def _run(self, prompts: Sequence[Prompt], reads: Sequence[bool], watch: Watch = never) -> tuple[list[Scores], bool]:
+    def _run_alone(self, prompts: Sequence[Prompt]) -> list[Scores]:
+        """Run prompts again, to the end and without the cache."""
+        requests = make_requests(self._llm.llm_engine, prompts, [False] * len(prompts))
+        return self._run(prompts, requests)[0]
+
+    def _run(
+        self, prompts: Sequence[Prompt], requests: Sequence[Request], watch: Watch = never
+    ) -> tuple[list[Scores], bool]:
         """Run prompts in this order: one (n, 2) each, UNSCORED for rows from the cache.
 
         The flag is False if `watch` stopped the run. Prompts without a result are then UNSCORED.
         """
-        scores = [np.full((len(prompt.positions), 2), UNSCORED, np.float32) for prompt in prompts]
-        todo = [i for i, prompt in enumerate(prompts) if len(prompt.positions)]
+        scores: dict[int, Scores] = {}
         try:
-            self._submit(prompts, todo, reads)
+            submit(self._llm.llm_engine, requests)
             is_whole = self._step_through(prompts, scores, watch)
         except BaseException:
             self._abort_leftovers()
             raise
         if not is_whole:
             self._abort_leftovers()
-        return scores, is_whole
+        return [
+            scores[i] if i in scores else np.full((len(prompt.positions), 2), UNSCORED, np.float32)
+            for i, prompt in enumerate(prompts)
+        ], is_whole
 
-    def _submit(self, prompts: Sequence[Prompt], todo: Sequence[int], reads: Sequence[bool]) -> None:
-        """Queue prompts. The id of a request is the index of its prompt."""
-        from vllm import PoolingParams
-        from vllm.inputs import tokens_input
-
-        from qtune_service.scoring.vllm.pooling_model import SPANS_KEY, TASK
-
-        for i in todo:
-            prompt = prompts[i]
-            params = PoolingParams(
-                task=TASK,
-                extra_kwargs={SPANS_KEY: spans_of(prompt.positions)},
-                skip_reading_prefix_cache=not reads[i],
-            )
-            # Tokens after the last scored one are not needed.
-            ids = prompt.input_ids[: prompt.positions[-1] + 1].tolist()
-            self._llm.llm_engine.add_request(str(i), tokens_input(ids), params)
-
-    def _step_through(self, prompts: Sequence[Prompt], scores: list[Scores], watch: Watch) -> bool:
+    def _step_through(self, prompts: Sequence[Prompt], scores: dict[int, Scores], watch: Watch) -> bool:
         """Step the engine until it is done. Return False if `watch` stopped it."""
         engine, tokens = self._llm.llm_engine, 0
         while engine.has_unfinished_requests():
@@ -223,7 +237,7 @@ class VllmScorer:
         weight 0, which turns the next sequence into NaN. So the cache is zeroed before each run.
         """
         self._wipe_cache()
-        again, _ = self._run([prompts[i] for i in suspects], [False] * len(suspects))
+        again = self._run_alone([prompts[i] for i in suspects])
         for i, rows in zip(suspects, again, strict=True):
             scores[i] = rows
         left = [i for i in suspects if not np.isfinite(scores[i]).all()]
@@ -258,6 +272,11 @@ class VllmScorer:
         from vllm.distributed import cleanup_dist_env_and_memory
 
         cleanup_dist_env_and_memory()
+
+
+def _joined(scores: Sequence[Scores]) -> Scores:
+    """Return the scores of all prompts in one array: (sum of their n, 2)."""
+    return np.concatenate([np.empty((0, 2), np.float32), *scores])
 
 
 def _unscored(scores: Scores) -> NDArray[np.bool_]:

@@ -40,6 +40,9 @@ def may_read_cache(prompts: Sequence[Prompt], shared: Sequence[int], block_size:
     for i, prompt in enumerate(prompts):
         hit = min(shared[i], len(prompt.input_ids) - 1) // block_size * block_size
         left_out = prompt.positions[prompt.positions <= hit]  # row t - 1 < hit has no hidden state
+        if not len(left_out):
+            allowed.append(True)
+            continue
         known = prompts[i - 1].positions if i else prompt.positions[:0]
         allowed.append(bool(np.isin(left_out, known[known < shared[i]]).all()))
     return allowed

@@ -70,6 +70,14 @@ class _Status(_Checked):
     tokens_done: Count = 0
     tokens_per_s: Number = 0.0
     eta_s: Number | None = None
+    waiting: Annotated[str, Field(max_length=2000)] = ""
+    waiting_for: Annotated[str, Field(max_length=32)] = ""
+    waiting_s: Number = 0.0
+    actors: Count = 0
+    actors_wanted: Count = 0
+    phases: Annotated[dict[Annotated[str, Field(max_length=32)], Count], Field(max_length=32)] = {}
+    problems: Annotated[list[Annotated[str, Field(max_length=1000)]], Field(max_length=100)] = []
+    attempt: Annotated[str, Field(max_length=200)] = ""
     updated_at_s: Number = 0.0
     error: _Error | None = None
 
@@ -93,11 +101,20 @@ class DriverStatus:
     stage: str = ""
     progress: Progress = field(default_factory=Progress)
     updated_at_s: float = 0.0
+    attempt: str = ""
+    """The job and attempt that wrote it, as JOB:ATTEMPT. Empty for earlier versions, and for drivers of commands."""
     error: JobError | None = None
     manifest: Mapping[str, Any] | None = None
     """Manifest of a finished output. Only `counts`, `thresholds` and `scoring` are checked."""
     damage: JobError | None = None
     """Reason why the status files cannot be used, or None."""
+
+    def is_by(self, attempt: str, started_s: float) -> bool:
+        """Return whether the driver of an attempt wrote it, which started at `started_s`.
+
+        Clocks are compared only for drivers of earlier versions, which wrote no name: a node's clock may be wrong.
+        """
+        return self.attempt == attempt if self.attempt else self.updated_at_s >= started_s
 
     @property
     def counts(self) -> dict[str, int]:
@@ -117,9 +134,10 @@ class DriverStatus:
         return Progress(samples_done=read, samples_total=read, tokens_done=tokens)
 
 
-def read_driver_status(output: str, *, before: Progress) -> DriverStatus:
+def read_driver_status(output: str, *, before: Progress, attempt: str = "") -> DriverStatus:
     """Return the status in an output. before: the known progress, kept by stages that count no samples.
 
+    attempt: the driver that runs now. What an earlier one waited for is left out.
     Anybody with write access to the output can change these files, so they are checked. A problem is returned as
     `damage`. Raise StorageError where the storage does not answer.
     """
@@ -139,20 +157,26 @@ def read_driver_status(output: str, *, before: Progress) -> DriverStatus:
         return DriverStatus(progress=before, damage=damage)
     return DriverStatus(
         stage=status.stage,
-        progress=_progress(status, before),
+        progress=_progress(status, before, is_present=status.attempt in ("", attempt)),
         updated_at_s=status.updated_at_s,
+        attempt=status.attempt,
         error=None if status.error is None else JobError(**status.error.model_dump()),
         manifest=manifest,
     )
 
 
-def _progress(status: _Status, before: Progress) -> Progress:
+def _progress(status: _Status, before: Progress, *, is_present: bool) -> Progress:
+    names = ("waiting", "waiting_for", "actors", "actors_wanted", "phases", "problems")
+    workers: dict[str, Any] = {name: getattr(status, name) for name in names} if is_present else {}
+    if is_present:
+        workers["waiting_s"] = round(status.waiting_s)
     if status.stage != "score":
-        return Progress(before.samples_done, before.samples_total, before.tokens_done, 0.0, status.eta_s)
+        return Progress(before.samples_done, before.samples_total, before.tokens_done, 0.0, status.eta_s, **workers)
     return Progress(
         samples_done=status.done,
         samples_total=status.total,
         tokens_done=status.tokens_done,
         tokens_per_s=round(status.tokens_per_s, 1),
         eta_s=None if status.eta_s is None else round(status.eta_s, 1),
+        **workers,
     )

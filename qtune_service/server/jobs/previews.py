@@ -64,7 +64,7 @@ def run_preview(
 ) -> dict[str, Any]:
     """Return the JSON that `qtune preview` prints for a spec.
 
-    Raise the errors in REPORTED, TooSlowError past a time limit, ModelError where the output is too large, DataError
+    Raise the errors in REPORTED, TooSlowError after a time limit, ModelError where the output is too large, DataError
     where memory ran out, and EngineError for other failures.
     """
     cpu_s = math.ceil(THREADS * limits.seconds)

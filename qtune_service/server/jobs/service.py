@@ -1,8 +1,8 @@
 """Accept jobs, start queued ones, follow running ones, and record how they end.
 
-`JobService.tick` does one round and is called every second. It decides by the store, the status files in the outputs
-and the launchers, and keeps no essential state in memory. So a server that is killed at any point can be replaced by a
-new one, and several servers on one database start each job once.
+`JobService.tick` does one round and is called every second. It reads the database, the status files in the
+outputs and the launchers, and keeps no essential state in memory. So a server that is killed at any point can be
+replaced by a new one, and several servers on one database start each job once.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ class JobService:
         launcher = self.launchers.get(job.launcher)
         # The launcher comes first, so that the last status of an ended driver can be read.
         state = launcher.state(job.reference) if launcher is not None else DriverState.elsewhere
-        status = read_driver_status(job.output, before=job.progress)
+        status = read_driver_status(job.output, before=job.progress, attempt=_driver(job))
         self._note_progress(job, status.progress, stage=status.stage or job.stage)
         is_gone = state is DriverState.ended
         if state is DriverState.elsewhere:
@@ -230,17 +230,18 @@ class JobService:
             self._stop(job, launcher)
 
     def _adopt(self, job: Job) -> None:
-        """Start a claimed job without a driver, after the time in which the server that claimed it may start it."""
+        """Start a claimed job that has no driver, once the server that claimed it has had time to do so."""
         if job.started_at is None or time.time() - job.started_at.timestamp() > SILENCE_S / 2:
             self._start(job)
 
     def _conclude(self, job: Job, status: DriverStatus) -> None:
         """Record the end of a driver by its status. Its error has priority: the manifest may be another job's."""
+        is_own = status.is_by(_driver(job), _started_s(job))
         if status.damage is not None:
             self._end(job, JobStatus.failed, status.damage)
-        elif status.error is not None and status.updated_at_s >= _started_s(job) and not job.cancel_requested:
+        elif status.error is not None and is_own and not job.cancel_requested:
             self._end(job, JobStatus.failed, status.error)
-        elif status.manifest is not None and status.updated_at_s < _started_s(job) and (why := self._why_foreign(job)):
+        elif status.manifest is not None and not is_own and (why := self._why_foreign(job)):
             error = JobError("output_conflict", f"the driver refused the output: {why}", "Choose another output.")
             self._end(job, JobStatus.failed, error)
         elif status.manifest is not None:

@@ -66,7 +66,13 @@ class Figures:
     """Number of jobs by status."""
     oldest_queued_us: int | None
     """Time since which the first queued job waits, in microseconds since 1970, or None for an empty queue."""
-    tokens_per_s: float
+    running: tuple[Progress, ...]
+    """Progress of the running jobs."""
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Return the sum over the running jobs."""
+        return sum(progress.tokens_per_s for progress in self.running)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +190,7 @@ class JobStore:
         with reading(self.engine) as connection:
             oldest = connection.execute(select(func.min(jobs.c.updated_at)).where(jobs.c.status == "queued"))
             running = connection.execute(select(jobs.c.progress).where(jobs.c.status == "running"))
-            tokens_per_s = sum(row.progress["tokens_per_s"] for row in running)
-            return Figures(counts, oldest.scalar_one(), tokens_per_s)
+            return Figures(counts, oldest.scalar_one(), tuple(Progress(**row.progress) for row in running))
 
     # --- changes
 

@@ -31,7 +31,7 @@ WRITE_PID_AND_EXEC = 'set -C && echo $$ > "$0" && exec "$@"'
 PID_WAIT_S = 5.0
 BLOCK_BYTES = 1 << 16
 SAME_START_S = 1.0
-"""A process with the pid is the driver only if its start time differs by less, because pids are used again."""
+"""Largest difference between the recorded and the real start time of a driver. Pids are used again."""
 
 
 class LocalLauncher:
@@ -89,7 +89,7 @@ class LocalLauncher:
         return DriverState.alive if _process(reference) is not None else DriverState.ended
 
     def stop(self, reference: Reference, *, force: bool) -> None:
-        """Send SIGTERM to the driver, which saves and ends, or SIGKILL to it and all its children if `force`."""
+        """Send SIGTERM to the driver, which saves its work and exits. With `force`, SIGKILL it and its children."""
         if (process := _process(reference)) is None:
             return
         for one in [process, *(process.children(recursive=True) if force else ())]:

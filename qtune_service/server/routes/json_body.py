@@ -2,8 +2,8 @@
 
 FastAPI reads and validates a body on the event loop, before it resolves the other dependencies. JsonRoute authenticates
 the caller before it reads a byte, gives the body BODY_S to arrive, and parses large bodies in one worker thread for all
-requests. A thread alone does not suffice, because the parser and the validator hold the GIL. So values are first
-counted in the bytes, which bounds the work of both.
+requests. A thread alone does not suffice, because the parser and the validator hold the GIL. So the
+number of values is first estimated from the raw bytes, and a body with too many is refused.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def labels_of(result: SelectionResult) -> SampleLabels:
 def check_same(distributed: SelectionResult, in_memory: SelectionResult) -> None:
     """All that a job writes of stage 1."""
     for name in ("thresholds", "target", "kept", "disjoint_capacity", "num_samples", "counts"):
-        assert getattr(distributed.totals, name) == getattr(in_memory.totals, name), name
+        assert getattr(distributed.summary, name) == getattr(in_memory.summary, name), name
     assert distributed.distributions == in_memory.distributions
     for name in LABELS:
         np.testing.assert_array_equal(getattr(labels_of(distributed), name), getattr(labels_of(in_memory), name))
@@ -129,7 +129,7 @@ def test_rounds_give_what_one_selection_gives(
     np.testing.assert_array_equal(found.quadrants, selection.labels)
     np.testing.assert_array_equal(found.error_rank, selection.p(everything))
     np.testing.assert_array_equal(found.entropy_rank, selection.e(everything))
-    assert distributed.totals.thresholds == selection.thresholds
+    assert distributed.summary.thresholds == selection.thresholds
 
 
 @pytest.mark.parametrize("strategy", NAMES)
@@ -147,12 +147,15 @@ def test_other_strategies_choose_the_same_distributed(
     distributed = find(source, shards, tmp_path, prune)
     check_same(distributed, in_memory)
     assert (
-        int(labels_of(distributed).kept.sum()) == distributed.totals.kept >= distributed.totals.target == 2_000 * ratio
+        int(labels_of(distributed).kept.sum())
+        == distributed.summary.kept
+        >= distributed.summary.target
+        == 2_000 * ratio
     )
     assert (distributed.weighing is None) == (strategy != "infobatch")
     assert (
-        distributed.totals.thresholds
-        == find(source, shards, tmp_path, PruneSpec(sample_keep_ratio=ratio)).totals.thresholds
+        distributed.summary.thresholds
+        == find(source, shards, tmp_path, PruneSpec(sample_keep_ratio=ratio)).summary.thresholds
     )
     assert distributed.curve == ()
 
@@ -201,7 +204,7 @@ def test_a_rule_is_called_group_by_group_with_ranks_among_all(tmp_path: Path, mo
     monkeypatch.setattr(population, "MAX_IN_MEMORY_SAMPLES", 300)
     distributed = find(source, shards, tmp_path, rule=lenient)
     check_same(distributed, in_memory)
-    assert in_memory.totals.kept > in_memory.totals.target
+    assert in_memory.summary.kept > in_memory.summary.target
     whole, *groups = seen
     assert [len(g.labels) for g in groups] == [270, 270, 270, 190]
     assert {plane.num_samples for plane in seen} == {1_000}

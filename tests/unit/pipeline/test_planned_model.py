@@ -19,7 +19,8 @@ from qtune_service.output.layout import Output
 from qtune_service.pipeline import stages
 from qtune_service.pipeline.executor import LocalExecutor
 from qtune_service.pipeline.run import run_job
-from qtune_service.pipeline.stages import ScoreShard, prepare
+from qtune_service.pipeline.score_shard import ScoreShard
+from qtune_service.pipeline.stages import prepare
 from qtune_service.scoring.model_config import describe_model
 from qtune_service.storage import model_cache
 from tests.compare import differences
@@ -31,7 +32,8 @@ from tests.s3 import S3Endpoint
 LOADED = """
 import json, sys
 from qtune_service.config import JobSpec
-from qtune_service.pipeline.stages import ScoreShard, prepare
+from qtune_service.pipeline.score_shard import ScoreShard
+from qtune_service.pipeline.stages import prepare
 context, _ = prepare(JobSpec.model_validate_json(sys.argv[1]))
 print(context.model.revision, flush=True)
 sys.stdin.readline()

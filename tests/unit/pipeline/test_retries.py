@@ -106,17 +106,3 @@ def test_a_stopping_job_begins_nothing_but_closes(policy: RetryPolicy) -> None:
         policy.run("score", 5, lambda: b"x")
     assert policy.run("commit", 4, lambda: b"written", closing=True) == b"written"
     assert report(20) is True
-
-
-def test_an_actor_that_cannot_be_made(policy: RetryPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first one ends the job with its error; once others work, only its process ends."""
-    error = ModelError("does not fit")
-    assert policy.give_up_or_retire("score", error) is error
-    policy.run("score", 0, lambda: b"")
-
-    def leave(status: int) -> None:
-        raise SystemExit(status)
-
-    monkeypatch.setattr(os, "_exit", leave)
-    with pytest.raises(SystemExit):
-        policy.give_up_or_retire("score", error)

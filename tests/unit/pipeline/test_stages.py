@@ -14,7 +14,8 @@ from qtune_service.config import InputSpec, JobSpec, ModelSpec, OutputSpec
 from qtune_service.ingest.discovery import discover
 from qtune_service.ingest.planner import make_plan, scan, split
 from qtune_service.output.layout import Output
-from qtune_service.pipeline.stages import JobContext, ScoreShard, commit_shard, encode_shard
+from qtune_service.pipeline.score_shard import ScoreShard
+from qtune_service.pipeline.stages import JobContext, commit_shard, encode_shard
 from qtune_service.samples import Sample, TokenScores
 from qtune_service.scoring import choose_engine
 from qtune_service.scoring.model_config import describe_model

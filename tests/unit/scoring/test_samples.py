@@ -79,11 +79,13 @@ def test_each_sample_gets_back_its_own_scores(samples: list[Sample]) -> None:
         assert scores.entropy.tolist() == (-scored_positions(member)).tolist()
 
 
-@given(st.sets(st.integers(1, 40)))
-def test_spans_hold_exactly_the_positions(positions: set[int]) -> None:
-    """Spans are plain integers, disjoint, not adjacent, and cover the positions."""
-    spans = spans_of(np.array(sorted(positions), np.int64))
-    assert all(type(bound) is int for bound in spans)
-    pairs = list(zip(spans[::2], spans[1::2], strict=True))
-    assert [p for start, end in pairs for p in range(start, end)] == sorted(positions)
-    assert all(end < start for (_, end), (start, _) in pairwise(pairs))
+@given(st.lists(st.sets(st.integers(1, 40)), max_size=6))
+def test_spans_hold_exactly_the_positions(sets: list[set[int]]) -> None:
+    """Spans of each array are plain integers, disjoint, not adjacent, and cover its positions."""
+    found = spans_of([np.array(sorted(positions), np.int64) for positions in sets])
+    assert len(found) == len(sets)
+    for spans, positions in zip(found, sets, strict=True):
+        assert all(type(bound) is int for bound in spans)
+        pairs = list(zip(spans[::2], spans[1::2], strict=True))
+        assert [p for start, end in pairs for p in range(start, end)] == sorted(positions)
+        assert all(end < start for (_, end), (start, _) in pairwise(pairs))

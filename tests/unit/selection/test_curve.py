@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from qtune_service.samples import share_of
+from qtune_service.samples import count_of_share
+from qtune_service.selection.curve import CurveCounts, CurvePoint
 from qtune_service.selection.plane import Quadrant
 from qtune_service.selection.ranked_samples import RankedSamples
-from qtune_service.selection.thresholds import CurveCounts, CurvePoint, Selection, select, smallest_scaled_alphas
+from qtune_service.selection.thresholds import Selection, select, smallest_scaled_alphas
 
 SCORES = st.sampled_from([0.5, 1.0, 1.0, 2.0]) | st.floats(0, 12)
 PAIRS = st.lists(st.tuples(SCORES, SCORES), min_size=1, max_size=60)
@@ -25,7 +26,7 @@ def curve(
 ) -> tuple[CurvePoint, ...]:
     """Return the curve of a population in groups. Stage 2 leaves half of the tokens of a Q2 sample."""
     ranked, num_samples = selection.ranked, selection.num_samples
-    alphas = smallest_scaled_alphas(selection.entry, [share_of(ratio, num_samples) for ratio in ratios])
+    alphas = smallest_scaled_alphas(selection.entry, [count_of_share(ratio, num_samples) for ratio in ratios])
     groups = [
         CurveCounts.of(
             _cut(ranked, low, high), selection.entry[low:high], tokens[low:high], tokens[low:high] // 2, alphas

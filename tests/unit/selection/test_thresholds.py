@@ -18,7 +18,7 @@ from qtune_service.errors import DataError, SpecError
 from qtune_service.samples import perplexity
 from qtune_service.selection.plane import Quadrant, scaled_entry_alphas
 from qtune_service.selection.ranks import double_midranks
-from qtune_service.selection.thresholds import Selection, select, stop_early
+from qtune_service.selection.thresholds import Selection, bisected_alpha, select
 
 Pairs = list[tuple[float, float]]
 
@@ -202,8 +202,8 @@ def test_an_early_stop_is_a_bisection_step_by_step(num_samples: int, max_iter: i
             else:
                 low = middle
     smallest = int(np.sort(entry)[target - 1])
-    assert stop_early(smallest, num_samples, max_iter) == high
-    assert stop_early(smallest, num_samples, None) == smallest == stop_early(smallest, num_samples, 64)
+    assert bisected_alpha(smallest, num_samples, max_iter) == high
+    assert bisected_alpha(smallest, num_samples, None) == smallest == bisected_alpha(smallest, num_samples, 64)
 
 
 def test_ten_iterations_are_exact_for_a_batch() -> None:

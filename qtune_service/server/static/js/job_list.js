@@ -33,6 +33,7 @@ const makeRow = (first) => {
   const bar = h("progress", { "aria-label": `Finished samples of ${first.name}` });
   const amount = h("span", { class: "amount" });
   const speed = h("span", { class: "speed" });
+  const waiting = h("span", { class: "waiting" });
   const kept = h("span", {});
   const started = h("time", {});
   const menu = makeMenu(first.name);
@@ -42,7 +43,7 @@ const makeRow = (first) => {
     cell("choose", box),
     cell("job", name, model, h("code", { class: "id" }, first.id)),
     cell("state", status, stage),
-    cell("progress", bar, amount, speed),
+    cell("progress", bar, amount, speed, waiting),
     cell("kept", kept),
     cell("started", started),
     cell("owner", first.owner),
@@ -53,7 +54,7 @@ const makeRow = (first) => {
     status.className = `status ${job.status}`;
     setText(status, job.status);
     setText(stage, job.status === "running" ? job.stage : "");
-    showProgress(job, { bar, amount, speed });
+    showProgress(job, { bar, amount, speed, waiting });
     setText(kept, job.counts.kept === undefined ? "" : percent(job.counts.kept, job.counts.scored ?? job.counts.read));
     showStart(job, started);
     menu.update(job);
@@ -62,7 +63,7 @@ const makeRow = (first) => {
   return { element, update, allowChoice, job: null };
 };
 
-const showProgress = (job, { bar, amount, speed }) => {
+const showProgress = (job, { bar, amount, speed, waiting }) => {
   const { samples_done: done, samples_total: total, tokens_per_s: tokensPerS, eta_s: etaS } = job.progress;
   bar.hidden = job.status !== "running";
   if (total) {
@@ -75,6 +76,7 @@ const showProgress = (job, { bar, amount, speed }) => {
   amount.title = job.error ? `${job.error.message} ${job.error.hint}` : "";
   const facts = [tokensPerS > 0 && `${count(tokensPerS)} tokens/s`, etaS !== null && `${duration(etaS)} left`];
   setText(speed, job.status === "running" ? facts.filter(Boolean).join(" · ") : "");
+  setText(waiting, job.status === "running" ? job.progress.waiting : "");
 };
 
 const progressText = (job, done, total) => {

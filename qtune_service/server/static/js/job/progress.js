@@ -19,6 +19,7 @@ let historyLoaded = null; // a promise
 
 export const showProgress = (job) => {
   showStages(job);
+  showWaiting(job);
   showRates(job);
   if (job.attempts !== attempt || isFinal(job)) {
     attempt = job.attempts;
@@ -64,8 +65,19 @@ const showStages = (job) => {
   list.replaceChildren(...items);
 };
 
+// What the job waits for, and actors that failed or hang, as its driver last reported them.
+const showWaiting = (job) => {
+  const { waiting = "", problems = [] } = job.progress;
+  const isRunning = job.status === "running";
+  byId("waiting").hidden = !(isRunning && waiting);
+  setText(byId("waiting"), waiting ? `${waiting[0].toUpperCase()}${waiting.slice(1)}.` : "");
+  byId("problems").hidden = !(isRunning && problems.length > 0);
+  byId("problems").replaceChildren(...problems.map((problem) => h("li", {}, problem)));
+};
+
 const showRates = (job) => {
   const { samples_done: done, samples_total: total, tokens_per_s: tokensPerS, eta_s: etaS } = job.progress;
+  const { actors = 0, actors_wanted: wanted = 0 } = job.progress;
   byId("scoring").hidden = !(total > 0);
   if (!(total > 0)) return;
   byId("bar").max = total;
@@ -76,6 +88,7 @@ const showRates = (job) => {
     ["Tokens scored", count(job.progress.tokens_done), "in this attempt"],
     isScoring && ["Tokens per second", count(tokensPerS), "over the last 30 s"],
     isScoring && ["Time left", duration(etaS), "for scoring"],
+    isScoring && wanted > 0 && ["Actors", count(actors), `of ${count(wanted)} requested`],
   ].filter(Boolean);
   byId("rates").replaceChildren(...figures.map(([name, value, note]) =>
     h("div", {}, h("dt", {}, name), h("dd", {}, value), h("dd", { class: "note" }, note))));
