@@ -35,6 +35,7 @@ LONG_STREAM_BYTES = 256 << 20
 """Size of a compressed file above which a notice says that it cannot be split."""
 STREAM_BYTES_PER_S = 16e6
 """Compressed text that one core reads, stores and counts in a second (benchmarks/scale/RESULTS.md)."""
+BYTES_PER_TOKEN = 4
 
 
 def load_rule(path: str | None) -> QuadrantRule | None:
@@ -185,6 +186,11 @@ def _long_streams(chunks: Sequence[Chunk]) -> Iterator[str]:
                 f"{file.name} is {what}, which cannot be split: planning reads it on one core, in about {minutes} min."
                 f"{advice if file.kind == 'jsonl' else ''}"
             )
+
+
+def mean_tokens(plan: Plan) -> float:
+    """Return a rough mean length of the plan's samples in tokens, by the sizes of its files."""
+    return sum(file.size_bytes for file in plan.files) / max(1, plan.num_records) / BYTES_PER_TOKEN
 
 
 def _left_out(new: Sequence[str], tracker: Tracker) -> tuple[str, ...]:
