@@ -33,8 +33,9 @@ MAX_PROBLEMS, PROBLEM_CHARS = 200, 500
 MAX_REPEATS = 3
 """Most times that a shard is handed out again because an actor idles."""
 
-Order: TypeAlias = Literal["work", "skip", "leave", "park"]
-"""work: start or score. skip: this shard is not for this actor. leave: end the process. park: wait, without a model."""
+Order: TypeAlias = Literal["work", "skip", "leave", "again", "park"]
+"""work: start or score. skip: this shard is not for this actor. leave: give way to another actor. again: end the
+process, and Ray starts another one for this actor. park: wait, without a model."""
 Seat: TypeAlias = tuple[str, str]
 """(id of an actor, node): a process that Ray restarts there has the same seat, and probably the same GPU."""
 
@@ -221,7 +222,7 @@ class Dispatch:
         self.actors.set(name, "idle")
 
     def fail_start(self, name: str, problem: str, *, is_fatal: bool) -> Order:
-        """Record that an engine did not start. Return `work` where another process may try on this node."""
+        """Record that an engine did not start. Return what the process does now."""
         node = _node(name)
         self._add_problem(f"{name}: the engine did not start: {problem}")
         self._ended += 1
@@ -229,7 +230,9 @@ class Dispatch:
         self.actors.set(name, "failed", problem=problem)
         if is_fatal or self._start_failures[node] >= self.start_failures:
             self._close(node, f"engines do not start there: {problem}")
-        return self._send_away(name, problem) if node in self._closed else "work"
+        if node not in self._closed and self._ids.get(name) in self._has_worked:
+            return "again"
+        return self._send_away(name, problem)
 
     def hold(self, name: str, shard: int) -> Order:
         """Give a shard to an actor, unless it is not for this one."""
@@ -237,7 +240,7 @@ class Dispatch:
         if (why := self._retired.get(seat) or self._left.get(seat[1])) is not None and self._others_work(seat):
             self._requeue(shard)
             self.actors.set(name, "retired", problem=why)
-            return "leave"
+            return "again"
         if shard not in self._open or not self._may_take(name, shard):
             return "skip"
         if self._failures[shard][seat] >= SHARD_FAILURES and self._others_work(seat):

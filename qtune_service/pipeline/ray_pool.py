@@ -160,7 +160,7 @@ class ActorProcess:
     def hold(self, shard: int) -> bool:
         """Ask for a shard. False: another actor has it."""
         order = self._supervisor.call("hold", self.name, shard)
-        if order == "leave":
+        if order == "again":
             os._exit(DEAD_ENGINE_STATUS)
         if order == "work":
             self._busy.add(shard)
@@ -181,7 +181,9 @@ class ActorProcess:
             if self._supervisor.call("is_over"):
                 os._exit(DEAD_ENGINE_STATUS)
         time.sleep(LEAVE_S)
-        raise error
+        if order == "again":
+            os._exit(DEAD_ENGINE_STATUS)
+        raise error  # Ray does not start this actor again, and Ray Data another one
 
     def _beat(self) -> None:
         while not leaving.wait(BEAT_S):

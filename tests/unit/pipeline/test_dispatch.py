@@ -123,7 +123,7 @@ def test_failures_on_two_shards_retire_an_actor(pool: Pool) -> None:
     pool.dispatch.start("n:a2", "a")
     pool.dispatch.started("n:a2")
     pool.fails("n:a2", 1, "ECC error")
-    assert pool.dispatch.hold("n:a2", 2) == "leave"
+    assert pool.dispatch.hold("n:a2", 2) == "again"
     assert pool.dispatch.start("n:a3", "a") == "park"
     health = pool.dispatch.health()
     assert (health.working, health.parked, health.ended) == (1, 1, 1)
@@ -140,7 +140,7 @@ def test_shards_that_succeed_elsewhere_count_against_the_first_actor(pool: Pool)
         pool.dispatch.fail("score", shard, "RuntimeError: nan", is_engine=False)
         assert pool.dispatch.fail("score", shard, "RuntimeError: nan", is_engine=False)
         pool.scores("m:b1", shard)
-    assert pool.dispatch.hold("n:a1", 2) == "leave"
+    assert pool.dispatch.hold("n:a1", 2) == "again"
 
 
 def test_a_shard_that_fails_everywhere_retires_nobody(pool: Pool) -> None:
@@ -169,7 +169,7 @@ def test_two_retired_actors_retire_their_node(pool: Pool) -> None:
     for name, shards in {"n:a1": (0, 1), "n:b1": (2, 3)}.items():
         for shard in shards:
             pool.fails(name, shard)
-    assert pool.dispatch.hold("n:c1", 4) == "leave"
+    assert pool.dispatch.hold("n:c1", 4) == "again"
     assert pool.dispatch.hold("m:d1", 5) == "work"
     assert pool.dispatch.health().closed_nodes == {"n"}
     assert pool.dispatch.start("n:e1", "e") == "leave"
@@ -179,7 +179,8 @@ def test_a_node_is_closed_after_two_engines_that_do_not_start(pool: Pool) -> Non
     """Or after one with an error that stays; other nodes are not."""
     for name in ("n:a1", "n:b1"):
         assert pool.dispatch.start(name, name[2]) == "work"
-    assert pool.dispatch.fail_start("n:a1", "no device", is_fatal=False) == "work"
+    assert pool.dispatch.fail_start("n:a1", "no device", is_fatal=False) == "leave"
+    assert pool.dispatch.health().closed_nodes == frozenset()
     assert pool.dispatch.fail_start("n:b1", "no device", is_fatal=False) == "leave"
     assert pool.dispatch.start("n:c1", "c") == "leave"
     assert pool.dispatch.start("m:d1", "d") == "work"
@@ -225,3 +226,15 @@ def test_a_source_that_is_run_again_yields_the_same_shards(pool: Pool) -> None:
     assert pool.dispatch.take(10) == [3]
     assert pool.dispatch.take(0) == [*range(10), 3]
     assert pool.dispatch.take(11) == []
+
+
+def test_an_engine_that_does_not_start_again(pool: Pool) -> None:
+    """Ray keeps the shards of an actor that has worked for its next process, which tries once more and then waits."""
+    pool.works("n:a1", "m:b1")
+    pool.dispatch.hold("n:a1", 3)
+    assert pool.dispatch.start("n:a2", "a") == "work"
+    assert pool.dispatch.fail_start("n:a2", "no device", is_fatal=False) == "again"
+    assert pool.dispatch.start("n:a3", "a") == "work"
+    assert pool.dispatch.fail_start("n:a3", "no device", is_fatal=False) == "park"
+    assert pool.dispatch.health().parked == 1
+    assert pool.dispatch.take() == [3]
