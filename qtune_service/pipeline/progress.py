@@ -110,7 +110,8 @@ class Observation:
     problems: tuple[str, ...] = ()
 
 
-MAX_PROBLEMS, MAX_PROBLEM_CHARS = 20, 500
+MAX_PROBLEMS, MAX_PROBLEM_CHARS = 50, 500
+"""A server refuses a progress.json with more than 100 problems, or one of more than 1,000 characters."""
 
 
 def shorten(problems: Sequence[str]) -> tuple[str, ...]:

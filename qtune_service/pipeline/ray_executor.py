@@ -69,8 +69,8 @@ TASKS_IN_FLIGHT = 2
 GROW_AT, SHRINK_AT = 1.75, 0.5
 """Shards in flight for each actor from which a pool grows, and up to which it shrinks."""
 SWITCH_S = 1e-4
-"""Python's interval between threads in an actor that prepares shards beside its engine. The engine's thread releases the
-interpreter in each call of torch. With Python's 5 ms a thread that prepares would hold it that long each time."""
+"""Python's interval between threads in an actor that prepares shards beside its engine. The engine's thread releases
+the interpreter in each call of torch. With Python's 5 ms a thread that prepares would hold it that long each time."""
 _lost, _left = threading.Event(), threading.Event()
 """Events of the current cluster: its head node is gone, and this process has left it."""
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -125,7 +125,7 @@ class RayExecutor:
 
     def cluster_state(self) -> ClusterState | None:
         """Return the resources of the cluster and who uses them, or None before `start`."""
-        return None if self._cluster is None or is_lost() else look_at_cluster()
+        return None if self._cluster is None or is_lost() else look_at_cluster(os.environ.get(CPU_NODES, ""))
 
     def retry_policy(self, max_attempts: int, max_failed_actors: int | None = None) -> RetryPolicy:
         """Start a supervisor on the driver's node, where it lives as long as the driver's cluster."""

@@ -201,7 +201,7 @@ class ActorProcess:
             time.sleep(0.05)
         time.sleep(SEND_S)  # for the results of finished shards
         try:
-            self._supervisor.call("leave", self.name, sorted(self._stopped), timeout_s=LEAVE_S)
+            self._supervisor.call("actor_left", self.name, sorted(self._stopped), timeout_s=LEAVE_S)
         finally:
             os._exit(DEAD_ENGINE_STATUS)
 
