@@ -11,7 +11,8 @@ actors at a time, unless one of them was silent.
                                   two shards, while others work, is retired; a node with two retired actors as well
     a shard that failed on an     counts against the first actor in the same way
     actor succeeds on another
-    a process dies with a shard   the shard is handed out again; two in a row without a finished shard count as failures
+    a process dies with a shard   the shard is handed out again as soon as the cluster has noticed; deaths with two
+                                  shards, and none finished between, retire the actor
     an actor is silent            its shards are handed out again after LOST_S
     an actor idles                shards that wait for another actor are handed out again after IDLE_S
 """
@@ -83,9 +84,17 @@ class Dispatch:
     """Name -> id of an actor."""
     _has_worked: set[str] = field(default_factory=set)
     _beats_s: dict[str, float] = field(default_factory=dict)
+    _present: frozenset[str] = frozenset()
+    """Actors that the cluster had a process of, when it was last asked."""
     _failures: defaultdict[int, Counter[Seat]] = field(default_factory=lambda: defaultdict(Counter))
+    """Shard -> failures by seat, deaths of processes included."""
+    _errors: defaultdict[int, set[Seat]] = field(default_factory=lambda: defaultdict(set))
+    """Shard -> seats that reported an error."""
     _strikes: defaultdict[Seat, set[int]] = field(default_factory=lambda: defaultdict(set))
-    _deaths: Counter[Seat] = field(default_factory=Counter)
+    _deaths: defaultdict[Seat, set[int]] = field(default_factory=lambda: defaultdict(set))
+    """Shards with which processes died, since the seat has finished one."""
+    _reported: set[str] = field(default_factory=set)
+    """Actors whose processes end after a failure that is counted."""
     _retired: dict[Seat, str] = field(default_factory=dict)
     _start_failures: Counter[str] = field(default_factory=Counter)
     _start_deaths: Counter[str] = field(default_factory=Counter)
@@ -139,8 +148,9 @@ class Dispatch:
         self._open.discard(shard)
         self._scored.discard(shard)
         self._failures.pop(shard, None)
+        self._errors.pop(shard, None)
         if has_failed:
-            for shards in self._strikes.values():
+            for shards in (*self._strikes.values(), *self._deaths.values()):
                 shards.discard(shard)
 
     def begin(self, stage: str, shard: int) -> None:
@@ -160,8 +170,9 @@ class Dispatch:
             return
         self._scored.add(shard)
         seat = self._seat(name)
-        self._deaths[seat] = 0
-        for other in self._failures.pop(shard, Counter()):
+        self._deaths[seat].clear()
+        self._failures.pop(shard, None)
+        for other in self._errors.pop(shard, set()):
             if other != seat:
                 self._strike(other, shard, f"shard {shard} failed there and succeeded on {name}")
 
@@ -172,7 +183,9 @@ class Dispatch:
             return False
         seat = self._seat(name)
         self._failures[shard][seat] += 1
+        self._errors[shard].add(seat)
         if is_engine:
+            self._reported.add(name)
             self._strike(seat, shard, problem)
         if self._failures[shard][seat] < SHARD_FAILURES or not self._others_work(seat):
             return False
@@ -276,6 +289,12 @@ class Dispatch:
         """Record a sign of life."""
         self._beats_s[name] = self.clock()
 
+    def see(self, present: frozenset[str]) -> None:
+        """Take the actors that the cluster has a process of. Those that have vanished are dead."""
+        for name in (self._present - present) & self._ids.keys():
+            self._bury(name)
+        self._present = present
+
     def health(self) -> Health:
         """Return what the driver must know."""
         working = sum(state.phase not in ENDED for state in self.actors.all())
@@ -301,12 +320,13 @@ class Dispatch:
                     self._close(node, f"{START_DEATHS} processes died there while their engines started")
                     self._add_problem(f"{name}: {self._closed[node]}")
                     self._ended += 1
-            elif shards := self._shards_of(name):
-                self._deaths[seat] += 1
-                if self._deaths[seat] >= SHARD_FAILURES:
-                    self._retire(seat, f"its process died {SHARD_FAILURES} times without finishing a shard")
-                for shard in self._engaged.intersection(shards):
+            elif name not in self._reported:
+                engaged = self._engaged.intersection(self._shards_of(name))
+                self._deaths[seat] |= engaged
+                for shard in engaged:
                     self._failures[shard][seat] += 1
+                if len(self._deaths[seat]) >= SHARD_FAILURES:
+                    self._retire(seat, f"its process died with {SHARD_FAILURES} shards, and finished none between")
         self._forget(name)
 
     def _forget(self, name: str) -> None:
