@@ -128,6 +128,8 @@ class Faults:
     mode: Literal["pass", "refuse", "slow"] = "pass"
     """`refuse`: cut what is open, answer 503 to each new request."""
     refused_at_s: list[float] = field(default_factory=list)
+    delays: dict[str, float] = field(default_factory=dict)
+    """Part of a key -> seconds for which the next write of it is held before it reaches the server."""
 
 
 @contextmanager
@@ -167,7 +169,14 @@ def _relay(client: socket.socket, port: int, faults: Faults) -> None:
                     return
                 if side is server and faults.mode == "slow":
                     time.sleep(SLOW_S)
+                if side is client and data.startswith(b"PUT "):
+                    time.sleep(_delay(data.split(b"\r\n", 1)[0].decode(), faults))
                 other[side].sendall(data)
+
+
+def _delay(request: str, faults: Faults) -> float:
+    """Return how long a write is held, and forget the delay."""
+    return sum(faults.delays.pop(part) for part in list(faults.delays) if part in request)
 
 
 def _refuse(client: socket.socket, faults: Faults) -> None:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qtune_service.config import InputSpec, JobSpec
-from qtune_service.errors import SpecError
+from qtune_service.errors import DataError, SpecError, StorageError
 from qtune_service.importing import import_named
 from qtune_service.ingest.discovery import SourceFile, discover, notices
 from qtune_service.ingest.hub_dataset import pin
@@ -110,10 +110,12 @@ def plan_shards(spec: JobSpec, output: Output, executor: Executor, tracker: Trac
     A plan is made once. Later runs read its files, and leave out files that are new. Raise DataError where an input
     file changed since the plan was made.
     """
-    earlier, files, read, revisions = find_input(spec, output)
+    earlier, files, read, revisions, unread = find_input(spec, output)
     if earlier is not None:
         new = earlier.verify_unchanged(files)
-        return earlier, (*earlier.notices, *_left_out(new, tracker))
+        for text in unread:
+            tracker.say(text)
+        return earlier, (*earlier.notices, *_left_out(new, tracker), *unread)
     chunks = split(files, spec.input)
     plan = make_plan(files, chunks, _scan(chunks, spec, executor, tracker), spec.input)
     plan = replace(plan, notices=tuple(notices(read.paths, read.split)), revisions=revisions)
@@ -132,16 +134,26 @@ def _left_out(new: Sequence[str], tracker: Tracker) -> tuple[str, ...]:
     return (text,)
 
 
-def find_input(spec: JobSpec, output: Output) -> tuple[Plan | None, tuple[SourceFile, ...], InputSpec, dict[str, str]]:
+def find_input(
+    spec: JobSpec, output: Output
+) -> tuple[Plan | None, tuple[SourceFile, ...], InputSpec, dict[str, str], tuple[str, ...]]:
     """Return the plan of an output that has one, the input files, the input at commits of the hub, and these commits.
 
-    An output with a plan reads the commits of its plan. Raise QTuneError where files are missing or cannot be read.
+    An output with a plan reads the commits of its plan, and its files even where new ones cannot be read: the last
+    item has a sentence about those. Raise QTuneError where files are missing or cannot be read.
     """
     earlier = None if output.stat("_qtune", "plan.json") is None else read_plan(output)
     read, revisions = spec.input, dict[str, str]()
     if read.reads_hub:
         read, revisions = pin(read, earlier.revisions if earlier else None)
-    return earlier, discover(read.paths, read.split), read, revisions
+    try:
+        return earlier, discover(read.paths, read.split), read, revisions, ()
+    except (DataError, StorageError) as error:
+        if earlier is None:
+            raise
+        files = discover(file.uri for file in earlier.files)  # raises if the file is one of them
+        text = f"The files of this job's plan are read. Others could not be listed: {error.message}."
+        return earlier, files, read, revisions, (text,)
 
 
 def _scan(chunks: list[Chunk], spec: JobSpec, executor: Executor, tracker: Tracker) -> list[ChunkScan]:

@@ -22,6 +22,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from qtune_service.config import EngineSpec, ModelSpec
 from qtune_service.pipeline.retries import PassedOnError, StoppedError
 from qtune_service.pipeline.shard_tables import (
     own_names,
@@ -62,17 +63,31 @@ class ScoreShard:
 
     def __init__(self, context: JobContext) -> None:
         os.environ["OMP_NUM_THREADS"] = str(context.threads)
-        from qtune_service.scoring.choose_engine import build_scorer
-
         limit = {"max_model_len": context.model.max_model_len}
         self._context = context
         self._engine = ThreadPoolExecutor(1, thread_name_prefix="engine")
         model = context.spec.model.model_copy(update=limit)
-        self._scorer: Scorer = self._engine.submit(build_scorer, model, context.spec.engine).result()
+        self._actor = context.process_name()
+        self._scorer: Scorer = self._engine.submit(self._build, model, context.spec.engine).result()
         info = self._engine.submit(lambda: self._scorer.info).result()
         self._engine_name = f"{info.name} {info.version} {info.dtype}"
-        self._actor = context.process_name()
         self._turn, self._admission = threading.Lock(), Admission()
+
+    def _build(self, model: ModelSpec, engine: EngineSpec) -> Scorer:
+        """Load the model. Raise EngineMismatchError where the job's other scores are of another engine."""
+        from qtune_service.scoring import choose_engine
+        from qtune_service.scoring.engine_class import EngineClass, build_agreed
+
+        if (retries := self._context.retries) is None:
+            return choose_engine.build_scorer(model, engine)
+
+        def propose(engine: EngineClass | None, *, is_fallback: bool = False) -> EngineClass | None:
+            agreed: EngineClass | None = retries.supervisor.call(
+                "propose_engine", self._actor, engine, is_fallback=is_fallback
+            )
+            return agreed
+
+        return build_agreed(model, engine, propose, self._actor)
 
     def __call__(self, index: int, encoded: EncodedShard) -> ScoredShard | None:
         """Score a shard and reject the samples that cannot be scored. Return None where it is committed already.

@@ -41,9 +41,9 @@ from qtune_service.storage.filesystems import (
 
 __all__ = [
     "Entry", "WrittenFile", "display", "exists", "explained_parquet", "glob", "is_folder", "is_glob", "iter_blocks",
-    "join", "list_files", "list_folders", "move_in", "open_input", "open_parquet", "open_ranges", "read_bytes",
-    "read_json", "read_range", "relative", "remove_file", "resolve", "retrying", "stat", "write_bytes", "write_chunks",
-    "write_json", "write_table",
+    "join", "json_bytes", "list_files", "list_folders", "move_in", "open_input", "open_parquet", "open_ranges",
+    "read_bytes", "read_json", "read_range", "relative", "remove_file", "resolve", "retrying", "stat",
+    "sync_folder", "table_bytes", "write_bytes", "write_chunks", "write_json", "write_synced", "write_table",
 ]  # fmt: skip
 
 BLOCK_BYTES = 4 << 20
@@ -194,7 +194,7 @@ def iter_blocks(uri: str, start: int = 0, stop: int = 1 << 62, block_bytes: int 
 
 @contextlib.contextmanager
 def open_input(uri: str) -> Iterator[Any]:
-    """Open a file for random access, as a file of pyarrow."""
+    """Open a file of pyarrow for random access."""
     at = resolve(uri)
     with retrying(uri, "read", lambda: at.filesystem.open_input_file(at.path)) as file:
         yield file
@@ -255,7 +255,7 @@ def write_bytes(uri: str, data: bytes | memoryview | pa.Buffer) -> WrittenFile:
     at = resolve(uri)
     body = memoryview(data)
     if at.is_local:
-        retrying(uri, "write", lambda: _replace(Path(at.path), lambda temporary: _write_synced(temporary, body)))
+        retrying(uri, "write", lambda: _replace(Path(at.path), lambda temporary: write_synced(temporary, body)))
     elif at.writes == "put":
         retrying(uri, "write", lambda: _put(at.filesystem, at.path, body))
     else:
@@ -296,8 +296,8 @@ def move_in(path: Path, uri: str) -> None:
         goal = Path(at.path)
         goal.parent.mkdir(parents=True, exist_ok=True)
         path.replace(goal)
-        _sync_folder(goal.parent)
-        _sync_folder(goal.parent.parent)
+        sync_folder(goal.parent)
+        sync_folder(goal.parent.parent)
         return
     retrying(uri, "write", lambda: _send(at, str(path)))
     path.unlink()
@@ -318,16 +318,25 @@ def _send(at: Location, path: str) -> None:
 
 
 def write_json(uri: str, value: Any) -> WrittenFile:
-    """Write a JSON file atomically. Raises ValueError for non-finite numbers, which JSON lacks."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1)
-    return write_bytes(uri, (text + "\n").encode())
+    """Write a JSON file atomically. Raises as `json_bytes` does."""
+    return write_bytes(uri, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return a value as a JSON file. Raises ValueError for non-finite numbers, which JSON lacks."""
+    return (json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1) + "\n").encode()
 
 
 def write_table(uri: str, table: pa.Table, *, row_group_size: int | None = None) -> WrittenFile:
     """Write a Parquet file (zstd) atomically."""
+    return write_bytes(uri, table_bytes(table, row_group_size=row_group_size))
+
+
+def table_bytes(table: pa.Table, *, row_group_size: int | None = None) -> pa.Buffer:
+    """Return a table as a Parquet file (zstd)."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", row_group_size=row_group_size)
-    return write_bytes(uri, sink.getvalue())
+    return sink.getvalue()
 
 
 def _replace(path: Path, write: Callable[[Path], None]) -> None:
@@ -339,10 +348,11 @@ def _replace(path: Path, write: Callable[[Path], None]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _write_synced(path: Path, body: memoryview) -> None:
+def write_synced(path: Path, body: bytes | memoryview) -> None:
+    """Write a new local file and sync it."""
     with path.open("xb") as file:
         file.write(body)
         file.flush()
@@ -360,7 +370,7 @@ def _write_chunks(uri: str, path: Path, chunks: Iterable[bytes]) -> WrittenFile:
     return WrittenFile(uri, size, digest.hexdigest())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Sync a folder, so that a rename in it is durable."""
     handle = os.open(folder, os.O_RDONLY)
     try:
