@@ -67,6 +67,8 @@ class Dispatch:
     """Shards that have not arrived at the driver."""
     _queue: deque[tuple[float, int]] = field(default_factory=deque)
     """(not before, shard)."""
+    _handed_out: list[int] = field(default_factory=list)
+    """In this order."""
     _touched_s: dict[int, float] = field(default_factory=dict)
     _active: dict[int, str] = field(default_factory=dict)
     """Shard -> the stage that has begun it, outside of actors."""
@@ -106,25 +108,30 @@ class Dispatch:
         self._engaged.clear()
         self._active.clear()
         self._queue.clear()
+        self._handed_out.clear()
         self._open = set(shards)
         for shard in sorted(self._open):
             self._requeue(shard)
 
-    def take(self) -> list[int] | None:
-        """Return the shards to hand out now. None: all have arrived, or the run is over."""
+    def take(self, start: int | None = None) -> list[int] | None:
+        """Return the shards to hand out now. None: all have arrived, or the run is over.
+
+        start: also return those that were handed out before, from this one on. A source that Ray runs again must yield
+        the same rows: Ray skips as many as it had received.
+        """
         if self.is_over or not self._open:
             return None
         self._requeue_of_silent_actors()
         self._requeue_for_idle_actors()
-        now, ready, waiting = self.clock(), list[int](), deque[tuple[float, int]]()
+        now, before, waiting = self.clock(), len(self._handed_out), deque[tuple[float, int]]()
         for at_s, shard in self._queue:
             if at_s > now:
                 waiting.append((at_s, shard))
             elif shard in self._open and shard not in self._engaged:
-                ready.append(shard)
+                self._handed_out.append(shard)
                 self._touched_s[shard] = now
         self._queue = waiting
-        return ready
+        return self._handed_out[before if start is None else start :]
 
     def arrived(self, shard: int, *, has_failed: bool) -> None:
         """Close a shard. One that failed for good is not held against actors."""

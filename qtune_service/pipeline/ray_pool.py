@@ -21,6 +21,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -28,8 +29,9 @@ from qtune_service.errors import EngineError, QTuneError
 from qtune_service.pipeline.cluster_state import NODE_CHARS
 from qtune_service.pipeline.dispatch import Health
 from qtune_service.pipeline.executor import Pool
-from qtune_service.pipeline.retries import DEAD_ENGINE_STATUS, FATAL, RetryPolicy
+from qtune_service.pipeline.retries import DEAD_ENGINE_STATUS, FATAL, ReportProgress, RetryPolicy
 
+REPORT_EVERY_S = 1.0
 POLL_S, BEAT_S, PARKED_POLL_S, LEAVE_S = 0.5, 5.0, 5.0, 2.0
 SEND_S = 0.5
 LEAVE_GRACE_S = 20.0
@@ -53,14 +55,62 @@ def _short(node_id: str) -> str:
     return node_id[:NODE_CHARS]
 
 
+# --- the supervisor's handle
+
+
+@dataclass(frozen=True, slots=True)
+class RaySupervisor:
+    """A handle of a supervisor that is a Ray actor."""
+
+    actor: Any
+
+    def call(self, method: str, *arguments: Any, timeout_s: float | None = None, **options: Any) -> Any:
+        """Call a method and wait for its result."""
+        import ray
+
+        return ray.get(getattr(self.actor, method).remote(*arguments, **options), timeout=timeout_s)
+
+    def send(self, method: str, *arguments: Any) -> None:
+        """Call a method without waiting for it."""
+        getattr(self.actor, method).remote(*arguments)
+
+    def ask(self, method: str) -> Any:
+        """Call a method and return the reference of its result."""
+        return getattr(self.actor, method).remote()
+
+    def reporter(self, shard: int) -> ReportProgress:
+        """Return a function that reports at most once every REPORT_EVERY_S and never waits for the answer."""
+        return _Reporter(self.actor, shard)
+
+
+class _Reporter:
+    def __init__(self, actor: Any, shard: int) -> None:
+        self._actor, self._shard = actor, shard
+        self._answer: Any = None
+        self._next_s = 0.0
+        self._stopping = False
+
+    def __call__(self, tokens: int) -> bool:
+        import ray
+
+        now = time.monotonic()
+        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
+            self._stopping, self._answer = self._stopping or ray.get(self._answer), None
+        if self._answer is None and now >= self._next_s:
+            self._answer, self._next_s = self._actor.report.remote(self._shard, tokens), now + REPORT_EVERY_S
+        return self._stopping or leaving.is_set()
+
+
 # --- the source
 
 
 def source(batch: Any, supervisor: Any, values: Mapping[int, bytes]) -> Iterator[Any]:  # noqa: ARG001 - the one row
     """Yield a row for each shard that the supervisor hands out, until all have arrived."""
-    while (shards := supervisor.call("take")) is not None:
+    count = 0
+    while (shards := supervisor.call("take", count)) is not None:
         for shard in shards:
             yield row_table(shard, values[shard], b"")
+        count += len(shards)
         time.sleep(POLL_S)
 
 
@@ -149,7 +199,7 @@ class ActorProcess:
             time.sleep(0.05)
         time.sleep(SEND_S)  # for the results of finished shards
         try:
-            self._supervisor.call("leave", self.name, sorted(self._stopped), timeout_s=LEAVE_S)
+            self._supervisor.call("actor_left", self.name, sorted(self._stopped), timeout_s=LEAVE_S)
         finally:
             os._exit(DEAD_ENGINE_STATUS)
 

@@ -152,9 +152,9 @@ class Supervisor:
         """Begin a pool that runs a stage on these shards."""
         self._dispatch.offer(stage, shards)
 
-    def take(self) -> list[int] | None:
-        """Return shards to hand out. None: there will be no more."""
-        return self._dispatch.take()
+    def take(self, start: int) -> list[int] | None:
+        """Return the shards that were or are handed out, from this one on. None: there will be no more."""
+        return self._dispatch.take(start)
 
     def arrived(self, shard: int, has_failed: bool) -> None:
         """Close a shard that arrived at the driver."""

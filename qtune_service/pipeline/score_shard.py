@@ -46,6 +46,7 @@ from qtune_service.scoring.scorer import (
     never,
 )
 from qtune_service.storage import file_io
+from qtune_service.tokenize.encoder import collector_paused
 
 STAGE = "score"
 CALLS_IN_FLIGHT = 2
@@ -92,12 +93,15 @@ class ScoreShard:
 
     def _prepare(self, index: int, encoded: EncodedShard) -> _Shard:
         """Prepare the call for the samples that an earlier, stopped run or actor did not score."""
-        samples, retries = samples_of(encoded.rows), self._context.retries
+        retries = self._context.retries
         done: dict[int, TokenScores] = {}
         if index in self._context.partials or (retries is not None and retries.supervisor.call("has_partial", index)):
             done = partial_scores(self._context.output.read_partial(index), self._engine_name)
-        left = [i for i in range(len(samples)) if i not in done]
-        return _Shard(ScoringCall.prepare(self._scorer, [samples[i] for i in left]), left, done, len(samples))
+        with collector_paused():
+            samples = samples_of(encoded.rows)
+            left = [i for i in range(len(samples)) if i not in done]
+            call = ScoringCall.prepare(self._scorer, [samples[i] for i in left])
+        return _Shard(call, left, done, len(samples))
 
     def _run(self, index: int, shard: _Shard) -> EngineInfo:
         """Score a prepared shard. Raise StoppedError after saving the new scores."""
@@ -117,8 +121,9 @@ class ScoreShard:
     ) -> ScoredShard:
         outcomes = shard.outcomes()
         problems = problems_of(outcomes)
-        scored = pa.array([i not in problems for i in range(shard.num_samples)], pa.bool_())
-        rows = encoded.rows.filter(scored) if problems else encoded.rows
+        rows = encoded.rows
+        if problems:
+            rows = rows.filter(pa.array([i not in problems for i in range(shard.num_samples)], pa.bool_()))
         category = own_names(plan_of(self._context)).get(self._context.spec.input.category_field or "")
         return ScoredShard(
             rows=with_scores(rows, without_rows(outcomes.scores, problems)),

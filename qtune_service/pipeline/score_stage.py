@@ -34,6 +34,9 @@ from qtune_service.scoring.process_environment import allocator_environment
 
 MAX_NOTES = 50
 """Most notes that the manifest contains: some name keys of records."""
+COMMIT_CPUS = 0.1
+"""CPUs that Ray reserves for writing a shard. Ray Data reserves those of encoding as long as a shard may be handed out
+again, and on a small cluster little is left beside the actors."""
 FAILURES_IN_A_ROW = 3
 """The job ends early if more shards than this fail in succession."""
 
@@ -292,7 +295,7 @@ class ScoringRun:
                 environment=environment,
                 calls_in_flight=CALLS_IN_FLIGHT,
             ),
-            Stage("commit", commit_shard, arguments, is_closing=True),
+            Stage("commit", commit_shard, arguments, num_cpus=COMMIT_CPUS, is_closing=True),
         )
 
     def _add_scored(self, shard: int, marker: ScoredMarker) -> None:

@@ -215,3 +215,13 @@ def test_a_run_ends_when_all_shards_have_arrived(pool: Pool) -> None:
     pool.works("n:a1")
     pool.scores("n:a1", *range(10))
     assert pool.dispatch.take() is None
+
+
+def test_a_source_that_is_run_again_yields_the_same_shards(pool: Pool) -> None:
+    """Ray runs it again where its process was killed, and skips as many rows as it had received."""
+    pool.works("n:a1", "m:b1")
+    pool.dispatch.hold("n:a1", 3)
+    pool.works("n:a2")
+    assert pool.dispatch.take(10) == [3]
+    assert pool.dispatch.take(0) == [*range(10), 3]
+    assert pool.dispatch.take(11) == []
