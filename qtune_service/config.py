@@ -20,6 +20,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
+from qtune_service import vllm_arguments
+
 FormatName = Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "tokenized"]
 EngineName = Annotated[str, Field(max_length=1000, pattern=r"^(auto|vllm|reference|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$")]
 SampleStrategy = Literal["q_tuning", "random", "longest", "perplexity", "entropy", "infobatch"]
@@ -219,8 +221,9 @@ class EngineSpec(_Part):
     """Tokens per forward pass. Longer samples are prefilled in chunks."""
     enable_prefix_caching: Annotated[bool, Flag(FlagGroup.rare, name="prefix-caching")] = True
     """Reuse the attention state of shared prompts. Scores stay exact."""
-    logits_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 40), JOB_FILE_ONLY] = 256 << 20
-    """Most bytes of float32 logits that exist at one moment."""
+    logits_bytes: Annotated[Annotated[int, Field(ge=1 << 20, le=1 << 40)] | None, JOB_FILE_ONLY] = None
+    """Most bytes of float32 logits that exist at one moment. By default 256 MiB, 1 GiB on a GPU of 70 GiB or more, 2
+    GiB from 120 GiB."""
     head_kernel: Annotated[bool, JOB_FILE_ONLY] = True
     """On a GPU, use a fused kernel for the output head where it is exact and measured to be faster."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1), JOB_FILE_ONLY] = 0.9
@@ -228,13 +231,23 @@ class EngineSpec(_Part):
     cpu_kv_cache_bytes: Annotated[int, Field(ge=1 << 26, le=1 << 44), JOB_FILE_ONLY] = 1 << 30
     """Bytes of the attention cache of a CPU engine."""
     vllm: Annotated[dict[ArgumentName, JsonValue], Field(max_length=100), JOB_FILE_ONLY] = {}
-    """More arguments of vLLM's engine, by their names there, such as `quantization`. scoring/vllm/arguments.py."""
+    """More arguments of vLLM's engine, by their names there, such as `quantization`. Some are refused; see
+    docs/operations/large-models.md."""
 
     @model_validator(mode="after")
     def _check_pool(self) -> Self:
         if self.num_actors is not None and self.num_actors[0] > self.num_actors[1]:
             raise ValueError("`num_actors`: MIN must be at most MAX")
+        if self.vllm and self.name == "reference":
+            raise ValueError("`vllm` has arguments of vLLM, and `name` is 'reference'")
+        if problem := vllm_arguments.problem_of(self.vllm):
+            raise ValueError(problem)
         return self
+
+    @property
+    def gpus_per_engine(self) -> int:
+        """Return how many devices one engine of vLLM runs on: tensor times pipeline parallel."""
+        return self.tensor_parallel_size * int(self.vllm.get("pipeline_parallel_size", 1))  # type: ignore[arg-type]
 
 
 class PruneSpec(_Part):
@@ -357,8 +370,11 @@ class JobSpec(JobParts):
         body = self.model_dump(
             mode="json", exclude_defaults=True, exclude={"output": True, "limits": True, "engine": set(MACHINE_FIELDS)}
         )
-        if not body.get("engine", True):
-            del body["engine"]
+        engine = body.pop("engine", {})
+        if arguments := vllm_arguments.defining(engine.pop("vllm", {})):
+            engine["vllm"] = arguments
+        if engine:
+            body["engine"] = engine
         return {**body, "scores_version": SCORES_VERSION}
 
     def fingerprint(self) -> str:

@@ -1,4 +1,5 @@
-"""A small Hugging Face hub over HTTP: the API that the installed `huggingface_hub` uses for datasets.
+"""A small Hugging Face hub over HTTP: the API that the installed `huggingface_hub` uses for datasets, and for reading
+models.
 
 Metadata and small files come from the endpoint. Files that are stored as large ones are redirected to a second server
 with signed links, as the hub redirects to its CDN. That server refuses requests with a token.
@@ -20,14 +21,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-LARGE = (".parquet", ".arrow", ".gz", ".zst", ".bin")
+LARGE = (".parquet", ".arrow", ".gz", ".zst", ".bin", ".safetensors")
 """Endings of files that are stored as large ones."""
 CREATED = "2026-01-01T00:00:00.000Z"
 
 
 @dataclass(slots=True)
 class Repository:
-    """A dataset with its history: commits with all files, and names of commits."""
+    """A dataset or a model with its history: commits with all files, and names of commits."""
 
     name: str
     private: bool = False
@@ -268,6 +269,10 @@ class _HubHandler(_Handler):
                 self._batch(json.loads(self.body))
         elif match := re.fullmatch(r"(?:/api)?/datasets/([^/]+/[^/]+)(?:/(.*))?", path):
             self._of_repository(match[1], match[2] or "", is_api=path.startswith("/api/"))
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(.*))?", path):
+            self._of_repository(match[1], match[2] or "", is_api=True)
+        elif match := re.fullmatch(r"/([^/]+/[^/]+)/(resolve/.*)", path):
+            self._of_repository(match[1], match[2], is_api=False)
         else:
             self._error(404, "Sorry, we can't find the page you are looking for.")
 

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.scoring.material import LOGIT_SPREAD, Shape
-from qtune_service.config import EngineSpec
 from qtune_service.scoring.kernel import KernelHead, Tile, tiles_for
-from qtune_service.scoring.logits import BlockwiseHead, Head, Matrix, exact_scores
+from qtune_service.scoring.logits import BlockwiseHead, Head, Matrix, default_logits_bytes, exact_scores
 from qtune_service.scoring.statistics import CompiledPartials, eager_partials, nll_and_entropy
 
 CHECKED_ROWS, REPEATS = 64, 5
@@ -50,7 +49,7 @@ def measure_heads(name: str, shape: Shape, dtype: torch.dtype, device: torch.dev
 
 
 def _ways(matrix: Matrix, device: torch.device) -> Iterator[tuple[str, Head]]:
-    block_rows = max(1, EngineSpec().logits_bytes // (4 * len(matrix.weight)))
+    block_rows = max(1, default_logits_bytes(0) // (4 * len(matrix.weight)))
     yield "blocks, eager", BlockwiseHead(matrix.project, block_rows, eager_partials)
     if device.type == "cuda":
         yield "blocks, compiled", BlockwiseHead(matrix.project, block_rows, CompiledPartials())

@@ -2,7 +2,8 @@
 
     OUT/_qtune/job.json            the spec of the job that owns this output, written first
     OUT/_qtune/plan.json           the shards, planned once
-    OUT/_qtune/input/              staged chunks of inputs that cannot be split in place
+    OUT/_qtune/scanned/            scans of chunks, until the plan is made
+    OUT/_qtune/input/              staged shards of inputs that cannot be read from the middle
     OUT/_qtune/<stage>/00000.json  one marker per shard, written after the shard's files
     OUT/_qtune/partial/00000.arrow scores of a shard that was in progress when the job was stopped
     OUT/_qtune/lock                the lock of the driver: a file lock, or on an object store a lease
@@ -309,11 +310,15 @@ class Output:
         if owner is not None and _defining(owner) != spec.defining():
             raise self._belongs_to_another(spec, owner)
 
-    def claim(self, spec: JobSpec, model_fingerprint: str) -> None:
-        """Claim this output for a spec. Raise OutputConflictError if the folder holds anything else."""
+    def claim(self, spec: JobSpec, model_fingerprint: str, earlier_fingerprint: str = "") -> None:
+        """Claim this output for a spec. Raise OutputConflictError if the folder holds anything else.
+
+        earlier_fingerprint: that of the same model by the rule of earlier versions, accepted too.
+        """
         owner = self.read_object("_qtune", "job.json")
         if owner is not None:
-            if _defining(owner) != spec.defining() or owner.get("model_fingerprint") != model_fingerprint:
+            known = (model_fingerprint, earlier_fingerprint or model_fingerprint)
+            if _defining(owner) != spec.defining() or owner.get("model_fingerprint") not in known:
                 raise self._belongs_to_another(spec, owner)
             return
         foreign = [name for name in self.list_files() if not name.startswith(".")]

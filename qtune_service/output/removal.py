@@ -29,6 +29,7 @@ TOKENIZER_FILES = frozenset(
 WORKING = {
     "input/input": STAGED.pattern,  # of earlier versions
     "input": STAGED.pattern,
+    "scanned": r"[0-9a-f]{32}\.json",
     "scored": r"\d{5,9}\.json",
     "pruned": r"\d{5,9}\.json",
     "partial": r"\d{5,9}\.arrow",

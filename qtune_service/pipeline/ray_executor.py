@@ -102,6 +102,7 @@ class RayExecutor:
     def __init__(self, address: str | None = None) -> None:
         self._address = address
         self._cluster: Cluster | None = None
+        self._reserved: list[Any] = []
 
     @property
     def process_name(self) -> Callable[[], str]:
@@ -122,6 +123,26 @@ class RayExecutor:
     def size_pool(self, spec: EngineSpec) -> Pool:
         """Return the scoring pool that fits the cluster."""
         return size_pool(spec, self._started())
+
+    def reserve(self, spec: EngineSpec) -> None:
+        """Reserve the GPUs of each actor by a placement group, which an autoscaler sees as demand.
+
+        Ray removes the groups when the driver ends, also where it is killed. CPUs are not reserved: planning uses them.
+        """
+        from ray.util.placement_group import placement_group
+
+        pool = size_pool(spec, self._started())
+        if pool.gpus and not self._started().is_local and not self._reserved:
+            bundle = {"GPU": pool.gpus}
+            self._reserved = [placement_group([bundle], strategy="PACK") for _ in range(pool.min_actors)]
+
+    def _release(self) -> None:
+        """Give reserved GPUs to the actors that are about to start."""
+        from ray.util.placement_group import remove_placement_group
+
+        for group in self._reserved:
+            remove_placement_group(group)
+        self._reserved = []
 
     def cluster_state(self) -> ClusterState | None:
         """Return the resources of the cluster and who uses them, or None before `start`."""
@@ -151,6 +172,8 @@ class RayExecutor:
             pool = next((stage for stage in stages if stage.pool is not None), None)
             if not values:
                 return
+            if pool is not None:
+                self._release()
             _scale_by_calls(max(stage.calls_in_flight for stage in stages))
             if retries is not None and pool is not None:
                 yield from self._run_pool(values, stages, pool, retries, on_problems)
@@ -209,7 +232,7 @@ class RayExecutor:
 
     def close(self) -> None:
         """Leave the cluster, which ends it if it was started here."""
-        self._cluster = None
+        self._cluster, self._reserved = None, []
         if "ray" not in sys.modules:
             return
         import ray

@@ -29,9 +29,10 @@ from qtune_service.errors import EngineError, QTuneError
 from qtune_service.pipeline.cluster_state import NODE_CHARS
 from qtune_service.pipeline.dispatch import Health
 from qtune_service.pipeline.executor import Pool
+from qtune_service.pipeline.ray_cluster import look_at_cluster
 from qtune_service.pipeline.retries import DEAD_ENGINE_STATUS, FATAL, ReportProgress, RetryPolicy
 
-REPORT_EVERY_S = 1.0
+REPORT_EVERY_S, LOOK_S = 1.0, 2.0
 POLL_S, BEAT_S, PARKED_POLL_S, LEAVE_S = 0.5, 5.0, 5.0, 2.0
 SEND_S = 0.5
 LEAVE_GRACE_S = 20.0
@@ -160,7 +161,7 @@ class ActorProcess:
     def hold(self, shard: int) -> bool:
         """Ask for a shard. False: another actor has it."""
         order = self._supervisor.call("hold", self.name, shard)
-        if order == "leave":
+        if order == "again":
             os._exit(DEAD_ENGINE_STATUS)
         if order == "work":
             self._busy.add(shard)
@@ -181,7 +182,9 @@ class ActorProcess:
             if self._supervisor.call("is_over"):
                 os._exit(DEAD_ENGINE_STATUS)
         time.sleep(LEAVE_S)
-        raise error
+        if order == "again":
+            os._exit(DEAD_ENGINE_STATUS)
+        raise error  # Ray does not start this actor again, and Ray Data another one
 
     def _beat(self) -> None:
         while not leaving.wait(BEAT_S):
@@ -212,7 +215,7 @@ class PoolLostError(Exception):
 
 
 class PoolWatch:
-    """Looks at the pool's health about once a second, and raises in the execution's loop when no actor is left."""
+    """Looks at the pool every LOOK_S, and raises in the execution's loop when no actor is left."""
 
     def __init__(self, retries: RetryPolicy, pool: Pool, on_problems: Callable[[tuple[str, ...]], None]) -> None:
         self._supervisor: Any = retries.supervisor
@@ -225,12 +228,13 @@ class PoolWatch:
         self.closed_ids: tuple[str, ...] = ()
 
     def step(self, executor: Any) -> None:
-        """Look at the pool if a second has passed. Never wait."""
+        """Look at the pool if it is time. Never wait for the supervisor."""
         import ray
 
         self._executor, now = executor, time.monotonic()
         if self._health is None and now >= self._next_s:
-            self._health, self._next_s = self._supervisor.ask("health"), now + 1
+            self._supervisor.send("see", frozenset(look_at_cluster().placed))
+            self._health, self._next_s = self._supervisor.ask("health"), now + LOOK_S
         elif self._health is not None and ray.wait([self._health], timeout=0)[0]:
             health, self._health = ray.get(self._health), None
             self._judge(health)

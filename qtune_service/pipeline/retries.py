@@ -219,6 +219,10 @@ class Supervisor:
         """Return whether an actor of this run has left partial scores of a shard."""
         return shard in self._partials
 
+    def see(self, present: frozenset[str]) -> None:
+        """Take the actors that the cluster has a process of."""
+        self._dispatch.see(present)
+
     def health(self) -> Health:
         """Return what the driver must know of the pool."""
         return self._dispatch.health()

@@ -22,7 +22,16 @@ from qtune_service.pipeline.distributed_selection import work
 from qtune_service.pipeline.executor import Executor, Stage
 from qtune_service.pipeline.manifest import Pruned, finish_pruned, finish_scored
 from qtune_service.pipeline.population import Population, ScoreShards
-from qtune_service.pipeline.prepare import adopt_scores, find_input, load_rule, plan_shards, portable, save_tokenizer
+from qtune_service.pipeline.prepare import (
+    JobInput,
+    adopt_scores,
+    find_input,
+    load_rule,
+    mean_tokens,
+    plan_shards,
+    portable,
+    save_tokenizer,
+)
 from qtune_service.pipeline.progress import FileSink, Sink, Tracker
 from qtune_service.pipeline.ray_executor import RayExecutor
 from qtune_service.pipeline.score_stage import Scored, ScoringRun, check_part_rows, check_rows, summarise
@@ -33,7 +42,8 @@ from qtune_service.pipeline.shutdown import Stop
 from qtune_service.pipeline.stages import JobContext, PrunedMarker, ScoredMarker, prepare, prune_shard
 from qtune_service.pipeline.stall_watch import steps_look, watching
 from qtune_service.scoring.engine_class import class_of_shards
-from qtune_service.scoring.model_config import describe_model, local_folder
+from qtune_service.scoring.model_config import ModelInfo, describe_model, local_folder
+from qtune_service.scoring.vllm.arguments import check_names, run_arguments
 from qtune_service.selection.plane import QuadrantRule
 from qtune_service.tokenize.encoded_batch import NO_ENDINGS, Endings
 from qtune_service.tokenize.encoder import Encoder
@@ -79,7 +89,7 @@ class _Job:
         rule = load_rule(self.spec.prune.quadrant_rule) if self.spec.prune else None
         self.tracker.stage("prepare", 1, unit="steps")
         if (manifest := self.output.manifest) is not None:
-            self.output.claim(self.spec, "" if self.spec.from_scores else describe_model(self.spec.model).fingerprint)
+            self._claim(None if self.spec.from_scores else describe_model(self.spec.model))
             self.tracker.say(f"{self.output.root} is already complete; nothing to do.")
             return manifest
         try:
@@ -102,22 +112,31 @@ class _Job:
         self.output.claim(self.spec, "")
         return adopt_scores(self.spec, self.output)
 
-    def _start(self) -> tuple[JobContext, Encoder]:
+    def _claim(self, model: ModelInfo | None) -> None:
+        """Claim the output for this spec and model."""
+        fingerprints = (model.fingerprint, model.earlier_fingerprint) if model else ("", "")
+        self.output.claim(self.spec, *fingerprints)
+
+    def _start(self) -> tuple[JobContext, Encoder, JobInput]:
         """Start workers and tokenizer, which take seconds, at the same time. Find missing data or models first."""
-        find_input(self.spec, self.output)
+        given = find_input(self.spec, self.output)
+        check_names(self.spec.engine)
         local_folder(self.spec.model.name)
         look = steps_look(self.executor, 0, lambda: ("steps", "starting workers and reading the model's configuration"))
         with ThreadPoolExecutor(1) as thread, watching(self.tracker, look):
             preparing = thread.submit(prepare, self.spec)
             self.executor.start(self.stop)
-            return preparing.result()
+            context, encoder = preparing.result()
+            return context, encoder, given
 
     def _score(self) -> Scored:
         """Score the shards that are not finished."""
-        context, encoder = self._start()
-        self.output.claim(self.spec, context.model.fingerprint)
+        context, encoder, given = self._start()
+        self._claim(context.model)
         save_tokenizer(encoder, self.output)
-        plan, notices = plan_shards(self.spec, self.output, self.executor, self.tracker)
+        if given.is_planned_by_workers:
+            self.executor.reserve(self.spec.engine)
+        plan, notices = plan_shards(self.spec, given, self.output, self.executor, self.tracker)
         markers = {shard: ScoredMarker.from_dict(body) for shard, body in self.output.finished("scored").items()}
         pool, limits = self.executor.size_pool(self.spec.engine), self.spec.limits
         resumed = sum(marker.read for marker in markers.values())
@@ -136,6 +155,8 @@ class _Job:
             partials=self.output.partials(),
             plan_digest=plan.digest,
             process_name=self.executor.process_name,
+            tokenizer=encoder.fingerprint,
+            engine_arguments=run_arguments(self.spec.engine, mean_tokens(plan), context.model.max_model_len),
         )
         scoring = ScoringRun(context, self.executor, pool, self.tracker, self.stop)
         fresh = scoring.run(todo)

@@ -63,12 +63,10 @@ class ScoreShard:
 
     def __init__(self, context: JobContext) -> None:
         os.environ["OMP_NUM_THREADS"] = str(context.threads)
-        limit = {"max_model_len": context.model.max_model_len}
         self._context = context
         self._engine = ThreadPoolExecutor(1, thread_name_prefix="engine")
-        model = context.spec.model.model_copy(update=limit)
         self._actor = context.process_name()
-        self._scorer: Scorer = self._engine.submit(self._build, model, context.spec.engine).result()
+        self._scorer: Scorer = self._engine.submit(self._build, *context.engine()).result()
         info = self._engine.submit(lambda: self._scorer.info).result()
         self._engine_name = f"{info.name} {info.version} {info.dtype}"
         self._turn, self._admission = threading.Lock(), Admission()

@@ -1,4 +1,4 @@
-"""The stages of a job, each a function of one shard: scan, encode, commit, prune. score is in score_shard.py.
+"""The stages of a job, each a function of one shard: encode, commit, prune. score is in score_shard.py.
 
 Values between stages are frozen dataclasses, and markers are the JSON files that make a finished shard count. Heavy
 objects are made once a process: plan and tokenizer are cached, the model is held by the scoring actor. An executor
@@ -16,9 +16,9 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
-from qtune_service.config import JobSpec
-from qtune_service.errors import OutputConflictError, StorageError
-from qtune_service.ingest.planner import Chunk, ChunkScan, Plan, scan
+from qtune_service.config import EngineSpec, JobSpec, ModelSpec
+from qtune_service.errors import ModelError, OutputConflictError, StorageError
+from qtune_service.ingest.plan import Plan
 from qtune_service.ingest.reader import RecordProblem, read_shard, sample_id
 from qtune_service.ingest.rows import text_of
 from qtune_service.output.columns import final_masks, ragged, row_sums
@@ -40,13 +40,16 @@ from qtune_service.pipeline.shard_tables import (
     tally,
     with_scores,
 )
-from qtune_service.scoring.model_config import ModelInfo, describe_model
+from qtune_service.scoring.model_config import SAME_FILES, ModelInfo, check_model, describe_model, planned_model
 from qtune_service.scoring.scorer import FlatScores
+from qtune_service.storage.model_cache import is_remote
 from qtune_service.tokenize.encoded_batch import NO_ENDINGS, Endings
 from qtune_service.tokenize.encoder import Encoder
 
 MAX_PLAN_BYTES = 8 << 30
 """Limit of a plan's size, which is about 500 bytes a shard."""
+STREAMED = "runai_streamer"
+"""Beginning of the names of vLLM's loaders that read weights from an object store themselves."""
 
 Counts = dict[str, int]
 
@@ -66,6 +69,30 @@ class JobContext:
     plan_digest: str | None = None
     """Digest of the plan that the driver checked. None accepts any plan."""
     process_name: Callable[[], str] = local_process_name
+    engine_arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of vLLM for this run, where `engine.vllm` has no others."""
+    tokenizer: str = ""
+    """Fingerprint of the driver's encoder. Empty accepts any."""
+
+    @property
+    def node(self) -> str:
+        """Return the name of this process's node."""
+        return self.process_name().rpartition(":")[0]
+
+    def engine(self) -> tuple[ModelSpec, EngineSpec]:
+        """Return the model that was planned, with its files on this node, and the settings of its engine.
+
+        Raise ModelError if this node has another model, and StorageError.
+        """
+        spec, given = self.spec.model, self.spec.engine
+        check_model(spec, self.model, self.node)
+        arguments = {**self.engine_arguments, **given.vllm}
+        is_streamed = is_remote(spec.name) and str(arguments.get("load_format", "")).startswith(STREAMED)
+        if is_streamed:
+            arguments["model_weights"] = spec.name
+        model = planned_model(spec, self.model, weights=not is_streamed)
+        limit = {"max_model_len": self.model.max_model_len}
+        return model.model_copy(update=limit), given.model_copy(update={"vllm": arguments})
 
     @property
     def output(self) -> Output:
@@ -168,11 +195,6 @@ class PrunedMarker(Marker):
 
 
 # --- the stages
-
-
-def scan_chunk(_index: int, chunk: Chunk, spec: JobSpec) -> ChunkScan:
-    """Scan one chunk of the input: counts, hash, format, schema."""
-    return scan(chunk, spec.input, work=Output(spec.output.path).at("_qtune", "input"))
 
 
 def encode_shard(index: int, _value: None, context: JobContext) -> EncodedShard:
@@ -318,5 +340,10 @@ def _encoder(context: JobContext) -> Encoder:
     key = context.spec.input.model_dump_json() + context.spec.model.model_dump_json() + context.model.fingerprint
     if key not in _ENCODERS:
         limits = {"max_model_len": context.model.max_model_len, "vocab_size": context.model.vocab_size}
-        _ENCODERS[key] = Encoder(context.spec.model, context.spec.input, **limits)
+        model = planned_model(context.spec.model, context.model, weights=False)
+        encoder = Encoder(model, context.spec.input, **limits)
+        if context.tokenizer not in ("", encoder.fingerprint):
+            where = f"{context.spec.model.name} on node {context.node}"
+            raise ModelError(f"the tokenizer of {where} is not the one that this job was planned with", SAME_FILES)
+        _ENCODERS[key] = encoder
     return _ENCODERS[key]

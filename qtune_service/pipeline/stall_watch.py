@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from qtune_service.ingest.plan import Chunk
+from qtune_service.ingest.plan import ALL_ROWS, Chunk
 from qtune_service.pipeline.actor_states import ENDED, ActorState
 from qtune_service.pipeline.cluster_state import ClusterState, Kind
 from qtune_service.pipeline.executor import Executor, Pool
@@ -289,7 +289,7 @@ def steps_look(executor: Executor, cpus: float, text: Callable[[], tuple[Reason,
 
 
 def reading_text(unread: Iterable[Chunk]) -> str:
-    """Return which chunk takes longest to plan. A compressed file is one chunk."""
+    """Return which chunk takes longest to plan. Most compressed files are one chunk."""
     chunks = list(unread)
     if not chunks:
         return "making the plan"
@@ -297,11 +297,12 @@ def reading_text(unread: Iterable[Chunk]) -> str:
         chunks, key=lambda chunk: chunk.file.size_bytes if chunk.file.is_in_rows else chunk.stop - chunk.start
     )
     if largest.file.is_in_rows:
-        size = f"rows {largest.start:,} to {largest.stop:,}"
+        size = "all rows" if largest.stop >= ALL_ROWS else f"rows {largest.start:,} to {largest.stop:,}"
     else:
         num_bytes = largest.stop - largest.start
         size = f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
-    how = f"{size}, compressed, so in one piece" if largest.file.compression else size
+    is_stream = largest.file.compression is not None and not largest.is_part
+    how = f"{size}, compressed, so in one piece" if is_stream else size
     more = f" and {_number(len(chunks) - 1, 'more part')}" if len(chunks) > 1 else ""
     return f"reading {largest.file.name[-MAX_NAME_CHARS:]} ({how}){more}"
 

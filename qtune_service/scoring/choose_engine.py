@@ -1,7 +1,7 @@
 """Choose and build the engine that scores a model.
 
 `auto` selects vLLM if it is installed in a supported version and supports the model's architecture as a causal language
-model, else the reference engine. An engine requested by name is never replaced.
+model, else the reference engine, unless the job sets `engine.vllm`. An engine requested by name is never replaced.
 
 `module:factory` names a user's engine: another inference engine, a remote server, a test. The factory is called with
 (ModelSpec, EngineSpec) in the scoring process and returns a Scorer (scorer.py). Its attributes are checked once and the
@@ -49,6 +49,11 @@ def choose_engine(model: ModelSpec, engine: EngineSpec) -> EngineChoice:
         version = check_version(installed_vllm())
         _check_vllm_runs(checkpoint, version)
     except (EngineError, ModelError) as error:
+        if engine.vllm:
+            raise EngineError(
+                f"engine.vllm sets {', '.join(sorted(engine.vllm))}, and vLLM cannot be used: {error.message}",
+                error.hint,
+            ) from error
         return EngineChoice("reference", error.message.rstrip("."))
     return EngineChoice("vllm", f"vLLM {version} is installed and supports {checkpoint.architecture}")
 

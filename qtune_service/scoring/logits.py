@@ -34,7 +34,19 @@ KERNEL_IS_OFF = "the kernel is switched off (head_kernel)"
 _UNUSED = 1.0  # partials of an unused score: any value without NaN
 _CHECK_BYTES = 64 << 20  # limit of the float64 weight in memory
 
+GIB = 1 << 30
+
 logger = logging.getLogger(__name__)
+
+
+def default_logits_bytes(device_bytes: int) -> int:
+    """Return the default of `logits_bytes` for a device with this much memory; 0 for a CPU.
+
+    A block of 256 MiB has 440 rows of a vocabulary of 152,000, which is little work for a large GPU.
+    """
+    if device_bytes >= 120 * GIB:
+        return 2 * GIB
+    return GIB if device_bytes >= 70 * GIB else GIB // 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,22 +3,27 @@
 Both engines check before loading: the model exists, it is a causal language model, its length limit, its dtype. Each
 failure has its own message. A job reads the length limit and the fingerprint before any actor loads the model.
 
-The fingerprint protects resumed jobs: scores of different models must not be mixed in one output. Configuration and
-tokenizer files are hashed whole. Of a weight file the name, the size, and the first and last MiB are hashed, since
-hashing 100 GB at every start would be too slow.
+The fingerprint protects a job: scores of different models must not be mixed in one output. The driver computes it, and
+each actor compares it with that of its own node (`check_model`). Of a local folder, configuration and tokenizer files
+are hashed whole. Of a weight file the name, the size, and the first and last MiB are hashed, since hashing 100 GB at
+every start would be too slow. A model of the hub is its commit, which the actors load, and a model on an object store
+is the version of its files (storage/model_cache.py).
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qtune_service.config import ModelSpec
 from qtune_service.errors import ModelError
-from qtune_service.tokenize.named_sources import model_folder
+from qtune_service.storage import model_cache
+from qtune_service.tokenize.named_sources import model_folder, with_local_files
 
 CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel")
 _LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length", "n_ctx")
@@ -143,11 +148,19 @@ class ModelInfo:
     max_model_len: int
     """Length limit of the job in tokens: the spec's, or the model's."""
     fingerprint: str
+    revision: str | None = None
+    """What actors load: the commit of a hub model, or the version of a model on an object store."""
+    earlier_fingerprint: str = ""
+    """Fingerprint by the rule of earlier versions, which took a branch of the hub for a version."""
 
 
-def describe_model(spec: ModelSpec) -> ModelInfo:
-    """Read the model's configuration. Raises ModelError."""
-    config = _load_model_config(spec)
+def describe_model(spec: ModelSpec, version: str | None = None) -> ModelInfo:
+    """Read the model's configuration. version: of a model on an object store, any if None. Raises ModelError."""
+    if _is_object(spec.name):
+        _, version = model_cache.fetch(spec.name, weights=False, version=version)
+    local = with_local_files(spec, version=version)
+    commit = None if local_folder(local.name) else _find_commit(local)
+    config = _load_model_config(local.model_copy(update={"revision": commit or local.revision}))
     text = _text_config(config)
     own_limit = getattr(text, "max_position_embeddings", None)
     limit = spec.max_model_len or own_limit
@@ -158,12 +171,39 @@ def describe_model(spec: ModelSpec) -> ModelInfo:
             f"max_model_len {limit} is over the {own_limit} positions of {spec.name}", f"Use {own_limit} or less."
         )
     architectures = getattr(config, "architectures", None) or ["unknown"]
-    return ModelInfo(architectures[0], int(text.vocab_size), int(limit), _fingerprint(spec, config))
+    fingerprint = _fingerprint(spec, local, commit or spec.revision, version)
+    earlier = _fingerprint(spec, local, spec.revision or getattr(config, "_commit_hash", None), version)
+    return ModelInfo(architectures[0], int(text.vocab_size), int(limit), fingerprint, version or commit, earlier)
+
+
+def planned_model(spec: ModelSpec, info: ModelInfo, *, weights: bool) -> ModelSpec:
+    """Return the model that was described, on this node: local files, or a commit of the hub.
+
+    Raise ModelError if it has changed, and StorageError.
+    """
+    if model_cache.is_remote(spec.name):
+        return with_local_files(spec, weights=weights, version=info.revision)
+    pinned = spec.model_copy(update={"revision": info.revision}) if info.revision else spec
+    return with_local_files(pinned)
+
+
+SAME_FILES = "Copy the same files to every node, or name a model of the hub or on an object store (s3://, gs://)."
+
+
+def check_model(spec: ModelSpec, planned: ModelInfo, node: str) -> None:
+    """Compare the model on this node with the planned one. Raise ModelError if their files differ."""
+    own = describe_model(planned_model(spec, planned, weights=False)) if not _is_object(spec.name) else planned
+    if own.fingerprint not in (planned.fingerprint, planned.earlier_fingerprint):
+        raise ModelError(
+            f"model {spec.name} on node {node} is not the one that this job was planned with: fingerprint "
+            f"{own.fingerprint[:16]}, planned {planned.fingerprint[:16]}",
+            SAME_FILES,
+        )
 
 
 def load_text_config(spec: ModelSpec) -> Any:
     """Return the configuration of the model's language part. Raises ModelError."""
-    return _text_config(_load_model_config(spec))
+    return _text_config(_load_model_config(with_local_files(spec)))
 
 
 def _text_config(config: Any) -> Any:
@@ -181,14 +221,30 @@ def local_folder(name: str) -> Path | None:
     return folder
 
 
+def _find_commit(spec: ModelSpec) -> str | None:
+    """Return the commit of a hub model, which the path of a cached file names. Raises ModelError."""
+    from transformers.utils.hub import cached_file
+
+    with _explained(spec):
+        path = cached_file(spec.name, "config.json", revision=spec.revision)
+    folder = Path(str(path)).parent
+    return folder.name if folder.parent.name == "snapshots" else None
+
+
 def _load_model_config(spec: ModelSpec) -> Any:
     folder = local_folder(spec.name)
     from transformers import AutoConfig
 
-    try:
+    with _explained(spec):
         return AutoConfig.from_pretrained(
             str(folder or spec.name), revision=spec.revision, trust_remote_code=spec.trust_remote_code
         )
+
+
+@contextlib.contextmanager
+def _explained(spec: ModelSpec) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"cannot load the configuration of model {spec.name}: {str(error).splitlines()[0]}",
@@ -196,12 +252,22 @@ def _load_model_config(spec: ModelSpec) -> Any:
         ) from error
 
 
-def _fingerprint(spec: ModelSpec, config: Any) -> str:
+def _is_object(name: str) -> bool:
+    return model_cache.is_remote(name) and not name.startswith("file://")
+
+
+def _fingerprint(spec: ModelSpec, local: ModelSpec, commit: str | None, version: str | None) -> str:
+    """Return the digest of a model's files. commit: of a hub model. version: of a model on an object store."""
     digest = hashlib.sha256()
-    for name in filter(None, (spec.name, spec.tokenizer)):
+    for given, name in ((spec.name, local.name), (spec.tokenizer, local.tokenizer)):
+        if given is None or name is None:
+            continue
+        if version is not None and given == spec.name:
+            digest.update(f"objects {version}".encode())
+            continue
         folder = Path(name).expanduser()
         if not folder.is_dir():
-            digest.update(f"{name}@{spec.revision or getattr(config, '_commit_hash', None)}".encode())
+            digest.update(f"{name}@{commit}".encode())
             continue
         for file in sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")):
             digest.update(file.name.encode())

@@ -28,7 +28,7 @@ import torch
 from qtune_service.config import EngineSpec, ModelSpec
 from qtune_service.errors import EngineError, ModelError
 from qtune_service.samples import Sample, TokenScores
-from qtune_service.scoring.logits import KERNEL_IS_OFF, BlockwiseHead, Choice, Matrix, choose_head
+from qtune_service.scoring.logits import KERNEL_IS_OFF, BlockwiseHead, Choice, Matrix, choose_head, default_logits_bytes
 from qtune_service.scoring.model_config import Checkpoint, read_checkpoint, unsupported_architecture
 from qtune_service.scoring.packing import enable_packing, pack, packed_batches
 from qtune_service.scoring.process_environment import apply_environment, quiet_libraries, warm_up_vector_math
@@ -86,7 +86,9 @@ class ReferenceScorer:
             GPU_BATCH_TOKENS if self._device.type == "cuda" else CPU_BATCH_TOKENS
         )
         self._max_batch_size = 1 if _angles_depend_on_batch(checkpoint) else self._batch_tokens
-        self._block_rows = max(1, engine.logits_bytes // (4 * checkpoint.vocab_size))
+        device_bytes = torch.cuda.get_device_properties(0).total_memory if self._device.type == "cuda" else 0
+        logits_bytes = engine.logits_bytes or default_logits_bytes(device_bytes)
+        self._block_rows = max(1, logits_bytes // (4 * checkpoint.vocab_size))
         self._statistics = statistics_for(self._device)
         with torch.inference_mode():
             self._head = self._choose_head(try_kernel=engine.head_kernel)

@@ -23,7 +23,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from qtune_service.errors import DataError, EngineError, QTuneError
+from qtune_service.errors import DataError, EngineError, ModelError, QTuneError
 from qtune_service.samples import Sample, TokenScores
 
 
@@ -323,7 +323,7 @@ class ScoringCall:
             return
         try:
             self._result = self.scorer.run(self._prepared, watch)
-        except (EngineError, InterruptedScoring):
+        except (EngineError, ModelError, InterruptedScoring):
             raise  # the engine itself has failed
         except Exception as error:  # noqa: BLE001 - a model may raise any error
             self._outcomes = _isolate(self.scorer, self.samples, error)
@@ -347,7 +347,7 @@ def score_isolating(scorer: Scorer, samples: Sequence[Sample], watch: Watch = ne
         return []
     try:
         return list(scorer.score(samples, watch))
-    except (EngineError, InterruptedScoring):
+    except (EngineError, ModelError, InterruptedScoring):
         raise  # the engine itself has failed
     except Exception as error:  # noqa: BLE001 - a model may raise any error
         return _isolate(scorer, samples, error)

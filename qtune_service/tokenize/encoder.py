@@ -46,7 +46,7 @@ from qtune_service.tokenize.encoded_batch import (
     limit_length,
     offsets_of,
 )
-from qtune_service.tokenize.named_sources import model_folder, read_chat_template
+from qtune_service.tokenize.named_sources import model_folder, read_chat_template, with_local_files
 from qtune_service.tokenize.stop_tokens import stop_token_ids
 from qtune_service.tokenize.trl_templates import training_template_for
 from qtune_service.tokenize.turn_spans import Rendering
@@ -64,6 +64,7 @@ class Encoder:
     def __init__(
         self, model: ModelSpec, input_spec: InputSpec, *, max_model_len: int, vocab_size: int | None = None
     ) -> None:
+        model = with_local_files(model)
         self._spec = input_spec
         self._names = ColumnNames.of(input_spec)
         self._max_len = max_model_len

@@ -5,7 +5,8 @@ the installed TRL ships (its training variant, if there is one). Any other value
 marks is rejected. So the text of a file is a template by the same rule and never becomes a path.
 Errors name the path and the problem, and never quote the file.
 
-A model or tokenizer name is a local folder or a hub id.
+A model or tokenizer name is a local folder, a URI of a folder on an object store, or a hub id. A model on an object
+store is fetched into the cache of this node (storage/model_cache.py).
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import re
 import stat
 from pathlib import Path
 
+from qtune_service.config import ModelSpec
 from qtune_service.errors import SpecError
-from qtune_service.storage.confined import is_really_below, real_path
+from qtune_service.storage import model_cache
+from qtune_service.storage.confined import is_really_below, local_path, real_path
 from qtune_service.tokenize.trl_templates import families, file_of
 
 
@@ -32,6 +35,26 @@ def model_folder(name: str) -> Path | None:
     except (OSError, RuntimeError, ValueError):  # too long, an unknown home folder, or a NUL
         folder, exists = Path(name), False
     return folder if exists or name in (".", "..") or name.startswith(("/", "./", "../", "~")) else None
+
+
+def with_local_files(model: ModelSpec, *, weights: bool = False, version: str | None = None) -> ModelSpec:
+    """Return a model with local folders in place of URIs. weights: whether the model is going to be loaded.
+
+    version: the version of a model on an object store, any if None. Raise ModelError and StorageError.
+    """
+    changes = {}
+    if model_cache.is_remote(model.name):
+        changes["name"] = _local_name(model.name, weights=weights, version=version)
+    if model.tokenizer is not None and model_cache.is_remote(model.tokenizer):
+        changes["tokenizer"] = _local_name(model.tokenizer, weights=False, version=None)
+    return model.model_copy(update=changes) if changes else model
+
+
+def _local_name(uri: str, *, weights: bool, version: str | None) -> str:
+    if uri.startswith("file://"):
+        return str(local_path(uri))
+    folder, _ = model_cache.fetch(uri, weights=weights, version=version)
+    return str(folder)
 
 
 MAX_TEMPLATE_BYTES = 1 << 20

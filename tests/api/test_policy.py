@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -194,3 +195,37 @@ def _filled(changes: dict[str, Any], root: Path) -> dict[str, Any]:
         return value.format(root=root) if isinstance(value, str) else value
 
     return {name: fill(value) for name, value in changes.items()}
+
+
+@pytest.mark.parametrize(
+    "vllm",
+    [
+        {"load_format": "pt"},
+        {"model_loader_extra_config": {"a": 1}},
+        {"download_dir": "/etc"},
+        {"worker_cls": "os.system"},
+        {"scheduler_cls": "os.system"},
+        {"hf_config_path": "/etc"},
+        {"hf_overrides": {"rope_theta": 1}},
+        {"reasoning_parser_plugin": "/etc/passwd"},
+        {"log_config_file": "/etc/passwd"},
+        {"otlp_traces_endpoint": "http://10.0.0.1"},
+        {"kv_transfer_config": {"kv_connector": "x"}},
+        {"compilation_config": {"cache_dir": "/etc"}},
+        {"quantization": "../../etc/passwd"},
+        {"quantization": {"a": "/etc"}},
+        {"kv_cache_dtype": ["fp8"]},
+        {"an_argument_of_a_later_version": 1},
+    ],
+)
+def test_arguments_of_vllm_that_run_code_or_name_files_are_refused(policy: Policy, root: Path, vllm: Any) -> None:
+    """Of vLLM's arguments a server takes a list of names with plain values, unless jobs may run code."""
+    with pytest.raises(NotAllowedError, match=r"engine\.vllm"):
+        policy.check(spec(root, engine__vllm=vllm))
+    replace(policy, remote_code=True).check(spec(root, engine__vllm=vllm))
+
+
+def test_plain_arguments_of_vllm_are_allowed(policy: Policy, root: Path) -> None:
+    """A user of a server may quantise the model and choose how it is spread over GPUs."""
+    vllm = {"quantization": "fp8", "kv_cache_dtype": "fp8_e4m3", "pipeline_parallel_size": 2, "enforce_eager": True}
+    policy.check(spec(root, engine__vllm={**vllm, "cpu_offload_gb": 1.5, "enable_expert_parallel": True}))

@@ -175,3 +175,44 @@ def _watch_all(model: Any) -> dict[str, str]:
     found["quantised"] = verdict()
     lm_head.quant_method = method
     return {**found, "as it was found": verdict()}
+
+
+def score_with_quantized_head(samples: Sequence[Sample]) -> tuple[str, list[TokenScores], str]:
+    """Score with a head that is not one of vLLM's plain ones, in another type than the model's, as on a GPU.
+
+    Return the error of vLLM as it is, the scores, and the head. The engine is left with this head.
+    """
+    error, scores = "", []
+    _scorer._llm.apply_model(_quantize_head)
+    try:
+        _scorer.score(samples)
+    except ValueError as refused:
+        error = str(refused)
+    _scorer._llm.apply_model(_use_quantized_heads)
+    scores = _scorer.score(samples)
+    return error, scores, heads()[0]
+
+
+def _quantize_head(model: Any) -> None:
+    import torch
+
+    inner = model.lm_head.quant_method
+    model.lm_head.quant_method = type("PackedMethod", (), {"apply": staticmethod(inner.apply)})()
+    model.logits_processor.head_dtype = torch.float64
+
+
+def _use_quantized_heads(model: Any) -> None:
+    from qtune_service.scoring.vllm.pooling_model import use_quantized_heads
+
+    use_quantized_heads(model)
+
+
+def engine_settings() -> dict[str, Any]:
+    """Return settings of the running engine, as vLLM has them."""
+    config = _scorer._llm.llm_engine.vllm_config
+    return {
+        "max_num_seqs": config.scheduler_config.max_num_seqs,
+        "kv_cache_dtype": config.cache_config.cache_dtype,
+        "block_size": config.cache_config.block_size,
+        "max_model_len": config.model_config.max_model_len,
+    }

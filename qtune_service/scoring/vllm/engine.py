@@ -44,18 +44,13 @@ from qtune_service.scoring.scorer import (
     Watch,
     never,
 )
-from qtune_service.scoring.vllm.plugin import adapted_name, causal_architectures, register
+from qtune_service.scoring.vllm.arguments import Device, check_fits, engine_arguments
+from qtune_service.scoring.vllm.plugin import causal_architectures, register
 from qtune_service.scoring.vllm.prefixes import fill_from_predecessors, may_read_cache, shared_prefixes
 from qtune_service.scoring.vllm.requests import Request, make_requests, submit
 
 SUPPORTED_VLLM = SpecifierSet(">=0.32,<0.34")
 """vLLM versions whose pooling interfaces were reviewed and tested."""
-MAX_NUM_SEQS = 256
-"""Samples per step. Prefill reaches its token budget long before."""
-
-
-CPU_BLOCK_TOKENS = 32
-"""Block size of the prefix cache on a CPU."""
 
 
 def installed_vllm() -> str | None:
@@ -120,6 +115,7 @@ class VllmScorer:
             self._llm: Any = _build(model, engine, checkpoint)
         wake_when_dead(self._llm.llm_engine.engine_core)
         config = self._llm.llm_engine.vllm_config
+        self._job_limit = model.max_model_len
         self._caching = bool(config.cache_config.enable_prefix_caching)
         self._block_size = int(config.cache_config.block_size)
         self.cached_tokens = 0
@@ -139,7 +135,7 @@ class VllmScorer:
     def info(self) -> EngineInfo:
         """Return the engine information. The head is known after the first step."""
         if not self._info.head and self._llm is not None:
-            self._info = replace(self._info, head="; ".join(sorted(set(self._llm.collective_rpc("qtune_head")))))
+            self._info = replace(self._info, head="; ".join(sorted(set(self._llm.collective_rpc("qtune_head")) - {""})))
         return self._info
 
     def score(self, samples: Sequence[Sample], watch: Watch = never) -> list[TokenScores]:
@@ -149,6 +145,7 @@ class VllmScorer:
 
     def prepare(self, samples: Sequence[Sample]) -> PreparedRequests:
         """Sort samples and make the requests of their prompts; see `SteppedScorer`."""
+        check_fits(samples, self._info.max_model_len, self._job_limit)
         call = PreparedSamples.of(samples, self._info)
         shared = shared_prefixes(call.prompts)
         reads = may_read_cache(call.prompts, shared, self._block_size) if self._caching else [False] * len(call.prompts)
@@ -296,57 +293,18 @@ def _device_name() -> str:
 def _build(model: ModelSpec, engine: EngineSpec, checkpoint: Checkpoint) -> Any:
     from vllm import LLM
 
+    from qtune_service.scoring.vllm.pooling_model import WorkerCalls
+
+    extension = f"{WorkerCalls.__module__}.{WorkerCalls.__name__}"
     try:
-        return LLM(**_arguments(model, engine, checkpoint))
+        return LLM(**engine_arguments(model, engine, checkpoint, Device.here(), extension))
     except QTuneError:
         raise
-    except (ValueError, RuntimeError, OSError, KeyError, AssertionError) as error:
-        raise _start_error(checkpoint, error) from error
+    except (ValueError, RuntimeError, OSError, KeyError, AssertionError, TypeError) as error:
+        raise _start_error(checkpoint, engine, error) from error
 
 
-def _arguments(model: ModelSpec, engine: EngineSpec, checkpoint: Checkpoint) -> dict[str, Any]:
-    from vllm.platforms import current_platform
-
-    from qtune_service.scoring.vllm.pooling_model import CONFIG_KEY, TASK, WorkerCalls
-
-    overrides: dict[str, Any] = {
-        # The plain name stays second, because some settings of vLLM depend on it.
-        "architectures": [adapted_name(checkpoint.architecture), *checkpoint.architectures],
-    }
-    arguments: dict[str, Any] = {
-        "model": checkpoint.name,
-        "revision": model.revision,
-        "trust_remote_code": model.trust_remote_code,
-        "dtype": checkpoint.dtype,
-        "max_model_len": model.max_model_len,
-        "seed": 0,
-        "skip_tokenizer_init": True,
-        "runner": "pooling",
-        "convert": "none",
-        "pooler_config": {"task": TASK},
-        "hf_overrides": overrides,
-        "additional_config": {CONFIG_KEY: {"logits_bytes": engine.logits_bytes, "head_kernel": engine.head_kernel}},
-        "tensor_parallel_size": engine.tensor_parallel_size,
-        "max_num_seqs": MAX_NUM_SEQS,
-        # None: vLLM enables it for decoders, except where it is not exact (state-space models).
-        "enable_prefix_caching": None if engine.enable_prefix_caching else False,
-        "gpu_memory_utilization": engine.gpu_memory_utilization,
-        "use_tqdm_on_load": False,
-        "worker_extension_cls": f"{WorkerCalls.__module__}.{WorkerCalls.__name__}",
-    }
-    if engine.max_num_batched_tokens is not None:
-        arguments["max_num_batched_tokens"] = engine.max_num_batched_tokens
-        arguments["max_num_seqs"] = min(MAX_NUM_SEQS, engine.max_num_batched_tokens)
-    if current_platform.is_cpu():
-        overrides["head_dtype"] = "model"  # the float32 head of pooling models would convert the weight in each call
-        arguments["enforce_eager"] = True  # compilation takes a minute and gains nothing here
-        arguments["kv_cache_memory_bytes"] = engine.cpu_kv_cache_bytes
-        # vLLM's default of 128 shares no shorter prompts. Measured as fast as 128.
-        arguments["block_size"] = CPU_BLOCK_TOKENS
-    return arguments
-
-
-def _start_error(checkpoint: Checkpoint, error: Exception) -> QTuneError:
+def _start_error(checkpoint: Checkpoint, engine: EngineSpec, error: Exception) -> QTuneError:
     """Convert vLLM's start-up failure into one error with its cause."""
     cause: BaseException = error
     while cause.__cause__ is not None:
@@ -357,7 +315,8 @@ def _start_error(checkpoint: Checkpoint, error: Exception) -> QTuneError:
             f"vLLM cannot serve model {checkpoint.name} at this length: {reason}",
             "Set a smaller max_model_len, or give the engine more memory (cpu_kv_cache_bytes, gpu_memory_utilization).",
         )
-    return ModelError(f"vLLM could not load model {checkpoint.name} ({checkpoint.architecture}): {reason}")
+    hint = f"The job sets engine.vllm: {', '.join(sorted(engine.vllm))}." if engine.vllm else ""
+    return ModelError(f"vLLM could not load model {checkpoint.name} ({checkpoint.architecture}): {reason}", hint)
 
 
 ASKED_S = 1.0

@@ -40,7 +40,7 @@ from qtune_service.scoring.statistics import Statistics
 WATCHED_ROWS = 4
 _SIGNATURE = inspect.signature(LogitsProcessor.forward)
 _HEADS = (ParallelLMHead, VocabParallelEmbedding)  # the second for tied embeddings
-_PLAIN_METHODS = (UnquantizedEmbeddingMethod, UnquantizedLinearMethod)
+PLAIN_METHODS = (UnquantizedEmbeddingMethod, UnquantizedLinearMethod)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class PlainHead:
         problems = {
             "the model caps its logits": self.processor.soft_cap is not None,
             "the model scales its logits": self.processor.scale != 1.0,
-            f"the head is quantized ({method.__name__})": method not in _PLAIN_METHODS,
+            f"the head is quantized ({method.__name__})": method not in PLAIN_METHODS,
             f"hidden states are {dtype}, and the head's weight is {weight.dtype}": weight.dtype != dtype,
             "this rank holds no columns": self.width == 0,
             # The kernel splits the vocabulary by the number of rows, which changes its sums.

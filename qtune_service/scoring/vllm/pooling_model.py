@@ -29,21 +29,22 @@ import torch
 from numpy.typing import NDArray
 from vllm.model_executor.custom_op import CustomOp, op_registry_oot
 from vllm.model_executor.layers.layernorm import RMSNorm
+from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.pooler import Pooler, PoolingParamsUpdate
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.platforms import current_platform
 from vllm.v1.pool.metadata import PoolingMetadata
 
-from qtune_service.scoring.logits import Choice
+from qtune_service.scoring.logits import Choice, default_logits_bytes
 from qtune_service.scoring.process_environment import warm_up_vector_math
 from qtune_service.scoring.scorer import UNSCORED
 from qtune_service.scoring.statistics import nll_and_entropy, statistics_for
-from qtune_service.scoring.vllm.model_logits import HeadSettings, choose_vllm_head
+from qtune_service.scoring.vllm import arguments
+from qtune_service.scoring.vllm.model_logits import PLAIN_METHODS, HeadSettings, choose_vllm_head
 from qtune_service.scoring.vllm.plugin import ARCHITECTURE_PREFIX
 
-TASK = "token_classify"  # a per-token task of both model runners of vLLM
+TASK = arguments.TASK
 SPANS_KEY = "qtune_spans"
-CONFIG_KEY = "qtune"
-DEFAULT_LOGITS_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,7 @@ class ScorePooler(Pooler):  # type: ignore[misc]  # vllm is not typed here
     def _choose(self, hidden_states: torch.Tensor) -> Choice:
         settings = HeadSettings(
             vocab_size=self._vocab_size,
-            logits_bytes=int(self._settings.get("logits_bytes", DEFAULT_LOGITS_BYTES)),
+            logits_bytes=int(self._settings.get("logits_bytes") or default_logits_bytes(0)),
             statistics=statistics_for(hidden_states.device, str(self._settings.get("statistics", "auto"))),
             try_kernel=bool(self._settings.get("head_kernel", True)),
         )
@@ -194,7 +195,8 @@ def adapt(base: type[torch.nn.Module], name: str) -> type[torch.nn.Module]:
     def __init__(self: Any, *, vllm_config: Any, prefix: str = "", **kwargs: Any) -> None:  # noqa: N807
         base.__init__(self, vllm_config=vllm_config, prefix=prefix, **kwargs)
         vocab_size = vllm_config.model_config.get_vocab_size()
-        self.pooler = ScorePooler(self, vocab_size, vllm_config.additional_config.get(CONFIG_KEY, {}))
+        use_quantized_heads(self)
+        self.pooler = ScorePooler(self, vocab_size, vllm_config.additional_config.get(arguments.CONFIG_KEY, {}))
 
     body = {
         "__init__": __init__,
@@ -204,6 +206,19 @@ def adapt(base: type[torch.nn.Module], name: str) -> type[torch.nn.Module]:
         "default_tok_pooling_type": "ALL",  # keeps chunked prefill and prefix caching of decoders
     }
     return types.new_class(name, (base,), exec_body=lambda namespace: namespace.update(body))
+
+
+def use_quantized_heads(model: torch.nn.Module) -> None:
+    """Let a model with a quantized head compute its logits in the model's type.
+
+    vLLM computes the logits of pooling models in float32 and refuses that for a quantized weight.
+    """
+    heads = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding)]
+    if all(type(head.quant_method) in PLAIN_METHODS for head in heads):
+        return
+    for module in model.modules():
+        if isinstance(module, LogitsProcessor):
+            module.head_dtype = None
 
 
 def __getattr__(name: str) -> type[torch.nn.Module]:

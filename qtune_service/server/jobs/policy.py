@@ -25,6 +25,7 @@ from qtune_service.server.jobs.dataset_uris import id_of_uri
 from qtune_service.storage.confined import is_really_below, local_path
 from qtune_service.storage.hub_uri import PREFIX, HubUri, is_hub
 from qtune_service.tokenize.named_sources import is_template, is_trl_name, model_folder, read_chat_template
+from qtune_service.vllm_arguments import refused_by_server
 
 _MODEL_ID = re.compile(r"[\w.:+= -]{1,200}(?:/[\w.:+= -]{1,200}){0,2}")
 _REVISION = re.compile(r"(?!(?:refs|pr|pull)(?:/|$))\w[\w.-]{0,200}(?:/\w[\w.-]{0,200}){0,8}", re.ASCII | re.IGNORECASE)
@@ -106,8 +107,13 @@ class Policy:
         }
         for field, value in named.items():
             if value is not None:
-                hint = "The administrator can allow it with QTUNE_ALLOW_REMOTE_CODE=true."
-                raise NotAllowedError(f"{field}: this server does not allow code in jobs, got {value!r}", hint)
+                raise NotAllowedError(f"{field}: this server does not allow code in jobs, got {value!r}", _CODE_HINT)
+        if (name := refused_by_server(spec.engine.vllm)) is not None:
+            value = _shown(str(spec.engine.vllm[name]))
+            raise NotAllowedError(f"engine.vllm: this server does not allow {name} = {value!r} in jobs", _CODE_HINT)
+
+
+_CODE_HINT = "The administrator can allow it with QTUNE_ALLOW_REMOTE_CODE=true."
 
 
 def _is_own_revision(revision: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from qtune_service.pipeline.score_shard import ScoreShard
 from qtune_service.pipeline.stages import JobContext, commit_shard, encode_shard
 from qtune_service.samples import Sample, TokenScores
 from qtune_service.scoring import choose_engine
-from qtune_service.scoring.model_config import ModelInfo
+from qtune_service.scoring.model_config import describe_model
 from qtune_service.scoring.scorer import EngineInfo, Watch, never
 from qtune_service.storage import file_io
 from tests.jobs import DEMO_MODEL, rows, write_jsonl
@@ -62,7 +63,7 @@ def job(tmp_path: Path, endings: list[int]) -> JobContext:
     scans = [scan(chunk, spec.input, work=output.at("_qtune", "input")) for chunk in chunks]
     plan = make_plan(files, chunks, scans, spec.input)
     file_io.write_bytes(output.at("_qtune", "plan.json"), plan.to_json().encode())
-    return JobContext(spec, ModelInfo("Qwen2ForCausalLM", 1000, 64, "f"))
+    return JobContext(spec, replace(describe_model(spec.model), vocab_size=1000, max_model_len=64))
 
 
 def test_a_poison_sample_is_set_aside_and_costs_the_others_nothing(

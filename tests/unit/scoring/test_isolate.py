@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qtune_service.errors import DataError, EngineError
+from qtune_service.errors import DataError, EngineError, ModelError
 from qtune_service.samples import Sample, TokenScores
 from qtune_service.scoring.scorer import EngineInfo, InterruptedScoring, Watch, never, score_isolating
 
@@ -46,6 +46,17 @@ def refuse_poison(samples: Sequence[Sample]) -> None:
     """Fail for the group if it holds poison."""
     if any(s.input_ids[0] == POISON for s in samples):
         raise ValueError("poison\nwith a trace")
+
+
+@pytest.mark.parametrize("error", [EngineError("the engine failed"), ModelError("too long for this engine")])
+def test_failures_of_the_engine_reject_no_sample(error: Exception) -> None:
+    """What the engine or the model cannot do is raised, whichever sample shows it."""
+
+    def fail(_samples: Sequence[Sample]) -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        score_isolating(FakeScorer(fail), samples_of([1, 2, 3]))
 
 
 @given(poisoned=st.lists(st.booleans(), max_size=40))
