@@ -230,19 +230,24 @@ def changes(planned: Sequence[SourceFile], now: Sequence[SourceFile]) -> list[st
     found = [f"{file.name} is gone" for file in planned if file.uri not in after]
     found += [f"{file.name} is new" for file in now if file.uri not in before]
     both = [(file, after[uri]) for uri, file in before.items() if uri in after]
+    differing = [pair for pair in both if not _is_listed_same(*pair)]
     with ThreadPoolExecutor(max_workers=16, thread_name_prefix="changes") as pool:
-        same = pool.map(lambda pair: _is_same(*pair), both)
-        found += [f"{file.name} has changed" for (file, _), is_same in zip(both, same, strict=True) if not is_same]
+        same = pool.map(lambda pair: _is_same(*pair), differing)
+        found += [f"{file.name} has changed" for (file, _), is_same in zip(differing, same, strict=True) if not is_same]
     if not found and list(before) != list(after):
         found.append("the files are named in another order")
     return found
 
 
+def _is_listed_same(planned: SourceFile, now: SourceFile) -> bool:
+    """Return whether size and version, or the time in the listing, are those that were planned."""
+    is_time_same = bool(planned.modified) and planned.modified == now.modified
+    return planned.size_bytes == now.size_bytes and (planned.version == now.version or is_time_same)
+
+
 def _is_same(planned: SourceFile, now: SourceFile) -> bool:
-    """Return whether a file has the content that was planned. A request is sent only where the listing differs."""
-    if planned.size_bytes != now.size_bytes:
+    """Return whether a file whose listing differs has the ETag that was planned, which takes a request."""
+    if planned.size_bytes != now.size_bytes or now.is_checked:
         return False
-    if planned.version == now.version or (planned.modified and planned.modified == now.modified):
-        return True
-    entry = None if now.is_checked else file_io.stat(now.uri)
+    entry = file_io.stat(now.uri)
     return entry is not None and entry.version == planned.version

@@ -69,6 +69,8 @@ class Dispatch:
     """Shards that have not arrived at the driver."""
     _queue: deque[tuple[float, int]] = field(default_factory=deque)
     """(not before, shard)."""
+    _queued: set[int] = field(default_factory=set)
+    """Shards in the queue."""
     _handed_out: list[int] = field(default_factory=list)
     """In this order."""
     _touched_s: dict[int, float] = field(default_factory=dict)
@@ -118,6 +120,7 @@ class Dispatch:
         self._engaged.clear()
         self._active.clear()
         self._queue.clear()
+        self._queued.clear()
         self._handed_out.clear()
         self._open = set(shards)
         for shard in sorted(self._open):
@@ -140,7 +143,7 @@ class Dispatch:
             elif shard in self._open and shard not in self._engaged:
                 self._handed_out.append(shard)
                 self._touched_s[shard] = now
-        self._queue = waiting
+        self._queue, self._queued = waiting, {shard for _, shard in waiting}
         return self._handed_out[before if start is None else start :]
 
     def arrived(self, shard: int, *, has_failed: bool) -> None:
@@ -194,8 +197,9 @@ class Dispatch:
         return True
 
     def _requeue(self, shard: int, pause_s: float = 0.0) -> None:
-        if shard in self._open and all(shard != queued for _, queued in self._queue):
+        if shard in self._open and shard not in self._queued:
             self._queue.append((self.clock() + pause_s, shard))
+            self._queued.add(shard)
 
     def _requeue_of_silent_actors(self) -> None:
         for name, beat_s in list(self._beats_s.items()):
