@@ -256,6 +256,8 @@ def connect(address: str | None) -> Cluster:
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    # Ray ends a process that waits this long for an answer of the head, without a message. `watch_head` comes first.
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(round(2 * HEAD_LOST_S)))
     global _lost, _left
     _lost, _left = threading.Event(), threading.Event()
     address = address or os.environ.get("RAY_ADDRESS") or None
