@@ -76,6 +76,10 @@ class EngineError(QTuneError, RuntimeError):
     exit_code = 4
 
 
+class EngineMismatchError(EngineError):
+    """A process has another engine than the one that scored the other shards of its job."""
+
+
 class ShardFailedError(EngineError):
     """A shard failed in all its attempts. Other shards are not affected."""
 

@@ -6,6 +6,7 @@ runs: {"start": MESSAGE} or {"after": SHARDS}. The processes of a node find it t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -42,9 +43,10 @@ def build(model: ModelSpec, engine: EngineSpec) -> BreakableScorer:
 def damage() -> dict[str, Any]:
     """Return how this process's node is broken."""
     for process in [psutil.Process(), *psutil.Process().parents()]:
-        if (path := Path(process.cwd()) / FILE).exists():
-            body: dict[str, Any] = json.loads(path.read_text())
-            return body
+        with contextlib.suppress(psutil.Error):
+            if (path := Path(process.cwd()) / FILE).exists():
+                body: dict[str, Any] = json.loads(path.read_text())
+                return body
     return {}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import socket
 import socketserver
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -21,6 +23,7 @@ from tests.waiting import free_port, wait_until
 START_S = 60
 SLOW_S = 0.15
 """A slow endpoint takes this long over each piece of an answer."""
+_REQUEST = re.compile(rb"(?:^|\r\n\r\n)([A-Z]+ /[^ ?]*)[^ ]* HTTP/1\.1\r\n")
 SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 
 
@@ -128,6 +131,10 @@ class Faults:
     mode: Literal["pass", "refuse", "slow"] = "pass"
     """`refuse`: cut what is open, answer 503 to each new request."""
     refused_at_s: list[float] = field(default_factory=list)
+    delays: dict[str, float] = field(default_factory=dict)
+    """Part of a key -> seconds for which the next write of it is held before it reaches the server."""
+    requests: Counter[str] = field(default_factory=Counter)
+    """Requests that were passed on, by `METHOD /path`, without the query."""
 
 
 @contextmanager
@@ -167,7 +174,16 @@ def _relay(client: socket.socket, port: int, faults: Faults) -> None:
                     return
                 if side is server and faults.mode == "slow":
                     time.sleep(SLOW_S)
+                if side is client and data.startswith(b"PUT "):
+                    time.sleep(_delay(data.split(b"\r\n", 1)[0].decode(), faults))
+                if side is client:
+                    faults.requests.update(match.decode() for match in _REQUEST.findall(data))
                 other[side].sendall(data)
+
+
+def _delay(request: str, faults: Faults) -> float:
+    """Return how long a write is held, and forget the delay."""
+    return sum(faults.delays.pop(part) for part in list(faults.delays) if part in request)
 
 
 def _refuse(client: socket.socket, faults: Faults) -> None:

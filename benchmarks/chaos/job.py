@@ -6,6 +6,7 @@ something new. A kill that the job should survive by itself and that ended it in
 
 from __future__ import annotations
 
+import json
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -244,12 +245,19 @@ class DisturbedJob:
 
     def _remember_finished(self) -> None:
         """Remember files of shards with a marker, which must never be written again."""
-        for stage, folders in (("scored", ("scores", "rejected")), ("pruned", ("pruned", "quadrants"))):
+        for stage in ("scored", "pruned"):
             for marker in finished(self.out, stage):
-                for folder in folders:
-                    path = self.out / folder / f"part-{marker.removesuffix('.json')}.parquet"
+                for path in self._files_of(stage, marker):
                     if path not in self._files and path.exists():
                         self._files[path] = _identity(path)
+
+    def _files_of(self, stage: str, marker: str) -> list[Path]:
+        """Return the files that a marker names; none if the job has ended and removed it."""
+        try:
+            body = json.loads((self.out / "_qtune" / stage / marker).read_text())
+        except FileNotFoundError:
+            return []
+        return [self.out / file["path"] for file in body["files"]]
 
     def _check_untouched(self) -> None:
         for path, before in self._files.items():

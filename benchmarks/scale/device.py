@@ -12,10 +12,11 @@ file that QTUNE_DEVICE_LOG names: when the device was first and last occupied, a
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,10 @@ from qtune_service.samples import Sample, TokenScores
 from qtune_service.scoring.scorer import (
     EngineInfo,
     InterruptedScoring,
+    Prompt,
     Scores,
     Watch,
+    check_samples,
     distinct_prompts,
     never,
     scores_of,
@@ -58,6 +61,8 @@ class Device:
 
     def log(self) -> None:
         """Append the times of the calls since the last log."""
+        if "QTUNE_DEVICE_LOG" not in os.environ:
+            return
         line = json.dumps({"begun_s": self.begun_s, "ended_s": self.ended_s, "busy_s": self.busy_s})
         with Path(os.environ["QTUNE_DEVICE_LOG"]).open("a") as file:
             file.write(line + "\n")
@@ -71,58 +76,79 @@ def hashed(ids: NDArray[np.int32], positions: NDArray[np.int64]) -> Scores:
     return spread.astype(np.float32) * np.float32(8 / (1 << 24))
 
 
-def _info(model: ModelSpec) -> EngineInfo:
-    limit = model.max_model_len or 0
-    return EngineInfo("plain", "1", "none", "float32", "none", limit, 1 << 30, "the benchmark requested it")
+DEVICE = Device()
 
 
 class PlainScorer:
-    """An engine in the three steps of the package's own ones, or in one where `score` alone is called."""
+    """An engine built as the package's own ones are. Versions without the steps of a call use `score`."""
 
     def __init__(self, model: ModelSpec) -> None:
-        self.info = _info(model)
-        self._device = Device()
+        limit = model.max_model_len or 0
+        self.info = EngineInfo("plain", "1", "none", "float32", "none", limit, 1 << 30, "the benchmark requested it")
 
     def score(self, samples: Sequence[Sample], watch: Watch = never) -> list[TokenScores]:
-        """Sort, sleep for each batch, and select the scores."""
+        """Score in one step."""
+        check_samples(samples, self.info)
         prompts, index = distinct_prompts(samples)
-        scores = self._run([(prompt.input_ids, prompt.positions) for prompt in prompts], watch)
+        scores = self._run(prompts, watch)
         return [scores_of(sample, prompts[i], scores[i]) for sample, i in zip(samples, index, strict=True)]
 
-    def _run(self, prompts: Sequence[tuple[NDArray[np.int32], NDArray[np.int64]]], watch: Watch) -> list[Scores]:
-        sizes = np.cumsum([len(ids) for ids, _ in prompts])
-        cuts = np.searchsorted(sizes, np.arange(STEP_TOKENS, sizes[-1] + STEP_TOKENS, STEP_TOKENS), side="right")
-        first, tokens, scores = 0, 0, []
-        for last in np.unique(np.append(cuts, len(prompts))).tolist():
+    def prepare(self, samples: Sequence[Sample]) -> Any:
+        """Sort samples."""
+        from qtune_service.scoring.scorer import PreparedSamples
+
+        return PreparedSamples.of(samples, self.info)
+
+    def run(self, prepared: Any, watch: Watch = never) -> list[Scores]:
+        """Sleep for each batch."""
+        return self._run(prepared.prompts, watch)
+
+    def finish(self, prepared: Any, result: list[Scores]) -> Any:
+        """Select the scores of the samples."""
+        return prepared.select(np.concatenate(result))
+
+    def _run(self, prompts: Sequence[Prompt], watch: Watch) -> list[Scores]:
+        scores: list[Scores] = []
+        tokens = 0
+        for batch in batches(prompts):
             begun_s = time.time()
-            batch = prompts[first:last]
-            if not batch:
-                continue
-            ids = np.concatenate([ids for ids, _ in batch])
-            starts = np.cumsum([0, *(len(ids) for ids, _ in batch[:-1])])
-            rows = np.concatenate([at + start for (_, at), start in zip(batch, starts, strict=True)])
-            values = hashed(ids, rows)
-            scores += np.split(values, np.cumsum([len(at) for _, at in batch])[:-1])
-            self._device.run(len(ids), begun_s)
-            first, tokens = last, tokens + len(ids)
+            ids = np.concatenate([prompt.input_ids for prompt in batch])
+            starts = np.cumsum([0, *(len(prompt.input_ids) for prompt in batch[:-1])])
+            rows = np.concatenate([p.positions + start for p, start in zip(batch, starts.tolist(), strict=True)])
+            scores += np.split(hashed(ids, rows), np.cumsum([len(prompt.positions) for prompt in batch])[:-1])
+            tokens += len(ids)
+            DEVICE.run(len(ids), begun_s)
             if watch(tokens):
                 raise InterruptedScoring({})
-        self._device.log()
+        DEVICE.log()
         return scores
 
     def close(self) -> None:
         """Do nothing: the scorer holds nothing."""
 
 
-def plain(model: ModelSpec, _engine: EngineSpec) -> PlainScorer:
+def batches(prompts: Sequence[Prompt]) -> Iterator[list[Prompt]]:
+    """Yield prompts in groups of at most STEP_TOKENS tokens."""
+    batch: list[Prompt] = []
+    tokens = 0
+    for prompt in prompts:
+        if batch and tokens + len(prompt.input_ids) > STEP_TOKENS:
+            yield batch
+            batch, tokens = [], 0
+        batch.append(prompt)
+        tokens += len(prompt.input_ids)
+    if batch:
+        yield batch
+
+
+def plain(model: ModelSpec, _engine: EngineSpec) -> Any:
     """Build the engine without vLLM."""
+    _as_own_engine()
     return PlainScorer(model)
 
 
 def vllm(model: ModelSpec, engine: EngineSpec) -> Any:
     """Build the package's vLLM engine on a simulated device."""
-    import functools
-
     import vllm as package
     from vllm.v1.executor.abstract import Executor
 
@@ -131,32 +157,30 @@ def vllm(model: ModelSpec, engine: EngineSpec) -> Any:
     class Simulated(_Executor, Executor):  # type: ignore[misc]  # vllm is not typed here
         """vLLM's executor."""
 
+    _as_own_engine()
     real = package.LLM
     package.LLM = functools.partial(real, distributed_executor_backend=Simulated)
     try:
-        scorer = VllmScorer(model, engine.model_copy(update={"max_num_batched_tokens": STEP_TOKENS}))
+        scorer: Any = VllmScorer(model, engine.model_copy(update={"max_num_batched_tokens": STEP_TOKENS}))
     finally:
         package.LLM = real
-    return Logged(scorer)
+    name = "run" if hasattr(scorer, "run") else "score"
+    call = getattr(scorer, name)
 
-
-class Logged:
-    """The package's scorer, which writes the log of the device after each call."""
-
-    def __init__(self, scorer: Any) -> None:
-        self._scorer = scorer
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._scorer, name)
-
-    def score(self, samples: Sequence[Sample], watch: Watch = never) -> list[TokenScores]:
-        """Score in one step."""
-        scores: list[TokenScores] = self._scorer.score(samples, watch)
+    def logged(*arguments: Any) -> Any:
+        result = call(*arguments)
         DEVICE.log()
-        return scores
+        return result
+
+    setattr(scorer, name, logged)
+    return scorer
 
 
-DEVICE = Device()
+def _as_own_engine() -> None:
+    """Leave out the checks of a user's engine, which the package's own engines do not have."""
+    from qtune_service.scoring import choose_engine
+
+    choose_engine.CustomScorer = lambda _name, inner: inner  # type: ignore[assignment,misc]
 
 
 class _Executor:

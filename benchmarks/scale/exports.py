@@ -89,7 +89,7 @@ def _write_shard(output: Output, spec: JobSpec, shard: int, num_samples: int) ->
     masks = final_masks(scores, labels, selected.kept, np.arange(num_samples), spec.prune)
     pruned = pruned_rows(scores, masks, selected, {}, None)
     for name, table in (("scores", scores), ("quadrants", quadrant_rows(scores, selected)), ("pruned", pruned)):
-        file_io.write_table(output.part(name, shard), table)
+        file_io.write_table(output.at(part_path(name, shard)), table)
     counts = {f"Q{label}": int(np.sum(labels == label)) for label in range(1, 5)}
     return {
         "counts": counts | {"kept": pruned.num_rows, "scored": num_samples},

@@ -64,9 +64,7 @@ def make_output(root: str, num_samples: int) -> None:
             ("scores", _scores(start, nll[at], entropy[at], lengths[at], rng)),
             ("quadrants", _quadrants(start, chosen, at)),
         ):
-            written = file_io.write_table(output.part(folder, shard), table)
-            path = f"{folder}/part-{shard:05}.parquet"
-            files.append({"path": path, "rows": table.num_rows, "bytes": written.size_bytes, "sha256": written.sha256})
+            files.append(output.write_part(folder, shard, table).to_dict())
         shards[str(shard)] = at.stop - at.start
     shutil.copytree(MODEL, Path(root) / "tokenizer", ignore=shutil.ignore_patterns("*.safetensors"))
     file_io.write_json(output.at("manifest.json"), _manifest(root, chosen, shards, files))

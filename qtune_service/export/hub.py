@@ -199,7 +199,7 @@ def check_repository(export: Export) -> None:
 
 def _schema(export: Export) -> pa.Schema:
     finished = export.finished
-    with finished.folder.open_part("pruned", next(iter(finished.pruned_shards))) as file:
+    with finished.folder.open_part(finished.path("pruned", next(iter(finished.pruned_shards)))) as file:
         return pa.schema(map(with_json_type, file.schema_arrow))
 
 

@@ -75,10 +75,9 @@ class Index:
 def index_of(uri: str, version: str) -> Index:  # noqa: ARG001 - part of the cache's key
     """Return the index of a file. Raise DataError for a truncated file, and for other content."""
     name = file_io.display(uri)
-    entry = file_io.stat(uri)
     with file_io.open_ranges(uri) as read:
         try:
-            return _index(read, entry.size_bytes if entry else 0)
+            return _index(read, read.size_bytes)
         except (struct.error, IndexError, _ArrowError) as error:
             raise DataError(f"{name} is not a readable Arrow file: {error}", _HINT) from error
 

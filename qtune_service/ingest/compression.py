@@ -25,6 +25,8 @@ SUFFIXES: dict[str, Compression] = {
 """Suffixes of files, and what they stand for."""
 NAMES: dict[Compression, str] = {"gz": "gzip", "zst": "zstd", "bz2": "bzip2", "xz": "xz"}
 _MAGIC: dict[Compression, bytes] = {"gz": b"\x1f\x8b", "zst": b"\x28\xb5\x2f\xfd", "bz2": b"BZh", "xz": b"\xfd7zXZ\0"}
+SKIPPED_FRAMES = tuple(bytes([low]) + b"\x2a\x4d\x18" for low in range(0x50, 0x60))
+"""First bytes of zstd frames without content. pzstd writes one before each frame, with its size."""
 _OUTPUT_STEP = 8 << 10
 """Output of a call for bzip2 and xz: the most that a failing call loses."""
 HEAD_BYTES = 64 << 10
@@ -54,6 +56,8 @@ class BrokenStreamError(Exception):
 
 def compression_of(head: bytes) -> Compression | None:
     """Detect the compression from the first bytes of a file."""
+    if head[:4] in SKIPPED_FRAMES:
+        return "zst"
     return next((name for name, magic in _MAGIC.items() if head.startswith(magic)), None)
 
 
@@ -70,24 +74,24 @@ def iter_bytes(uri: str, compression: Compression | None) -> Iterator[bytes]:
 
 def decompress(blocks: Iterator[bytes], compression: Compression, bounds: Bounds = WIDE) -> Iterator[bytes]:
     """Decompress a stream. Raises BrokenStreamError at a break."""
-    decoder, position = _decoder(compression, bounds), 0
+    current, position = decoder(compression, bounds), 0
     for block in blocks:
         for start in range(0, len(block), bounds.gzip_bytes):
             data = block[start : start + bounds.gzip_bytes]
             position += len(data)
             while data:
-                if decoder.eof:
+                if current.eof:
                     data = data.lstrip(b"\0")  # padding between and after members
                     if not data:
                         break
-                    decoder = _decoder(compression, bounds)
+                    current = decoder(compression, bounds)
                 try:
-                    yield from decoder.feed(data)
+                    yield from current.feed(data)
                 except (zlib.error, zstandard.ZstdError, lzma.LZMAError, OSError) as error:  # bz2 raises OSError
                     what = f"the .{compression} stream is damaged before byte {position}"
                     raise BrokenStreamError(f"{what}: {error}") from error
-                data = decoder.unused
-    if position and not decoder.eof:
+                data = current.unused
+    if position and not current.eof:
         raise BrokenStreamError(f"the .{compression} stream ends in the middle, at byte {position}")
 
 
@@ -104,17 +108,26 @@ def inflate_head(head: bytes, compression: Compression) -> tuple[bytes, bool]:
     return text, True
 
 
-class _Decoder(Protocol):
+class Decoder(Protocol):
     """Decompressor of one member, frame or stream."""
 
     @property
-    def eof(self) -> bool: ...
+    def eof(self) -> bool:
+        """Return whether its end was read."""
+        ...
+
     @property
-    def unused(self) -> bytes: ...
-    def feed(self, data: bytes, /) -> Iterator[bytes]: ...
+    def unused(self) -> bytes:
+        """Return the bytes behind its end."""
+        ...
+
+    def feed(self, data: bytes, /) -> Iterator[bytes]:
+        """Yield the content of the next bytes."""
+        ...
 
 
-def _decoder(compression: Compression, bounds: Bounds) -> _Decoder:
+def decoder(compression: Compression, bounds: Bounds = WIDE) -> Decoder:
+    """Return a decompressor of one member, frame or stream."""
     if compression == "gz":
         return _Gzip()
     return _Zstd(bounds) if compression == "zst" else _Stepwise(compression, bounds)

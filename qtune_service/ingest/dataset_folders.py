@@ -53,7 +53,7 @@ _SHOWN = 20
 class FolderFiles:
     """The data files of a folder."""
 
-    uris: tuple[str, ...]
+    entries: tuple[file_io.Entry, ...]
     skipped: tuple[str, ...]
     """Files of METADATA and caches that are left out, relative to the folder."""
     unread: tuple[str, ...]
@@ -69,8 +69,8 @@ def files_of_folder(folder: str, split: str | None, check: Callable[[str], None]
 
     check: is called with each file of metadata before it is read, and raises for one that may not be read.
     """
-    listed = [uri for uri in file_io.list_files(folder) if not _is_hidden(file_io.relative(uri, folder))]
-    by_path = {file_io.relative(uri, folder): uri for uri in listed}
+    listed = {path: one for path, one in file_io.list_entries(folder).items() if not _is_hidden(path)}
+    by_path = {path: one.uri for path, one in listed.items()}
     skipped: list[str] = []
     found = _Folder(folder, by_path, skipped, check).files(split)
     if not found:
@@ -80,14 +80,14 @@ def files_of_folder(folder: str, split: str | None, check: Callable[[str], None]
     unread = tuple(path for path in by_path if _UNREAD.search(path))
     if split is None:
         splits = tuple(by_name) if len(by_name) > 1 else ()
-        return FolderFiles(tuple(map(by_path.__getitem__, found)), tuple(skipped), unread, splits, ())
+        return FolderFiles(tuple(map(listed.__getitem__, found)), tuple(skipped), unread, splits, ())
     chosen = set(by_name.get(split, ()))
     kept = [path for path, is_saved in found.items() if is_saved or path in chosen]
     if not kept:
         raise no_such_split(folder, split, list(by_name))
     assigned = {path for paths in by_name.values() for path in paths}
     unassigned = tuple(path for path in plain if path not in assigned)
-    return FolderFiles(tuple(map(by_path.__getitem__, kept)), tuple(skipped), unread, (), unassigned)
+    return FolderFiles(tuple(map(listed.__getitem__, kept)), tuple(skipped), unread, (), unassigned)
 
 
 def _is_hidden(relative: str) -> bool:

@@ -3,6 +3,9 @@
 The first bytes of a file determine its kind (file_kinds.py). A file or pattern that the user names is read whatever its
 suffix is, if its content is recognized. A folder is searched for data files (dataset_folders.py).
 
+Of many files, sizes and times come from the listing, and the kind from the suffix. No request is sent for one of them.
+The scan that reads such a file first checks its content (scanner.py).
+
 A split selects files by their names in a folder, and folders of a DatasetDict. A named file must belong to the split by
 its name. Files of the hub are divided before, by the card of their dataset.
 """
@@ -11,15 +14,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from qtune_service.errors import DataError, NotAllowedError, StorageError
+from qtune_service.errors import DataError, NotAllowedError
 from qtune_service.ingest.compression import HEAD_BYTES, Compression, head_bytes
-from qtune_service.ingest.dataset_folders import files_of_folder, no_such_split
-from qtune_service.ingest.file_kinds import ENDING, IN_ROWS, SUPPORTED, Kind, identify
+from qtune_service.ingest.dataset_folders import FolderFiles, files_of_folder, no_such_split
+from qtune_service.ingest.file_kinds import ENDING, IN_ROWS, SUPPORTED, Kind, identify, named_kind
 from qtune_service.ingest.splits import files_by_split
 from qtune_service.storage import file_io
 from qtune_service.storage.confined import is_really_below
@@ -33,12 +36,16 @@ __all__ = [
     "changes",
     "discover",
     "each_file",
+    "find",
     "input_roots",
+    "inspect_open",
     "notices",
 ]
 
 INPUT_ROOTS = "QTUNE_INPUT_ROOTS"
 """Environment variable with a JSON list of folders; see `input_roots`."""
+FEW_FILES = 256
+"""Up to this number the content of each file is checked before anything else is done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +57,11 @@ class SourceFile:
     compression: Compression | None
     size_bytes: int
     version: str
+    """Changes with the content; see `file_io.Entry`. Before the content was read: that of the listing."""
+    modified: str = ""
+    """Version in the listing that found the file. Empty for a file that was named."""
+    is_checked: bool = True
+    """Whether kind and compression follow from the content. False: from the suffix."""
 
     @property
     def is_in_rows(self) -> bool:
@@ -62,59 +74,84 @@ class SourceFile:
         return file_io.display(self.uri)
 
 
-def discover(paths: Iterable[str], split: str | None = None) -> tuple[SourceFile, ...]:
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The files of an input, and sentences about those that are left out."""
+
+    files: tuple[SourceFile, ...]
+    notices: tuple[str, ...]
+
+
+def find(paths: Iterable[str], split: str | None = None, *, max_checked: int = FEW_FILES) -> Found:
     """Return the files behind paths, globs, folders and URIs, in the given order and without duplicates.
 
-    Raises DataError if a path matches no file, a split is missing or ambiguous, or a file cannot be read.
+    More files than `max_checked` are not opened, except those without a known suffix. Raises DataError if a path
+    matches no file, a split is missing or ambiguous, or a file that is opened cannot be read.
     """
-    found = dict.fromkeys(uri for path in paths for uri in _expand(path, split))
-    with ThreadPoolExecutor(max_workers=16, thread_name_prefix="discover") as pool:
-        return tuple(pool.map(_inspect, found))
+    listed, sentences = _list(paths, split)
+    files = {uri: _unchecked(entry) if len(listed) > max_checked else None for uri, entry in listed.items()}
+    opened = _inspect_all([listed[uri] for uri, file in files.items() if file is None])
+    return Found(tuple(file or next(opened) for file in files.values()), tuple(sentences))
+
+
+def discover(paths: Iterable[str], split: str | None = None) -> tuple[SourceFile, ...]:
+    """Return the files of `find`, each of them opened and checked."""
+    return tuple(_inspect_all(_list(paths, split)[0].values()))
 
 
 def each_file(paths: Iterable[str], split: str | None = None) -> Iterator[SourceFile]:
     """Yield the files of `discover` one by one, inspecting each when it is reached."""
-    return map(_inspect, dict.fromkeys(uri for path in paths for uri in _expand(path, split)))
+    return map(_inspect, _list(paths, split)[0].values())
 
 
 def notices(paths: Iterable[str], split: str | None = None) -> list[str]:
     """Return a sentence for each folder of which files are left out, or of which all of several splits are read."""
-    found: list[str] = []
+    return _list(paths, split)[1]
+
+
+def _list(paths: Iterable[str], split: str | None) -> tuple[dict[str, file_io.Entry], list[str]]:
+    """Return the listed files by URI, and the sentences of `notices`."""
+    found: dict[str, file_io.Entry] = {}
+    sentences: list[str] = []
     for path in paths:
-        if is_hub(path) or file_io.stat(path) is not None or not file_io.is_folder(path):
-            continue
-        name, files = file_io.display(path), files_of_folder(path, split, _check_roots)
-        if files.splits:
-            listed = ", ".join(files.splits)
-            found.append(
-                f"All splits of {name} are read: {listed}. To read one, give `split`, such as {files.splits[0]}."
-            )
-        if files.unassigned:
-            found.append(f"Left out of {name}, as they belong to no split: {_some(files.unassigned)}.")
-        if files.unread:
-            found.append(f"Not read in {name}, as files of their kind are not supported: {_some(files.unread)}.")
-        if files.skipped:
-            found.append(f"Left out of {name}, as they hold no records: {_some(files.skipped)}.")
-    return found
+        entries, said = _expand(path, split)
+        found |= {entry.uri: entry for entry in entries if entry.uri not in found}
+        sentences += said
+    return found, sentences
+
+
+def _notices(name: str, files: FolderFiles) -> Iterator[str]:
+    if files.splits:
+        listed = ", ".join(files.splits)
+        yield f"All splits of {name} are read: {listed}. To read one, give `split`, such as {files.splits[0]}."
+    if files.unassigned:
+        yield f"Left out of {name}, as they belong to no split: {_some(files.unassigned)}."
+    if files.unread:
+        yield f"Not read in {name}, as files of their kind are not supported: {_some(files.unread)}."
+    if files.skipped:
+        yield f"Left out of {name}, as they hold no records: {_some(files.skipped)}."
 
 
 def _some(paths: Sequence[str]) -> str:
     return ", ".join(paths[:5]) + (", ..." if len(paths) > 5 else "")
 
 
-def _expand(path: str, split: str | None) -> list[str]:
+def _expand(path: str, split: str | None) -> tuple[list[file_io.Entry], list[str]]:
+    """Return the files behind a path, and the sentences about it. A version is empty where no listing has it."""
     location = file_io.resolve(path)
     if file_io.stat(path) is not None:
-        return _of_split(path, {location.path.rpartition("/")[2]: location.path if location.is_local else path}, split)
+        name = location.path.rpartition("/")[2]
+        entry = file_io.Entry(location.path if location.is_local else path, 0, "")
+        return _of_split(path, {name: entry}, split), []
     if file_io.is_folder(path):
         _refuse_output(path)
-        return list(files_of_folder(path, split, _check_roots).uris)
+        files = files_of_folder(path, split, _check_roots)
+        return list(files.entries), [] if is_hub(path) else list(_notices(file_io.display(path), files))
     if file_io.is_glob(path):
-        found = file_io.glob(path)
+        found = file_io.match_entries(path)
         if not found:
             raise DataError(f"no file matches {file_io.display(path)}", "Check the pattern, and quote it in a shell.")
-        depth = next(i for i, segment in enumerate(location.path.split("/")) if any(sign in segment for sign in "*?["))
-        return _of_split(path, {"/".join(file_io.resolve(uri).path.split("/")[depth:]): uri for uri in found}, split)
+        return _of_split(path, found, split), []
     raise DataError(f"no such file or folder: {file_io.display(path)}", "Check the path.")
 
 
@@ -129,8 +166,8 @@ def _refuse_output(folder: str) -> None:
         )
 
 
-def _of_split(path: str, files: dict[str, str], split: str | None) -> list[str]:
-    """Return the files that belong to the split by their names. files: relative paths to URIs."""
+def _of_split(path: str, files: Mapping[str, file_io.Entry], split: str | None) -> list[file_io.Entry]:
+    """Return the files that belong to the split by their names. files: by relative path."""
     if split is None or is_hub(path):
         return list(files.values())
     by_name = files_by_split(list(files))
@@ -158,16 +195,33 @@ def _check_roots(uri: str) -> None:
         )
 
 
-def _inspect(uri: str) -> SourceFile:
-    _check_roots(uri)
-    entry = file_io.stat(uri)
-    if entry is None:
-        raise StorageError(f"cannot read {file_io.display(uri)}: it does not exist any more", "Check the path.")
-    head = file_io.read_range(uri, 0, HEAD_BYTES)
+def _unchecked(entry: file_io.Entry) -> SourceFile | None:
+    """Return a listed file with the kind of its suffix, None for one that must be opened."""
+    kind, compression = named_kind(entry.uri)
+    if not entry.version or kind is None or is_hub(entry.uri):
+        return None
+    _check_roots(entry.uri)
+    return SourceFile(entry.uri, kind, compression, entry.size_bytes, entry.version, entry.version, is_checked=False)
+
+
+def _inspect_all(entries: Iterable[file_io.Entry]) -> Iterator[SourceFile]:
+    with ThreadPoolExecutor(max_workers=16, thread_name_prefix="discover") as pool:
+        yield from pool.map(_inspect, entries)
+
+
+def _inspect(entry: file_io.Entry) -> SourceFile:
+    _check_roots(entry.uri)
+    with file_io.open_ranges(entry.uri) as read:
+        return inspect_open(entry.uri, read, entry.version)
+
+
+def inspect_open(uri: str, read: file_io.Ranges, modified: str) -> SourceFile:
+    """Return an open file with the kind of its content. Raise DataError for content that cannot be read."""
+    head = read(0, HEAD_BYTES)
     if (wanted := head_bytes(head)) > len(head):
-        head += file_io.read_range(uri, len(head), wanted)
-    kind, compression = identify(file_io.display(uri), head, is_whole=entry.size_bytes <= len(head))
-    return SourceFile(uri, kind, compression, entry.size_bytes, entry.version)
+        head += read(len(head), wanted)
+    kind, compression = identify(file_io.display(uri), head, is_whole=read.size_bytes <= len(head))
+    return SourceFile(uri, kind, compression, read.size_bytes, read.version, modified)
 
 
 def changes(planned: Sequence[SourceFile], now: Sequence[SourceFile]) -> list[str]:
@@ -175,7 +229,20 @@ def changes(planned: Sequence[SourceFile], now: Sequence[SourceFile]) -> list[st
     before, after = {file.uri: file for file in planned}, {file.uri: file for file in now}
     found = [f"{file.name} is gone" for file in planned if file.uri not in after]
     found += [f"{file.name} is new" for file in now if file.uri not in before]
-    found += [f"{file.name} has changed" for uri, file in before.items() if uri in after and after[uri] != file]
+    both = [(file, after[uri]) for uri, file in before.items() if uri in after]
+    with ThreadPoolExecutor(max_workers=16, thread_name_prefix="changes") as pool:
+        same = pool.map(lambda pair: _is_same(*pair), both)
+        found += [f"{file.name} has changed" for (file, _), is_same in zip(both, same, strict=True) if not is_same]
     if not found and list(before) != list(after):
         found.append("the files are named in another order")
     return found
+
+
+def _is_same(planned: SourceFile, now: SourceFile) -> bool:
+    """Return whether a file has the content that was planned. A request is sent only where the listing differs."""
+    if planned.size_bytes != now.size_bytes:
+        return False
+    if planned.version == now.version or (planned.modified and planned.modified == now.modified):
+        return True
+    entry = None if now.is_checked else file_io.stat(now.uri)
+    return entry is not None and entry.version == planned.version

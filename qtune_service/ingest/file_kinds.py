@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import re
 from itertools import chain
-from typing import Literal
+from typing import Literal, cast
 
 import orjson
 
 from qtune_service.errors import DataError
-from qtune_service.ingest.compression import NAMES, Compression, compression_of, inflate_head
+from qtune_service.ingest.compression import NAMES, SUFFIXES, Compression, compression_of, inflate_head
 from qtune_service.ingest.jsonl import BOM
 
 Kind = Literal["jsonl", "json", "csv", "parquet", "arrow"]
@@ -76,6 +76,21 @@ _PATTERNS: tuple[tuple[re.Pattern[bytes], str, str], ...] = (
 )
 _STREAM = b"\xff\xff\xff\xff"
 """First bytes of a message of an Arrow stream, before the length of its metadata."""
+
+
+_NAMED: dict[str, Kind] = {"ndjson": "jsonl", "tsv": "csv", "pq": "parquet", "feather": "arrow"}
+"""Suffixes that are not the name of their kind."""
+
+
+def named_kind(name: str) -> tuple[Kind | None, Compression | None]:
+    """Return kind and compression that the suffix of a file stands for; None for a suffix that says too little."""
+    ending = ENDING.search(name.partition("?")[0] if "://" in name else name)
+    if ending is None:
+        return None, None
+    kind = _NAMED.get(ending.group(1).lower(), cast("Kind", ending.group(1).lower()))
+    if ending.group(2) is None:
+        return kind, None
+    return (None, None) if kind in IN_ROWS else (kind, SUFFIXES[ending.group(2).lower()])
 
 
 def identify(name: str, head: bytes, *, is_whole: bool) -> tuple[Kind, Compression | None]:

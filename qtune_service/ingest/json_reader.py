@@ -18,11 +18,12 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from qtune_service.ingest.compression import BrokenStreamError, iter_bytes
+from qtune_service.ingest.compression import BrokenStreamError, decompress
 from qtune_service.ingest.csv_reader import csv_lines
 from qtune_service.ingest.discovery import SourceFile
 from qtune_service.ingest.json_shapes import ambiguous_wrapper, first_members, is_turn, rows_of, wrapper_keys
 from qtune_service.ingest.jsonl import RecordProblem, problem_line
+from qtune_service.storage.file_io import Ranges, iter_blocks
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _NEWLINES = str.maketrans("\r\n", "  ")
@@ -33,18 +34,25 @@ _MAX_SPLIT_CHARS = 16  # the longest escape or literal that the window end can s
 _WINDOW_CHARS = 1 << 20
 
 
-def staged_pieces(file: SourceFile, piece_bytes: int) -> Iterator[bytes]:
-    """Yield the records of a file as JSON lines, in pieces of about `piece_bytes`."""
+def staged_pieces(file: SourceFile, piece_bytes: int, read: Ranges | None = None) -> Iterator[bytes]:
+    """Yield the records of a file as JSON lines, in pieces of about `piece_bytes`. read: the file, if it is open."""
+    blocks = iter_blocks(file.uri) if read is None else read.blocks(0, file.size_bytes)
+    content = blocks if file.compression is None else decompress(blocks, file.compression)
     match file.kind:
         case "json":
-            lines = _json_lines(file)
+            lines = _json_lines(file.name, content)
         case "csv":
-            lines = csv_lines(file.name, iter_bytes(file.uri, file.compression))
+            lines = csv_lines(file.name, content)
         case _:
-            lines = _compressed_lines(file)
+            lines = _compressed_lines(content)
+    return joined(lines, piece_bytes)
+
+
+def joined(blocks: Iterator[bytes], piece_bytes: int) -> Iterator[bytes]:
+    """Join blocks of lines to pieces of about `piece_bytes`."""
     pending: list[bytes] = []
     size = 0
-    for block in lines:
+    for block in blocks:
         pending.append(block)
         size += len(block)
         if size >= piece_bytes:
@@ -54,11 +62,11 @@ def staged_pieces(file: SourceFile, piece_bytes: int) -> Iterator[bytes]:
         yield b"".join(pending)
 
 
-def _compressed_lines(file: SourceFile) -> Iterator[bytes]:
+def _compressed_lines(content: Iterator[bytes]) -> Iterator[bytes]:
     """Yield blocks of whole lines. A problem line replaces a truncated line."""
     rest: list[bytes] = []  # of an incomplete line
     try:
-        for data in iter_bytes(file.uri, file.compression):
+        for data in content:
             head, newline, tail = data.rpartition(b"\n")
             if newline:
                 yield b"".join([*rest, head, newline])
@@ -71,9 +79,9 @@ def _compressed_lines(file: SourceFile) -> Iterator[bytes]:
         yield b"".join([*rest, b"\n"])
 
 
-def _json_lines(file: SourceFile) -> Iterator[bytes]:
+def _json_lines(name: str, content: Iterator[bytes]) -> Iterator[bytes]:
     try:
-        yield from record_lines(file.name, ValueReader(decoded(iter_bytes(file.uri, file.compression))))
+        yield from record_lines(name, ValueReader(decoded(content)))
     except JsonBreakError as error:
         yield problem_line(RecordProblem("bad_json", str(error))) + b"\n"
 

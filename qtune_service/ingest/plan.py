@@ -24,18 +24,24 @@ from qtune_service.ingest.discovery import SourceFile, changes
 from qtune_service.ingest.records import ColumnNames
 from qtune_service.storage import file_io
 
-STAGED = re.compile(r"\d{4,9}-\d{5,9}\.jsonl", re.ASCII)
-"""Names of staged chunks; see `staged_name`."""
+STAGED = re.compile(r"\d{4,9}-(?:\d{1,19}-)?\d{5,9}\.(?:jsonl|arrow)", re.ASCII)
+"""Names of staged files; see `staged_name`."""
+ALL_ROWS = 1 << 62
+"""End of a chunk of rows that covers a file whose footer has not been read."""
 
 
-def staged_name(file_index: int, number: int) -> str:
-    """Return the name of a staged chunk: piece `number` of an input file."""
-    return f"{file_index:04d}-{number:05d}.jsonl"
+def staged_name(file_index: int, number: int, start: int | None = None, kind: str = "jsonl") -> str:
+    """Return the name of staged file `number` of an input file, or of its part that begins at `start`."""
+    part = "" if start is None else f"{start}-"
+    return f"{file_index:04d}-{part}{number:05d}.{kind}"
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A unit of scan work: bytes of a JSONL file, rows of a Parquet or Arrow file, or a whole file to be staged."""
+    """A unit of scan work: bytes of a JSONL file, rows of a Parquet or Arrow file, or a file to be staged.
+
+    Only files in blocks or frames are staged in several chunks.
+    """
 
     index: int
     file_index: int
@@ -43,7 +49,9 @@ class Chunk:
     start: int
     stop: int
     shard_bytes: int
-    """Size of staged pieces."""
+    """Size of staged pieces, and of pieces of rows."""
+    is_part: bool = False
+    """Whether it is a range of a compressed file (frames.py)."""
 
     def to_json(self) -> str:
         """Serialize to JSON."""
@@ -66,7 +74,7 @@ class Piece:
     num_records: int
     """Non-blank lines, parsable or not."""
     digest: str
-    """SHA-256 of the bytes; empty for rows, which are checked by the version of their file."""
+    """SHA-256 of the bytes. Empty for rows of an input file, which are checked by the version of the file."""
     categories: dict[str, int]
     """Records of each category in `take`."""
 
@@ -87,6 +95,12 @@ class ChunkScan:
     first_problem: str
     unknown: tuple[str, str] | None = None
     """The explanation of a format that is not detected (unknown_format.py)."""
+    file: SourceFile | None = None
+    """The file as its content shows it. Without pieces, its suffix was wrong, and it must be cut and scanned again."""
+    frames: tuple[int, int] | None = None
+    """Of a range of a compressed file: position of its first frame, and behind its last one. (-1, -1): none."""
+    is_broken: bool = False
+    """Whether a range of a compressed file could not be read on its own."""
 
     @property
     def schema(self) -> pa.Schema:
@@ -111,7 +125,7 @@ class Shard:
     file_index: int
     uri: str
     kind: Literal["jsonl", "parquet", "arrow"]
-    """JSON lines of the input or staged, or rows of a file of this kind."""
+    """JSON lines of the input or staged, rows of a file of this kind, or staged rows (arrow, with a digest)."""
     format: FormatName
     start: int
     stop: int

@@ -1,27 +1,26 @@
 """Plan deterministic shards before work starts, independent of the cluster.
 
-    files = discover(paths)
-    chunks = split(files, spec)                      # by size alone
-    scans = [scan(chunk, spec, work=...) ...]        # anywhere, in any order
+    files = find(paths).files
+    plan = plan_input(files, spec, scan_chunks)      # chunks are scanned anywhere, in any order
+
+    chunks = split(files, spec)                      # the steps of plan_input: by size alone,
+    scans = [scan(chunk, spec, work=...) ...]        # each chunk on its own (scanner.py),
     plan = make_plan(files, chunks, scans, spec)     # prefix sums over the scans
 
 The plan also selects the records of each shard. `limit`: the first N records in input order. `take`: the first N
 records of each named category in input order, and `limit` then counts these. An unparsable record counts as read but
 has no category, so `take` does not select it. Blank lines are not records.
 
-A scan reads a chunk once. Counting and hashing run at memory speed and Arrow infers types, so a scan reads hundreds of
-MB/s a core. Chunks are independent of each other. Compressed files, JSON arrays and CSV are staged during the scan (see
-json_reader.py).
+A scan may show that a file was cut wrongly: its suffix is not that of its content, or it is no chain of frames. These
+files are cut again and their new chunks scanned. The scans of other files are used as they are.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import islice, pairwise
+from dataclasses import replace
+from itertools import groupby, islice, pairwise
 from typing import Literal
 
 import pyarrow as pa
@@ -29,180 +28,66 @@ import pyarrow as pa
 from qtune_service.config import FormatName, InputSpec
 from qtune_service.errors import DataError
 from qtune_service.ingest.discovery import SourceFile
-from qtune_service.ingest.formats import detect_format
-from qtune_service.ingest.json_reader import staged_pieces
-from qtune_service.ingest.json_schema import infer_lines
-from qtune_service.ingest.jsonl import Record, RecordProblem, category_of, is_blank, parse_line, split_lines
-from qtune_service.ingest.plan import Chunk, ChunkScan, Piece, Plan, Shard, encode_schema, staged_name
+from qtune_service.ingest.frames import MIN_PROBE_BYTES, PROBE_BYTES, PROBED_FILES, can_split
+from qtune_service.ingest.plan import ALL_ROWS, Chunk, ChunkScan, Piece, Plan, Shard, decode_schema, encode_schema
 from qtune_service.ingest.records import NO_NAMES, ColumnNames
-from qtune_service.ingest.row_files import cut, groups_of, iter_rows, schema_of
-from qtune_service.ingest.rows import records_of
+from qtune_service.ingest.row_files import Run, cut, groups_of
+from qtune_service.ingest.scanner import SAMPLE_RECORDS, holds_limit, scan, select
 from qtune_service.ingest.schema import finish, unify
-from qtune_service.ingest.unknown_format import check_names, explain, nested_in_schema, unknown_format
+from qtune_service.ingest.unknown_format import check_names, nested_in_schema, unknown_format
 from qtune_service.storage import file_io
 
-SAMPLE_RECORDS = 20
-CATEGORIES_SHOWN = 20
-LINE_END_BYTES = 256 << 10
-
-
-@dataclass(slots=True)
-class _Findings:
-    """Accumulated findings over the pieces of a chunk."""
-
-    spec: InputSpec
-    schemas: list[pa.Schema] = field(default_factory=list)
-    sample: list[Record] = field(default_factory=list)
-    seen: dict[str, None] = field(default_factory=dict)
-    first_problem: str = ""
-
-    def add_sample(self, records: Iterable[Record | RecordProblem]) -> None:
-        """Add valid records until there are enough to detect a format."""
-        for record in records:
-            if len(self.sample) >= SAMPLE_RECORDS:
-                return
-            if isinstance(record, RecordProblem):
-                self.first_problem = self.first_problem or f"{record.reason}: {record.detail}"
-            else:
-                self.sample.append(record)
-
-    def count_categories(self, records: Iterable[Record | RecordProblem]) -> dict[str, int]:
-        """Count the records of each category in `take`."""
-        if not self.spec.take:
-            return {}
-        of = self.spec.category_field or ""
-        names = (category_of(record, of) for record in records if not isinstance(record, RecordProblem))
-        counts = Counter(name for name in names if name is not None)
-        self.seen.update(dict.fromkeys(islice(counts, CATEGORIES_SHOWN)))
-        return {name: counts[name] for name in self.spec.take if counts[name]}
-
-    def format(self) -> FormatName | None:
-        """Return the named format, else the detected one."""
-        if not self.sample:
-            return None
-        if self.spec.format != "auto":
-            return self.spec.format
-        return detect_format(self.sample, ColumnNames.of(self.spec))
-
-
-def scan(chunk: Chunk, spec: InputSpec, *, work: str) -> ChunkScan:
-    """Scan a chunk. work: folder for staged files."""
-    found = _Findings(spec)
-    if chunk.file.is_in_rows:
-        pieces = [_scan_rows(chunk, found)]
-    elif chunk.file.kind == "jsonl" and chunk.file.compression is None:
-        pieces = _scan_range(chunk, found)
-    else:
-        pieces = _stage(chunk, found, work)
-    format_name = found.format()
-    return ChunkScan(
-        index=chunk.index,
-        file_index=chunk.file_index,
-        pieces=tuple(pieces),
-        schema_ipc=encode_schema(unify(found.schemas)),
-        format=format_name,
-        keys=tuple(dict.fromkeys(key for record in found.sample for key in record))[:64],
-        categories_seen=tuple(found.seen)[:CATEGORIES_SHOWN],
-        first_problem=found.first_problem,
-        unknown=explain(found.sample) if found.sample and format_name is None else None,
-    )
-
-
-def _scan_range(chunk: Chunk, found: _Findings) -> list[Piece]:
-    data, start = read_owned_lines(chunk.file.uri, chunk.start, chunk.stop)
-    return [_scan_lines(chunk.file.uri, data, start, found)] if data else []
-
-
-def _stage(chunk: Chunk, found: _Findings, work: str) -> list[Piece]:
-    pieces = []
-    for number, data in enumerate(staged_pieces(chunk.file, chunk.shard_bytes)):
-        uri = file_io.join(work, staged_name(chunk.file_index, number))
-        file_io.write_bytes(uri, data)
-        pieces.append(_scan_lines(uri, data, 0, found))
-    return pieces
-
-
-def read_owned_lines(uri: str, start: int, stop: int) -> tuple[bytes, int]:
-    """Return the whole lines that start in [start, stop), and the start of the first one."""
-    before = max(start - 1, 0)
-    data = file_io.read_range(uri, before, stop)
-    if start > 0:
-        newline = data.find(b"\n")
-        if newline < 0:
-            return b"", start
-        data, start = data[newline + 1 :], before + newline + 1
-    if not data or data.endswith(b"\n"):
-        return data, start
-    return data + b"".join(_until_newline(file_io.iter_blocks(uri, stop, block_bytes=LINE_END_BYTES))), start
-
-
-def _until_newline(blocks: Iterable[bytes]) -> Iterable[bytes]:
-    for block in blocks:
-        head, newline, _ = block.partition(b"\n")
-        yield head + newline
-        if newline:
-            return
-
-
-def _scan_lines(uri: str, data: bytes, start: int, found: _Findings) -> Piece:
-    lines = split_lines(data)
-    filled = [line for line in lines if not is_blank(line)]
-    found.schemas.append(infer_lines(filled))
-    found.add_sample(parse_line(line) for line in filled)
-    return Piece(
-        uri=uri,
-        start=start,
-        stop=start + len(data),
-        num_lines=len(lines),
-        num_records=len(filled),
-        digest=hashlib.sha256(data).hexdigest(),
-        categories=found.count_categories(parse_line(line) for line in filled),
-    )
-
-
-def _scan_rows(chunk: Chunk, found: _Findings) -> Piece:
-    file = chunk.file
-    found.schemas.append(schema_of(file))
-    sample_stop = min(chunk.stop, chunk.start + SAMPLE_RECORDS)
-    found.add_sample(_records(file, chunk.start, sample_stop, None))
-    of: Sequence[str] = [chunk_field] if (chunk_field := found.spec.category_field) else []
-    rows = _records(file, chunk.start, chunk.stop, of) if found.spec.take else []
-    num_rows = chunk.stop - chunk.start
-    counts = found.count_categories(rows)
-    return Piece(file.uri, chunk.start, chunk.stop, num_rows, num_rows, "", counts)
-
-
-def _records(file: SourceFile, start: int, stop: int, columns: Sequence[str] | None) -> Iterable[Record]:
-    for batch in iter_rows(file, start, stop, columns):
-        yield from records_of(batch)
-
-
-__all__ = ["Chunk", "ChunkScan", "Piece", "Plan", "Shard", "is_enough", "make_plan", "scan", "split"]
+__all__ = [
+    "SAMPLE_RECORDS", "Chunk", "ChunkScan", "Piece", "Plan", "Shard", "is_enough", "make_plan", "plan_input", "scan",
+    "split",
+]  # fmt: skip
 
 MIN_SHARD_BYTES = 128 << 10
 SMALL_SHARD_BYTES, MAX_SHARD_BYTES = 4 << 20, 16 << 20
 FEW_SHARDS, MANY_SHARDS = 256, 2560
 """Target numbers of shards. At the end of a job the actors wait for the last shard, so it must be a small part of the
 work of one actor: of a dozen actors for small inputs, and of dozens for large ones (benchmarks/scale --tail)."""
+RUNS_A_CHUNK = 64
+"""Runs of rows that one chunk covers: only their category column may have to be read."""
+SHARDS_A_PART = 4
+"""Size of the ranges of a compressed file, in shards."""
+SCAN_WAVE = 64
+"""Chunks that are scanned before checking whether `limit` is reached."""
 
 
 # --- chunks
 
 
-def split(files: Sequence[SourceFile], spec: InputSpec) -> list[Chunk]:
-    """Split files into chunks. Reads only the footers of Parquet files, and the heads of Arrow's record batches."""
-    in_rows = [file for file in files if file.is_in_rows]
+def split(
+    files: Sequence[SourceFile], spec: InputSpec, *, shard_bytes: int | None = None, whole: frozenset[str] = frozenset()
+) -> list[Chunk]:
+    """Split files into chunks. Reads footers of Parquet, and heads of Arrow's batches and of compressed files.
+
+    shard_bytes: the size of shards, by default that of `spec`, or one that follows from the size of the input. whole:
+    URIs of compressed files that are not split.
+    """
+    in_rows = [file for file in files if file.is_in_rows and file.is_checked]
     with ThreadPoolExecutor(max_workers=16, thread_name_prefix="footers") as pool:
         groups = dict(zip((file.uri for file in in_rows), pool.map(groups_of, in_rows), strict=True))
-    sizes = {
-        file.uri: sum(group.num_bytes for group in groups[file.uri]) if file.uri in groups else file.size_bytes
-        for file in files
-    }
-    shard_bytes = spec.shard_bytes or default_shard_bytes(sum(sizes.values()))
+        sizes = [
+            sum(group.num_bytes for group in groups[file.uri]) if file.uri in groups else file.size_bytes
+            for file in files
+        ]
+        size = shard_bytes or spec.shard_bytes or default_shard_bytes(sum(sizes))
+        packed = [file for file in files if _may_split(file, size) and file.uri not in whole]
+        probe = max(PROBE_BYTES * PROBED_FILES // max(len(packed), PROBED_FILES), MIN_PROBE_BYTES)
+        splits = pool.map(lambda file: _can_split(file, probe), packed)
+        parts = {file.uri for file, is_split in zip(packed, splits, strict=True) if is_split}
     chunks: list[Chunk] = []
     for file_index, file in enumerate(files):
-        runs = cut(groups[file.uri], shard_bytes) if file.uri in groups else _ranges(file, shard_bytes)
-        chunks += [Chunk(len(chunks) + i, file_index, file, *run, shard_bytes) for i, run in enumerate(runs)]
+        if file.uri in groups:
+            ranges = list(_joined(cut(groups[file.uri], size)))
+        else:
+            ranges = _ranges(file, size, is_split=file.uri in parts)
+        chunks += [
+            Chunk(len(chunks) + i, file_index, file, *edges, size, is_part=file.uri in parts)
+            for i, edges in enumerate(ranges)
+        ]
     return chunks
 
 
@@ -212,13 +97,33 @@ def default_shard_bytes(input_bytes: int) -> int:
     return min(max(min(few, SMALL_SHARD_BYTES), many, MIN_SHARD_BYTES), MAX_SHARD_BYTES)
 
 
-def _ranges(file: SourceFile, shard_bytes: int) -> list[tuple[int, int]]:
+def _may_split(file: SourceFile, shard_bytes: int) -> bool:
+    is_packed = file.compression in ("gz", "zst") and file.kind == "jsonl"
+    return is_packed and file.is_checked and file.size_bytes > 2 * SHARDS_A_PART * shard_bytes
+
+
+def _can_split(file: SourceFile, probe_bytes: int) -> bool:
+    with file_io.open_ranges(file.uri) as read:
+        return can_split(read, file.compression, probe_bytes)
+
+
+def _joined(runs: Sequence[Run]) -> Iterator[tuple[int, int]]:
+    """Yield the rows of chunks: a large group, or a number of runs."""
+    for is_large, some in groupby(runs, lambda run: run.is_large):
+        while joined := list(islice(some, 1 if is_large else RUNS_A_CHUNK)):
+            yield joined[0].start, joined[-1].stop
+
+
+def _ranges(file: SourceFile, shard_bytes: int, *, is_split: bool) -> list[tuple[int, int]]:
     if file.size_bytes == 0:
         return []
-    if file.kind != "jsonl" or file.compression is not None:
+    if file.is_in_rows:
+        return [(0, ALL_ROWS)]
+    if file.kind != "jsonl" or (file.compression is not None and not is_split):
         return [(0, file.size_bytes)]
-    edges = [*range(0, file.size_bytes, shard_bytes), file.size_bytes]
-    if len(edges) > 2 and edges[-1] - edges[-2] < shard_bytes // 4:  # no tiny last shard
+    size = SHARDS_A_PART * shard_bytes if is_split else shard_bytes
+    edges = [*range(0, file.size_bytes, size), file.size_bytes]
+    if len(edges) > 2 and edges[-1] - edges[-2] < size // 4:  # no tiny last shard
         del edges[-2]
     return list(pairwise(edges))
 
@@ -228,10 +133,69 @@ def _ranges(file: SourceFile, shard_bytes: int) -> list[tuple[int, int]]:
 
 def is_enough(scans: Sequence[ChunkScan], spec: InputSpec) -> bool:
     """Return whether the first chunks contain `limit` records, so that the others need no scan."""
-    if spec.limit is None:
-        return False
-    quotas = dict(spec.take) if spec.take else None
-    return sum(_select(piece, quotas, None)[0] for scan in scans for piece in scan.pieces) >= spec.limit
+    return holds_limit((piece for scan in scans for piece in scan.pieces), spec)
+
+
+def plan_input(
+    files: Sequence[SourceFile],
+    spec: InputSpec,
+    scan_chunks: Callable[[Sequence[Chunk]], Mapping[int, ChunkScan]],
+    begin: Callable[[Sequence[Chunk], int], None] = lambda _chunks, _done: None,
+) -> Plan:
+    """Return the plan of an input. Raise DataError for an input that cannot be read.
+
+    scan_chunks: scans chunks and returns the results by their indices. begin: is called with all chunks and the number
+    of those that are scanned already, and again where files are cut again.
+    """
+    known: dict[Chunk, ChunkScan] = {}
+    whole: frozenset[str] = frozenset()
+    shard_bytes = None
+    while True:
+        chunks = split(files, spec, shard_bytes=shard_bytes, whole=whole)
+        shard_bytes = chunks[0].shard_bytes if chunks else None
+        by_content = {chunk: replace(chunk, index=0) for chunk in chunks}
+        begin(chunks, sum(one in known for one in by_content.values()))
+        scans: list[ChunkScan] = []
+        wrong: dict[int, SourceFile] = {}
+        wave = len(chunks) if spec.limit is None else SCAN_WAVE
+        while len(scans) < len(chunks) and not wrong and not is_enough(scans, spec):
+            todo = chunks[len(scans) : len(scans) + wave]
+            fresh = scan_chunks([chunk for chunk in todo if by_content[chunk] not in known])
+            known |= {by_content[chunk]: fresh[chunk.index] for chunk in todo if chunk.index in fresh}
+            found = [replace(known[by_content[chunk]], index=chunk.index) for chunk in todo]
+            wrong |= {
+                scan.file_index: scan.file
+                for scan in found
+                if scan.file and _kind(scan.file) != _kind(files[scan.file_index])
+            }
+            scans += found
+        is_complete = len(scans) == len(chunks)
+        broken = frozenset(files[index].uri for index in _broken_chains(files, scans, is_complete=is_complete))
+        if not broken and not wrong:
+            return make_plan(files, chunks, scans, spec)
+        whole |= broken
+        files = [wrong.get(index, file) for index, file in enumerate(files)]
+
+
+def _kind(file: SourceFile) -> tuple[str, str | None]:
+    return file.kind, file.compression
+
+
+def _broken_chains(files: Sequence[SourceFile], scans: Sequence[ChunkScan], *, is_complete: bool) -> Iterator[int]:
+    """Yield the files of which a range could not be read on its own, or does not begin where the one before ends.
+
+    is_complete: whether all ranges of the last file were scanned.
+    """
+    for index, of_file in groupby(scans, lambda scan: scan.file_index):
+        at = 0
+        parts = [one for one in of_file if one.frames is not None or one.is_broken]
+        is_chain = not any(one.is_broken for one in parts)
+        for began, ended in (one.frames or (-1, -1) for one in parts):
+            is_chain = is_chain and began in (-1, at)
+            at = at if began < 0 else ended
+        is_whole = is_complete or scans[-1].file_index != index
+        if parts and (not is_chain or (is_whole and at != files[index].size_bytes)):
+            yield index
 
 
 def make_plan(
@@ -244,14 +208,15 @@ def make_plan(
     ):
         raise ValueError("make_plan needs the scans of all chunks")
     _check_content(files, scans, spec)
-    formats = {index: _format_of_file(file, index, scans) for index, file in enumerate(files)}
+    by_file = {index: list(own) for index, own in groupby(scans, lambda scan: scan.file_index)}
+    formats = {index: _format_of_file(file, by_file.get(index, [])) for index, file in enumerate(files)}
     shards = tuple(_shards(files, scans, formats, spec))
     if not shards:
         raise DataError("no record was selected", "Check --take and --limit.")
     used = {shard.file_index for shard in shards}
-    schema = finish(unify(scan.schema for scan in scans if scan.file_index in used))
+    schema = finish(_unified(scan for scan in scans if scan.file_index in used))
     return Plan(
-        files=tuple(files),
+        files=tuple(_as_read(file, by_file.get(index, [])) for index, file in enumerate(files)),
         shards=shards,
         schema_ipc=encode_schema(schema),
         num_records=sum(shard.num_records for shard in shards),
@@ -264,6 +229,19 @@ def make_plan(
     )
 
 
+def _unified(scans: Iterable[ChunkScan]) -> pa.Schema:
+    """Return the merged schema of scans. Equal ones are merged once."""
+    return unify(decode_schema(text) for text in dict.fromkeys(scan.schema_ipc for scan in scans))
+
+
+def _as_read(file: SourceFile, scans: Sequence[ChunkScan]) -> SourceFile:
+    """Return a file with the version that its scans saw. Raise DataError if they saw several."""
+    seen = {scan.file.version: scan.file for scan in scans if scan.file is not None}
+    if len(seen) > 1:
+        raise DataError(f"{file.name} has changed while the job was planned", "Run the same command again.")
+    return next(iter(seen.values()), file)
+
+
 def _check_content(files: Sequence[SourceFile], scans: Sequence[ChunkScan], spec: InputSpec) -> None:
     names = ", ".join(file.name for file in files[:3]) + (", ..." if len(files) > 3 else "")
     if not any(piece.num_records for scan in scans for piece in scan.pieces):
@@ -272,9 +250,10 @@ def _check_content(files: Sequence[SourceFile], scans: Sequence[ChunkScan], spec
         problem = next(scan.first_problem for scan in scans if scan.first_problem)
         raise DataError(f"no usable record in {names}; the first one is {problem}", "Each line is one JSON object.")
     if (column_names := ColumnNames.of(spec)) != NO_NAMES:
-        schema = unify(scan.schema for scan in scans)
+        schema = _unified(scans)
         check_names(column_names, schema.names, nested_in_schema(schema))
-    keys = sorted({key for scan in scans for key in scan.schema.names})
+    texts = {scan.schema_ipc for scan in scans}
+    keys = sorted({key for text in texts for key in decode_schema(text).names})
     if spec.category_field is not None and spec.category_field not in keys:
         raise DataError(f"no record has the category field {spec.category_field}", f"Columns: {', '.join(keys[:40])}")
     for category, quota in spec.take.items():
@@ -283,9 +262,8 @@ def _check_content(files: Sequence[SourceFile], scans: Sequence[ChunkScan], spec
             raise DataError(f"no record has {spec.category_field} = {category}", f"Found: {seen[:500] or 'none'}")
 
 
-def _format_of_file(file: SourceFile, index: int, scans: Sequence[ChunkScan]) -> FormatName:
-    """Return the format of a file's first chunk; `auto` for a file without a valid record."""
-    own = [scan for scan in scans if scan.file_index == index]
+def _format_of_file(file: SourceFile, own: Sequence[ChunkScan]) -> FormatName:
+    """Return the format of a file's first chunk; `auto` for a file without a valid record. own: its scans."""
     keys = list(dict.fromkeys(key for scan in own for key in scan.keys))
     found = next((scan.format for scan in own if scan.format is not None), None)
     if found is None and keys:
@@ -302,13 +280,13 @@ def _shards(
     for of_file, piece in ((found.file_index, piece) for found in scans for piece in found.pieces):
         if of_file != file_index:
             file_index, line = of_file, 1
-        count, taken = _select(piece, quotas, left)
+        count, taken = select(piece, quotas, left)
         if count:
             yield Shard(
                 index=number,
                 file_index=file_index,
                 uri=piece.uri,
-                kind=_shard_kind(files[file_index]),
+                kind=_shard_kind(files[file_index], piece),
                 format=formats[file_index],
                 start=piece.start,
                 stop=piece.stop,
@@ -323,16 +301,7 @@ def _shards(
         left = None if left is None else left - count
 
 
-def _shard_kind(file: SourceFile) -> Literal["jsonl", "parquet", "arrow"]:
-    return file.kind if file.kind in ("parquet", "arrow") else "jsonl"
-
-
-def _select(piece: Piece, quotas: dict[str, int] | None, left: int | None) -> tuple[int, dict[str, int] | None]:
-    """Return the selected records of a piece, in total and by category. Reduces `quotas`."""
-    if quotas is None:
-        return piece.num_records if left is None else min(left, piece.num_records), None
-    taken = {name: min(quotas[name], count) for name, count in piece.categories.items() if quotas[name]}
-    for name, count in taken.items():
-        quotas[name] -= count
-    selected = sum(taken.values())
-    return selected if left is None else min(left, selected), taken
+def _shard_kind(file: SourceFile, piece: Piece) -> Literal["jsonl", "parquet", "arrow"]:
+    if not file.is_in_rows:
+        return "jsonl"
+    return "arrow" if piece.digest or file.kind == "arrow" else "parquet"

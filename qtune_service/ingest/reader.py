@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from qtune_service.config import FormatName, InputSpec
-from qtune_service.errors import DataError
+from qtune_service.errors import DataError, StorageError
 from qtune_service.ingest.discovery import SourceFile, each_file
 from qtune_service.ingest.formats import detect_format, used_columns
 from qtune_service.ingest.json_reader import staged_pieces
@@ -37,7 +37,7 @@ from qtune_service.ingest.jsonl import (
 from qtune_service.ingest.plan import Plan, Shard
 from qtune_service.ingest.planner import SAMPLE_RECORDS
 from qtune_service.ingest.records import NO_NAMES, ColumnNames
-from qtune_service.ingest.row_files import iter_rows
+from qtune_service.ingest.row_files import iter_rows, open_rows
 from qtune_service.ingest.rows import conform, records_of
 from qtune_service.ingest.unknown_format import check_names, explain, nested_in_records, unknown_format
 from qtune_service.storage import file_io
@@ -157,10 +157,7 @@ def _check_count(plan: Plan, shard: Shard, count: int) -> None:
 
 def _read_rows(plan: Plan, shard: Shard) -> ShardRecords:
     file = plan.files[shard.file_index]
-    now = file_io.stat(file.uri)
-    if now is None or (now.size_bytes, now.version) != (file.size_bytes, file.version):
-        raise _changed(plan, shard)
-    table = pa.Table.from_batches(list(iter_rows(file, shard.start, shard.stop, None)))
+    table = _staged_rows(plan, shard) if shard.digest else _rows_of_file(plan, shard)
     columns = _needed_columns(plan, shard, table.column_names)
     quota = _Quota(shard, plan.category_field)
     kept, records = [], []
@@ -180,6 +177,33 @@ def _read_rows(plan: Plan, shard: Shard) -> ShardRecords:
         return encode_value(records[index])[:num_chars]
 
     return ShardRecords(file.name, shard.file_index, lines, list(records), own_columns, excerpt)
+
+
+def _staged_rows(plan: Plan, shard: Shard) -> pa.Table:
+    data = file_io.read_range(shard.uri, shard.start, shard.stop)
+    if hashlib.sha256(data).hexdigest() != shard.digest:
+        raise _changed(plan, shard)
+    table = pa.ipc.open_stream(pa.py_buffer(data)).read_all()
+    table.validate(full=True)
+    return table
+
+
+def _rows_of_file(plan: Plan, shard: Shard) -> pa.Table:
+    """Read rows of an input file, whose version is compared before and after, since rows have no digest."""
+    file = plan.files[shard.file_index]
+    try:
+        with open_rows(file) as rows:
+            if rows.version != file.version:
+                raise _changed(plan, shard)
+            table = pa.Table.from_batches(list(rows.rows(shard.start, shard.stop)))
+        with file_io.open_ranges(file.uri) as read:
+            if read.version != file.version:
+                raise _changed(plan, shard)
+    except StorageError as error:
+        if file_io.stat(file.uri) is None:
+            raise _changed(plan, shard) from error
+        raise
+    return table
 
 
 def _needed_columns(plan: Plan, shard: Shard, names: Sequence[str]) -> list[str]:

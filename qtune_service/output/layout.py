@@ -2,7 +2,8 @@
 
     OUT/_qtune/job.json            the spec of the job that owns this output, written first
     OUT/_qtune/plan.json           the shards, planned once
-    OUT/_qtune/input/              staged chunks of inputs that cannot be split in place
+    OUT/_qtune/scanned/            scans of chunks, until the plan is made
+    OUT/_qtune/input/              staged shards of inputs that cannot be read from the middle
     OUT/_qtune/<stage>/00000.json  one marker per shard, written after the shard's files
     OUT/_qtune/partial/00000.arrow scores of a shard that was in progress when the job was stopped
     OUT/_qtune/lock                the lock of the driver: a file lock, or on an object store a lease
@@ -10,28 +11,32 @@
     OUT/_qtune/tokenizer.json      the names of the files in tokenizer/, written before them
     OUT/_qtune/adopted.json        the score shards taken from another output, written before them
     OUT/_qtune/progress.json       progress, for clients that follow the job
-    OUT/scores|quadrants|pruned|rejected/part-00000.parquet
+    OUT/_qtune/lease               beside the lock, on a filesystem that machines share
+    OUT/scores|quadrants|pruned|rejected/part-00000-1f0e2d3c.parquet
     OUT/tokenizer/, summary_statistics.json, plane.json, report.html
     OUT/manifest.json              written last: the output is complete
 
 A shard is finished when its marker exists. Its files are written before, each atomically, so a crash in between costs
-only the work on that shard, and writing it again gives the same files.
+only the work on that shard. The name of a shard's file ends with the first digits of its SHA-256, so attempts at a
+shard, which on a GPU may differ in bits, never write to one name. The first marker that is written counts, and it names
+the files of its attempt. Files of other attempts are removed before the manifest is written. Readers find a shard's
+files in its marker or in the manifest. Earlier versions wrote `part-00000.parquet`.
 
 Other users who can write to an output can also write manifests and markers. So their file lists are validated here:
-every shard file is `FOLDER/part-NNNNN.parquet`. `Output.at` and `storage/folder_io.py` check paths again, after links,
-where they are used.
+every shard file is `FOLDER/part-NNNNN-DIGITS.parquet`. `Output.at` and `storage/folder_io.py` check paths again, after
+links, where they are used.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -42,12 +47,14 @@ from qtune_service import __version__
 from qtune_service.config import JobSpec
 from qtune_service.errors import OutputConflictError
 from qtune_service.storage import file_io, folder_io
+from qtune_service.storage.conditional import create
 from qtune_service.storage.confined import Root
-from qtune_service.storage.filesystems import explain
-from qtune_service.storage.lease import end_process, leased
+from qtune_service.storage.lease import end_process, locked
 
 PART_FOLDERS = ("scores", "quadrants", "pruned", "rejected")
-_PART = re.compile(rf"({'|'.join(PART_FOLDERS)})/part-(\d{{5,9}})\.parquet", re.ASCII)
+PART_NAME = r"part-(\d{5,9})(?:-[0-9a-f]{8})?\.parquet"
+"""Pattern of the names of shard files."""
+_PART = re.compile(rf"({'|'.join(PART_FOLDERS)})/{PART_NAME}", re.ASCII)
 
 
 class _Entry(BaseModel):
@@ -68,20 +75,17 @@ class PartFile:
     size_bytes: int
     sha256: str
     rows: int
-
-    @property
-    def path(self) -> str:
-        """Return its path below the output."""
-        return part_path(self.folder, self.shard)
+    path: str
+    """Path below the output."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the entry as a manifest has it."""
         return {"path": self.path, "rows": self.rows, "bytes": self.size_bytes, "sha256": self.sha256}
 
 
-def part_path(folder: str, shard: int) -> str:
-    """Return the path of a shard's file below its output."""
-    return f"{folder}/part-{shard:05}.parquet"
+def part_path(folder: str, shard: int, sha256: str = "") -> str:
+    """Return the path of a shard's file below its output: by its content, or the one that earlier versions gave it."""
+    return f"{folder}/part-{shard:05}{'-' if sha256 else ''}{sha256[:8]}.parquet"
 
 
 def part_files(listed: Mapping[str, Any], *folders: str) -> list[PartFile]:
@@ -96,6 +100,11 @@ def part_files(listed: Mapping[str, Any], *folders: str) -> list[PartFile]:
     return [file for file in files if not folders or file.folder in folders]
 
 
+def paths_by_shard(files: Iterable[PartFile]) -> dict[int, str]:
+    """Return the path of each shard's file in one folder."""
+    return {file.shard: file.path for file in files}
+
+
 def rows_by_shard(files: Iterable[PartFile]) -> dict[int, int]:
     """Return the number of rows of each shard."""
     return {file.shard: file.rows for file in files}
@@ -108,9 +117,10 @@ def _part_file(entry: Any) -> PartFile:
         first = error.errors(include_url=False, include_input=False)[0]
         raise damaged(f"a file's {'.'.join(map(str, first['loc'])) or 'entry'} is wrong: {first['msg']}") from None
     match = _PART.fullmatch(checked.path)
-    if match is None or part_path(match[1], int(match[2])) != checked.path:
+    names = () if match is None else (part_path(match[1], int(match[2]), digest) for digest in (checked.sha256, ""))
+    if match is None or checked.path not in names:
         raise damaged(f"it lists {checked.path!r}, which is not a shard file")
-    return PartFile(match[1], int(match[2]), checked.bytes, checked.sha256, checked.rows)
+    return PartFile(match[1], int(match[2]), checked.bytes, checked.sha256, checked.rows, checked.path)
 
 
 def damaged(what: str) -> OutputConflictError:
@@ -149,10 +159,6 @@ class Output:
         """Return the URI of a path below the output. Raise OutputConflictError for a path that is not plain."""
         return folder_io.uri_of(self._inside, *parts)
 
-    def part(self, folder: str, shard: int) -> str:
-        """Return the URI of a shard's Parquet file."""
-        return self.at(part_path(folder, shard))
-
     # --- reading
 
     def stat(self, *parts: str) -> file_io.Entry | None:
@@ -180,18 +186,28 @@ class Output:
         """Stream the bytes of a file."""
         return folder_io.blocks(self._inside, *parts, span=span)
 
-    def open_part(self, folder: str, shard: int) -> contextlib.AbstractContextManager[pq.ParquetFile]:
-        """Open a shard's Parquet file."""
-        return folder_io.open_parquet(self._inside, part_path(folder, shard))
+    def open_part(self, path: str) -> contextlib.AbstractContextManager[pq.ParquetFile]:
+        """Open a shard's Parquet file by its path below the output."""
+        return folder_io.open_parquet(self._inside, path)
 
-    def read_part(self, folder: str, shard: int, columns: list[str] | None = None) -> pa.Table:
-        """Read a shard's Parquet file."""
-        with self.open_part(folder, shard) as file:
+    def read_part(self, path: str, columns: list[str] | None = None) -> pa.Table:
+        """Read a shard's Parquet file by its path below the output."""
+        with self.open_part(path) as file:
             return file.read(columns=columns)
 
     def list_files(self, *parts: str) -> list[str]:
         """Return the names of the files in a folder of the output."""
         return folder_io.list_files(self._inside, *parts)
+
+    # --- writing
+
+    def write_part(self, folder: str, shard: int, table: pa.Table) -> PartFile:
+        """Write a shard's Parquet file under the name of its content."""
+        body = file_io.table_bytes(table)
+        sha256 = hashlib.sha256(body).hexdigest()
+        path = part_path(folder, shard, sha256)
+        file_io.write_bytes(self.at(path), body)
+        return PartFile(folder, shard, body.size, sha256, table.num_rows, path)
 
     # --- taking over files
 
@@ -241,9 +257,14 @@ class Output:
 
     # --- markers
 
-    def mark(self, stage: str, shard: int, record: dict[str, Any]) -> None:
-        """Write the marker of a finished shard of a stage, with a record of its contents."""
-        file_io.write_bytes(self.at("_qtune", stage, f"{shard:05}.json"), json.dumps(record).encode())
+    def mark(self, stage: str, shard: int, record: dict[str, Any]) -> dict[str, Any]:
+        """Write the marker of a finished shard of a stage, and return the one that counts.
+
+        A marker that another attempt has written stays, where the storage has conditional writes.
+        """
+        if create(self.at("_qtune", stage, f"{shard:05}.json"), json.dumps(record).encode()):
+            return record
+        return self.marker(stage, shard) or record
 
     def marker(self, stage: str, shard: int) -> dict[str, Any] | None:
         """Return a shard's marker, None while the shard is not finished in a stage."""
@@ -316,7 +337,8 @@ class Output:
             "job": os.environ.get(JOB_VARIABLE, "").partition(":")[0],
             "spec": spec.model_dump(mode="json"),
         }
-        file_io.write_json(self.at("_qtune", "job.json"), body)
+        if not create(self.at("_qtune", "job.json"), file_io.json_bytes(body)):
+            self.claim(spec, model_fingerprint)  # another driver has claimed it meanwhile
 
     def owner(self) -> JobSpec | None:
         """Return the spec of the job that owns this output, None without one.
@@ -356,32 +378,8 @@ class Output:
 
         on_lost: called when the lease of an object store is lost. By default it ends this process, as a driver must.
         """
-        uri = self.at("_qtune", "lock")
-        location = file_io.resolve(uri)
-        with _file_lock(Path(location.path), self.root) if location.is_local else leased(uri, self.root, say, on_lost):
+        with locked(self.at("_qtune", "lock"), self.at("_qtune", "lease"), self.root, say, on_lost):
             yield
-
-
-@contextlib.contextmanager
-def _file_lock(path: Path, root: str) -> Iterator[None]:
-    import fcntl
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Links are not followed, and a FIFO at this path is an error instead of an endless wait.
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        descriptor = os.open(path, flags, 0o666)
-    except OSError as error:
-        raise explain(error, str(path), "lock") from error
-    with open(descriptor, "a") as file:  # noqa: PTH123 - a descriptor
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputConflictError(
-                f"another qtune process is writing to {root}",
-                "Wait for it, stop it, or choose another --output.",
-            ) from error
-        yield
 
 
 def _defining(owner: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ from qtune_service.config import JobSpec, PruneSpec
 from qtune_service.errors import OutputConflictError
 from qtune_service.ingest.rows import records_of
 from qtune_service.output.columns import final_masks, ragged
-from qtune_service.output.layout import Output, damaged, part_files, rows_by_shard
+from qtune_service.output.layout import Output, damaged, part_files, part_path, rows_by_shard
 from qtune_service.selection.plane import Quadrant
 from qtune_service.selection.token_masks import neighbor_scores, trainable
 
@@ -149,17 +149,25 @@ class FinishedOutput:
         """Return the column of scores/ with the category."""
         return self._scoring.category_column
 
+    @cached_property
+    def _paths(self) -> dict[tuple[str, int], str]:
+        return {(file.folder, file.shard): file.path for file in part_files(self.manifest)}
+
+    def path(self, folder: str, shard: int) -> str:
+        """Return the path of a shard's file below the output."""
+        return self._paths.get((folder, shard)) or part_path(folder, shard)
+
     def decoder(self) -> Decode:
         """Return a function from token ids to text, special tokens included."""
         return read_decoder(self.folder)
 
     def scores(self, shard: int, columns: list[str] | None = None) -> pa.Table:
         """Read rows of scores/."""
-        return self.folder.read_part("scores", shard, columns)
+        return self.folder.read_part(self.path("scores", shard), columns)
 
     def quadrants(self, shard: int) -> pa.Table:
         """Read rows of quadrants/: sample_id, quadrant, error_rank, entropy_rank, kept."""
-        table = self.folder.read_part("quadrants", shard)
+        table = self.folder.read_part(self.path("quadrants", shard))
         if "kept" in table.column_names:
             return table
         kept = pc.is_in(table["quadrant"], pa.array(["Q2", "Q4"]))
@@ -173,7 +181,7 @@ class FinishedOutput:
 
     def pruned(self, shard: int, columns: list[str] | None = None) -> pa.Table:
         """Read rows of pruned/."""
-        return self.folder.read_part("pruned", shard, columns)
+        return self.folder.read_part(self.path("pruned", shard), columns)
 
 
 def _checked(kind: type[Model], part: Any, what: str) -> Model:

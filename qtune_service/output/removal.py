@@ -2,8 +2,8 @@
 
 Every removed file is named: shard files that a manifest, plan, marker or list of adopted files names, fixed names,
 numbered working files, and hidden temporary files of interrupted writes. Folders are removed when they are empty. So a
-user's own file in an output stays, except one named `part-NNNNN.parquet` in a folder of shards, which trainers would
-read as data. No link is followed.
+user's own file in an output stays, except one with the name of a shard's file in a folder of shards, which trainers
+would read as data. No link is followed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from itertools import chain
 
 from qtune_service.errors import DamagedFileError, OutputConflictError
 from qtune_service.ingest.plan import STAGED
-from qtune_service.output.layout import FILES, PART_FOLDERS, Output, part_files
+from qtune_service.output.layout import FILES, PART_FOLDERS, PART_NAME, Output, part_files
 
 TOKENIZER_FILES = frozenset(
     {
@@ -29,17 +29,18 @@ TOKENIZER_FILES = frozenset(
 WORKING = {
     "input/input": STAGED.pattern,  # of earlier versions
     "input": STAGED.pattern,
+    "scanned": r"[0-9a-f]{32}\.json",
     "scored": r"\d{5,9}\.json",
     "pruned": r"\d{5,9}\.json",
     "partial": r"\d{5,9}\.arrow",
     "ranks": r"[a-z_]{1,40}-\d{5,9}\.bin",
 }
 """Folders of `_qtune` that only a running job needs -> pattern of their file names."""
-RECORDS = ("plan.json", "progress.json", "tokenizer.json", "adopted.json", "job.json", "lock")
+RECORDS = ("plan.json", "progress.json", "tokenizer.json", "adopted.json", "job.json", "lease", "lock")
 """Files of `_qtune` in the order of removal, so that the record of the owner remains until the end."""
 DAMAGED = (OutputConflictError, DamagedFileError)
 """Errors of a record that was changed. The other records are used then. A storage error ends the removal."""
-_PART = re.compile(r"part-(\d{5,9})\.parquet", re.ASCII)
+_PART = re.compile(PART_NAME, re.ASCII)
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?:\d+-)?[0-9a-f]{8}\.tmp", re.ASCII)
 """Names of `storage` for files that are not completely written."""
 
@@ -61,7 +62,7 @@ def clear(output: Output) -> None:
 
 
 def drop_strays(output: Output, listed: Iterable[str]) -> None:
-    """Remove part files that the manifest does not list, and temporary files, which crashed runs leave."""
+    """Remove part files that the manifest does not list, of lost attempts, and temporary files of crashed runs."""
     keep = set(listed)
     for folder in PART_FOLDERS:
         strays = (name for name in output.list_files(folder) if f"{folder}/{name}" not in keep and _is_part(name, None))

@@ -59,12 +59,8 @@ class ActorStates:
     _states: dict[str, _Latest] = field(default_factory=dict)
 
     def set(self, name: str, phase: Phase, shard: int | None = None, problem: str = "") -> None:
-        """Set what an actor does from now on. An actor that had the same shard before has lost it."""
+        """Set what an actor does from now on."""
         now = self.clock()
-        if shard is not None:
-            for other, state in list(self._states.items()):
-                if state.shard == shard and state.phase == "scoring":
-                    del self._states[other]
         self._states[name] = _Latest(phase, now, now, shard, problem)
 
     def describe(self, name: str, detail: str) -> None:

@@ -39,6 +39,8 @@ class ClusterState:
     """Actors that this job requested and that have no process yet."""
     others: Mapping[Kind, float] = field(default_factory=dict)
     """Resources that actors of other jobs use."""
+    lacks_cpu_nodes: bool = False
+    """Whether CPU work has nodes of its own, of which there is none."""
 
     def total(self, kind: Kind) -> float:
         """Return what all nodes have."""

@@ -11,7 +11,8 @@ actors at a time, unless one of them was silent.
                                   two shards, while others work, is retired; a node with two retired actors as well
     a shard that failed on an     counts against the first actor in the same way
     actor succeeds on another
-    a process dies with a shard   the shard is handed out again; two in a row without a finished shard count as failures
+    a process dies with a shard   the shard is handed out again as soon as the cluster has noticed; deaths with two
+                                  shards, and none finished between, retire the actor
     an actor is silent            its shards are handed out again after LOST_S
     an actor idles                shards that wait for another actor are handed out again after IDLE_S
 """
@@ -33,8 +34,9 @@ MAX_PROBLEMS, PROBLEM_CHARS = 200, 500
 MAX_REPEATS = 3
 """Most times that a shard is handed out again because an actor idles."""
 
-Order: TypeAlias = Literal["work", "skip", "leave", "park"]
-"""work: start or score. skip: this shard is not for this actor. leave: end the process. park: wait, without a model."""
+Order: TypeAlias = Literal["work", "skip", "leave", "again", "park"]
+"""work: start or score. skip: this shard is not for this actor. leave: give way to another actor. again: end the
+process, and Ray starts another one for this actor. park: wait, without a model."""
 Seat: TypeAlias = tuple[str, str]
 """(id of an actor, node): a process that Ray restarts there has the same seat, and probably the same GPU."""
 
@@ -67,6 +69,8 @@ class Dispatch:
     """Shards that have not arrived at the driver."""
     _queue: deque[tuple[float, int]] = field(default_factory=deque)
     """(not before, shard)."""
+    _handed_out: list[int] = field(default_factory=list)
+    """In this order."""
     _touched_s: dict[int, float] = field(default_factory=dict)
     _active: dict[int, str] = field(default_factory=dict)
     """Shard -> the stage that has begun it, outside of actors."""
@@ -80,9 +84,17 @@ class Dispatch:
     """Name -> id of an actor."""
     _has_worked: set[str] = field(default_factory=set)
     _beats_s: dict[str, float] = field(default_factory=dict)
+    _present: frozenset[str] = frozenset()
+    """Actors that the cluster had a process of, when it was last asked."""
     _failures: defaultdict[int, Counter[Seat]] = field(default_factory=lambda: defaultdict(Counter))
+    """Shard -> failures by seat, deaths of processes included."""
+    _errors: defaultdict[int, set[Seat]] = field(default_factory=lambda: defaultdict(set))
+    """Shard -> seats that reported an error."""
     _strikes: defaultdict[Seat, set[int]] = field(default_factory=lambda: defaultdict(set))
-    _deaths: Counter[Seat] = field(default_factory=Counter)
+    _deaths: defaultdict[Seat, set[int]] = field(default_factory=lambda: defaultdict(set))
+    """Shards with which processes died, since the seat has finished one."""
+    _reported: set[str] = field(default_factory=set)
+    """Actors whose processes end after a failure that is counted."""
     _retired: dict[Seat, str] = field(default_factory=dict)
     _start_failures: Counter[str] = field(default_factory=Counter)
     _start_deaths: Counter[str] = field(default_factory=Counter)
@@ -106,33 +118,39 @@ class Dispatch:
         self._engaged.clear()
         self._active.clear()
         self._queue.clear()
+        self._handed_out.clear()
         self._open = set(shards)
         for shard in sorted(self._open):
             self._requeue(shard)
 
-    def take(self) -> list[int] | None:
-        """Return the shards to hand out now. None: all have arrived, or the run is over."""
+    def take(self, start: int | None = None) -> list[int] | None:
+        """Return the shards to hand out now. None: all have arrived, or the run is over.
+
+        start: also return those that were handed out before, from this one on. A source that Ray runs again must yield
+        the same rows: Ray skips as many as it had received.
+        """
         if self.is_over or not self._open:
             return None
         self._requeue_of_silent_actors()
         self._requeue_for_idle_actors()
-        now, ready, waiting = self.clock(), list[int](), deque[tuple[float, int]]()
+        now, before, waiting = self.clock(), len(self._handed_out), deque[tuple[float, int]]()
         for at_s, shard in self._queue:
             if at_s > now:
                 waiting.append((at_s, shard))
             elif shard in self._open and shard not in self._engaged:
-                ready.append(shard)
+                self._handed_out.append(shard)
                 self._touched_s[shard] = now
         self._queue = waiting
-        return ready
+        return self._handed_out[before if start is None else start :]
 
     def arrived(self, shard: int, *, has_failed: bool) -> None:
         """Close a shard. One that failed for good is not held against actors."""
         self._open.discard(shard)
         self._scored.discard(shard)
         self._failures.pop(shard, None)
+        self._errors.pop(shard, None)
         if has_failed:
-            for shards in self._strikes.values():
+            for shards in (*self._strikes.values(), *self._deaths.values()):
                 shards.discard(shard)
 
     def begin(self, stage: str, shard: int) -> None:
@@ -152,8 +170,9 @@ class Dispatch:
             return
         self._scored.add(shard)
         seat = self._seat(name)
-        self._deaths[seat] = 0
-        for other in self._failures.pop(shard, Counter()):
+        self._deaths[seat].clear()
+        self._failures.pop(shard, None)
+        for other in self._errors.pop(shard, set()):
             if other != seat:
                 self._strike(other, shard, f"shard {shard} failed there and succeeded on {name}")
 
@@ -164,7 +183,9 @@ class Dispatch:
             return False
         seat = self._seat(name)
         self._failures[shard][seat] += 1
+        self._errors[shard].add(seat)
         if is_engine:
+            self._reported.add(name)
             self._strike(seat, shard, problem)
         if self._failures[shard][seat] < SHARD_FAILURES or not self._others_work(seat):
             return False
@@ -214,7 +235,7 @@ class Dispatch:
         self.actors.set(name, "idle")
 
     def fail_start(self, name: str, problem: str, *, is_fatal: bool) -> Order:
-        """Record that an engine did not start. Return `work` where another process may try on this node."""
+        """Record that an engine did not start. Return what the process does now."""
         node = _node(name)
         self._add_problem(f"{name}: the engine did not start: {problem}")
         self._ended += 1
@@ -222,7 +243,9 @@ class Dispatch:
         self.actors.set(name, "failed", problem=problem)
         if is_fatal or self._start_failures[node] >= self.start_failures:
             self._close(node, f"engines do not start there: {problem}")
-        return self._send_away(name, problem) if node in self._closed else "work"
+        if node not in self._closed and self._ids.get(name) in self._has_worked:
+            return "again"
+        return self._send_away(name, problem)
 
     def hold(self, name: str, shard: int) -> Order:
         """Give a shard to an actor, unless it is not for this one."""
@@ -230,7 +253,7 @@ class Dispatch:
         if (why := self._retired.get(seat) or self._left.get(seat[1])) is not None and self._others_work(seat):
             self._requeue(shard)
             self.actors.set(name, "retired", problem=why)
-            return "leave"
+            return "again"
         if shard not in self._open or not self._may_take(name, shard):
             return "skip"
         if self._failures[shard][seat] >= SHARD_FAILURES and self._others_work(seat):
@@ -266,6 +289,12 @@ class Dispatch:
         """Record a sign of life."""
         self._beats_s[name] = self.clock()
 
+    def see(self, present: frozenset[str]) -> None:
+        """Take the actors that the cluster has a process of. Those that have vanished are dead."""
+        for name in (self._present - present) & self._ids.keys():
+            self._bury(name)
+        self._present = present
+
     def health(self) -> Health:
         """Return what the driver must know."""
         working = sum(state.phase not in ENDED for state in self.actors.all())
@@ -291,12 +320,13 @@ class Dispatch:
                     self._close(node, f"{START_DEATHS} processes died there while their engines started")
                     self._add_problem(f"{name}: {self._closed[node]}")
                     self._ended += 1
-            elif shards := self._shards_of(name):
-                self._deaths[seat] += 1
-                if self._deaths[seat] >= SHARD_FAILURES:
-                    self._retire(seat, f"its process died {SHARD_FAILURES} times without finishing a shard")
-                for shard in self._engaged.intersection(shards):
+            elif name not in self._reported:
+                engaged = self._engaged.intersection(self._shards_of(name))
+                self._deaths[seat] |= engaged
+                for shard in engaged:
                     self._failures[shard][seat] += 1
+                if len(self._deaths[seat]) >= SHARD_FAILURES:
+                    self._retire(seat, f"its process died with {SHARD_FAILURES} shards, and finished none between")
         self._forget(name)
 
     def _forget(self, name: str) -> None:

@@ -109,6 +109,10 @@ class Executor(Protocol):
         """Return the scoring pool that fits the workers."""
         ...
 
+    def reserve(self, spec: EngineSpec) -> None:
+        """Ask for the GPUs of the scoring pool until `run` starts it, so that nodes start while the job is planned."""
+        ...
+
     def cluster_state(self) -> ClusterState | None:
         """Return the resources of the cluster and who uses them, or None where there is no cluster."""
         ...
@@ -172,6 +176,9 @@ class LocalExecutor:
     def size_pool(self, spec: EngineSpec) -> Pool:
         """Return a pool of one actor, with the threads of an actor on this machine."""
         return size_local_pool(spec, actors=1)
+
+    def reserve(self, spec: EngineSpec) -> None:
+        """Do nothing: the engine runs in this process."""
 
     def cluster_state(self) -> None:
         """Return None: there is no cluster."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qtune_service.output.layout import Output
+from qtune_service.output.layout import Output, part_path
 from qtune_service.selection.distributed import MAX_IN_MEMORY_SAMPLES
 
 READ_THREADS = 8
@@ -32,11 +32,17 @@ class Group:
     """Population index of its first sample."""
     shards: Mapping[int, int]
     """Shard index -> samples, in order."""
+    paths: Mapping[int, str] = field(default_factory=dict)
+    """Shard index -> path of its scores below the output, where it is not that of earlier versions."""
 
     @property
     def num_samples(self) -> int:
         """Samples of all its shards."""
         return sum(self.shards.values())
+
+    def path(self, shard: int) -> str:
+        """Return the path of a shard's scores below the output."""
+        return self.paths.get(shard) or part_path("scores", shard)
 
     def spans(self) -> dict[int, slice]:
         """Return the span of each shard's samples in the group."""
@@ -65,7 +71,7 @@ class ScoreShards:
 
         def fill(item: tuple[int, slice]) -> None:
             shard, span = item
-            table = output.read_part("scores", shard, list(names))
+            table = output.read_part(group.path(shard), list(names))
             for name, column in zip(names, columns, strict=True):
                 column[span] = table[name].to_numpy()
 
@@ -82,8 +88,9 @@ class Population:
     groups: tuple[Group, ...]
 
     @classmethod
-    def of(cls, source: Source, shards: Mapping[int, int]) -> Population:
+    def of(cls, source: Source, shards: Mapping[int, int], paths: Mapping[int, str] | None = None) -> Population:
         """Arrange shards (index -> samples) in groups of at most MAX_IN_MEMORY_SAMPLES, or of one larger shard."""
+        paths = paths or {}
         groups: list[dict[int, int]] = []
         filled = 0
         for shard, rows in shards.items():
@@ -93,7 +100,10 @@ class Population:
             groups[-1][shard] = rows
             filled += rows
         starts = np.cumsum([0, *(sum(group.values()) for group in groups)]).tolist()
-        return cls(source, tuple(Group(i, starts[i], group) for i, group in enumerate(groups)))
+        of_group = ({shard: paths[shard] for shard in group if shard in paths} for group in groups)
+        return cls(
+            source, tuple(Group(i, starts[i], *parts) for i, parts in enumerate(zip(groups, of_group, strict=True)))
+        )
 
     @property
     def num_samples(self) -> int:

@@ -8,33 +8,34 @@ starts with the tokenizer that made its tokens, or with scores taken over from a
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qtune_service.config import InputSpec, JobSpec
-from qtune_service.errors import SpecError
+from qtune_service.errors import DataError, SpecError, StorageError
 from qtune_service.importing import import_named
-from qtune_service.ingest.discovery import SourceFile, discover, notices
+from qtune_service.ingest.compression import NAMES
+from qtune_service.ingest.discovery import FEW_FILES, Found, discover, find
 from qtune_service.ingest.hub_dataset import pin
-from qtune_service.ingest.planner import Chunk, ChunkScan, Plan, is_enough, make_plan, split
+from qtune_service.ingest.planner import Chunk, Plan, plan_input
 from qtune_service.output.layout import Output, part_files
-from qtune_service.pipeline.executor import Executor, LocalExecutor, Stage
+from qtune_service.pipeline.executor import Executor
 from qtune_service.pipeline.progress import Tracker
+from qtune_service.pipeline.scan_stage import SMALL_INPUT_BYTES, Scans
 from qtune_service.pipeline.score_stage import Scored
-from qtune_service.pipeline.stages import read_plan, scan_chunk
-from qtune_service.pipeline.stall_watch import reading_text, steps_look, watching
+from qtune_service.pipeline.stages import read_plan
 from qtune_service.selection.plane import QuadrantRule
 from qtune_service.storage import file_io
 from qtune_service.tokenize.encoder import Encoder
 from qtune_service.tokenize.named_sources import model_folder, read_chat_template
 
-SMALL_INPUT_BYTES = 32 << 20
-"""The driver scans an input up to this size itself, in less time than a worker takes to start."""
+LONG_STREAM_BYTES = 256 << 20
+"""Size of a compressed file above which a notice says that it cannot be split."""
+STREAM_BYTES_PER_S = 16e6
+"""Compressed text that one core reads, stores and counts in a second (benchmarks/scale/RESULTS.md)."""
 BYTES_PER_TOKEN = 4
-SCAN_WAVE = 64
-"""Chunks that are scanned before checking whether `limit` is reached."""
 
 
 def load_rule(path: str | None) -> QuadrantRule | None:
@@ -105,21 +106,86 @@ def adopt_scores(spec: JobSpec, output: Output) -> Scored:
     return Scored.from_manifest(manifest)
 
 
-def plan_shards(spec: JobSpec, output: Output, executor: Executor, tracker: Tracker) -> tuple[Plan, tuple[str, ...]]:
+@dataclass(frozen=True, slots=True)
+class JobInput:
+    """The input of a job at its start: listed once, and compared with the plan if there is one."""
+
+    earlier: Plan | None
+    found: Found
+    spec: InputSpec
+    """At commits of the hub."""
+    revisions: Mapping[str, str]
+    unread: tuple[str, ...] = ()
+    """A sentence if files that are new since the plan cannot be read."""
+
+    @property
+    def is_planned_by_workers(self) -> bool:
+        """Return whether planning takes long enough that nodes can start meanwhile."""
+        return self.earlier is None and sum(file.size_bytes for file in self.found.files) > SMALL_INPUT_BYTES
+
+
+def find_input(spec: JobSpec, output: Output) -> JobInput:
+    """List the input. An output with a plan reads the commits of its plan, and its files even if new ones fail.
+
+    Raise QTuneError where files are missing or cannot be read. Listed files are opened only where they are few and not
+    planned yet.
+    """
+    earlier = None if output.stat("_qtune", "plan.json") is None else read_plan(output)
+    read, revisions = spec.input, dict[str, str]()
+    if read.reads_hub:
+        read, revisions = pin(read, earlier.revisions if earlier else None)
+    try:
+        found = find(read.paths, read.split, max_checked=FEW_FILES if earlier is None else 0)
+    except (DataError, StorageError) as error:
+        if earlier is None:
+            raise
+        planned = discover(file.uri for file in earlier.files)  # raises if the file is one of them
+        text = f"The files of this job's plan are read. Others could not be listed: {error.message}."
+        return JobInput(earlier, Found(planned, ()), read, revisions, (text,))
+    return JobInput(earlier, found, read, revisions)
+
+
+def plan_shards(
+    spec: JobSpec, given: JobInput, output: Output, executor: Executor, tracker: Tracker
+) -> tuple[Plan, tuple[str, ...]]:
     """Return the plan of this output, and sentences about files that it leaves out.
 
     A plan is made once. Later runs read its files, and leave out files that are new. Raise DataError where an input
     file changed since the plan was made.
     """
-    earlier, files, read, revisions = find_input(spec, output)
-    if earlier is not None:
-        new = earlier.verify_unchanged(files)
-        return earlier, (*earlier.notices, *_left_out(new, tracker))
-    chunks = split(files, spec.input)
-    plan = make_plan(files, chunks, _scan(chunks, spec, executor, tracker), spec.input)
-    plan = replace(plan, notices=tuple(notices(read.paths, read.split)), revisions=revisions)
+    if given.earlier is not None:
+        new = given.earlier.verify_unchanged(given.found.files)
+        for text in given.unread:
+            tracker.say(text)
+        return given.earlier, (*given.earlier.notices, *_left_out(new, tracker), *given.unread)
+
+    streams: dict[str, None] = {}
+
+    def begin(chunks: Sequence[Chunk], done: int) -> None:
+        for text in _long_streams(chunks):
+            if text not in streams:
+                tracker.say(text)
+            streams[text] = None
+        tracker.stage("plan", len(chunks), unit="chunks", resumed=done)
+
+    scans = Scans(spec, output, executor, tracker)
+    plan = plan_input(given.found.files, spec.input, scans.run, begin)
+    plan = replace(plan, notices=(*given.found.notices, *streams), revisions=dict(given.revisions))
     file_io.write_bytes(output.at("_qtune", "plan.json"), plan.to_json().encode())
     return plan, plan.notices
+
+
+def _long_streams(chunks: Sequence[Chunk]) -> Iterator[str]:
+    """Yield a sentence for each large compressed file that one core reads as one stream."""
+    for file in (chunk.file for chunk in chunks if chunk.file.compression is not None and not chunk.is_part):
+        if file.size_bytes > LONG_STREAM_BYTES:
+            minutes = max(1, round(file.size_bytes / STREAM_BYTES_PER_S / 60))
+            advice = " JSON lines in bgzip, or in zstd with frames, are read by all cores."
+            what = f"one {NAMES[file.compression or 'gz']} stream of {file.size_bytes / 1e9:.1f} GB"
+            yield (
+                f"{file.name} is {what}, which cannot be split: planning reads it on one core, in about {minutes} min."
+                f"{advice if file.kind == 'jsonl' else ''}"
+            )
 
 
 def mean_tokens(plan: Plan) -> float:
@@ -136,39 +202,3 @@ def _left_out(new: Sequence[str], tracker: Tracker) -> tuple[str, ...]:
     text = f"{number} new since this job was planned, and not read: {shown}. Prune them in a job of their own."
     tracker.say(text)
     return (text,)
-
-
-def find_input(spec: JobSpec, output: Output) -> tuple[Plan | None, tuple[SourceFile, ...], InputSpec, dict[str, str]]:
-    """Return the plan of an output that has one, the input files, the input at commits of the hub, and these commits.
-
-    An output with a plan reads the commits of its plan. Raise QTuneError where files are missing or cannot be read.
-    """
-    earlier = None if output.stat("_qtune", "plan.json") is None else read_plan(output)
-    read, revisions = spec.input, dict[str, str]()
-    if read.reads_hub:
-        read, revisions = pin(read, earlier.revisions if earlier else None)
-    return earlier, discover(read.paths, read.split), read, revisions
-
-
-def _scan(chunks: list[Chunk], spec: JobSpec, executor: Executor, tracker: Tracker) -> list[ChunkScan]:
-    """Scan the input, a small one in this process. With a `limit` scan in waves, and no further than needed."""
-    tracker.stage("plan", len(chunks), unit="chunks")
-    stage = Stage("plan", scan_chunk, (spec,), on_cpu_nodes=True)
-    if sum({chunk.file.uri: chunk.file.size_bytes for chunk in chunks}.values()) <= SMALL_INPUT_BYTES:
-        executor = LocalExecutor()
-    wave = len(chunks) if spec.input.limit is None else SCAN_WAVE
-    scans: list[ChunkScan] = []
-    open_chunks: dict[int, Chunk] = {}
-    with watching(
-        tracker, steps_look(executor, stage.num_cpus, lambda: ("reading", reading_text(open_chunks.values())))
-    ):
-        while len(scans) < len(chunks) and not is_enough(scans, spec.input):
-            todo = chunks[len(scans) : len(scans) + wave]
-            open_chunks |= {chunk.index: chunk for chunk in todo}
-            found = {}
-            for result in executor.run([(chunk.index, chunk) for chunk in todo], stage):
-                found[result.shard] = result.value
-                del open_chunks[result.shard]
-                tracker.advance(1)
-            scans += [found[chunk.index] for chunk in todo]
-    return scans

@@ -16,7 +16,7 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Protocol
 
@@ -110,6 +110,18 @@ class Observation:
     problems: tuple[str, ...] = ()
 
 
+MAX_PROBLEMS, MAX_PROBLEM_CHARS = 50, 500
+"""A server refuses a progress.json with more than 100 problems, or one of more than 1,000 characters."""
+
+
+def shorten(problems: Sequence[str]) -> tuple[str, ...]:
+    """Return problems that fit into progress.json."""
+    shown = [text if len(text) <= MAX_PROBLEM_CHARS else f"{text[:MAX_PROBLEM_CHARS]}..." for text in problems]
+    if len(shown) > MAX_PROBLEMS:
+        shown[MAX_PROBLEMS - 1 :] = [f"{len(shown) - MAX_PROBLEMS + 1:,} more"]
+    return tuple(shown)
+
+
 class Sink(Protocol):
     """Shows snapshots."""
 
@@ -138,8 +150,8 @@ class Tracker:
         self._window: deque[tuple[float, int, int]] = deque()
         self._stage_started = self._moved_s = clock()
         self.seconds: dict[str, float] = {}
-        self._failures: tuple[str, ...] = ()
-        """Actors that failed or were retired, a sentence each."""
+        self._problems: tuple[str, ...] = ()
+        """Problems of actors that failed. They stay."""
 
     def stage(self, name: str, total: int, *, unit: str = "shards", resumed: int = 0, actors_wanted: int = 0) -> None:
         """Begin a stage, and store the time of the previous one in `seconds`."""
@@ -151,7 +163,7 @@ class Tracker:
                 done=resumed,
                 total=total,
                 actors_wanted=actors_wanted,
-                problems=self._failures,
+                problems=shorten(self._problems),
             )
             self._window = deque([(self._clock(), resumed, 0)])
             self._moved_s = self._clock()
@@ -179,8 +191,8 @@ class Tracker:
         """Show what the workers do. Rates and ETA are measured again, so that they follow a job that stands still."""
         with self._lock:
             last = self._snapshot
-            observed = {one.name: getattr(seen, one.name) for one in fields(seen)}
-            self._snapshot = replace(last, **{**observed, "problems": (*self._failures, *seen.problems)})
+            changes = {one.name: getattr(seen, one.name) for one in fields(seen)}
+            self._snapshot = replace(last, **changes | {"problems": shorten((*seen.problems, *self._problems))})
             if seen.waiting_for in NO_RATE:
                 self._window = deque([(self._clock(), last.done, last.tokens_done)])
             self._measure()
@@ -206,12 +218,13 @@ class Tracker:
         )
 
     def report_problems(self, problems: tuple[str, ...]) -> None:
-        """Show the actors that failed or were retired, and say those that are new. Any thread may call it."""
+        """Show the problems of actors until the job ends, and say those that are new."""
         with self._lock:
-            new, self._failures = problems[len(self._failures) :], problems
+            new = [f"actor {problem}" for problem in problems[len(self._problems) :]]
+            self._problems = (*self._problems, *new)
             for problem in new:
-                self.say(f"actor {problem}")
-            self._snapshot = replace(self._snapshot, problems=self._failures)
+                self.say(problem)
+            self._snapshot = replace(self._snapshot, problems=shorten(self._problems))
             self._show()
 
     def say(self, text: str) -> None:

@@ -11,10 +11,12 @@ from typing import Any
 from qtune_service.pipeline.cluster_state import NODE_CHARS, ClusterState, Kind, Node
 
 LIVE_PHASES = ("ALIVE", "PENDING_CREATION", "RESTARTING", "DEPENDENCIES_UNREADY")
+POOL_CLASS = "MapWorker"
+"""Part of the name that Ray Data gives the class of a pool's actors."""
 
 
-def look_at_cluster() -> ClusterState:
-    """Return the state of the cluster that this process has joined."""
+def look_at_cluster(cpu_nodes: str = "") -> ClusterState:
+    """Return the state of the cluster that this process has joined. cpu_nodes: resource of the nodes for CPU work."""
     import ray
     from ray._private.state import state
     from ray.core.generated import gcs_pb2
@@ -40,11 +42,14 @@ def look_at_cluster() -> ClusterState:
             has_process = actor.pid > 0 and phase != "RESTARTING"
             if actor.job_id.hex() != own:
                 others = {kind: others.get(kind, 0.0) + has_process * amount for kind, amount in needs.items()}
+            elif POOL_CLASS not in actor.class_name:
+                continue  # a worker of an engine
             elif has_process:
                 placed.add(f"{actor.address.node_id.hex()[:NODE_CHARS]}:{actor.pid}")
             else:
                 unplaced += 1
-    return ClusterState(nodes, frozenset(placed), unplaced, others)
+    lacks = bool(cpu_nodes) and not any(node.total.get(cpu_nodes) for node in nodes.values())
+    return ClusterState(nodes, frozenset(placed), unplaced, others, lacks)
 
 
 def _needed(actor: Any, kind: Kind) -> float:

@@ -49,15 +49,15 @@ from qtune_service.pipeline.ray_pool import (
     ActorProcess,
     ExecutionHooks,
     PoolLostError,
+    RaySupervisor,
     actor_options,
-    leaving,
     ray_process_name,
     remove_placement_groups,
     row_table,
     source,
     watch,
 )
-from qtune_service.pipeline.retries import PassedOnError, ReportProgress, RetryPolicy, StoppedError, Supervisor
+from qtune_service.pipeline.retries import PassedOnError, RetryPolicy, StoppedError, Supervisor
 from qtune_service.pipeline.shutdown import Stop
 
 CONNECT_TIMEOUT_S = 10
@@ -66,11 +66,13 @@ CPU_NODES = "QTUNE_CPU_NODES"
 CPU_NODE_SHARE = 0.001
 """How much of it a task takes: a node with 1 of it runs as many tasks as its CPUs allow."""
 HEAD_POLL_S, HEAD_LOST_S = 5.0, 60.0
-REPORT_EVERY_S = 1.0
 TASKS_IN_FLIGHT = 2
 """Shards that Ray Data assigns to an actor at a time."""
 GROW_AT, SHRINK_AT = 1.75, 0.5
 """Shards in flight for each actor from which a pool grows, and up to which it shrinks."""
+SWITCH_S = 1e-4
+"""Python's interval between threads in an actor that prepares shards beside its engine. The engine's thread releases
+the interpreter in each call of torch. With Python's 5 ms a thread that prepares would hold it that long each time."""
 _lost, _left = threading.Event(), threading.Event()
 """Events of the current cluster: its head node is gone, and this process has left it."""
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -104,6 +106,7 @@ class RayExecutor:
     def __init__(self, address: str | None = None) -> None:
         self._address = address
         self._cluster: Cluster | None = None
+        self._reserved: list[Any] = []
 
     @property
     def process_name(self) -> Callable[[], str]:
@@ -125,9 +128,29 @@ class RayExecutor:
         """Return the scoring pool that fits the cluster."""
         return size_pool(spec, self._started())
 
+    def reserve(self, spec: EngineSpec) -> None:
+        """Reserve the GPUs of each actor by a placement group, which an autoscaler sees as demand.
+
+        Ray removes the groups when the driver ends, also where it is killed. CPUs are not reserved: planning uses them.
+        """
+        from ray.util.placement_group import placement_group
+
+        pool = size_pool(spec, self._started())
+        if pool.gpus and not self._started().is_local and not self._reserved:
+            bundle = {"GPU": pool.gpus}
+            self._reserved = [placement_group([bundle], strategy="PACK") for _ in range(pool.min_actors)]
+
+    def _release(self) -> None:
+        """Give reserved GPUs to the actors that are about to start."""
+        from ray.util.placement_group import remove_placement_group
+
+        for group in self._reserved:
+            remove_placement_group(group)
+        self._reserved = []
+
     def cluster_state(self) -> ClusterState | None:
         """Return the resources of the cluster and who uses them, or None before `start`."""
-        return None if self._cluster is None or is_lost() else look_at_cluster()
+        return None if self._cluster is None or is_lost() else look_at_cluster(os.environ.get(CPU_NODES, ""))
 
     def retry_policy(self, max_attempts: int, max_failed_actors: int | None = None) -> RetryPolicy:
         """Start a supervisor on the driver's node, where it lives as long as the driver's cluster."""
@@ -153,6 +176,8 @@ class RayExecutor:
             pool = next((stage for stage in stages if stage.pool is not None), None)
             if not values:
                 return
+            if pool is not None:
+                self._release()
             _scale_by_calls(max(stage.calls_in_flight for stage in stages))
             if retries is not None and pool is not None:
                 yield from self._run_pool(values, stages, pool, retries, on_problems)
@@ -192,7 +217,7 @@ class RayExecutor:
                 )
                 pool = watch(retries, stage.pool, on_problems)
                 try:
-                    for result in _results(self._add_all(dataset, stages, retries, len(values))):
+                    for result in _results(self._add_all(dataset, stages, retries, len(values)), prefetch=0):
                         if values.pop(result.shard, None) is None or isinstance(result.problem, PassedOnError):
                             continue
                         retries.supervisor.send("arrived", result.shard, result.problem is not None)
@@ -213,7 +238,7 @@ class RayExecutor:
 
     def close(self) -> None:
         """Leave the cluster, which ends it if it was started here."""
-        self._cluster = None
+        self._cluster, self._reserved = None, []
         if "ray" not in sys.modules:
             return
         import ray
@@ -338,52 +363,6 @@ def max_tasks(cluster: Cluster, stages: Sequence[Stage], stage: Stage, num_shard
     return limit
 
 
-# --- the supervisor
-
-
-@dataclass(frozen=True, slots=True)
-class RaySupervisor:
-    """A handle of a supervisor that is a Ray actor."""
-
-    actor: Any
-
-    def call(self, method: str, *arguments: Any, timeout_s: float | None = None, **options: Any) -> Any:
-        """Call a method and wait for its result."""
-        import ray
-
-        return ray.get(getattr(self.actor, method).remote(*arguments, **options), timeout=timeout_s)
-
-    def send(self, method: str, *arguments: Any) -> None:
-        """Call a method without waiting for it."""
-        getattr(self.actor, method).remote(*arguments)
-
-    def ask(self, method: str) -> Any:
-        """Call a method and return the reference of its result."""
-        return getattr(self.actor, method).remote()
-
-    def reporter(self, shard: int) -> ReportProgress:
-        """Return a function that reports at most once every REPORT_EVERY_S and never waits for the answer."""
-        return _Reporter(self.actor, shard)
-
-
-class _Reporter:
-    def __init__(self, actor: Any, shard: int) -> None:
-        self._actor, self._shard = actor, shard
-        self._answer: Any = None
-        self._next_s = 0.0
-        self._stopping = False
-
-    def __call__(self, tokens: int) -> bool:
-        import ray
-
-        now = time.monotonic()
-        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
-            self._stopping, self._answer = self._stopping or ray.get(self._answer), None
-        if self._answer is None and now >= self._next_s:
-            self._answer, self._next_s = self._actor.report.remote(self._shard, tokens), now + REPORT_EVERY_S
-        return self._stopping or leaving.is_set()
-
-
 # --- stages on Ray Data
 
 
@@ -395,14 +374,18 @@ def _here() -> Any:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
 
 
-def _results(dataset: Any) -> Iterator[StageResult]:
-    """Run a dataset and yield its rows. Raise the first error that concerns the whole job."""
-    for row in dataset.iter_rows():
-        error = pickle.loads(row["failure"]) if row["failure"] else None  # noqa: S301 - from `_run_row`
-        if error is not None and not isinstance(error, (ShardFailedError, StoppedError, PassedOnError)):
-            raise error
-        value = None if error is not None else pickle.loads(row["value"])  # noqa: S301 - from `_run_row`
-        yield StageResult(row["shard"], value, error)
+def _results(dataset: Any, prefetch: int = 1) -> Iterator[StageResult]:
+    """Run a dataset and yield its rows. Raise the first error that concerns the whole job.
+
+    prefetch: blocks that are held back until the next ones come. 0 for a dataset that has no end of its own.
+    """
+    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=prefetch):
+        for row in batch.to_pylist():
+            error = pickle.loads(row["failure"]) if row["failure"] else None  # noqa: S301 - from `_run_row`
+            if error is not None and not isinstance(error, (ShardFailedError, StoppedError, PassedOnError)):
+                raise error
+            value = None if error is not None else pickle.loads(row["value"])  # noqa: S301 - from `_run_row`
+            yield StageResult(row["shard"], value, error)
 
 
 def _add(dataset: Any, stage: Stage, retries: RetryPolicy | None, tasks: int | None, num_shards: int) -> Any:
@@ -443,6 +426,8 @@ class _StageActor:
 
     def __init__(self, stage: Stage, retries: RetryPolicy | None) -> None:
         self._stage, self._retries = stage, retries
+        if stage.calls_in_flight > 1:
+            sys.setswitchinterval(SWITCH_S)
         self._process = ActorProcess(retries) if retries is not None else None
         try:
             self._function = stage.target(*stage.arguments)

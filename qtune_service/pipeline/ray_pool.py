@@ -21,6 +21,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -28,8 +29,10 @@ from qtune_service.errors import EngineError, QTuneError
 from qtune_service.pipeline.cluster_state import NODE_CHARS
 from qtune_service.pipeline.dispatch import Health
 from qtune_service.pipeline.executor import Pool
-from qtune_service.pipeline.retries import DEAD_ENGINE_STATUS, FATAL, RetryPolicy
+from qtune_service.pipeline.ray_cluster import look_at_cluster
+from qtune_service.pipeline.retries import DEAD_ENGINE_STATUS, FATAL, ReportProgress, RetryPolicy
 
+REPORT_EVERY_S, LOOK_S = 1.0, 2.0
 POLL_S, BEAT_S, PARKED_POLL_S, LEAVE_S = 0.5, 5.0, 5.0, 2.0
 SEND_S = 0.5
 LEAVE_GRACE_S = 20.0
@@ -53,14 +56,62 @@ def _short(node_id: str) -> str:
     return node_id[:NODE_CHARS]
 
 
+# --- the supervisor's handle
+
+
+@dataclass(frozen=True, slots=True)
+class RaySupervisor:
+    """A handle of a supervisor that is a Ray actor."""
+
+    actor: Any
+
+    def call(self, method: str, *arguments: Any, timeout_s: float | None = None, **options: Any) -> Any:
+        """Call a method and wait for its result."""
+        import ray
+
+        return ray.get(getattr(self.actor, method).remote(*arguments, **options), timeout=timeout_s)
+
+    def send(self, method: str, *arguments: Any) -> None:
+        """Call a method without waiting for it."""
+        getattr(self.actor, method).remote(*arguments)
+
+    def ask(self, method: str) -> Any:
+        """Call a method and return the reference of its result."""
+        return getattr(self.actor, method).remote()
+
+    def reporter(self, shard: int) -> ReportProgress:
+        """Return a function that reports at most once every REPORT_EVERY_S and never waits for the answer."""
+        return _Reporter(self.actor, shard)
+
+
+class _Reporter:
+    def __init__(self, actor: Any, shard: int) -> None:
+        self._actor, self._shard = actor, shard
+        self._answer: Any = None
+        self._next_s = 0.0
+        self._stopping = False
+
+    def __call__(self, tokens: int) -> bool:
+        import ray
+
+        now = time.monotonic()
+        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
+            self._stopping, self._answer = self._stopping or ray.get(self._answer), None
+        if self._answer is None and now >= self._next_s:
+            self._answer, self._next_s = self._actor.report.remote(self._shard, tokens), now + REPORT_EVERY_S
+        return self._stopping or leaving.is_set()
+
+
 # --- the source
 
 
 def source(batch: Any, supervisor: Any, values: Mapping[int, bytes]) -> Iterator[Any]:  # noqa: ARG001 - the one row
     """Yield a row for each shard that the supervisor hands out, until all have arrived."""
-    while (shards := supervisor.call("take")) is not None:
+    count = 0
+    while (shards := supervisor.call("take", count)) is not None:
         for shard in shards:
             yield row_table(shard, values[shard], b"")
+        count += len(shards)
         time.sleep(POLL_S)
 
 
@@ -110,7 +161,7 @@ class ActorProcess:
     def hold(self, shard: int) -> bool:
         """Ask for a shard. False: another actor has it."""
         order = self._supervisor.call("hold", self.name, shard)
-        if order == "leave":
+        if order == "again":
             os._exit(DEAD_ENGINE_STATUS)
         if order == "work":
             self._busy.add(shard)
@@ -131,7 +182,9 @@ class ActorProcess:
             if self._supervisor.call("is_over"):
                 os._exit(DEAD_ENGINE_STATUS)
         time.sleep(LEAVE_S)
-        raise error
+        if order == "again":
+            os._exit(DEAD_ENGINE_STATUS)
+        raise error  # Ray does not start this actor again, and Ray Data another one
 
     def _beat(self) -> None:
         while not leaving.wait(BEAT_S):
@@ -149,7 +202,7 @@ class ActorProcess:
             time.sleep(0.05)
         time.sleep(SEND_S)  # for the results of finished shards
         try:
-            self._supervisor.call("leave", self.name, sorted(self._stopped), timeout_s=LEAVE_S)
+            self._supervisor.call("actor_left", self.name, sorted(self._stopped), timeout_s=LEAVE_S)
         finally:
             os._exit(DEAD_ENGINE_STATUS)
 
@@ -162,7 +215,7 @@ class PoolLostError(Exception):
 
 
 class PoolWatch:
-    """Looks at the pool's health about once a second, and raises in the execution's loop when no actor is left."""
+    """Looks at the pool every LOOK_S, and raises in the execution's loop when no actor is left."""
 
     def __init__(self, retries: RetryPolicy, pool: Pool, on_problems: Callable[[tuple[str, ...]], None]) -> None:
         self._supervisor: Any = retries.supervisor
@@ -175,12 +228,13 @@ class PoolWatch:
         self.closed_ids: tuple[str, ...] = ()
 
     def step(self, executor: Any) -> None:
-        """Look at the pool if a second has passed. Never wait."""
+        """Look at the pool if it is time. Never wait for the supervisor."""
         import ray
 
         self._executor, now = executor, time.monotonic()
         if self._health is None and now >= self._next_s:
-            self._health, self._next_s = self._supervisor.ask("health"), now + 1
+            self._supervisor.send("see", frozenset(look_at_cluster().placed))
+            self._health, self._next_s = self._supervisor.ask("health"), now + LOOK_S
         elif self._health is not None and ray.wait([self._health], timeout=0)[0]:
             health, self._health = ray.get(self._health), None
             self._judge(health)

@@ -36,6 +36,7 @@ from qtune_service.errors import (
 )
 from qtune_service.pipeline.actor_states import ActorState, ActorStates, Phase
 from qtune_service.pipeline.dispatch import START_FAILURES, Dispatch, Health, Order
+from qtune_service.scoring.engine_class import EngineAgreement, EngineClass
 
 STOPPING = 0
 FATAL = (SpecError, ModelError, DataError, OutputConflictError)
@@ -75,6 +76,7 @@ class Supervisor:
         self._waiting: set[tuple[str, int]] = set()
         """Shards that share a process in which another shard may have the engine."""
         self._suspects: set[tuple[str, int]] = set()
+        self._engine = EngineAgreement()
         self._stopping = False
 
     def begin(self, stage: str, shard: int, *, closing: bool, shares: bool = False) -> tuple[int, str]:
@@ -132,6 +134,14 @@ class Supervisor:
         """Return what the scoring actors do."""
         return self._actors.all()
 
+    def expect_engine(self, agreed: EngineClass | None, voters: int) -> None:
+        """Set the class of engines of earlier scores, and how many actors decide where there are none."""
+        self._engine = EngineAgreement(agreed=agreed, voters=voters)
+
+    def propose_engine(self, actor: str, engine: EngineClass | None, *, is_fallback: bool) -> EngineClass | None:
+        """Return the class of engines that the actors agree on; see EngineAgreement."""
+        return self._engine.propose(actor, engine, is_fallback=is_fallback)
+
     def fail(self, stage: str, shard: int, problem: str, *, is_engine: bool = False) -> bool:
         """Record why an attempt failed. Return whether another actor gets the shard."""
         self._problems[stage, shard] = problem
@@ -152,9 +162,9 @@ class Supervisor:
         """Begin a pool that runs a stage on these shards."""
         self._dispatch.offer(stage, shards)
 
-    def take(self) -> list[int] | None:
-        """Return shards to hand out. None: there will be no more."""
-        return self._dispatch.take()
+    def take(self, start: int) -> list[int] | None:
+        """Return the shards that were or are handed out, from this one on. None: there will be no more."""
+        return self._dispatch.take(start)
 
     def arrived(self, shard: int, has_failed: bool) -> None:
         """Close a shard that arrived at the driver."""
@@ -208,6 +218,10 @@ class Supervisor:
     def has_partial(self, shard: int) -> bool:
         """Return whether an actor of this run has left partial scores of a shard."""
         return shard in self._partials
+
+    def see(self, present: frozenset[str]) -> None:
+        """Take the actors that the cluster has a process of."""
+        self._dispatch.see(present)
 
     def health(self) -> Health:
         """Return what the driver must know of the pool."""

@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
 from typing import Any
 
 from qtune_service.config import JobSpec, PruneSpec
@@ -24,6 +23,7 @@ from qtune_service.pipeline.executor import Executor, Stage
 from qtune_service.pipeline.manifest import Pruned, finish_pruned, finish_scored
 from qtune_service.pipeline.population import Population, ScoreShards
 from qtune_service.pipeline.prepare import (
+    JobInput,
     adopt_scores,
     find_input,
     load_rule,
@@ -34,13 +34,14 @@ from qtune_service.pipeline.prepare import (
 )
 from qtune_service.pipeline.progress import FileSink, Sink, Tracker
 from qtune_service.pipeline.ray_executor import RayExecutor
-from qtune_service.pipeline.score_stage import Scored, ScoringRun, summarise
+from qtune_service.pipeline.score_stage import Scored, ScoringRun, check_part_rows, check_rows, summarise
 from qtune_service.pipeline.selection_stage import SelectionResult, find_thresholds
 from qtune_service.pipeline.selection_tasks import SelectionContext
 from qtune_service.pipeline.shard_tables import own_names, pruned_names
 from qtune_service.pipeline.shutdown import Stop
 from qtune_service.pipeline.stages import JobContext, PrunedMarker, ScoredMarker, prepare, prune_shard
 from qtune_service.pipeline.stall_watch import steps_look, watching
+from qtune_service.scoring.engine_class import class_of_shards
 from qtune_service.scoring.model_config import ModelInfo, describe_model, local_folder
 from qtune_service.scoring.vllm.arguments import check_names, run_arguments
 from qtune_service.selection.plane import QuadrantRule
@@ -94,6 +95,7 @@ class _Job:
         try:
             scored = self._adopt() if self.spec.from_scores else self._score()
             self._check_rejected(scored)
+            check_part_rows("scores", scored.files, scored.shards)
             if self.spec.prune is None:
                 return finish_scored(self.spec, self.output, scored, self.tracker)
             selection = self._find_thresholds(scored, self.spec.prune, rule)
@@ -115,23 +117,26 @@ class _Job:
         fingerprints = (model.fingerprint, model.earlier_fingerprint) if model else ("", "")
         self.output.claim(self.spec, *fingerprints)
 
-    def _start(self) -> tuple[JobContext, Encoder]:
+    def _start(self) -> tuple[JobContext, Encoder, JobInput]:
         """Start workers and tokenizer, which take seconds, at the same time. Find missing data or models first."""
-        find_input(self.spec, self.output)
+        given = find_input(self.spec, self.output)
         check_names(self.spec.engine)
         local_folder(self.spec.model.name)
         look = steps_look(self.executor, 0, lambda: ("steps", "starting workers and reading the model's configuration"))
         with ThreadPoolExecutor(1) as thread, watching(self.tracker, look):
             preparing = thread.submit(prepare, self.spec)
             self.executor.start(self.stop)
-            return preparing.result()
+            context, encoder = preparing.result()
+            return context, encoder, given
 
     def _score(self) -> Scored:
         """Score the shards that are not finished."""
-        context, encoder = self._start()
+        context, encoder, given = self._start()
         self._claim(context.model)
         save_tokenizer(encoder, self.output)
-        plan, notices = plan_shards(self.spec, self.output, self.executor, self.tracker)
+        if given.is_planned_by_workers:
+            self.executor.reserve(self.spec.engine)
+        plan, notices = plan_shards(self.spec, given, self.output, self.executor, self.tracker)
         markers = {shard: ScoredMarker.from_dict(body) for shard, body in self.output.finished("scored").items()}
         pool, limits = self.executor.size_pool(self.spec.engine), self.spec.limits
         resumed = sum(marker.read for marker in markers.values())
@@ -140,10 +145,13 @@ class _Job:
         todo = [index for index in range(len(plan.shards)) if index not in markers]
         wanted = min(pool.max_actors or pool.min_actors, len(todo))
         self.tracker.stage("score", plan.num_records, unit="samples", resumed=resumed, actors_wanted=wanted)
+        retries = self.executor.retry_policy(limits.max_shard_attempts, limits.max_failed_actors)
+        scored_by = class_of_shards(marker.engine for marker in markers.values())
+        retries.supervisor.call("expect_engine", scored_by, 1 if pool.max_actors == 1 else max(2, pool.min_actors))
         context = replace(
             context,
             threads=pool.threads,
-            retries=self.executor.retry_policy(limits.max_shard_attempts, limits.max_failed_actors),
+            retries=retries,
             partials=self.output.partials(),
             plan_digest=plan.digest,
             process_name=self.executor.process_name,
@@ -157,6 +165,7 @@ class _Job:
         fresh = scoring.run(todo)
         category = self.spec.input.category_field
         finished = {**markers, **fresh, **scoring.reject_failed()}
+        check_rows(plan, finished)
         endings = sum((Endings.from_dict(marker.endings) for marker in finished.values()), NO_ENDINGS)
         return summarise(
             finished,
@@ -189,11 +198,8 @@ class _Job:
 
     def _one_reason(self, scored: Scored, where: str) -> DataError:
         """Return the error of a job that rejected every record for one reason, with the first record's detail."""
-        name = next(file["path"] for file in scored.files if file["path"].startswith("rejected/"))
-        shard = int(PurePosixPath(name).stem.rpartition("-")[2])
-        first = (
-            self.output.read_part("rejected", shard, ["source", "line", "reason", "detail"]).slice(0, 1).to_pylist()[0]
-        )
+        path = next(iter(scored.paths("rejected").values()))
+        first = self.output.read_part(path, ["source", "line", "reason", "detail"]).slice(0, 1).to_pylist()[0]
         what = f"none of {scored.read:,} records could be scored, all for one reason ({first['reason']})"
         hint = in_terminal(HINTS.get(first["reason"], ""))
         return DataError(
@@ -214,7 +220,7 @@ class _Job:
         look = steps_look(self.executor, 1, lambda: ("steps", "reading scores and selecting"))
         with watching(self.tracker, look):
             return find_thresholds(
-                Population.of(ScoreShards(self.output.root), scored.shards),
+                Population.of(ScoreShards(self.output.root), scored.shards, scored.paths("scores")),
                 prune,
                 rule=rule,
                 workers=workers,
@@ -230,11 +236,14 @@ class _Job:
         todo = [(shard, where) for shard, where in selection.shards().items() if shard not in markers]
         if todo:
             executor.start(self.stop)
-        items = ((shard, selection.of_shard(group, span)) for shard, (group, span) in todo)
+        items = ((shard, selection.of_shard(shard, group, span)) for shard, (group, span) in todo)
         stage = Stage("prune", prune_shard, (self.spec, scored.renamed, scored.category_column), on_cpu_nodes=True)
         look = steps_look(executor, stage.num_cpus, lambda: ("steps", "no shard has been pruned"))
         with watching(self.tracker, look):
             for result in executor.run(items, stage):
                 markers[result.shard] = result.value
                 self.tracker.advance(1)
+        files = [file for marker in markers.values() for file in marker.files]
+        check_part_rows("quadrants", files, scored.shards)
+        check_part_rows("pruned", files, {shard: marker.kept for shard, marker in markers.items() if marker.kept})
         return {index: markers[index] for index in sorted(markers)}

@@ -22,6 +22,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from qtune_service.config import EngineSpec, ModelSpec
 from qtune_service.pipeline.retries import PassedOnError, StoppedError
 from qtune_service.pipeline.shard_tables import (
     own_names,
@@ -46,6 +47,7 @@ from qtune_service.scoring.scorer import (
     never,
 )
 from qtune_service.storage import file_io
+from qtune_service.tokenize.encoder import collector_paused
 
 STAGE = "score"
 CALLS_IN_FLIGHT = 2
@@ -61,15 +63,29 @@ class ScoreShard:
 
     def __init__(self, context: JobContext) -> None:
         os.environ["OMP_NUM_THREADS"] = str(context.threads)
-        from qtune_service.scoring.choose_engine import build_scorer
-
         self._context = context
         self._engine = ThreadPoolExecutor(1, thread_name_prefix="engine")
-        self._scorer: Scorer = self._engine.submit(build_scorer, *context.engine()).result()
+        self._actor = context.process_name()
+        self._scorer: Scorer = self._engine.submit(self._build, *context.engine()).result()
         info = self._engine.submit(lambda: self._scorer.info).result()
         self._engine_name = f"{info.name} {info.version} {info.dtype}"
-        self._actor = context.process_name()
         self._turn, self._admission = threading.Lock(), Admission()
+
+    def _build(self, model: ModelSpec, engine: EngineSpec) -> Scorer:
+        """Load the model. Raise EngineMismatchError where the job's other scores are of another engine."""
+        from qtune_service.scoring import choose_engine
+        from qtune_service.scoring.engine_class import EngineClass, build_agreed
+
+        if (retries := self._context.retries) is None:
+            return choose_engine.build_scorer(model, engine)
+
+        def propose(engine: EngineClass | None, *, is_fallback: bool = False) -> EngineClass | None:
+            agreed: EngineClass | None = retries.supervisor.call(
+                "propose_engine", self._actor, engine, is_fallback=is_fallback
+            )
+            return agreed
+
+        return build_agreed(model, engine, propose, self._actor)
 
     def __call__(self, index: int, encoded: EncodedShard) -> ScoredShard | None:
         """Score a shard and reject the samples that cannot be scored. Return None where it is committed already.
@@ -90,12 +106,15 @@ class ScoreShard:
 
     def _prepare(self, index: int, encoded: EncodedShard) -> _Shard:
         """Prepare the call for the samples that an earlier, stopped run or actor did not score."""
-        samples, retries = samples_of(encoded.rows), self._context.retries
+        retries = self._context.retries
         done: dict[int, TokenScores] = {}
         if index in self._context.partials or (retries is not None and retries.supervisor.call("has_partial", index)):
             done = partial_scores(self._context.output.read_partial(index), self._engine_name)
-        left = [i for i in range(len(samples)) if i not in done]
-        return _Shard(ScoringCall.prepare(self._scorer, [samples[i] for i in left]), left, done, len(samples))
+        with collector_paused():
+            samples = samples_of(encoded.rows)
+            left = [i for i in range(len(samples)) if i not in done]
+            call = ScoringCall.prepare(self._scorer, [samples[i] for i in left])
+        return _Shard(call, left, done, len(samples))
 
     def _run(self, index: int, shard: _Shard) -> EngineInfo:
         """Score a prepared shard. Raise StoppedError after saving the new scores."""
@@ -115,8 +134,9 @@ class ScoreShard:
     ) -> ScoredShard:
         outcomes = shard.outcomes()
         problems = problems_of(outcomes)
-        scored = pa.array([i not in problems for i in range(shard.num_samples)], pa.bool_())
-        rows = encoded.rows.filter(scored) if problems else encoded.rows
+        rows = encoded.rows
+        if problems:
+            rows = rows.filter(pa.array([i not in problems for i in range(shard.num_samples)], pa.bool_()))
         category = own_names(plan_of(self._context)).get(self._context.spec.input.category_field or "")
         return ScoredShard(
             rows=with_scores(rows, without_rows(outcomes.scores, problems)),

@@ -13,9 +13,10 @@ from typing import Any
 
 import psutil
 
-from qtune_service.errors import EngineError
+from qtune_service.errors import EngineError, OutputConflictError
 from qtune_service.importing import import_transformers_without_torch
-from qtune_service.output.layout import part_files
+from qtune_service.ingest.planner import Plan
+from qtune_service.output.layout import part_files, paths_by_shard, rows_by_shard
 from qtune_service.pipeline.executor import Executor, Pool, Stage
 from qtune_service.pipeline.progress import Tracker
 from qtune_service.pipeline.retries import StoppedError
@@ -30,10 +31,14 @@ from qtune_service.pipeline.stages import (
     reject_shard,
 )
 from qtune_service.pipeline.stall_watch import ScoringLook, watching
+from qtune_service.scoring.engine_class import class_of_shards
 from qtune_service.scoring.process_environment import allocator_environment
 
 MAX_NOTES = 50
 """Most notes that the manifest contains: some name keys of records."""
+COMMIT_CPUS = 0.1
+"""CPUs that Ray reserves for writing a shard. Ray Data reserves those of encoding as long as a shard may be handed out
+again, and on a small cluster little is left beside the actors."""
 FAILURES_IN_A_ROW = 3
 """The job ends early if more shards than this fail in succession."""
 
@@ -92,6 +97,10 @@ class Scored:
         """Return the number of scored samples."""
         return self.read - self.rejected
 
+    def paths(self, folder: str) -> dict[int, str]:
+        """Return the path of each shard's file in a folder."""
+        return paths_by_shard(part_files({"files": list(self.files)}, folder))
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for the manifest, without the files, which the manifest lists itself."""
         body = asdict(self)
@@ -121,14 +130,10 @@ def summarise(
     performance: dict[str, float],
     actor_problems: tuple[str, ...] = (),
 ) -> Scored:
-    """Add up the markers of all shards. Raise EngineError where two engines scored one output."""
+    """Add up the markers of all shards. Raise EngineMismatchError where two engines scored one output."""
     ordered = [markers[index] for index in sorted(markers)]
-    engines = {(m.engine["name"], m.engine["version"]): m.engine for m in ordered if m.engine}
-    if len(engines) > 1:
-        raise EngineError(
-            f"the shards were scored by different engines: {', '.join(' '.join(e) for e in sorted(engines))}",
-            "Choose one with --engine, and start from scratch with --overwrite.",
-        )
+    engines = [m.engine for m in ordered if m.engine]
+    class_of_shards(engines)
     return Scored(
         shards={index: markers[index].scored for index in sorted(markers) if markers[index].scored},
         read=sum(m.read for m in ordered),
@@ -139,7 +144,7 @@ def summarise(
         truncated=sum(m.truncated for m in ordered),
         tokens=sum(m.tokens for m in ordered),
         trained_tokens=sum(m.trained_tokens for m in ordered),
-        engine=next(iter(engines.values()), {}),
+        engine=next(iter(engines), {}),
         template=template,
         stop_warning=stop_warning,
         notices=notices,
@@ -151,6 +156,51 @@ def summarise(
         performance=performance,
         actor_problems=actor_problems,
         files=tuple(f for m in ordered for f in m.files),
+    )
+
+
+SHOWN_SHARDS = 3
+
+
+def check_rows(plan: Plan, markers: Mapping[int, ScoredMarker]) -> None:
+    """Raise OutputConflictError unless the shards hold the records that were planned, each of them and in sum."""
+    wrong = [
+        f"shard {shard.index} ({plan.files[shard.file_index].name} from {shard.first_line}) has {_read(marker)}, "
+        f"and {shard.num_records:,} were planned"
+        for shard in plan.shards
+        if (marker := markers.get(shard.index)) is None or marker.read != shard.num_records
+    ]
+    if wrong:
+        raise _wrong_rows(wrong, "scored")
+    read = sum(marker.read for marker in markers.values())
+    if read != plan.num_records or len(markers) != len(plan.shards):
+        raise _wrong_rows(
+            [f"{len(markers):,} shards have {read:,} records, and {plan.num_records:,} were planned"], "scored"
+        )
+
+
+def _read(marker: ScoredMarker | None) -> str:
+    return "no marker" if marker is None else f"{marker.read:,} records"
+
+
+def check_part_rows(folder: str, files: Iterable[Mapping[str, Any]], expected: Mapping[int, int]) -> None:
+    """Raise OutputConflictError unless the files of a folder have the expected rows of each shard that has any."""
+    found = rows_by_shard(part_files({"files": [dict(file) for file in files]}, folder))
+    wrong = [
+        f"{folder}/ of shard {shard} has {found.get(shard, 0):,} rows instead of {expected.get(shard, 0):,}"
+        for shard in sorted({*found, *expected})
+        if found.get(shard, 0) != expected.get(shard, 0)
+    ]
+    if wrong:
+        raise _wrong_rows(wrong, "pruned" if folder in ("quadrants", "pruned") else "scored")
+
+
+def _wrong_rows(wrong: Sequence[str], stage: str) -> OutputConflictError:
+    more = f"; and {len(wrong) - SHOWN_SHARDS:,} more" if len(wrong) > SHOWN_SHARDS else ""
+    return OutputConflictError(
+        f"records are missing or repeated, so the output is not completed: {'; '.join(wrong[:SHOWN_SHARDS])}{more}",
+        f"Remove the markers of these shards below _qtune/{stage}/ and run the same command again, or start from "
+        "scratch with --overwrite.",
     )
 
 
@@ -292,7 +342,7 @@ class ScoringRun:
                 environment=environment,
                 calls_in_flight=CALLS_IN_FLIGHT,
             ),
-            Stage("commit", commit_shard, arguments, is_closing=True),
+            Stage("commit", commit_shard, arguments, num_cpus=COMMIT_CPUS, is_closing=True),
         )
 
     def _add_scored(self, shard: int, marker: ScoredMarker) -> None:

@@ -74,11 +74,13 @@ class SelectionResult:
     labels_of: Callable[[Group, slice], LabelSource]
     """Returns the labels of a span of a group's samples."""
 
-    def of_shard(self, group: Group, span: slice) -> ShardSelection:
+    def of_shard(self, shard: int, group: Group, span: slice) -> ShardSelection:
         """Return the input of a shard's pruning task."""
         start = group.start + span.start
         points, examples = self.picks.within(start, span.stop - span.start)
-        return ShardSelection(self.labels_of(group, span), start, self.weighing, points, examples)
+        return ShardSelection(
+            self.labels_of(group, span), start, self.weighing, points, examples, scores=group.path(shard)
+        )
 
     def shards(self) -> Mapping[int, tuple[Group, slice]]:
         """Return the group and the span of each shard's samples."""

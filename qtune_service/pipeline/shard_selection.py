@@ -71,6 +71,8 @@ class ShardSelection:
     """Rows that the report draws as points."""
     examples: dict[int, ExampleKind]
     """Rows that the report shows with their tokens."""
+    scores: str
+    """Path of the shard's scores below the output."""
 
 
 def _items(span: slice, width: int) -> slice:

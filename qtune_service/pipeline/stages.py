@@ -1,4 +1,4 @@
-"""The stages of a job, each a function of one shard: scan, encode, commit, prune. score is in score_shard.py.
+"""The stages of a job, each a function of one shard: encode, commit, prune. score is in score_shard.py.
 
 Values between stages are frozen dataclasses, and markers are the JSON files that make a finished shard count. Heavy
 objects are made once a process: plan and tokenizer are cached, the model is held by the scoring actor. An executor
@@ -18,11 +18,11 @@ import pyarrow as pa
 
 from qtune_service.config import EngineSpec, JobSpec, ModelSpec
 from qtune_service.errors import ModelError, OutputConflictError, StorageError
-from qtune_service.ingest.planner import Chunk, ChunkScan, Plan, scan
+from qtune_service.ingest.plan import Plan
 from qtune_service.ingest.reader import RecordProblem, read_shard, sample_id
 from qtune_service.ingest.rows import text_of
 from qtune_service.output.columns import final_masks, ragged, row_sums
-from qtune_service.output.layout import Output, part_path
+from qtune_service.output.layout import Output
 from qtune_service.pipeline.executor import local_process_name
 from qtune_service.pipeline.retries import RetryPolicy
 from qtune_service.pipeline.shard_selection import ShardSelection
@@ -42,7 +42,6 @@ from qtune_service.pipeline.shard_tables import (
 )
 from qtune_service.scoring.model_config import SAME_FILES, ModelInfo, check_model, describe_model, planned_model
 from qtune_service.scoring.scorer import FlatScores
-from qtune_service.storage import file_io
 from qtune_service.storage.model_cache import is_remote
 from qtune_service.tokenize.encoded_batch import NO_ENDINGS, Endings
 from qtune_service.tokenize.encoder import Encoder
@@ -198,11 +197,6 @@ class PrunedMarker(Marker):
 # --- the stages
 
 
-def scan_chunk(_index: int, chunk: Chunk, spec: JobSpec) -> ChunkScan:
-    """Scan one chunk of the input: counts, hash, format, schema."""
-    return scan(chunk, spec.input, work=Output(spec.output.path).at("_qtune", "input"))
-
-
 def encode_shard(index: int, _value: None, context: JobContext) -> EncodedShard:
     """Read a shard, render and tokenize its records, and reject unusable ones with a reason."""
     started = time.perf_counter()
@@ -223,7 +217,7 @@ def encode_shard(index: int, _value: None, context: JobContext) -> EncodedShard:
 def commit_shard(index: int, scored: ScoredShard | None, context: JobContext) -> ScoredMarker:
     """Write a scored shard: rejected rows, scores, and last the marker that makes it count.
 
-    A shard that is finished already stays as it is.
+    A shard that is finished already stays as it is. Of two attempts at a time, the first marker counts.
     """
     if (finished := context.output.marker("scored", index)) is not None:
         return ScoredMarker.from_dict(finished)
@@ -253,8 +247,7 @@ def commit_shard(index: int, scored: ScoredShard | None, context: JobContext) ->
         notes=dict(scored.notes),
         endings=scored.endings.to_dict(),
     )
-    output.mark("scored", index, marker.to_dict())
-    return marker
+    return ScoredMarker.from_dict(output.mark("scored", index, marker.to_dict()))
 
 
 def reject_shard(index: int, problem: str, context: JobContext) -> ScoredMarker:
@@ -283,7 +276,7 @@ def prune_shard(
         return PrunedMarker.from_dict(finished)
     labels = selection.labels.read()
     assert spec.prune is not None
-    scores = output.read_part("scores", index)
+    scores = output.read_part(selection.scores)
     population = selection.start + np.arange(scores.num_rows)
     masks = final_masks(scores, labels.quadrants, labels.kept, population, spec.prune)
     quadrants = quadrant_rows(scores, labels)
@@ -301,17 +294,14 @@ def prune_shard(
         examples=example_rows(scores, quadrants, masks, selection.examples, spec.prune),
         files=[*_write(output, "quadrants", index, quadrants), *_write(output, "pruned", index, pruned)],
     )
-    output.mark("pruned", index, marker.to_dict())
-    return marker
+    return PrunedMarker.from_dict(output.mark("pruned", index, marker.to_dict()))
 
 
 def _write(output: Output, folder: str, index: int, table: pa.Table) -> list[dict[str, Any]]:
     """Write a part and return its manifest entry. A table without rows is not written: some readers fail on it."""
     if table.num_rows == 0:
         return []
-    written = file_io.write_table(output.part(folder, index), table)
-    path = part_path(folder, index)
-    return [{"path": path, "rows": table.num_rows, "bytes": written.size_bytes, "sha256": written.sha256}]
+    return [output.write_part(folder, index, table).to_dict()]
 
 
 # --- loaded once a process

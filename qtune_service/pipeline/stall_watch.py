@@ -18,17 +18,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from qtune_service.ingest.plan import Chunk
+from qtune_service.ingest.plan import ALL_ROWS, Chunk
 from qtune_service.pipeline.actor_states import ENDED, ActorState
 from qtune_service.pipeline.cluster_state import ClusterState, Kind
 from qtune_service.pipeline.executor import Executor, Pool
 from qtune_service.pipeline.progress import Observation, Tracker
 from qtune_service.pipeline.retries import SupervisorHandle
 
-LOOK_EVERY_S, ANSWER_LIMIT_S, JOIN_S = 1.0, 5.0, 6.0
+LOOK_EVERY_S, ANSWER_LIMIT_S, JOIN_S = 1.0, 5.0, 2.0
 NOTICE_S, IDLE_S, LONG_SHARD_S = 2.0, 10.0, 60.0
 """Shorter pauses are not worth a sentence: of any kind, of actors or stages without a result, of actors that score."""
-MAX_PROBLEMS, MAX_PROBLEM_CHARS, MAX_NAME_CHARS = 20, 500, 200
+MAX_NAME_CHARS = 200
 _log = logging.getLogger(__name__)
 
 Reason: TypeAlias = Literal["resources", "loading", "shards", "scoring", "hanging", "reading", "steps"]
@@ -141,7 +141,7 @@ class ScoringLook:
         seen = Observation(
             actors=len(present),
             phases=dict(Counter(actor.phase for actor in [*present, *ended])),
-            problems=shorten(problems),
+            problems=tuple(problems),
         )
         self._had_actors = self._had_actors or bool(present)
         is_over = self._had_actors and not present and not (cluster and (cluster.placed or cluster.unplaced))
@@ -267,14 +267,6 @@ def _hanging_text(actor: ActorState, cluster: ClusterState | None) -> str:
     )
 
 
-def shorten(problems: Sequence[str]) -> tuple[str, ...]:
-    """Return problems that fit into progress.json."""
-    shown = [text if len(text) <= MAX_PROBLEM_CHARS else f"{text[:MAX_PROBLEM_CHARS]}..." for text in problems]
-    if len(shown) > MAX_PROBLEMS:
-        shown[MAX_PROBLEMS - 1 :] = [f"{len(shown) - MAX_PROBLEMS + 1:,} more"]
-    return tuple(shown)
-
-
 def _number(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
@@ -297,7 +289,7 @@ def steps_look(executor: Executor, cpus: float, text: Callable[[], tuple[Reason,
 
 
 def reading_text(unread: Iterable[Chunk]) -> str:
-    """Return which chunk takes longest to plan. A compressed file is one chunk."""
+    """Return which chunk takes longest to plan. Most compressed files are one chunk."""
     chunks = list(unread)
     if not chunks:
         return "making the plan"
@@ -305,11 +297,12 @@ def reading_text(unread: Iterable[Chunk]) -> str:
         chunks, key=lambda chunk: chunk.file.size_bytes if chunk.file.is_in_rows else chunk.stop - chunk.start
     )
     if largest.file.is_in_rows:
-        size = f"rows {largest.start:,} to {largest.stop:,}"
+        size = "all rows" if largest.stop >= ALL_ROWS else f"rows {largest.start:,} to {largest.stop:,}"
     else:
         num_bytes = largest.stop - largest.start
         size = f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
-    how = f"{size}, compressed, so in one piece" if largest.file.compression else size
+    is_stream = largest.file.compression is not None and not largest.is_part
+    how = f"{size}, compressed, so in one piece" if is_stream else size
     more = f" and {_number(len(chunks) - 1, 'more part')}" if len(chunks) > 1 else ""
     return f"reading {largest.file.name[-MAX_NAME_CHARS:]} ({how}){more}"
 
@@ -318,6 +311,8 @@ def _task_shortage(cluster: ClusterState, cpus: float) -> str:
     """Return why no task of a stage can run. Its own tasks use CPUs too, so only other jobs' actors count."""
     total, others = cluster.total("CPU"), cluster.others.get("CPU", 0.0)
     amount = f"{cpus:g} CPU{'s' if cpus > 1 else ''}"
+    if cluster.lacks_cpu_nodes and cpus > 0:
+        return "a node for CPU work (0 of 1)"
     if cluster.largest("CPU") < cpus:
         return f"{amount} (the cluster has {total:g})"
     is_taken = total - others < cpus and cluster.free("CPU") < cpus

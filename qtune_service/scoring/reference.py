@@ -57,6 +57,11 @@ _LOGIT_TRANSFORMS = (
 )
 
 
+def installed_versions() -> str:
+    """Return the versions of the libraries that decide the scores."""
+    return f"transformers {metadata.version('transformers')}, torch {torch.__version__}"
+
+
 class ReferenceScorer:
     """`SteppedScorer` on plain transformers."""
 
@@ -89,7 +94,7 @@ class ReferenceScorer:
             self._head = self._choose_head(try_kernel=engine.head_kernel)
         self._info = EngineInfo(
             name="reference",
-            version=f"transformers {metadata.version('transformers')}, torch {torch.__version__}",
+            version=installed_versions(),
             device=torch.cuda.get_device_name() if self._device.type == "cuda" else "cpu",
             dtype=checkpoint.dtype,
             architecture=checkpoint.architecture,

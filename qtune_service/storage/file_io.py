@@ -40,18 +40,24 @@ from qtune_service.storage.filesystems import (
 )
 
 __all__ = [
-    "Entry", "WrittenFile", "display", "exists", "explained_parquet", "glob", "is_folder", "is_glob", "iter_blocks",
-    "join", "list_files", "list_folders", "move_in", "open_input", "open_parquet", "open_ranges", "read_bytes",
-    "read_json", "read_range", "relative", "remove_file", "resolve", "retrying", "stat", "write_bytes", "write_chunks",
-    "write_json", "write_table",
+    "Entry", "Ranges", "WrittenFile", "display", "exists", "explained_parquet", "glob", "is_folder", "is_glob",
+    "iter_blocks", "join", "json_bytes", "list_entries", "list_files", "list_folders", "match_entries",
+    "move_in", "open_input", "open_parquet", "open_ranges", "read_bytes", "read_json", "read_range", "relative",
+    "remove_file", "resolve", "retrying", "stat", "sync_folder", "table_bytes", "write_bytes", "write_chunks",
+    "write_json", "write_synced", "write_table",
 ]  # fmt: skip
 
 BLOCK_BYTES = 4 << 20
+HEAD_BYTES = 64 << 10
+"""Largest first read of a file that is kept while it is open."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Metadata of a file. `version` changes with the content: an ETag, else the modification time in ns."""
+    """Metadata of a file. `version` changes with the content: an ETag, else the modification time in ns.
+
+    A listing knows no ETag, so its entries have the modification time, which S3 rounds to seconds.
+    """
 
     uri: str
     size_bytes: int
@@ -95,21 +101,30 @@ def _stat_remote(at: Location) -> Entry | None:
     info = at.filesystem.get_file_info(at.path)
     if info.type != pafs.FileType.File:
         return None
-    return Entry(at.uri, info.size, _etag(at) or str(info.mtime_ns or info.size))
+    if isinstance(at.filesystem, pafs.S3FileSystem):
+        with at.filesystem.open_input_file(at.path) as file:
+            return Entry(at.uri, info.size, _etag(file))
+    return Entry(at.uri, info.size, _hub_version(at) or _modified(info))
 
 
-def _etag(at: Location) -> str:
-    """Return the ETag of an S3 object, whose modification time has seconds only, or the id of a file of the hub."""
-    if at.is_hub:
-        from qtune_service.storage.hub import version_of
-
-        return version_of(at.path)
-    if not isinstance(at.filesystem, pafs.S3FileSystem):
-        return ""
-    with at.filesystem.open_input_file(at.path) as file:
-        metadata: dict[Any, Any] = dict(file.metadata() or {})
+def _etag(file: Any) -> str:
+    """Return the ETag of an open S3 object, whose modification time has seconds only."""
+    metadata: dict[Any, Any] = dict(file.metadata() or {})
     tag = metadata.get(b"ETag") or metadata.get("ETag") or b""
     return (tag.decode() if isinstance(tag, bytes) else str(tag)).strip('"')
+
+
+def _hub_version(at: Location) -> str:
+    """Return the id of a file of the hub, and nothing for another file."""
+    if not at.is_hub:
+        return ""
+    from qtune_service.storage.hub import version_of
+
+    return version_of(at.path)
+
+
+def _modified(info: pafs.FileInfo) -> str:
+    return str(info.mtime_ns or info.size)
 
 
 def exists(uri: str) -> bool:
@@ -125,10 +140,21 @@ def is_folder(uri: str) -> bool:
 
 def list_files(folder: str, *, recursive: bool = True) -> list[str]:
     """Return the sorted URIs of the files in a folder; empty if the folder does not exist."""
+    return [entry.uri for entry in list_entries(folder, recursive=recursive).values()]
+
+
+def list_entries(folder: str, *, recursive: bool = True) -> dict[str, Entry]:
+    """Return the files in a folder by their relative paths, sorted by URI. No request is sent for a single file."""
     at = resolve(folder)
     selector = pafs.FileSelector(at.path, recursive=recursive, allow_not_found=True)
     infos = retrying(folder, "list", lambda: at.filesystem.get_file_info(selector))
-    return sorted(uri_of(at, info.path) for info in infos if info.type == pafs.FileType.File)
+    prefix = at.path.rstrip("/") + "/"
+    found = [
+        (info.path.removeprefix(prefix), Entry(uri_of(at, info.path), info.size, _modified(info)))
+        for info in infos
+        if info.type == pafs.FileType.File and info.path.startswith(prefix)
+    ]
+    return dict(sorted(found, key=lambda item: item[1].uri))
 
 
 def list_folders(folder: str) -> list[str]:
@@ -150,14 +176,18 @@ def is_glob(uri: str) -> bool:
 
 def glob(pattern: str) -> list[str]:
     """Return the sorted URIs of the matching files. `*` does not match a slash, `**` does."""
+    return [entry.uri for entry in match_entries(pattern).values()]
+
+
+def match_entries(pattern: str) -> dict[str, Entry]:
+    """Return the matching files as `list_entries` does, by their paths from the first segment with a glob character."""
     at = resolve(pattern)
     segments = at.path.split("/")
     fixed = next(i for i, segment in enumerate(segments) if any(sign in segment for sign in "*?["))
     base, rest = "/".join(segments[:fixed]) or "/", "/".join(segments[fixed:])
     matches = re.compile(_glob_regex(rest)).fullmatch
-    recursive = "/" in rest or "**" in rest
-    found = list_files(uri_of(at, base), recursive=recursive)
-    return [uri for uri in found if matches(str(PurePosixPath(resolve(uri).path).relative_to(base)))]
+    found = list_entries(uri_of(at, base), recursive="/" in rest or "**" in rest)
+    return {path: entry for path, entry in found.items() if matches(path)}
 
 
 def _glob_regex(pattern: str) -> str:
@@ -181,35 +211,67 @@ def read_bytes(uri: str) -> bytes:
 
 def iter_blocks(uri: str, start: int = 0, stop: int = 1 << 62, block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
     """Yield bytes [start, stop) in blocks. A failed block is retried alone."""
-    at = resolve(uri)
-    file: Any = retrying(uri, "read", lambda: at.filesystem.open_input_file(at.path))  # stubs lack read_at's offset
-    with file:
-        while start < stop:
-            block: bytes = retrying(uri, "read", functools.partial(file.read_at, min(block_bytes, stop - start), start))
-            if not block:
-                return
-            yield block
-            start += len(block)
+    with open_ranges(uri) as read:
+        yield from read.blocks(start, stop, block_bytes)
 
 
 @contextlib.contextmanager
 def open_input(uri: str) -> Iterator[Any]:
-    """Open a file for random access, as a file of pyarrow."""
+    """Open a file of pyarrow for random access."""
     at = resolve(uri)
     with retrying(uri, "read", lambda: at.filesystem.open_input_file(at.path)) as file:
         yield file
 
 
+class Ranges:
+    """An open file that is read by ranges: `ranges(start, stop)` returns bytes [start, stop), fewer at its end.
+
+    A failed read is retried alone. The head of a small file is read once.
+    """
+
+    def __init__(self, at: Location, file: Any) -> None:
+        self._at, self.file = at, file
+        self._head = b""
+
+    def __call__(self, start: int, stop: int) -> bytes:
+        """Return bytes [start, stop), fewer at the end of the file."""
+        if self._head and (stop <= len(self._head) or len(self._head) == self.size_bytes):
+            return self._head[start:stop]
+        data: bytes = retrying(self._at.uri, "read", functools.partial(self.file.read_at, stop - start, start))
+        if start == 0 and len(data) <= HEAD_BYTES:
+            self._head = data
+        return data
+
+    def blocks(self, start: int, stop: int, block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
+        """Yield bytes [start, stop) in blocks."""
+        while start < stop and (block := self(start, min(start + block_bytes, stop))):
+            yield block
+            start += len(block)
+
+    @property
+    def size_bytes(self) -> int:
+        """Return the size of the file."""
+        return int(self.file.size())
+
+    @property
+    def knows_version(self) -> bool:
+        """Return whether `version` needs no request."""
+        return self._at.is_local or isinstance(self._at.filesystem, pafs.S3FileSystem)
+
+    @functools.cached_property
+    def version(self) -> str:
+        """Return the version of the file as `stat` does. S3 reports it when a file is opened."""
+        if isinstance(self._at.filesystem, pafs.S3FileSystem):
+            return _etag(self.file)
+        found = stat(self._at.uri)
+        return "" if found is None else found.version
+
+
 @contextlib.contextmanager
-def open_ranges(uri: str) -> Iterator[Callable[[int, int], bytes]]:
-    """Open a file for reads of bytes [start, stop), fewer at its end. A failed read is retried alone."""
+def open_ranges(uri: str) -> Iterator[Ranges]:
+    """Open a file for reads of ranges."""
     with open_input(uri) as file:
-
-        def read(start: int, stop: int) -> bytes:
-            data: bytes = retrying(uri, "read", functools.partial(file.read_at, stop - start, start))
-            return data
-
-        yield read
+        yield Ranges(resolve(uri), file)
 
 
 @contextlib.contextmanager
@@ -255,7 +317,7 @@ def write_bytes(uri: str, data: bytes | memoryview | pa.Buffer) -> WrittenFile:
     at = resolve(uri)
     body = memoryview(data)
     if at.is_local:
-        retrying(uri, "write", lambda: _replace(Path(at.path), lambda temporary: _write_synced(temporary, body)))
+        retrying(uri, "write", lambda: _replace(Path(at.path), lambda temporary: write_synced(temporary, body)))
     elif at.writes == "put":
         retrying(uri, "write", lambda: _put(at.filesystem, at.path, body))
     else:
@@ -296,8 +358,8 @@ def move_in(path: Path, uri: str) -> None:
         goal = Path(at.path)
         goal.parent.mkdir(parents=True, exist_ok=True)
         path.replace(goal)
-        _sync_folder(goal.parent)
-        _sync_folder(goal.parent.parent)
+        sync_folder(goal.parent)
+        sync_folder(goal.parent.parent)
         return
     retrying(uri, "write", lambda: _send(at, str(path)))
     path.unlink()
@@ -318,16 +380,25 @@ def _send(at: Location, path: str) -> None:
 
 
 def write_json(uri: str, value: Any) -> WrittenFile:
-    """Write a JSON file atomically. Raises ValueError for non-finite numbers, which JSON lacks."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1)
-    return write_bytes(uri, (text + "\n").encode())
+    """Write a JSON file atomically. Raises as `json_bytes` does."""
+    return write_bytes(uri, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return a value as a JSON file. Raises ValueError for non-finite numbers, which JSON lacks."""
+    return (json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1) + "\n").encode()
 
 
 def write_table(uri: str, table: pa.Table, *, row_group_size: int | None = None) -> WrittenFile:
     """Write a Parquet file (zstd) atomically."""
+    return write_bytes(uri, table_bytes(table, row_group_size=row_group_size))
+
+
+def table_bytes(table: pa.Table, *, row_group_size: int | None = None) -> pa.Buffer:
+    """Return a table as a Parquet file (zstd)."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", row_group_size=row_group_size)
-    return write_bytes(uri, sink.getvalue())
+    return sink.getvalue()
 
 
 def _replace(path: Path, write: Callable[[Path], None]) -> None:
@@ -339,10 +410,11 @@ def _replace(path: Path, write: Callable[[Path], None]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _write_synced(path: Path, body: memoryview) -> None:
+def write_synced(path: Path, body: bytes | memoryview) -> None:
+    """Write a new local file and sync it."""
     with path.open("xb") as file:
         file.write(body)
         file.flush()
@@ -360,7 +432,7 @@ def _write_chunks(uri: str, path: Path, chunks: Iterable[bytes]) -> WrittenFile:
     return WrittenFile(uri, size, digest.hexdigest())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Sync a folder, so that a rename in it is durable."""
     handle = os.open(folder, os.O_RDONLY)
     try:

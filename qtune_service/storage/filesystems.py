@@ -7,8 +7,8 @@ Calls are retried with jitter after transient failures (timeouts, throttling, 5x
 with a hint.
 
 Presigned URLs (Signature Version 4 in the query) are valid for some minutes. pyarrow cannot presign, and botocore is a
-dependency of 30 MB for forty lines of HMAC. Only credentials of the environment (AWS_ACCESS_KEY_ID, ...) are used.
-Profiles and roles need botocore. Without credentials there is no URL.
+dependency of 30 MB for forty lines of HMAC. Downloads use the keys of the environment (AWS_ACCESS_KEY_ID, ...) alone,
+and conditional writes (conditional.py) those of roles too. Without keys there is no URL.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import pyarrow.fs as pafs
 import stamina
 
 from qtune_service.errors import StorageError
+from qtune_service.storage.aws_keys import find_keys, keys_of_environment
 from qtune_service.storage.hub_uri import HubUri, of_web_page
 
 T = TypeVar("T")
@@ -295,31 +296,42 @@ def first_line(error: BaseException) -> str:
 ALGORITHM = "AWS4-HMAC-SHA256"
 
 
-def presigned(uri: str, *, seconds: int, answered: Mapping[str, str] | None = None, at: str = "") -> str | None:
-    """Return a URL to read an S3 object; None for other storage, and without credentials.
+def presigned(
+    uri: str,
+    *,
+    seconds: int,
+    answered: Mapping[str, str] | None = None,
+    at: str = "",
+    method: str = "GET",
+    may_use_role: bool = False,
+) -> str | None:
+    """Return a URL to read or write an S3 object; None for other storage, and without credentials.
 
     answered: response headers, as `response-content-type`. at: signing time, as `20270131T120000Z`; by default now.
+    may_use_role: sign with the keys of a role or profile too (aws_keys.py).
     """
-    key_id, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
-    if not uri.startswith("s3://") or not key_id or not secret or (client := s3_client(uri)).anonymous:
+    scheme = uri.partition("://")[0].lower()
+    if scheme not in ("s3", "s3a", "s3n") or (client := s3_client(uri)).anonymous:
         return None
     region, time = _region(uri, client), at or datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    if (keys := find_keys(region) if may_use_role else keys_of_environment()) is None:
+        return None
     scope = f"{time[:8]}/{region}/s3/aws4_request"
     query = {
         "X-Amz-Algorithm": ALGORITHM,
-        "X-Amz-Credential": f"{key_id}/{scope}",
+        "X-Amz-Credential": f"{keys.key_id}/{scope}",
         "X-Amz-Date": time,
         "X-Amz-Expires": str(seconds),
         "X-Amz-SignedHeaders": "host",
         **(answered or {}),
     }
-    if token := os.environ.get("AWS_SESSION_TOKEN"):
-        query["X-Amz-Security-Token"] = token
+    if keys.token:
+        query["X-Amz-Security-Token"] = keys.token
     host, path = _address(client, region, quote(urlsplit(uri, allow_fragments=False).path, safe="/-_.~"))
     pairs = "&".join(f"{quote(name, safe='-_.~')}={quote(query[name], safe='-_.~')}" for name in sorted(query))
-    request = f"GET\n{path}\n{pairs}\nhost:{host}\n\nhost\nUNSIGNED-PAYLOAD"
+    request = f"{method}\n{path}\n{pairs}\nhost:{host}\n\nhost\nUNSIGNED-PAYLOAD"
     text = f"{ALGORITHM}\n{time}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
-    key = functools.reduce(_hmac, scope.split("/"), f"AWS4{secret}".encode())
+    key = functools.reduce(_hmac, scope.split("/"), f"AWS4{keys.secret}".encode())
     return f"{client.scheme}://{host}{path}?{pairs}&X-Amz-Signature={_hmac(key, text).hex()}"
 
 

@@ -103,7 +103,7 @@ class Encoder:
         firsts = range(0, len(records), GROUP)
         batches = []
         for first in firsts:
-            with _collector_paused():
+            with collector_paused():
                 batches.append((first, encode(records[first : first + GROUP], format)))
         return concatenated(batches)
 
@@ -251,8 +251,8 @@ class Encoder:
 
 
 @contextlib.contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Disable garbage collection, which would scan records in use again and again."""
+def collector_paused() -> Iterator[None]:
+    """Disable garbage collection, which would scan new objects in use again and again."""
     was_on = gc.isenabled()
     gc.disable()
     try:

@@ -106,7 +106,7 @@ def pruned_dataset(output: str) -> Any:
     import datasets
 
     finished = FinishedOutput(output)
-    files = [finished.folder.part("pruned", shard) for shard in finished.pruned_shards]
+    files = [finished.folder.at(finished.path("pruned", shard)) for shard in finished.pruned_shards]
     if not files:
         raise DataError(f"{output} kept no sample", "Prune it with a larger --sample-keep-ratio.")
     return datasets.load_dataset("parquet", data_files=files, split="train").select_columns(COLUMNS)

@@ -115,3 +115,26 @@ def test_many_jobs_are_counted_quickly(database: Engine) -> None:
     found = parsed(metrics.text().decode())
     assert time.perf_counter() - started < 1.0
     assert figure(found, "qtune_jobs", status="queued") == 2000
+
+
+def test_what_running_jobs_wait_for(store: JobStore, tmp_path: Path) -> None:
+    """Jobs and the longest wait by reason, and actors by phase. Unknown reasons and phases make no series."""
+    reports = [
+        Progress(waiting_for="resources", waiting_s=60, actors_wanted=8),
+        Progress(waiting_for="resources", waiting_s=2460, actors_wanted=8, phases={"failed": 1}),
+        Progress(waiting_for="so that the label explodes", waiting_s=5),
+        Progress(phases={"scoring": 7, "idle": 1, "unknown": 9}, actors_wanted=8),
+    ]
+    for number, progress in enumerate(reports):
+        store.create(NewJob("a", {}, str(tmp_path / str(number)), "ann", "local"))
+        claimed = store.claim(10)
+        assert claimed is not None
+        store.note_progress(claimed.id, progress)
+    found = parsed(Metrics(store).text().decode())
+    for reason, number, seconds in (("resources", 2, 2460), ("loading", 0, 0), ("other", 1, 5)):
+        assert figure(found, "qtune_jobs_waiting", reason=reason) == number
+        assert figure(found, "qtune_waiting_seconds", reason=reason) == seconds
+    for phase, number in (("scoring", 7), ("idle", 1), ("starting", 0), ("failed", 1), ("retired", 0)):
+        assert figure(found, "qtune_actors", phase=phase) == number
+    assert figure(found, "qtune_actors_wanted") == 24
+    assert not any("unknown" in str(labels) or "explodes" in str(labels) for _, labels in found)

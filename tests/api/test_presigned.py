@@ -96,7 +96,8 @@ def test_files_come_from_the_store(s3: S3Endpoint, stored: str, tmp_path: Path, 
         got = httpx.get(url, follow_redirects=True)
         assert hashlib.sha256(got.content).hexdigest() == wanted["sha256"]
         assert got.headers["content-type"] == "application/vnd.apache.parquet"
-        assert got.headers["content-disposition"] == 'attachment; filename="part-00000.parquet"'
+        name = wanted["path"].rpartition("/")[2]
+        assert got.headers["content-disposition"] == f'attachment; filename="{name}"'
         part = httpx.get(url, follow_redirects=True, headers={"Range": "bytes=4-9"})
         assert (part.status_code, part.content) == (206, got.content[4:10])
         assert client.head(url).headers["content-length"] == str(wanted["size_bytes"])

@@ -332,3 +332,46 @@ def test_what_cannot_be_started_fails_with_the_reason(store: JobStore, tmp_path:
     job = tick_until(nowhere, queue_job(nowhere, tmp_path, "succeed"), ended)
     assert job.error is not None
     assert "has no launcher 'local'" in job.error.message
+
+
+WAITING = {
+    "waiting": "waiting for 8 GPUs (0 of 8), 41 min", "waiting_for": "resources", "waiting_s": 2460.4, "actors": 2,
+    "actors_wanted": 8, "phases": {"scoring": 2, "retired": 1}, "problems": ["actor a:1 retired: sick"],
+}  # fmt: skip
+
+
+def test_a_job_says_what_it_waits_for(service: JobService, tmp_path: Path) -> None:
+    """In stages that count no samples too. What an earlier attempt waited for is not the present."""
+    job = tick_until(service, queue_job(service, tmp_path, "sleep"), has_started)
+    path = Path(job.output, "_qtune", "progress.json")
+    wait_until(path.exists)
+    for stage, attempt in (("score", ""), ("plan", f"{job.id}:1")):
+        path.write_text(json.dumps({"stage": stage, "done": 3, "total": 8, "attempt": attempt, **WAITING}))
+        found = tick_until(service, job, lambda j, stage=stage: j.stage == stage).progress  # type: ignore[misc]
+        assert (found.waiting, found.waiting_for, found.waiting_s) == (WAITING["waiting"], "resources", 2460)
+        assert (found.actors, found.actors_wanted, found.phases) == (2, 8, WAITING["phases"])
+        assert found.problems == WAITING["problems"]
+    service.tick()
+    version = service.store.get(job.id).version
+    service.tick()
+    assert service.store.get(job.id).version == version, "the same report is no news"
+    path.write_text(json.dumps({"stage": "score", "done": 3, "total": 8, "attempt": f"{job.id}:0", **WAITING}))
+    found = tick_until(service, job, lambda j: j.stage == "score").progress
+    assert (found.waiting, found.problems, found.samples_done) == ("", [], 3)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [{"waiting": "x" * 10_000}, {"problems": ["x"] * 1000}, {"problems": ["x" * 10_000]}, {"phases": {"a": -1}}],
+    ids=["sentence", "problems", "problem", "phases"],
+)
+def test_sizes_of_a_report_are_checked(service: JobService, tmp_path: Path, field: dict[str, Any]) -> None:
+    """No output can fill the database or the lists of jobs."""
+    from qtune_service.job_states import Progress
+    from qtune_service.server.jobs.driver_status import read_driver_status
+
+    (tmp_path / "out" / "_qtune").mkdir(parents=True)
+    (tmp_path / "out" / "_qtune" / "progress.json").write_text(json.dumps({"stage": "score", **field}))
+    status = read_driver_status(str(tmp_path / "out"), before=Progress())
+    assert status.damage is not None
+    assert next(iter(field)) in status.damage.message

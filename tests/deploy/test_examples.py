@@ -23,7 +23,7 @@ SPECS = sorted((REPO / "deploy" / "specs").iterdir())
 ALERTS = REPO / "deploy" / "prometheus" / "alerts.yaml"
 OF_PROMETHEUS = frozenset(
     {"up", "max", "min", "sum", "rate", "delta", "histogram_quantile", "by", "and", "or", "le", "job", "status"}
-    | {"route", "failed", "running", "qtune"}
+    | {"route", "failed", "running", "qtune", "reason", "resources", "hanging"}
 )
 
 

@@ -13,14 +13,12 @@ from pathlib import Path
 import pytest
 
 from tests.broken_engine import break_node
-from tests.compare import differences
-from tests.jobs import DEMO_DATA, DEMO_MODEL, REPO, manifest, start
+from tests.jobs import DEMO_DATA, DEMO_MODEL, REPO, manifest, rows, start
 from tests.nodes import Node, Nodes, ray_nodes
 from tests.processes import finished, progress, wait_for
 
-ACTOR_CPUS, PAUSE_S = 2.5, 0.6
-ACROSS_PROCESSES = 1e-5
-FAST_S = 60
+ACTOR_CPUS, PAUSE_S = 2.5, 0.5
+FAST_S = 120
 """An actor starts in some five seconds, and each node has at most two tries."""
 
 
@@ -30,7 +28,7 @@ def two_nodes(log: Path) -> Iterator[tuple[Nodes, Node, Node]]:
     env = {"PYTHONPATH": str(REPO), "QTUNE_TEST_PAUSE_S": str(PAUSE_S), "QTUNE_TEST_SAMPLES": str(log)}
     with ray_nodes(env=env, has_dashboard=False) as nodes:
         nodes.start_head(1)
-        yield nodes, nodes.join(3), nodes.join(3)
+        yield nodes, nodes.join(4), nodes.join(4)
 
 
 @pytest.fixture
@@ -122,40 +120,48 @@ def test_a_limit_of_failed_actors(cluster: tuple[Nodes, Node, Node], tmp_path: P
 def test_a_pool_of_one_leaves_a_broken_node(cluster: tuple[Nodes, Node, Node], tmp_path: Path) -> None:
     """A pool of one actor finds the node that works, also when its node breaks while it works."""
     nodes, one, other = cluster
-    process = started(nodes, job_file(tmp_path, num_actors=1))
+    process = started(nodes, job_file(tmp_path, limit=80, num_actors=1))
     wait_for(lambda: len(finished(tmp_path / "out")) >= 2, process)
     used = next(node for node in (one, other) if node.actors())
     break_node(used.folder, start="the GPU has fallen off the bus", after=0)
     ended(process)
-    assert manifest(tmp_path / "out")["counts"]["read"] == 200
+    assert manifest(tmp_path / "out")["counts"]["read"] == 80
 
 
-def test_a_gpu_that_fails_while_it_works(cluster: tuple[Nodes, Node, Node], undisturbed: Path, tmp_path: Path) -> None:
-    """Its actor is retired after failures on two shards. Nothing is lost, and no shard is given up."""
+@pytest.mark.parametrize("how", ["retired: CUDA error", "the engine did not start: no device"])
+def test_a_gpu_that_fails_while_it_works(cluster: tuple[Nodes, Node, Node], how: str, tmp_path: Path) -> None:
+    """Its actor is retired after failures on two shards, or because its engine does not start again. Nothing is lost,
+    and no shard is given up.
+    """
     nodes, bad, _ = cluster
-    process = started(nodes, job_file(tmp_path, limit=600))
+    process = started(nodes, job_file(tmp_path, limit=300))
     out = tmp_path / "out"
     wait_for(lambda: len(actors(out)) == 2, process)
-    break_node(bad.folder, after=0)
+    break_node(bad.folder, after=0, **({"start": "no device"} if "no device" in how else {}))
     text = ended(process)
-    assert any("retired" in problem and "ECC" in problem for problem in manifest(out)["actor_problems"]), text
-    assert not bad.actors()
-    assert differences(undisturbed, out, ACROSS_PROCESSES) == []
+    assert any(how in problem for problem in manifest(out)["actor_problems"]), text
+    assert_complete(out, 300)
 
 
-def test_a_worker_that_is_told_to_leave(cluster: tuple[Nodes, Node, Node], undisturbed: Path, tmp_path: Path) -> None:
+def test_a_worker_that_is_told_to_leave(cluster: tuple[Nodes, Node, Node], tmp_path: Path) -> None:
     """SIGTERM of a scoring process, as on a notice of preemption: what it has scored is saved, and used by the next."""
     nodes, one, _ = cluster
-    process = started(nodes, job_file(tmp_path, limit=600))
+    process = started(nodes, job_file(tmp_path, limit=300))
     out = tmp_path / "out"
     wait_for(lambda: len(actors(out)) == 2, process)
     (actor,) = one.actors()
     actor.send_signal(signal.SIGTERM)
     wait_for(lambda: list((out / "_qtune" / "partial").glob("*.arrow")), process)
     ended(process)
-    assert differences(undisturbed, out, ACROSS_PROCESSES) == []
+    assert_complete(out, 300)
     scored = (tmp_path / "samples").read_text().splitlines()
     assert len(scored) == len(set(scored)), "samples were scored again"
+
+
+def assert_complete(out: Path, num_records: int) -> None:
+    """Check that each record was scored once."""
+    ids = [row["sample_id"] for row in rows(out / "scores")]
+    assert len(ids) == len(set(ids)) == num_records == manifest(out)["counts"]["scored"]
 
 
 def actors(out: Path) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -53,16 +54,17 @@ def test_a_killed_driver_resumes_to_the_same_output(
     process = start(*demo_job(out, "--engine", engine))
     wait_for(lambda: len(finished(out)) >= 5, process)
     kill(process)
-    survived = {p: p.stat().st_mtime_ns for m in finished(out) if (p := part(out, "scores", m)).exists()}
+    survived = {p: p.stat().st_mtime_ns for m in finished(out) for p in parts(out, "scores", m)}
     assert not (out / "manifest.json").exists()
     assert f"continuing: {len(finished(out))} of" in complete(out, "--engine", engine)
     assert {p: p.stat().st_mtime_ns for p in survived} == survived, "a finished shard was scored again"
     assert differences(undisturbed, out) == []
 
 
-def part(out: Path, folder: str, marker: str) -> Path:
-    """Return a shard's Parquet file, by the name of its marker."""
-    return out / folder / f"part-{marker.removesuffix('.json')}.parquet"
+def parts(out: Path, folder: str, marker: str) -> list[Path]:
+    """Return the Parquet files that the marker of a scored shard names in a folder."""
+    files = json.loads((out / "_qtune" / "scored" / marker).read_text())["files"]
+    return [out / file["path"] for file in files if file["path"].startswith(f"{folder}/")]
 
 
 AFTER = {"plan": "score", "prune": "report"}

@@ -16,6 +16,7 @@ from tests.gated_engine import LOAD_GATE, SCORE_GATE
 from tests.jobs import DEMO_DATA, DEMO_MODEL, REPO, manifest, qtune, start
 from tests.nodes import Nodes, ray_nodes
 from tests.processes import finished, progress, wait_for
+from tests.s3 import S3Endpoint, faulty
 
 LIMIT_S, PAUSE_S, ACTOR_CPUS = 4, 12, 3
 LIMIT = {"RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": str(LIMIT_S)}
@@ -146,17 +147,22 @@ def test_a_job_behind_another_one(gated_cluster: Nodes, tmp_path: Path) -> None:
     ended(second, tmp_path / "second")
 
 
-def test_one_large_compressed_file(tmp_path: Path) -> None:
-    """It cannot be split, so nothing moves while it is planned. The job says which file it reads."""
-    data = tmp_path / "large.jsonl.gz"
-    write_incompressible(data, 34 << 20)
+def test_one_large_compressed_file(s3: S3Endpoint, tmp_path: Path) -> None:
+    """It cannot be split, so nothing moves while it is planned. The job says which file it reads, here from a slow
+    store.
+    """
+    write_incompressible(tmp_path / "large.jsonl.gz", 34 << 20)
+    s3.put("in/large.jsonl.gz", (tmp_path / "large.jsonl.gz").read_bytes())
     body = json.loads(job_file(tmp_path, "reference").read_text())
-    body["input"] |= {"paths": [str(data)], "shard_bytes": 1024}  # so many pieces make the scan slow
+    body["input"]["paths"] = [s3.uri("in/large.jsonl.gz")]
     (tmp_path / "job.json").write_text(json.dumps(body))
-    process = start("run", tmp_path / "job.json", env=LIMIT)
-    reading = r"reading \S*large.jsonl.gz \(3\d\.\d MB, compressed, so in one piece\), \d+ s"
-    assert wait_for_sentence(tmp_path / "out", reading, process, since_s=2 * LIMIT_S)["waiting_for"] == "reading"
-    ended(process, tmp_path / "out")
+    with faulty(s3) as proxy:
+        proxy.mode = "slow"
+        process = start("run", tmp_path / "job.json", env={**LIMIT, **proxy.endpoint.env})
+        reading = r"reading s3://\S+/in/large.jsonl.gz \(3\d\.\d MB, compressed, so in one piece\), \d+ s"
+        assert wait_for_sentence(tmp_path / "out", reading, process, since_s=3 * LIMIT_S)["waiting_for"] == "reading"
+        proxy.mode = "pass"
+        ended(process, tmp_path / "out")
 
 
 def write_incompressible(path: Path, num_bytes: int) -> None:

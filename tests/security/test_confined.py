@@ -176,6 +176,9 @@ wrong_paths = paths | st.sampled_from(
         "scores/part-\u0660\u0660\u0660\u0660\u0660.parquet",
         "scores\\part-00000.parquet",
         "scores/part-000000.parquet",
+        "scores/part-00000-0000000.parquet",
+        "scores/part-00000-00000001.parquet",
+        "scores/part-00000-.parquet",
     ]
 )
 
@@ -201,8 +204,9 @@ def test_what_a_manifest_may_list() -> None:
     """All four folders, and any number of shards."""
     for folder in ("scores", "quadrants", "pruned", "rejected"):
         for shard in (0, 7, 99_999, 100_000, 123_456_789):
-            (found,) = part_files({"files": [{**GOOD, "path": part_path(folder, shard)}]})
-            assert (found.folder, found.shard, found.to_dict()["path"]) == (folder, shard, part_path(folder, shard))
+            for path in (part_path(folder, shard), part_path(folder, shard, GOOD["sha256"])):
+                (found,) = part_files({"files": [{**GOOD, "path": path}]})
+                assert (found.folder, found.shard, found.to_dict()["path"]) == (folder, shard, path)
 
 
 @quickly

@@ -92,13 +92,18 @@ class Field:
 class Records:
     """The rows that a query goes over, shard by shard in order. Rows of all `folders` are aligned."""
 
-    output: Output
+    finished: FinishedOutput
     shards: Mapping[int, int]
     """Shard -> number of rows."""
     folders: tuple[str, ...]
     fields: Mapping[str, Field]
     found_sql: dict[str, str] = field(default_factory=dict, compare=False)
     """Cache of the SQL of derived fields that depends on the data."""
+
+    @property
+    def output(self) -> Output:
+        """Return the paths of the output."""
+        return self.finished.folder
 
     @cached_property
     def starts(self) -> Mapping[int, int]:
@@ -145,25 +150,25 @@ def samples_of(finished: FinishedOutput) -> Records:
     """Return the scored samples. Raise OutputConflictError for an output that is not complete."""
     folders = ("scores", "quadrants") if finished.spec.prune else ("scores",)
     shards = finished.shards
-    stored = _stored_fields(finished.folder, folders, next(iter(shards), None), finished.own_columns)
+    stored = _stored_fields(finished, folders, next(iter(shards), None), finished.own_columns)
     alpha = finished.alpha if finished.spec.prune else None
-    return Records(finished.folder, shards, folders, _with_derived(stored, alpha))
+    return Records(finished, shards, folders, _with_derived(stored, alpha))
 
 
 def rejected_of(finished: FinishedOutput) -> Records:
     """Return the rejected records."""
     shards = rows_by_shard(part_files(finished.manifest, "rejected"))
-    stored = _stored_fields(finished.folder, ("rejected",), next(iter(shards), None), {})
-    return Records(finished.folder, shards, ("rejected",), {"index": _index(), **stored})
+    stored = _stored_fields(finished, ("rejected",), next(iter(shards), None), {})
+    return Records(finished, shards, ("rejected",), {"index": _index(), **stored})
 
 
 def _stored_fields(
-    output: Output, folders: tuple[str, ...], shard: int | None, own: Mapping[str, str]
+    finished: FinishedOutput, folders: tuple[str, ...], shard: int | None, own: Mapping[str, str]
 ) -> dict[str, Field]:
     """Return fields by name: the job's first, then the records' own columns under names that are free."""
     if shard is None:
         return {}
-    fields, schemas = {}, {folder: _schema(output, folder, shard) for folder in folders}
+    fields, schemas = {}, {folder: _schema(finished, folder, shard) for folder in folders}
     for folder, schema in schemas.items():
         for name in STORED[folder]:
             if name in schema.names:
@@ -180,8 +185,8 @@ def _stored_fields(
     return fields
 
 
-def _schema(output: Output, folder: str, shard: int) -> pa.Schema:
-    with output.open_part(folder, shard) as file:
+def _schema(finished: FinishedOutput, folder: str, shard: int) -> pa.Schema:
+    with finished.folder.open_part(finished.path(folder, shard)) as file:
         return file.schema_arrow
 
 
@@ -242,7 +247,7 @@ def read_part(records: Records, shard: int, names: Iterable[str], rows: NDArray[
         fields = [field for field in stored if field.folder == folder]
         if not fields:
             continue
-        table = read_rows_of(records.output, folder, shard, [field.column for field in fields], rows)
+        table = read_rows_of(records.finished, folder, shard, [field.column for field in fields], rows)
         if table.num_rows != len(at):
             raise StorageError(
                 f"{folder} of shard {shard} in {records.output.root} has {table.num_rows:,} rows, "
@@ -261,10 +266,10 @@ def empty_part(records: Records, names: Iterable[str]) -> pa.Table:
 
 
 def read_rows_of(
-    output: Output, folder: str, shard: int, columns: Sequence[str], rows: NDArray[np.int64] | None = None
+    finished: FinishedOutput, folder: str, shard: int, columns: Sequence[str], rows: NDArray[np.int64] | None = None
 ) -> pa.Table:
     """Read columns of a shard's file, or of some of its rows (ascending) without holding the others."""
-    with output.open_part(folder, shard) as file:
+    with finished.folder.open_part(finished.path(folder, shard)) as file:
         if rows is None:
             return file.read(columns=list(columns))
         taken, start = [file.schema_arrow.empty_table().select(list(columns))], 0

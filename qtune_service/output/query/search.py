@@ -75,7 +75,7 @@ def read_tokens(finished: FinishedOutput, records: Records, index: NDArray[np.in
     found: dict[int, SampleTokens] = {}
     for shard, rows in rows_by_shard(records, index).items():
         at = np.unique(rows)
-        scores = read_rows_of(records.output, "scores", shard, TOKEN_COLUMNS, at)
+        scores = read_rows_of(records.finished, "scores", shard, TOKEN_COLUMNS, at)
         tokens = sample_tokens(scores, _final_masks(finished, shard, at, scores), finished.spec.prune)
         found |= dict(zip((records.starts[shard] + at).tolist(), tokens, strict=True))
     return [found[i] for i in index.tolist()]

@@ -80,18 +80,26 @@ class ScorePooler(Pooler):  # type: ignore[misc]  # vllm is not typed here
         return PoolingParamsUpdate(requires_token_ids=True)
 
     def forward(self, hidden_states: torch.Tensor, pooling_metadata: PoolingMetadata) -> list[torch.Tensor | None]:
-        """Score this step's rows (T, H). A request yields (n, 2) float32 with its last chunk, None before."""
+        """Score this step's rows (T, H). A request yields (n, 2) float32 with its last chunk, None before.
+
+        The scores of a step are copied to the CPU once, and requests of one step get their part of this copy. vLLM
+        waits for the stream of the pooler before it reads outputs, and copies what is not on the CPU.
+        """
         chunks = _chunks(pooling_metadata)
         rows = torch.from_numpy(np.concatenate([chunk.rows for chunk in chunks]))
         labels = torch.cat([chunk.labels for chunk in chunks])
         scores = self._score(hidden_states, rows, labels)  # (sum of k, 2)
+        copied = scores.to("cpu", non_blocking=True)
         finished = pooling_metadata.get_pooling_cursor().get_finished_mask()
         outputs: list[torch.Tensor | None] = []
         offset = 0
         for chunk, state, is_last in zip(chunks, pooling_metadata.pooling_states, finished, strict=True):
-            part = scores[offset : offset + len(chunk.rows)]
+            mine = slice(offset, offset + len(chunk.rows))
             offset += len(chunk.rows)
-            outputs.append(_collect(state.hidden_states_cache, chunk, part, is_last=is_last))
+            if is_last and not state.hidden_states_cache and len(chunk.rows) == chunk.num_scored:
+                outputs.append(copied[mine])
+            else:
+                outputs.append(_collect(state.hidden_states_cache, chunk, scores[mine], is_last=is_last))
         return outputs
 
     def _score(self, hidden_states: torch.Tensor, rows: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -146,8 +154,6 @@ def _warm_up_chunk(offset: int, num_tokens: int) -> _Chunk:
 
 def _collect(cache: list[torch.Tensor], chunk: _Chunk, part: torch.Tensor, *, is_last: bool) -> torch.Tensor | None:
     """Store a chunk's scores (k, 2). Return the request's (n, 2) when it is complete."""
-    if is_last and not cache and len(part) == chunk.num_scored:
-        return part.clone()  # one step needs no buffer, and a view would keep all scores of the step alive
     if not cache:
         cache.append(torch.full((chunk.num_scored, 2), UNSCORED, dtype=torch.float32, device=part.device))
     cache[0][chunk.first : chunk.first + len(part)] = part

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.scale import engine, material
+from benchmarks.scale.tail import RULES, Cluster, Simulation
 from qtune_service.config import EngineSpec, ModelSpec
 from qtune_service.samples import Sample
 from tests.jobs import REPO
@@ -64,3 +65,19 @@ def test_a_small_run_prints_its_tables(tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "out-300" / "manifest.json").read_text())
     assert manifest["spec"]["engine"]["name"] == "benchmarks.scale.engine:at_once"
     assert manifest["engine"]["name"] == "hash"
+
+
+def test_the_simulated_tail_of_a_large_job() -> None:
+    """64 actors, 5,100 shards, 5% losses: idle actors wait for less than 3% of the job, and waited for more before."""
+    tails = {rule.name: Simulation(Cluster(), rule, seed=0).run() for rule in (RULES[0], RULES[3])}
+    before, after = (job.tail for job in tails.values())
+    assert all(job.lost > 100 for job in tails.values())
+    assert after < 0.03 < before
+
+
+def test_a_simulated_job_takes_the_time_of_its_work() -> None:
+    """Without losses all actors score all the time, until the last shards."""
+    cluster = Cluster(actors=4, shards=400, shard_s=10, spread=0, losses=0)
+    job = Simulation(cluster, RULES[3], seed=0).run()
+    assert job.now == 1000
+    assert job.tail == 0

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from qtune_service.config import InputSpec
-from qtune_service.ingest.discovery import discover
+from qtune_service.ingest.discovery import FEW_FILES, find
 from qtune_service.ingest.plan import Chunk, ChunkScan, Plan
-from qtune_service.ingest.planner import make_plan, scan, split
+from qtune_service.ingest.planner import plan_input, scan
 from qtune_service.ingest.reader import RecordProblem, ShardRecords, read_shard
 
 
-def plan_of(work: Path | str, *paths: Path | str, **options: Any) -> Plan:
+def plan_of(work: Path | str, *paths: Path | str, max_checked: int = FEW_FILES, **options: Any) -> Plan:
     """Return the plan of an input. Chunks, scans and the plan go through JSON."""
     spec = InputSpec(paths=tuple(map(str, paths)), **options)
-    files = discover(spec.paths, spec.split)
-    chunks = split(files, spec)
-    scans = [ChunkScan.from_json(scan(Chunk.from_json(c.to_json()), spec, work=str(work)).to_json()) for c in chunks]
-    return Plan.from_json(make_plan(files, chunks, scans, spec).to_json())
+
+    def scan_chunks(chunks: Sequence[Chunk]) -> dict[int, ChunkScan]:
+        sent = [Chunk.from_json(chunk.to_json()) for chunk in chunks]
+        return {chunk.index: ChunkScan.from_json(scan(chunk, spec, work=str(work)).to_json()) for chunk in sent}
+
+    files = find(spec.paths, spec.split, max_checked=max_checked).files
+    return Plan.from_json(plan_input(files, spec, scan_chunks).to_json())
 
 
 def read_all(plan: Plan) -> list[ShardRecords]:

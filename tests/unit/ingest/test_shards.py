@@ -18,7 +18,7 @@ from qtune_service.config import InputSpec
 from qtune_service.errors import DataError
 from qtune_service.ingest.discovery import discover
 from qtune_service.ingest.plan import Chunk
-from qtune_service.ingest.planner import is_enough, make_plan, scan, split
+from qtune_service.ingest.planner import default_shard_bytes, is_enough, make_plan, scan, split
 from qtune_service.storage import file_io
 from tests.s3 import S3Endpoint
 from tests.unit.ingest.planning import plan_of, read_all, records_of
@@ -81,7 +81,7 @@ def test_shards_do_not_depend_on_who_scans(tmp_path: Path) -> None:
 
 
 def test_shard_size_follows_the_input(tmp_path: Path) -> None:
-    """By default there are about 64 shards of at least 128 KiB; no tiny one is left at the end."""
+    """By default there are 256 shards of at least 128 KiB; no tiny one is left at the end."""
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'{"prompt": "a", "completion": "b"}\n' * 100_000)
     spec = InputSpec(paths=(str(path),))
@@ -89,6 +89,16 @@ def test_shard_size_follows_the_input(tmp_path: Path) -> None:
     assert sum(sizes) == path.stat().st_size
     assert min(sizes) >= 64 << 10
     assert set(sizes[:-1]) == {128 << 10}
+
+
+@pytest.mark.parametrize(
+    ("input_gib", "shard_mib", "shards"), [(0.25, 1, 256), (1, 4, 256), (4, 4, 1024), (20, 8, 2560), (80, 16, 5120)]
+)
+def test_large_inputs_have_more_shards(input_gib: float, shard_mib: int, shards: int) -> None:
+    """By their size alone: dozens of actors get dozens of shards each, and files do not become too many."""
+    size = default_shard_bytes(int(input_gib * (1 << 30)))
+    assert size == shard_mib << 20
+    assert input_gib * (1 << 30) / size == shards
 
 
 @pytest.mark.parametrize("limit", [1, 7, 50, 99, 100, 500])

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pytest
 
 from qtune_service.errors import QueryError
-from qtune_service.output.layout import Output
 from qtune_service.output.query import (
     Limits,
     Records,
@@ -306,7 +305,7 @@ def test_only_the_rows_that_are_shown_are_held(
     """Token columns are read of the shards that hold the samples, and of these in batches."""
     read: list[tuple[str, int]] = []
 
-    def noted(output: Output, folder: str, shard: int, *more: Any) -> pa.Table:
+    def noted(output: FinishedOutput, folder: str, shard: int, *more: Any) -> pa.Table:
         read.append((folder, shard))
         return read_rows_of(output, folder, shard, *more)
 
@@ -363,7 +362,7 @@ def test_rejected_records(outputs: FinishedOutputs) -> None:
     assert find(records, Selection(where="reason LIKE 'empty%'")).num_matching == 1
     with pytest.raises(QueryError, match="no column 'perplexity'"):
         find(records, Selection(where="perplexity > 1"))
-    none = Records(records.output, {}, ("rejected",), {})
+    none = Records(records.finished, {}, ("rejected",), {})
     assert find(none, Selection(where="line = 1")).num_matching == 0
 
 

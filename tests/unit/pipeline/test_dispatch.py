@@ -39,6 +39,11 @@ class Pool:
             self.dispatch.release(name, shard)
             self.dispatch.arrived(shard, has_failed=False)
 
+    def takes(self, name: str, shard: int) -> None:
+        """Let an actor begin a shard."""
+        assert self.dispatch.hold(name, shard) == "work"
+        assert self.dispatch.enter(name, shard)
+
     def fails(self, name: str, shard: int, problem: str = "CUDA error") -> bool:
         """Let the engine of an actor fail on a shard."""
         self.dispatch.hold(name, shard)
@@ -66,6 +71,17 @@ def test_shards_of_a_dead_process_are_handed_out_again(pool: Pool) -> None:
     assert pool.dispatch.take() == [3]
     pool.scores("m:b1", 3)
     assert pool.dispatch.hold("n:a2", 3) == "skip"
+
+
+def test_shards_of_a_process_that_vanished_are_handed_out_at_once(pool: Pool) -> None:
+    """Also where Ray has no room to start the actor again. One that the cluster does not know yet has not vanished."""
+    pool.works("n:a1", "m:b1")
+    pool.dispatch.hold("n:a1", 3)
+    pool.dispatch.see(frozenset({"n:a1"}))
+    assert pool.dispatch.take() == []
+    pool.dispatch.see(frozenset({"m:b1"}))
+    assert pool.dispatch.take() == [3]
+    assert pool.dispatch.health().working == 1
 
 
 def test_shards_of_a_silent_actor_are_handed_out_again(pool: Pool) -> None:
@@ -123,7 +139,7 @@ def test_failures_on_two_shards_retire_an_actor(pool: Pool) -> None:
     pool.dispatch.start("n:a2", "a")
     pool.dispatch.started("n:a2")
     pool.fails("n:a2", 1, "ECC error")
-    assert pool.dispatch.hold("n:a2", 2) == "leave"
+    assert pool.dispatch.hold("n:a2", 2) == "again"
     assert pool.dispatch.start("n:a3", "a") == "park"
     health = pool.dispatch.health()
     assert (health.working, health.parked, health.ended) == (1, 1, 1)
@@ -140,7 +156,7 @@ def test_shards_that_succeed_elsewhere_count_against_the_first_actor(pool: Pool)
         pool.dispatch.fail("score", shard, "RuntimeError: nan", is_engine=False)
         assert pool.dispatch.fail("score", shard, "RuntimeError: nan", is_engine=False)
         pool.scores("m:b1", shard)
-    assert pool.dispatch.hold("n:a1", 2) == "leave"
+    assert pool.dispatch.hold("n:a1", 2) == "again"
 
 
 def test_a_shard_that_fails_everywhere_retires_nobody(pool: Pool) -> None:
@@ -169,7 +185,7 @@ def test_two_retired_actors_retire_their_node(pool: Pool) -> None:
     for name, shards in {"n:a1": (0, 1), "n:b1": (2, 3)}.items():
         for shard in shards:
             pool.fails(name, shard)
-    assert pool.dispatch.hold("n:c1", 4) == "leave"
+    assert pool.dispatch.hold("n:c1", 4) == "again"
     assert pool.dispatch.hold("m:d1", 5) == "work"
     assert pool.dispatch.health().closed_nodes == {"n"}
     assert pool.dispatch.start("n:e1", "e") == "leave"
@@ -179,7 +195,8 @@ def test_a_node_is_closed_after_two_engines_that_do_not_start(pool: Pool) -> Non
     """Or after one with an error that stays; other nodes are not."""
     for name in ("n:a1", "n:b1"):
         assert pool.dispatch.start(name, name[2]) == "work"
-    assert pool.dispatch.fail_start("n:a1", "no device", is_fatal=False) == "work"
+    assert pool.dispatch.fail_start("n:a1", "no device", is_fatal=False) == "leave"
+    assert pool.dispatch.health().closed_nodes == frozenset()
     assert pool.dispatch.fail_start("n:b1", "no device", is_fatal=False) == "leave"
     assert pool.dispatch.start("n:c1", "c") == "leave"
     assert pool.dispatch.start("m:d1", "d") == "work"
@@ -198,16 +215,40 @@ def test_processes_that_die_while_they_start_close_a_node(pool: Pool) -> None:
     assert pool.dispatch.start("n:b9", "b") == "leave"
 
 
-def test_two_deaths_in_a_row_retire_an_actor(pool: Pool) -> None:
-    """A death after a finished shard is the first one again: machines that are short of memory kill now and then."""
+def test_deaths_with_two_shards_retire_an_actor(pool: Pool) -> None:
+    """One after a finished shard is the first again: machines that are short of memory kill now and then."""
     pool.works("n:a1", "m:b1")
-    pool.dispatch.hold("n:a1", 0)
+    pool.takes("n:a1", 0)
     pool.works("n:a2")
     pool.scores("n:a2", 1)
-    pool.dispatch.hold("n:a2", 2)
+    pool.takes("n:a2", 2)
     pool.works("n:a3")
-    pool.dispatch.hold("n:a3", 3)
+    pool.takes("n:a3", 3)
     assert pool.dispatch.start("n:a4", "a") == "park"
+
+
+def test_kills_now_and_then_retire_nobody(pool: Pool) -> None:
+    """Though others finish the shards."""
+    pool.works("n:a1", "m:b1")
+    for i in range(1, 4):
+        pool.takes(f"n:a{i}", i)
+        pool.works(f"n:a{i + 1}")
+        pool.scores("m:b1", i)
+        pool.scores(f"n:a{i + 1}", i + 4)
+    assert pool.dispatch.health().problems == ()
+
+
+def test_a_shard_that_kills_twice_is_not_the_actors_fault(pool: Pool) -> None:
+    """The third attempt is on another actor, whether the process was killed or its engine failed."""
+    pool.works("n:a1", "m:b1")
+    pool.takes("n:a1", 0)
+    pool.works("n:a2")
+    pool.takes("n:a2", 0)
+    pool.works("n:a3")
+    assert pool.dispatch.hold("n:a3", 0) == "skip"
+    pool.fails("n:a3", 1)
+    pool.works("n:a4")
+    assert pool.dispatch.hold("n:a4", 1) == "work", "one failure was counted twice"
 
 
 def test_a_run_ends_when_all_shards_have_arrived(pool: Pool) -> None:
@@ -215,3 +256,25 @@ def test_a_run_ends_when_all_shards_have_arrived(pool: Pool) -> None:
     pool.works("n:a1")
     pool.scores("n:a1", *range(10))
     assert pool.dispatch.take() is None
+
+
+def test_a_source_that_is_run_again_yields_the_same_shards(pool: Pool) -> None:
+    """Ray runs it again where its process was killed, and skips as many rows as it had received."""
+    pool.works("n:a1", "m:b1")
+    pool.dispatch.hold("n:a1", 3)
+    pool.works("n:a2")
+    assert pool.dispatch.take(10) == [3]
+    assert pool.dispatch.take(0) == [*range(10), 3]
+    assert pool.dispatch.take(11) == []
+
+
+def test_an_engine_that_does_not_start_again(pool: Pool) -> None:
+    """Ray keeps the shards of an actor that has worked for its next process, which tries once more and then waits."""
+    pool.works("n:a1", "m:b1")
+    pool.dispatch.hold("n:a1", 3)
+    assert pool.dispatch.start("n:a2", "a") == "work"
+    assert pool.dispatch.fail_start("n:a2", "no device", is_fatal=False) == "again"
+    assert pool.dispatch.start("n:a3", "a") == "work"
+    assert pool.dispatch.fail_start("n:a3", "no device", is_fatal=False) == "park"
+    assert pool.dispatch.health().parked == 1
+    assert pool.dispatch.take() == [3]

@@ -8,7 +8,17 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 
-from qtune_service.pipeline.progress import FileSink, PlainSink, Snapshot, Tracker, describe
+from qtune_service.pipeline.progress import (
+    MAX_PROBLEM_CHARS,
+    MAX_PROBLEMS,
+    FileSink,
+    Observation,
+    PlainSink,
+    Snapshot,
+    Tracker,
+    describe,
+    shorten,
+)
 
 
 @dataclass
@@ -16,13 +26,15 @@ class Recorder:
     """A sink that remembers."""
 
     snapshots: list[Snapshot] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
 
     def show(self, snapshot: Snapshot) -> None:
         """Remember."""
         self.snapshots.append(snapshot)
 
     def say(self, text: str) -> None:
-        """Print nothing."""
+        """Remember."""
+        self.said.append(text)
 
     def close(self) -> None:
         """Close nothing."""
@@ -69,3 +81,23 @@ def test_progress_file_is_json_for_servers() -> None:
     body = json.loads(bodies[-1])
     assert (body["stage"], body["done"], body["total"]) == ("score", 5, 10)
     assert body["updated_at_s"] > 0
+
+
+def test_problems_of_actors_stay() -> None:
+    """Each is said once, and shown until the job ends, with those that pass; cut to a size for progress.json."""
+    sink = Recorder()
+    tracker = Tracker(sink)
+    tracker.stage("score", 10)
+    tracker.report_problems(("n:1: the engine did not start: no device",))
+    tracker.report_problems(("n:1: the engine did not start: no device", "m:2: retired: ECC error"))
+    both: tuple[str, ...] = ("actor n:1: the engine did not start: no device", "actor m:2: retired: ECC error")
+    assert tuple(sink.said) == both
+    tracker.observe(Observation(problems=("actor m:3 hangs",)))
+    assert sink.snapshots[-1].problems == ("actor m:3 hangs", *both)
+    tracker.observe(Observation())
+    tracker.stage("prune", 10)
+    assert sink.snapshots[-1].problems == both
+    many = shorten(["x" * 10_000] * 100)
+    assert len(many) == MAX_PROBLEMS
+    assert all(len(one) <= MAX_PROBLEM_CHARS + 3 for one in many)
+    assert many[-1] == "81 more"

@@ -106,3 +106,47 @@ def test_a_stopping_job_begins_nothing_but_closes(policy: RetryPolicy) -> None:
         policy.run("score", 5, lambda: b"x")
     assert policy.run("commit", 4, lambda: b"written", closing=True) == b"written"
     assert report(20) is True
+
+
+def shared(policy: RetryPolicy, shard: int) -> int:
+    """Begin an attempt at a shard of an actor that holds several, and return its number."""
+    number: int = policy.supervisor.call("begin", "score", shard, closing=False, shares=True)[0]
+    return number
+
+
+def test_a_death_counts_for_the_shard_with_the_engine(policy: RetryPolicy) -> None:
+    """Of two shards in a process that dies, the one with the engine used up an attempt. The other is suspect."""
+    call = policy.supervisor.call
+    assert shared(policy, 1) == shared(policy, 2) == 1
+    assert call("enter", "score", 1, "node:1") == "work"
+    for attempt in (2, 3):  # the process dies, and both are tried again
+        assert shared(policy, 1) == attempt
+        assert shared(policy, 2) == 1
+        assert call("is_suspect", "score", 1)
+        assert call("is_suspect", "score", 2)
+        call("enter", "score", 1, "node:1")
+    policy.supervisor.send("leave", "score", 1)
+    call("enter", "score", 2, "node:1")
+    assert shared(policy, 1) == 3
+    assert shared(policy, 2) == 2
+    policy.supervisor.send("succeed", "score", 2)
+    assert shared(policy, 2) == 1
+    assert not call("is_suspect", "score", 2)
+
+
+def test_an_error_before_the_engine_is_counted(policy: RetryPolicy) -> None:
+    """A shard that fails while it is prepared has reported it, so it is no other shard's fault."""
+    work, tries = failing(99, RuntimeError("no way"))
+    with pytest.raises(ShardFailedError, match="no way"):
+        policy.run("score", 4, work, shares=True)
+    assert len(tries) == 3
+
+
+def test_a_stopping_job_gives_no_shard_the_engine(policy: RetryPolicy) -> None:
+    """A prepared shard does not begin after the stop, and does not count as begun."""
+    shared(policy, 1)
+    shared(policy, 2)
+    policy.supervisor.call("enter", "score", 1, "node:1")
+    assert policy.stop() == {1}
+    assert policy.supervisor.call("enter", "score", 2, "node:1") == "stop"
+    assert policy.stop() == {1}

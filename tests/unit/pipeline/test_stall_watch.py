@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,16 +20,22 @@ from qtune_service.ingest.plan import Chunk
 from qtune_service.pipeline.actor_states import ActorState, ActorStates, Phase
 from qtune_service.pipeline.cluster_state import ClusterState, Node
 from qtune_service.pipeline.executor import LocalExecutor, Pool
-from qtune_service.pipeline.progress import FileSink, Observation, PlainSink, Snapshot, Tracker, describe
-from qtune_service.pipeline.retries import LocalSupervisor, Supervisor
-from qtune_service.pipeline.stall_watch import (
+from qtune_service.pipeline.progress import (
     MAX_PROBLEM_CHARS,
     MAX_PROBLEMS,
+    FileSink,
+    Observation,
+    PlainSink,
+    Snapshot,
+    Tracker,
+    describe,
+)
+from qtune_service.pipeline.retries import LocalSupervisor, Supervisor
+from qtune_service.pipeline.stall_watch import (
     ScoringLook,
     Waiting,
     duration,
     reading_text,
-    shorten,
     steps_look,
     watching,
     what_scoring_waits_for,
@@ -118,7 +125,7 @@ def test_a_long_shard_is_told_from_an_actor_that_hangs() -> None:
 
 
 def test_ages_are_of_one_clock() -> None:
-    """Since the beginning of the phase, and since the last finished sample. A lost shard is another actor's."""
+    """Since the beginning of the phase, and since the last finished sample."""
     now = [0.0]
     states = ActorStates(clock=lambda: now[0])
     states.set("a:1", "scoring", 5)
@@ -127,12 +134,26 @@ def test_ages_are_of_one_clock() -> None:
     now[0] = 12.0
     (state,) = states.all()
     assert (state.phase_s, state.age_s, state.node) == (12.0, 2.0, "a")
-    states.set("b:1", "scoring", 5)
-    assert [state.name for state in states.all()] == ["b:1"]
     states.set("b:1", "starting")
     states.describe("b:1", "downloading")
     states.describe("nobody", "downloading")
-    assert [state.detail for state in states.all()] == ["downloading"]
+    assert [state.detail for state in states.all()] == ["", "downloading"]
+    states.set("b:1", "idle")
+    assert [state.detail for state in states.all()] == ["", ""], "of the phase that has ended"
+
+
+class Shown(list[Snapshot]):
+    """A sink that keeps snapshots."""
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Keep it."""
+        self.append(snapshot)
+
+    def say(self, text: str) -> None:
+        """Ignore text."""
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 class Scene(LocalExecutor):
@@ -171,19 +192,24 @@ def test_a_hanging_actor_is_reported_once_with_its_node_and_shard() -> None:
     assert said[1:] == ["actor n0:11 no longer hangs in shard 1"]
 
 
-def test_failed_and_retired_actors_are_problems() -> None:
-    """With their reasons, cut to a size that progress.json may have."""
-    supervisor, scene = Supervisor(), Scene()
+def test_failed_actors_are_counted_and_their_problems_stay() -> None:
+    """In all stages that follow, after those that hang now, and cut to what a server accepts."""
+    supervisor, scene, shown = Supervisor(), Scene(), Shown()
     scene.state = cluster(node(2, 1), placed=["n0:2"], unplaced=0)
     supervisor.set_actor("n0:1", "failed", None, "CUDA error")
     supervisor.set_actor("n0:2", "idle")
     _, seen = ScoringLook(scene, LocalSupervisor(supervisor), GPUS, 9, 60, print)(0)
     assert (seen.actors, seen.phases) == (1, {"failed": 1, "idle": 1})
-    assert seen.problems == ("actor n0:1 on host-1 failed: CUDA error",)
-    many = shorten(["x" * 10_000] * 100)
-    assert len(many) == MAX_PROBLEMS
-    assert all(len(one) <= MAX_PROBLEM_CHARS + 3 for one in many)
-    assert many[-1] == "81 more"
+    tracker = Tracker(shown)
+    tracker.stage("score", 9)
+    tracker.report_problems(("n0:1: CUDA error",))
+    tracker.observe(Observation(problems=("actor n0:2 hangs",)))
+    assert list(shown[-1].problems) == ["actor n0:2 hangs", "actor n0:1: CUDA error"]
+    tracker.report_problems(("n0:1: CUDA error", *("x" * 10_000 for _ in range(200))))
+    tracker.stage("prune", 9)
+    assert len(shown[-1].problems) == MAX_PROBLEMS
+    assert all(len(one) <= MAX_PROBLEM_CHARS + 3 for one in shown[-1].problems)
+    assert shown[-1].problems[-1] == "152 more"
 
 
 def test_other_stages_wait_for_cpus_or_name_what_takes_long() -> None:
@@ -200,6 +226,8 @@ def test_other_stages_wait_for_cpus_or_name_what_takes_long() -> None:
     assert sentence(cluster(node(0, 0, 4, 0), CPU=1)) == "no shard has been pruned", "its own tasks use the CPUs"
     assert sentence(cluster(node(0, 0, 4, 0), CPU=4)) == "waiting for 0.5 CPU (4 in use by other jobs)"
     assert sentence(cluster(node(0, 0, 0, 0))) == "waiting for 0.5 CPU (the cluster has 0)"
+    lacking = replace(cluster(node(8, 8)), lacks_cpu_nodes=True)
+    assert sentence(lacking) == "waiting for a node for CPU work (0 of 1)"
     assert steps_look(scene, 0.5, lambda: ("steps", "x"))(3)[0] is None, "not yet"
 
 
@@ -228,17 +256,9 @@ def test_durations(seconds: float, text: str) -> None:
 
 def test_rates_and_eta_do_not_freeze() -> None:
     """They follow a job that stands still. Time without actors is left out of the rate."""
-    now, shown = [0.0], list[Snapshot]()
+    now, shown = [0.0], Shown()
 
-    class Sink:
-        def show(self, snapshot: Snapshot) -> None:
-            shown.append(snapshot)
-
-        def say(self, text: str) -> None: ...
-
-        def close(self) -> None: ...
-
-    tracker = Tracker(Sink(), clock=lambda: now[0])
+    tracker = Tracker(shown, clock=lambda: now[0])
     tracker.stage("score", 100, unit="samples", actors_wanted=8)
     now[0] = 3600.0
     tracker.observe(Observation("waiting for 8 GPUs (0 of 8), 60 min", "resources", 3600.0))
@@ -255,15 +275,7 @@ def test_rates_and_eta_do_not_freeze() -> None:
 
 def test_a_sentence_is_shown_while_a_block_runs_and_not_after() -> None:
     """Its duration grows. A look that fails is repeated."""
-    shown, tries = list[Snapshot](), [0]
-
-    class Sink:
-        def show(self, snapshot: Snapshot) -> None:
-            shown.append(snapshot)
-
-        def say(self, text: str) -> None: ...
-
-        def close(self) -> None: ...
+    shown, tries = Shown(), [0]
 
     def look(_quiet_s: float) -> tuple[Waiting | None, Observation]:
         tries[0] += 1
@@ -271,7 +283,7 @@ def test_a_sentence_is_shown_while_a_block_runs_and_not_after() -> None:
             raise ConnectionError("no answer")
         return Waiting("resources", "waiting for 8 GPUs (0 of 8)"), Observation(actors=1)
 
-    tracker = Tracker(Sink())
+    tracker = Tracker(shown)
     tracker.stage("score", 10, actors_wanted=8)
     with watching(tracker, look, every_s=0.02):
         wait_until(lambda: shown[-1].waiting == "waiting for 8 GPUs (0 of 8), 3 s", 20)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import socket
 import subprocess
@@ -12,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from qtune_service.errors import OutputConflictError
+from qtune_service.errors import OutputConflictError, SettingsError, StorageError
+from qtune_service.output.layout import Output
 from qtune_service.storage import lease
 from qtune_service.storage.lease import leased
 
@@ -125,3 +128,81 @@ def test_a_lease_that_none_wrote(tmp_path: Path, body: bytes, monkeypatch: pytes
     path.write_bytes(body.replace(b"HOST", socket.gethostname().encode()))
     with leased(str(path), "o"):
         assert json.loads(path.read_text())["owner"].startswith(socket.gethostname())
+
+
+MOUNTS = """overlay / overlay rw 0 0
+server:/home /mnt/home nfs4 rw,vers=4.2 0 0
+10.0.0.1@tcp:/fs /mnt/lustre lustre rw 0 0
+bucket /mnt/a\\040bucket fuse.gcsfuse rw 0 0
+/dev/sda1 /mnt/home/scratch ext4 rw 0 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "needs"),
+    [
+        ("/mnt/home/me/out/_qtune/lock", "nfs4", True),
+        ("/mnt/homes/out/_qtune/lock", "overlay", False),
+        ("/mnt/home/scratch/out/_qtune/lock", "ext4", False),
+        ("/mnt/lustre/out/_qtune/lock", "lustre", True),
+        ("/mnt/a bucket/out/_qtune/lock", "fuse.gcsfuse", True),
+        ("/var/out", "overlay", False),
+    ],
+)
+def test_shared_filesystems(path: str, kind: str, needs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The filesystem of the longest mount point above a path decides, and a setting before it."""
+    monkeypatch.setattr(lease, "MOUNTS", tmp_path / "mounts")
+    (tmp_path / "mounts").write_text(MOUNTS)
+    assert lease.filesystem_type(Path(path)) == kind
+    assert lease.needs_lease(Path(path)) is needs
+    monkeypatch.setenv("QTUNE_LOCK", "lease")
+    assert lease.needs_lease(Path(path))
+    monkeypatch.setenv("QTUNE_LOCK", "flock")
+    assert not lease.needs_lease(Path(path))
+    monkeypatch.setenv("QTUNE_LOCK", "nfs")
+    with pytest.raises(SettingsError, match="QTUNE_LOCK is 'nfs'"):
+        lease.needs_lease(Path(path))
+
+
+@pytest.fixture
+def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Output:
+    """Return an output on a filesystem that is mounted as NFS, by the table of mounts."""
+    monkeypatch.setattr(lease, "MOUNTS", tmp_path / "mounts")
+    (tmp_path / "mounts").write_text(f"overlay / overlay rw 0 0\nserver:/x {tmp_path}/nfs nfs4 rw 0 0\n")
+    return Output(str(tmp_path / "nfs" / "out"))
+
+
+def test_a_driver_of_another_machine_is_seen_on_a_shared_filesystem(shared: Output) -> None:
+    """Its file lock may not reach this machine, and its lease does."""
+    path = Path(shared.root) / "_qtune" / "lease"
+    path.parent.mkdir(parents=True)
+    foreign(path, 0)
+    thread = threading.Timer(0.6, foreign, (path, 1))
+    thread.start()
+    with pytest.raises(OutputConflictError, match="process 17 on elsewhere"), shared.locked():
+        pass
+    thread.join()
+
+
+def test_both_locks_are_held_on_a_shared_filesystem(shared: Output) -> None:
+    """A second driver of this machine is refused immediately, and the lease is removed at the end."""
+    path = Path(shared.root) / "_qtune" / "lease"
+    with shared.locked():
+        assert json.loads(path.read_text())["owner"].startswith(socket.gethostname())
+        with pytest.raises(OutputConflictError, match="another qtune process"), shared.locked():
+            pass
+    assert not path.exists()
+
+
+def test_a_shared_filesystem_without_file_locks(shared: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lease alone excludes a second driver. A local disk without file locks is an error."""
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with shared.locked(), pytest.raises(OutputConflictError, match="another qtune process"), shared.locked():
+        pass
+    monkeypatch.setenv("QTUNE_LOCK", "flock")
+    with pytest.raises(StorageError, match="cannot lock"), shared.locked():
+        pass

@@ -1,0 +1,1 @@
+"""An unfinished output of an earlier version, and the script that made it."""
