@@ -50,6 +50,7 @@ from qtune_service.pipeline.ray_pool import (
     PoolLostError,
     RaySupervisor,
     away_from_closed_nodes,
+    end_execution,
     ray_process_name,
     row_table,
     source,
@@ -239,6 +240,7 @@ class RayExecutor:
 
         _left.set()
         if not is_lost():
+            end_execution()  # an exit by a signal may have left it running
             ray.shutdown()
 
     def _started(self) -> Cluster:
