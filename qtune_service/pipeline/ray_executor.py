@@ -43,6 +43,7 @@ from qtune_service.pipeline.ray_pool import (
     PoolLostError,
     RaySupervisor,
     actor_options,
+    end_execution,
     ray_process_name,
     remove_placement_groups,
     row_table,
@@ -208,6 +209,8 @@ class RayExecutor:
     def close(self) -> None:
         """Leave the cluster, which ends it if it was started here."""
         self._cluster, self._reserved = None, []
+        if not is_lost():
+            end_execution()  # an exit by a signal may have left it running
         leave()
 
     def _started(self) -> Cluster:

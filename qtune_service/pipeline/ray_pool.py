@@ -16,6 +16,7 @@ The execution ends when all shards have arrived, whatever an actor that is lost 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import threading
@@ -41,6 +42,7 @@ NEW_POOL_S = 10.0
 NODE_LABEL = "ray.io/node-id"
 SAFE = "Finished shards are safe: run the same command again to continue."
 
+_log = logging.getLogger(__name__)
 leaving = threading.Event()
 """Set in an actor's process that has received SIGTERM."""
 
@@ -233,7 +235,10 @@ class PoolWatch:
 
         self._executor, now = executor, time.monotonic()
         if self._health is None and now >= self._next_s:
-            self._supervisor.send("see", frozenset(look_at_cluster().placed))
+            try:
+                self._supervisor.send("see", frozenset(look_at_cluster().placed))
+            except Exception as error:  # noqa: BLE001 - an edge: a head node that does not answer now may answer again
+                _log.debug("no look at the cluster: %s", error)
             self._health, self._next_s = self._supervisor.ask("health"), now + LOOK_S
         elif self._health is not None and ray.wait([self._health], timeout=0)[0]:
             health, self._health = ray.get(self._health), None
@@ -296,6 +301,12 @@ def watch(retries: RetryPolicy, pool: Pool, on_problems: Callable[[tuple[str, ..
     """Watch the pool of the next execution of this process."""
     _watches[:] = [PoolWatch(retries, pool, on_problems)]
     return _watches[0]
+
+
+def end_execution() -> None:
+    """End the execution of this process that has a pool, if there is one, before the process leaves the cluster."""
+    for current in [*_watches]:
+        current.close()
 
 
 class ExecutionHooks:
