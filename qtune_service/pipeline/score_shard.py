@@ -23,6 +23,7 @@ from typing import Any
 import pyarrow as pa
 
 from qtune_service.config import EngineSpec, ModelSpec
+from qtune_service.errors import EngineError
 from qtune_service.pipeline.retries import PassedOnError, StoppedError
 from qtune_service.pipeline.shard_tables import (
     own_names,
@@ -153,7 +154,9 @@ class ScoreShard:
     @contextmanager
     def _engine_for(self, index: int) -> Iterator[None]:
         """Wait for the engine, and hold it for a shard. Raise StoppedError or PassedOnError where it must not."""
-        with self._turn:
+        self._turn.acquire()
+        is_broken = False
+        try:
             entry = self._tell("enter", index, self._actor)
             if entry == "stop":
                 raise StoppedError("the job is stopping")
@@ -161,9 +164,16 @@ class ScoreShard:
                 raise PassedOnError(f"shard {index} is scored by another actor")
             try:
                 yield
+            except EngineError as error:
+                retries = self._context.retries
+                is_broken = retries is not None and retries.replaces_workers and not isinstance(error, StoppedError)
+                raise
             finally:
-                if self._context.retries is not None:
+                if self._context.retries is not None and not is_broken:
                     self._context.retries.supervisor.send("leave", STAGE, index)
+        finally:
+            if not is_broken:  # else this process ends, and no other shard may begin before
+                self._turn.release()
 
     def _tell(self, method: str, index: int, *arguments: Any) -> Any:
         """Call the supervisor, if there is one."""
