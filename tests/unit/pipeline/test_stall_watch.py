@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,6 +41,7 @@ from qtune_service.pipeline.stall_watch import (
     watching,
     what_scoring_waits_for,
 )
+from tests.jobs import DEMO_MODEL
 from tests.waiting import wait_until
 
 GPUS, TP8, CPUS = Pool(8, None, 1, 1, 1), Pool(2, 2, 1, 8, 1), Pool(1, 1, 3, 0, 3)
@@ -345,3 +347,27 @@ def test_the_local_executor_reports_its_engine() -> None:
         [("scoring", 4)],
         [("idle", None)],
     ]
+
+
+def test_fetching_a_model_is_told_from_loading_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An actor reports what it does before its engine runs."""
+    from qtune_service.config import JobSpec
+    from qtune_service.pipeline.score_shard import ScoreShard
+    from qtune_service.pipeline.stages import JobContext
+    from qtune_service.scoring.model_config import describe_model
+
+    spec = JobSpec.model_validate({"input": {"paths": ["a"]}, "model": {"name": DEMO_MODEL}, "output": {"path": "o"}})
+    retries = LocalExecutor().retry_policy(1)
+    context = JobContext(spec, describe_model(spec.model), retries=retries, process_name=lambda: "n0:1")
+    retries.supervisor.send("set_actor", "n0:1", "starting")
+    details: list[str] = []
+
+    def note(*_: object) -> Any:
+        details.extend(state.detail for state in retries.supervisor.call("actors"))
+        return (None, None)
+
+    monkeypatch.setattr(JobContext, "engine", note)
+    info = SimpleNamespace(name="a", version="1", dtype="float32")
+    monkeypatch.setattr(ScoreShard, "_build", lambda *_: note() and SimpleNamespace(info=info))
+    ScoreShard(context)
+    assert details == ["fetching or checking the model's files", ""]
