@@ -45,7 +45,7 @@ def score_shards(engine: str, length: int, rate: int, shards: int, seconds: floa
     from qtune_service.pipeline.shard_tables import ENCODED_FIELDS, REJECTED_SCHEMA
     from qtune_service.pipeline.shutdown import Stop
     from qtune_service.pipeline.stages import EncodedShard, JobContext
-    from qtune_service.scoring.model_config import ModelInfo
+    from qtune_service.scoring.model_config import describe_model
     from qtune_service.storage import file_io
 
     data = work / "data.jsonl"
@@ -82,8 +82,7 @@ def score_shards(engine: str, length: int, rate: int, shards: int, seconds: floa
     executor, stop = RayExecutor(), Stop()
     executor.start(stop)
     retries = executor.retry_policy(3)
-    info, name = ModelInfo("Qwen2ForCausalLM", 8192, LONGEST_TOKENS, "f"), executor.process_name
-    context = JobContext(spec, info, retries=retries, process_name=name)
+    context = JobContext(spec, describe_model(spec.model), retries=retries, process_name=executor.process_name)
     run = ScoringRun(context, executor, Pool(1, 1, 1.0, 0.0, 1), tracker=None, stop=stop)  # type: ignore[arg-type]
     (stage,) = (stage for stage in run._stages() if stage.name == "score")  # noqa: SLF001 - as the checkout runs it
     tokens = 0

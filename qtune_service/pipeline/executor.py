@@ -42,6 +42,13 @@ class Pool:
     gpus: float
     threads: int
     """CPU threads of one actor's engine."""
+    bundles: tuple[Mapping[str, float], ...] = ()
+    """Resources of the placement group that holds an actor and the workers of its engine; see pool_size.py."""
+
+    @property
+    def engine_arguments(self) -> dict[str, Any]:
+        """Return the arguments of vLLM that go with this pool."""
+        return {"distributed_executor_backend": "ray"} if self.bundles else {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,14 +43,16 @@ from qtune_service.pipeline.executor import (
     run_stage,
     size_local_pool,
 )
+from qtune_service.pipeline.pool_size import actor_shape, bundles_of
 from qtune_service.pipeline.ray_cluster import look_at_cluster
 from qtune_service.pipeline.ray_pool import (
     ActorProcess,
     ExecutionHooks,
     PoolLostError,
     RaySupervisor,
-    away_from_closed_nodes,
+    actor_options,
     ray_process_name,
+    remove_placement_groups,
     row_table,
     source,
     watch,
@@ -83,6 +85,8 @@ class Cluster:
     resources: Mapping[str, float]
     is_local: bool
     """Whether this process started it for this job alone."""
+    nodes: tuple[Mapping[str, float], ...] = ()
+    """Resources of each node."""
 
     def max_tasks(self, num_shards: int, shards_per_task: int) -> int | None:
         """Return how many tasks of a stage run at a time. None leaves it to the cluster's CPUs.
@@ -188,6 +192,8 @@ class RayExecutor:
                 "Finished shards are safe: run the same command again to continue."
                 + (" It may have run out of memory." if is_lost_worker else ""),
             ) from error
+        finally:
+            remove_placement_groups()
 
     def _run_pool(
         self,
@@ -282,7 +288,8 @@ def connect(address: str | None) -> Cluster:
             "Check --ray-address / RAY_ADDRESS, that the cluster runs the same Ray and Python versions, and its token.",
         ) from error
     _configure_ray_data()
-    return Cluster(ray.cluster_resources(), is_local=address is None)
+    nodes = tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
+    return Cluster(ray.cluster_resources(), is_local=address is None, nodes=nodes)
 
 
 def _check_reachable(address: str) -> None:
@@ -331,28 +338,29 @@ def is_lost() -> bool:
 
 
 def size_pool(spec: EngineSpec, cluster: Cluster) -> Pool:
-    """Fit the scoring pool to the cluster's resources: an actor for each GPU, now and later, or one on CPUs."""
-    cluster_gpus = cluster.resources.get("GPU", 0.0)
-    gpus = spec.gpus_per_actor
-    if gpus is None:
-        gpus = float(spec.tensor_parallel_size) if cluster_gpus else 0.0
+    """Fit the scoring pool to the cluster's resources: an actor for each GPU, now and later, or one on CPUs.
+
+    A pool of placement groups does not grow: Ray Data does not see what its actors need.
+    """
+    shape = actor_shape(spec, cluster.resources, cluster.nodes)
+    gpus, bundles = shape.gpus, bundles_of(shape, spec.cpus_per_actor)
     high: int | None
     if spec.num_actors is not None:
         low, high = spec.num_actors
     else:
-        low = max(1, math.floor(cluster_gpus / gpus)) if gpus else 1
-        high = low if cluster.is_local or not gpus else None
+        low = max(1, math.floor(cluster.resources.get("GPU", 0.0) / shape.devices)) if shape.devices else 1
+        high = low if cluster.is_local or bundles or not gpus else None
     # On this machine alone the actors may share all cores; on a cluster each has the cores that it reserved.
     reserved = max(1, math.floor(spec.cpus_per_actor))
     threads = reserved if gpus or not cluster.is_local else size_local_pool(spec, actors=high or 1).threads
-    return Pool(low, high, spec.cpus_per_actor, gpus, threads)
+    return Pool(low, high, spec.cpus_per_actor, gpus, threads, bundles)
 
 
 def max_tasks(cluster: Cluster, stages: Sequence[Stage], stage: Stage, num_shards: int) -> int | None:
     """Return how many tasks of a stage may run at a time, given the other stages of its job."""
     limit = cluster.max_tasks(num_shards, stage.shards_per_task)
     pool = next((other.pool for other in stages if other.pool is not None), None)
-    if limit is None and pool is not None and not pool.gpus:
+    if limit is None and pool is not None and not pool.gpus and not pool.bundles:
         return pool.max_actors  # Ray Data would grant unbounded tasks the CPUs that the pool needs to grow
     return limit
 
@@ -408,7 +416,10 @@ def _add(dataset: Any, stage: Stage, retries: RetryPolicy | None, tasks: int | N
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray 2.64 removes `ray_remote_args_fn`
         return dataset.map_batches(
-            _StageActor, fn_constructor_args=(stage, retries), ray_remote_args_fn=away_from_closed_nodes, **common
+            _StageActor,
+            fn_constructor_args=(stage, retries),
+            ray_remote_args_fn=functools.partial(actor_options, pool.bundles),
+            **common,
         )
 
 

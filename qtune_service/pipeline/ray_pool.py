@@ -20,7 +20,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, NoReturn
@@ -316,7 +316,35 @@ class ExecutionHooks:
         """Do nothing."""
 
 
-def away_from_closed_nodes() -> dict[str, Any]:
-    """Return the options of a new actor: it starts on a node that is not closed."""
+def actor_options(bundles: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Return the options of a new actor: it starts on a node that is not closed, or in a placement group."""
+    if bundles:
+        return _in_placement_group(bundles)
     closed = [node for current in _watches for node in current.closed_ids]
     return {"label_selector": {NODE_LABEL: f"!in({','.join(closed)})"}} if closed else {}
+
+
+_groups: list[Any] = []
+"""Placement groups of the current pool."""
+
+
+def _in_placement_group(bundles: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Return the options of an actor in a placement group of its own, where vLLM finds the bundles of its workers."""
+    from ray.util import placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    group = placement_group([dict(bundle) for bundle in bundles], strategy="PACK")
+    _groups.append(group)
+    return {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)}
+
+
+def remove_placement_groups() -> None:
+    """Release the placement groups of an execution that has ended, and with them their resources."""
+    if not _groups:
+        return
+    from ray.util import remove_placement_group
+
+    for group in _groups:
+        with contextlib.suppress(Exception):  # of a cluster that is gone
+            remove_placement_group(group)
+    _groups.clear()

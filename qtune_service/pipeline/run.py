@@ -156,7 +156,10 @@ class _Job:
             plan_digest=plan.digest,
             process_name=self.executor.process_name,
             tokenizer=encoder.fingerprint,
-            engine_arguments=run_arguments(self.spec.engine, mean_tokens(plan), context.model.max_model_len),
+            engine_arguments={
+                **run_arguments(self.spec.engine, mean_tokens(plan), context.model.max_model_len),
+                **pool.engine_arguments,
+            },
         )
         scoring = ScoringRun(context, self.executor, pool, self.tracker, self.stop)
         fresh = scoring.run(todo)

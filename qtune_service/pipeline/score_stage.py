@@ -331,7 +331,7 @@ class ScoringRun:
         arguments = (self.context,)
         # A tokenizer with code of its own may need torch.
         setup = None if self.context.spec.model.trust_remote_code else import_transformers_without_torch
-        environment = {} if self.pool.gpus else allocator_environment()
+        environment = {} if self.pool.gpus or self.pool.bundles else allocator_environment()
         return (
             Stage("encode", encode_shard, arguments, setup=setup),
             Stage(

@@ -44,7 +44,7 @@ SERVICES = OVERLAYS[:3]
 KUBERNETES = "1.34"
 IMAGES = {f"qtune/{name}:{__version__}" for name in ("api", "worker-cpu", "worker-gpu")}
 UID = 10001
-FOREIGN = {CPU_NODES, "HOME", "FORWARDED_ALLOW_IPS", "RAY_USAGE_STATS_ENABLED", "RAY_JOB_STOP_WAIT_TIME_S"}
+FOREIGN = {"HF_HOME", CPU_NODES, "HOME", "FORWARDED_ALLOW_IPS", "RAY_USAGE_STATS_ENABLED", "RAY_JOB_STOP_WAIT_TIME_S"}
 """Variables that others read: drivers, the system, uvicorn, Ray."""
 
 each_overlay = pytest.mark.parametrize("folder", OVERLAYS)

@@ -25,7 +25,7 @@ from qtune_service.pipeline.score_shard import CALLS_IN_FLIGHT, STAGE, ScoreShar
 from qtune_service.pipeline.shard_tables import ENCODED_FIELDS, REJECTED_SCHEMA, partial_scores
 from qtune_service.pipeline.shutdown import Stop
 from qtune_service.pipeline.stages import EncodedShard, JobContext
-from qtune_service.scoring.model_config import ModelInfo
+from qtune_service.scoring.model_config import describe_model
 from qtune_service.storage import file_io
 from tests.instrumented_engine import BREAK, DIE_PREPARING, DIE_RUNNING, SCORE, WAIT, events
 from tests.jobs import DEMO_MODEL, REPO, write_jsonl
@@ -69,7 +69,7 @@ def job(folder: Path, executor: RayExecutor, max_attempts: int) -> JobContext:
     plan = make_plan(files, chunks, scans, spec.input)
     file_io.write_bytes(Output(spec.output.path).at("_qtune", "plan.json"), plan.to_json().encode())
     retries = executor.retry_policy(max_attempts)
-    return JobContext(spec, ModelInfo("None", 1000, 64, "f"), retries=retries, process_name=executor.process_name)
+    return JobContext(spec, describe_model(spec.model), retries=retries, process_name=executor.process_name)
 
 
 def shard(index: int, order: int) -> EncodedShard:

@@ -29,7 +29,7 @@ def demand():
     return [
         dict(request.resources_bundle)
         for gang in state.pending_gang_resource_requests
-        for request in gang.requests
+        for request in (gang.bundle_selectors[0].resource_requests if gang.bundle_selectors else gang.requests)
     ]
 
 executor = RayExecutor(sys.argv[1])
@@ -37,6 +37,9 @@ executor.start(Stop())
 """
 WAITS = f"""{COMMON}
 executor.reserve(EngineSpec(num_actors="3", gpus_per_actor=2))
+deadline = time.monotonic() + 60
+while len(demand()) < 3 and time.monotonic() < deadline:
+    time.sleep(0.2)
 print(json.dumps(demand()), flush=True)
 time.sleep(600)
 """

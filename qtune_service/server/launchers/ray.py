@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from qtune_service.config import EngineSpec
 from qtune_service.errors import LaunchError, SpecError
 from qtune_service.job_states import Job, JobStatus
 from qtune_service.output.layout import JOB_VARIABLE
@@ -67,7 +68,7 @@ def _with_gpus(spec: Mapping[str, Any]) -> Mapping[str, Any]:
     engine = spec.get("engine") or {}
     if engine.get("gpus_per_actor") is not None or spec.get("from_scores") is not None:
         return spec
-    return {**spec, "engine": {**engine, "gpus_per_actor": engine.get("tensor_parallel_size", 1)}}
+    return {**spec, "engine": {**engine, "gpus_per_actor": EngineSpec.model_validate(engine).gpus_per_engine}}
 
 
 class RayLauncher:

@@ -100,4 +100,4 @@ def test_problems_of_actors_stay() -> None:
     many = shorten(["x" * 10_000] * 100)
     assert len(many) == MAX_PROBLEMS
     assert all(len(one) <= MAX_PROBLEM_CHARS + 3 for one in many)
-    assert many[-1] == f"{100 - MAX_PROBLEMS + 1} more"
+    assert many[-1] == f"{101 - MAX_PROBLEMS} more"
