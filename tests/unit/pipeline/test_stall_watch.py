@@ -45,6 +45,7 @@ from tests.jobs import DEMO_MODEL
 from tests.waiting import wait_until
 
 GPUS, TP8, CPUS = Pool(8, None, 1, 1, 1), Pool(2, 2, 1, 8, 1), Pool(1, 1, 3, 0, 3)
+SPREAD = Pool(1, 1, 1, 0, 1, bundles=({"GPU": 1.0, "CPU": 1.0},) * 8)
 
 
 def node(gpus: float, free_gpus: float, cpus: float = 64, free_cpus: float = 64) -> Node:
@@ -79,6 +80,8 @@ def says(
         (cluster(node(8, 0), GPU=8), GPUS, 8, "waiting for 8 GPUs (0 of 8; 8 in use by other jobs)"),
         (cluster(node(16, 5), GPU=11), GPUS, 8, "waiting for 8 GPUs (5 of 8; 11 in use by other jobs)"),
         (cluster(node(4, 4), node(4, 4)), TP8, 2, "waiting for 16 GPUs (0 of 16; the largest node has 4)"),
+        (cluster(node(4, 4), node(4, 0), GPU=4), SPREAD, 1, "waiting for 8 GPUs (0 of 8; 4 in use by other jobs)"),
+        (cluster(node(4, 4), node(4, 4)), SPREAD, 1, "starting the process of 1 actor"),
         (cluster(node(8, 8, 8, 0), CPU=8), GPUS, 8, "waiting for 8 CPUs (0 of 8; 8 in use by other jobs)"),
         (cluster(node(0, 0, 2, 2)), CPUS, 1, "waiting for 3 CPUs (0 of 3; the largest node has 2)"),
         (cluster(node(0, 0, 4, 1), unplaced=1, CPU=3), CPUS, 1, "waiting for 3 CPUs (0 of 3; 3 in use by other jobs)"),
