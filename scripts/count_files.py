@@ -29,7 +29,7 @@ REPO = Path(__file__).resolve().parent.parent
 PACKAGE = REPO / "qtune_service"
 DATA_STAGES = ("ingest", "tokenize", "scoring")
 RECORD_PATH = {"read_shard", "Encoder.encode_columns", "ScoringCall.prepare", "ScoringCall.run", "ScoringCall.finish"}
-MAX_RECORD_FILES, MAX_JOB_FILES, MAX_BOUNCES = 14, 74, 1
+MAX_RECORD_FILES, MAX_JOB_FILES, MAX_BOUNCES = 14, 72, 1
 """The bounce: `ScoringCall` calls the engine, which calls helpers of the same module."""
 
 

@@ -1,4 +1,4 @@
-"""Fit a scoring actor to the nodes of a cluster, and check that it fits at all.
+"""Fit the scoring pool and its actors to the nodes of a cluster, and check that they fit at all.
 
 An engine of vLLM runs on `tensor_parallel_size` times `pipeline_parallel_size` GPUs. If the largest node has as many,
 the actor reserves them there. If not, the actor starts in a placement group with one bundle for each GPU, and vLLM's
@@ -8,11 +8,14 @@ layer, so they must fit on one node, unless the job chooses the Ray backend itse
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from qtune_service.config import EngineSpec
 from qtune_service.errors import EngineError, SpecError
+from qtune_service.pipeline.executor import Pool, Stage, size_local_pool
 
 BACKEND = "distributed_executor_backend"
 
@@ -86,3 +89,50 @@ def bundles_of(shape: ActorShape, cpus: float) -> tuple[dict[str, float], ...]:
     if not shape.bundles:
         return ()
     return ({"GPU": 1.0, "CPU": max(1.0, cpus)}, *({"GPU": 1.0, "CPU": 1.0} for _ in range(shape.bundles - 1)))
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """The resources that a job runs on."""
+
+    resources: Mapping[str, float]
+    is_local: bool
+    """Whether this process started it for this job alone."""
+    nodes: tuple[Mapping[str, float], ...] = ()
+    """Resources of each node."""
+
+    def max_tasks(self, num_shards: int, shards_per_task: int) -> int | None:
+        """Return how many tasks of a stage run at a time. None leaves it to the cluster's CPUs.
+
+        On one machine a small job gets few: starting a process costs seconds of CPU.
+        """
+        cores = os.cpu_count() or 1
+        return max(1, min(cores, num_shards // shards_per_task), cores // 2) if self.is_local else None
+
+
+def size_pool(spec: EngineSpec, cluster: Cluster) -> Pool:
+    """Fit the scoring pool to the cluster's resources: an actor for each GPU, now and later, or one on CPUs.
+
+    A pool of placement groups does not grow: Ray Data does not see what its actors need.
+    """
+    shape = actor_shape(spec, cluster.resources, cluster.nodes)
+    gpus, bundles = shape.gpus, bundles_of(shape, spec.cpus_per_actor)
+    high: int | None
+    if spec.num_actors is not None:
+        low, high = spec.num_actors
+    else:
+        low = max(1, math.floor(cluster.resources.get("GPU", 0.0) / shape.devices)) if shape.devices else 1
+        high = low if cluster.is_local or bundles or not gpus else None
+    # On this machine alone the actors may share all cores; on a cluster each has the cores that it reserved.
+    reserved = max(1, math.floor(spec.cpus_per_actor))
+    threads = reserved if gpus or not cluster.is_local else size_local_pool(spec, actors=high or 1).threads
+    return Pool(low, high, spec.cpus_per_actor, gpus, threads, bundles)
+
+
+def max_tasks(cluster: Cluster, stages: Sequence[Stage], stage: Stage, num_shards: int) -> int | None:
+    """Return how many tasks of a stage may run at a time, given the other stages of its job."""
+    limit = cluster.max_tasks(num_shards, stage.shards_per_task)
+    pool = next((other.pool for other in stages if other.pool is not None), None)
+    if limit is None and pool is not None and not pool.gpus and not pool.bundles:
+        return pool.max_actors  # Ray Data would grant unbounded tasks the CPUs that the pool needs to grow
+    return limit

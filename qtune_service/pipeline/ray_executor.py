@@ -1,4 +1,4 @@
-"""The Ray executor: start or join a cluster, size the actor pool, stream shards through stages with Ray Data.
+"""The Ray executor: stream shards through stages with Ray Data.
 
 Values travel as pickled bytes, one shard a row, and only this module pickles them. Ray Data may group rows into blocks,
 but never splits or joins shards. Arrow tables inside a value are pickled as buffers, not item by item.
@@ -10,22 +10,14 @@ and the others continue, and shards of actors that are lost or fail go to others
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 import logging
-import math
 import os
 import pickle
-import re
-import socket
 import sys
-import tempfile
-import threading
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from qtune_service.config import EngineSpec
@@ -41,10 +33,10 @@ from qtune_service.pipeline.executor import (
     StageResult,
     ignore_problems,
     run_stage,
-    size_local_pool,
 )
-from qtune_service.pipeline.pool_size import actor_shape, bundles_of
+from qtune_service.pipeline.pool_size import Cluster, max_tasks, size_pool
 from qtune_service.pipeline.ray_cluster import look_at_cluster
+from qtune_service.pipeline.ray_connection import connect, first_line, is_lost, leave, watch_head
 from qtune_service.pipeline.ray_pool import (
     ActorProcess,
     ExecutionHooks,
@@ -60,12 +52,10 @@ from qtune_service.pipeline.ray_pool import (
 from qtune_service.pipeline.retries import PassedOnError, RetryPolicy, StoppedError, Supervisor
 from qtune_service.pipeline.shutdown import Stop
 
-CONNECT_TIMEOUT_S = 10
 CPU_NODES = "QTUNE_CPU_NODES"
 """Environment variable of drivers: the name of a Ray resource of the nodes for CPU work, such as `cpu_node`."""
 CPU_NODE_SHARE = 0.001
 """How much of it a task takes: a node with 1 of it runs as many tasks as its CPUs allow."""
-HEAD_POLL_S, HEAD_LOST_S = 5.0, 60.0
 TASKS_IN_FLIGHT = 2
 """Shards that Ray Data assigns to an actor at a time."""
 GROW_AT, SHRINK_AT = 1.75, 0.5
@@ -73,28 +63,6 @@ GROW_AT, SHRINK_AT = 1.75, 0.5
 SWITCH_S = 1e-4
 """Python's interval between threads in an actor that prepares shards beside its engine. The engine's thread releases
 the interpreter in each call of torch. With Python's 5 ms a thread that prepares would hold it that long each time."""
-_lost, _left = threading.Event(), threading.Event()
-"""Events of the current cluster: its head node is gone, and this process has left it."""
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-
-
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    """The resources that a job runs on."""
-
-    resources: Mapping[str, float]
-    is_local: bool
-    """Whether this process started it for this job alone."""
-    nodes: tuple[Mapping[str, float], ...] = ()
-    """Resources of each node."""
-
-    def max_tasks(self, num_shards: int, shards_per_task: int) -> int | None:
-        """Return how many tasks of a stage run at a time. None leaves it to the cluster's CPUs.
-
-        On one machine a small job gets few: starting a process costs seconds of CPU.
-        """
-        cores = os.cpu_count() or 1
-        return max(1, min(cores, num_shards // shards_per_task), cores // 2) if self.is_local else None
 
 
 class RayExecutor:
@@ -117,6 +85,7 @@ class RayExecutor:
         """Join or start the cluster, once, and watch its head node."""
         if self._cluster is None:
             self._cluster = connect(self._address)
+            _configure_ray_data()
             stop.install_again()
             watch_head(stop.fail)
 
@@ -188,7 +157,7 @@ class RayExecutor:
         except (ray.exceptions.RayError, ray.data.exceptions.ExecutionTimeoutError) as error:
             is_lost_worker = isinstance(error, ray.exceptions.RayError)
             raise EngineError(
-                f"{'a worker was lost' if is_lost_worker else 'Ray Data stopped the job'}: {_first_line(error)}",
+                f"{'a worker was lost' if is_lost_worker else 'Ray Data stopped the job'}: {first_line(error)}",
                 "Finished shards are safe: run the same command again to continue."
                 + (" It may have run out of memory." if is_lost_worker else ""),
             ) from error
@@ -239,130 +208,11 @@ class RayExecutor:
     def close(self) -> None:
         """Leave the cluster, which ends it if it was started here."""
         self._cluster, self._reserved = None, []
-        if "ray" not in sys.modules:
-            return
-        import ray
-
-        _left.set()
-        if not is_lost():
-            ray.shutdown()
+        leave()
 
     def _started(self) -> Cluster:
         assert self._cluster is not None, "start() comes first"
         return self._cluster
-
-
-# --- the cluster
-
-
-def connect(address: str | None) -> Cluster:
-    """Join the cluster at `address` or RAY_ADDRESS, or start one on this machine that ends with this process."""
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-    # Ray ends a process that waits this long for an answer of the head, without a message. `watch_head` comes first.
-    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(round(2 * HEAD_LOST_S)))
-    global _lost, _left
-    _lost, _left = threading.Event(), threading.Event()
-    address = address or os.environ.get("RAY_ADDRESS") or None
-    if address is not None:
-        _check_reachable(address)
-    import ray
-
-    # Ray Data divides CPUs among stages. With this many, all of `max_tasks` run beside an engine and are the limit.
-    local = {} if address else {"num_cpus": 2 * (os.cpu_count() or 1) + 1, "include_dashboard": False}
-    try:
-        ray.init(
-            address=address or "local",
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            ignore_reinit_error=True,
-            **local,
-        )
-    except Exception as error:  # an edge: Ray raises bare Exceptions here
-        where = address or f"this machine (temporary files under {tempfile.gettempdir()})"
-        raise EngineError(
-            f"cannot start or join Ray at {where}: {_first_line(error)}",
-            "Check --ray-address / RAY_ADDRESS, that the cluster runs the same Ray and Python versions, and its token.",
-        ) from error
-    _configure_ray_data()
-    nodes = tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
-    return Cluster(ray.cluster_resources(), is_local=address is None, nodes=nodes)
-
-
-def _check_reachable(address: str) -> None:
-    """Try the address first: Ray itself waits for minutes where nobody answers."""
-    host, _, port = address.rpartition(":")
-    if "://" in address or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
-    except OSError as error:
-        raise EngineError(
-            f"no Ray cluster answers at {address}: {error.strerror or error}",
-            "Check --ray-address / RAY_ADDRESS: it is HOST:PORT of the head, as `ray start --head` prints it.",
-        ) from error
-
-
-def watch_head(lost: Callable[[EngineError], None]) -> None:
-    """Watch the head node in a thread and call `lost` once it has not answered for HEAD_LOST_S. Ray waits forever."""
-    import ray
-
-    address = ray.get_runtime_context().gcs_address
-    host, _, port = address.rpartition(":")
-    left, is_gone = _left, _lost  # of this connection, even if the process joins another one later
-
-    def watch() -> None:
-        answered_s = time.monotonic()
-        while time.monotonic() - answered_s < HEAD_LOST_S:
-            if left.wait(HEAD_POLL_S):
-                return
-            with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S):
-                answered_s = time.monotonic()
-        is_gone.set()
-        lost(
-            EngineError(
-                f"the head node of the Ray cluster at {address} has not answered for {HEAD_LOST_S:.0f} s",
-                "Finished shards are safe: run the same command again to continue, on this cluster or another one.",
-            )
-        )
-
-    threading.Thread(target=watch, daemon=True, name="head").start()
-
-
-def is_lost() -> bool:
-    """Return whether the head node is gone. Leaving Ray in an orderly way would then hang."""
-    return _lost.is_set()
-
-
-def size_pool(spec: EngineSpec, cluster: Cluster) -> Pool:
-    """Fit the scoring pool to the cluster's resources: an actor for each GPU, now and later, or one on CPUs.
-
-    A pool of placement groups does not grow: Ray Data does not see what its actors need.
-    """
-    shape = actor_shape(spec, cluster.resources, cluster.nodes)
-    gpus, bundles = shape.gpus, bundles_of(shape, spec.cpus_per_actor)
-    high: int | None
-    if spec.num_actors is not None:
-        low, high = spec.num_actors
-    else:
-        low = max(1, math.floor(cluster.resources.get("GPU", 0.0) / shape.devices)) if shape.devices else 1
-        high = low if cluster.is_local or bundles or not gpus else None
-    # On this machine alone the actors may share all cores; on a cluster each has the cores that it reserved.
-    reserved = max(1, math.floor(spec.cpus_per_actor))
-    threads = reserved if gpus or not cluster.is_local else size_local_pool(spec, actors=high or 1).threads
-    return Pool(low, high, spec.cpus_per_actor, gpus, threads, bundles)
-
-
-def max_tasks(cluster: Cluster, stages: Sequence[Stage], stage: Stage, num_shards: int) -> int | None:
-    """Return how many tasks of a stage may run at a time, given the other stages of its job."""
-    limit = cluster.max_tasks(num_shards, stage.shards_per_task)
-    pool = next((other.pool for other in stages if other.pool is not None), None)
-    if limit is None and pool is not None and not pool.gpus and not pool.bundles:
-        return pool.max_actors  # Ray Data would grant unbounded tasks the CPUs that the pool needs to grow
-    return limit
 
 
 # --- stages on Ray Data
@@ -506,11 +356,3 @@ def _scale_by_calls(calls: int) -> None:
     scaling = ray.data.DataContext.get_current().autoscaling_config
     scaling.actor_pool_util_upscaling_threshold = GROW_AT / calls
     scaling.actor_pool_util_downscaling_threshold = SHRINK_AT / calls
-
-
-def _first_line(error: BaseException) -> str:
-    """Return an error as one line. Of a worker's error this is its cause, which Ray prints last."""
-    lines = [line.strip() for line in _COLOURS.sub("", str(error)).splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    return lines[-1] if "RayTaskError" in type(error).__name__ else lines[0]

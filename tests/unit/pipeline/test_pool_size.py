@@ -10,7 +10,7 @@ import pytest
 from qtune_service.config import EngineSpec
 from qtune_service.errors import EngineError, SpecError
 from qtune_service.pipeline.executor import Pool
-from qtune_service.pipeline.ray_executor import Cluster, size_pool
+from qtune_service.pipeline.pool_size import Cluster, size_pool
 
 
 @pytest.mark.parametrize(
