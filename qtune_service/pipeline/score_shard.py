@@ -67,7 +67,10 @@ class ScoreShard:
         self._context = context
         self._engine = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._actor = context.process_name()
-        self._scorer: Scorer = self._engine.submit(self._build, *context.engine()).result()
+        self._describe("fetching or checking the model's files")
+        model, engine = context.engine()
+        self._describe("")
+        self._scorer: Scorer = self._engine.submit(self._build, model, engine).result()
         info = self._engine.submit(lambda: self._scorer.info).result()
         self._engine_name = f"{info.name} {info.version} {info.dtype}"
         self._turn, self._admission = threading.Lock(), Admission()
@@ -174,6 +177,11 @@ class ScoreShard:
         finally:
             if not is_broken:  # else this process ends, and no other shard may begin before
                 self._turn.release()
+
+    def _describe(self, detail: str) -> None:
+        """Report what this actor does before its engine runs. Empty: it loads the model."""
+        if (retries := self._context.retries) is not None:
+            retries.supervisor.send("describe_actor", self._actor, detail)
 
     def _tell(self, method: str, index: int, *arguments: Any) -> Any:
         """Call the supervisor, if there is one."""

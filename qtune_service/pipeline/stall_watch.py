@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections import Counter
@@ -223,18 +224,23 @@ def _loading(starting: Sequence[ActorState], cluster: ClusterState | None, short
 
 def _shortage(cluster: ClusterState, pool: Pool, wanted: int) -> str:
     """Return which resources are missing for further actors: `8 GPUs (0 of 8)`. Empty where there is room for them."""
-    need: dict[Kind, float] = {kind: amount for kind, amount in _needs(pool) if amount}
-    have, room = len(cluster.placed), _room(cluster, need)
+    kind: Kind
+    have = len(cluster.placed)
     missing = wanted - have
+    if pool.bundles:  # they may be on several nodes
+        kind, each = "GPU", sum(bundle.get("GPU", 0.0) for bundle in pool.bundles)
+        room, largest = math.floor(cluster.free(kind) / each), each
+    else:
+        need: dict[Kind, float] = {kind: amount for kind, amount in _needs(pool) if amount}
+        kind = "GPU" if pool.gpus and _room(cluster, {"GPU": pool.gpus}) < missing else "CPU"
+        each, room, largest = need[kind], _room(cluster, need), cluster.largest(kind)
     if room >= missing:
         return ""
-    kind: Kind = "GPU" if pool.gpus and _room(cluster, {"GPU": pool.gpus}) < missing else "CPU"
-    each = need[kind]
     in_use = cluster.total(kind) - cluster.free(kind) - have * each
     by_others = min(in_use, cluster.others.get(kind, 0.0))
     notes = [f"{(have + room) * each:g} of {wanted * each:g}"]
-    if cluster.largest(kind) < each and cluster.total(kind) > 0:
-        notes.append(f"the largest node has {cluster.largest(kind):g}")
+    if largest < each and cluster.total(kind) > 0:
+        notes.append(f"the largest node has {largest:g}")
     elif by_others > 0:
         notes.append(f"{by_others:g} in use by other jobs")
     elif in_use > 0:

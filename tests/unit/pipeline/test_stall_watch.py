@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,9 +41,11 @@ from qtune_service.pipeline.stall_watch import (
     watching,
     what_scoring_waits_for,
 )
+from tests.jobs import DEMO_MODEL
 from tests.waiting import wait_until
 
 GPUS, TP8, CPUS = Pool(8, None, 1, 1, 1), Pool(2, 2, 1, 8, 1), Pool(1, 1, 3, 0, 3)
+SPREAD = Pool(1, 1, 1, 0, 1, bundles=({"GPU": 1.0, "CPU": 1.0},) * 8)
 
 
 def node(gpus: float, free_gpus: float, cpus: float = 64, free_cpus: float = 64) -> Node:
@@ -77,6 +80,8 @@ def says(
         (cluster(node(8, 0), GPU=8), GPUS, 8, "waiting for 8 GPUs (0 of 8; 8 in use by other jobs)"),
         (cluster(node(16, 5), GPU=11), GPUS, 8, "waiting for 8 GPUs (5 of 8; 11 in use by other jobs)"),
         (cluster(node(4, 4), node(4, 4)), TP8, 2, "waiting for 16 GPUs (0 of 16; the largest node has 4)"),
+        (cluster(node(4, 4), node(4, 0), GPU=4), SPREAD, 1, "waiting for 8 GPUs (0 of 8; 4 in use by other jobs)"),
+        (cluster(node(4, 4), node(4, 4)), SPREAD, 1, "starting the process of 1 actor"),
         (cluster(node(8, 8, 8, 0), CPU=8), GPUS, 8, "waiting for 8 CPUs (0 of 8; 8 in use by other jobs)"),
         (cluster(node(0, 0, 2, 2)), CPUS, 1, "waiting for 3 CPUs (0 of 3; the largest node has 2)"),
         (cluster(node(0, 0, 4, 1), unplaced=1, CPU=3), CPUS, 1, "waiting for 3 CPUs (0 of 3; 3 in use by other jobs)"),
@@ -345,3 +350,27 @@ def test_the_local_executor_reports_its_engine() -> None:
         [("scoring", 4)],
         [("idle", None)],
     ]
+
+
+def test_fetching_a_model_is_told_from_loading_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An actor reports what it does before its engine runs."""
+    from qtune_service.config import JobSpec
+    from qtune_service.pipeline.score_shard import ScoreShard
+    from qtune_service.pipeline.stages import JobContext
+    from qtune_service.scoring.model_config import describe_model
+
+    spec = JobSpec.model_validate({"input": {"paths": ["a"]}, "model": {"name": DEMO_MODEL}, "output": {"path": "o"}})
+    retries = LocalExecutor().retry_policy(1)
+    context = JobContext(spec, describe_model(spec.model), retries=retries, process_name=lambda: "n0:1")
+    retries.supervisor.send("set_actor", "n0:1", "starting")
+    details: list[str] = []
+
+    def note(*_: object) -> Any:
+        details.extend(state.detail for state in retries.supervisor.call("actors"))
+        return (None, None)
+
+    monkeypatch.setattr(JobContext, "engine", note)
+    info = SimpleNamespace(name="a", version="1", dtype="float32")
+    monkeypatch.setattr(ScoreShard, "_build", lambda *_: note() and SimpleNamespace(info=info))
+    ScoreShard(context)
+    assert details == ["fetching or checking the model's files", ""]
