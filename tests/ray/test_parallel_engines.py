@@ -85,6 +85,7 @@ def run(folder: Path, cluster: Nodes | None = None, **engine: Any) -> Path:
     return folder / "out"
 
 
+@pytest.mark.slow
 def test_tensor_parallel_in_an_actor(cluster: Nodes, tmp_path: Path) -> None:
     """Two tensor parallel workers in an actor of a two-node cluster, in production's environment, score as one does.
 
