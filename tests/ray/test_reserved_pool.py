@@ -22,10 +22,9 @@ from qtune_service.pipeline.ray_executor import RayExecutor
 from qtune_service.pipeline.shutdown import Stop
 
 def demand():
-    from ray.core.generated import autoscaler_pb2
     from ray._private.worker import global_worker
-    state = autoscaler_pb2.ClusterResourceState()
-    state.ParseFromString(global_worker.gcs_client.get_cluster_resource_state())
+    from ray.autoscaler.v2.sdk import get_cluster_resource_state
+    state = get_cluster_resource_state(global_worker.gcs_client)
     return [
         dict(request.resources_bundle)
         for gang in state.pending_gang_resource_requests
