@@ -188,8 +188,8 @@ class RayExecutor:
                 pool = watch(retries, stage.pool, on_problems)
                 try:
                     for result in _results(self._add_all(dataset, stages, retries, len(values)), prefetch=0):
-                        if values.pop(result.shard, None) is None or isinstance(result.problem, PassedOnError):
-                            continue
+                        if isinstance(result.problem, PassedOnError) or values.pop(result.shard, None) is None:
+                            continue  # another actor has the shard, or it has arrived before
                         retries.supervisor.send("arrived", result.shard, result.problem is not None)
                         yield result
                         if not values:
