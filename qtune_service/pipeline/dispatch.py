@@ -258,7 +258,8 @@ class Dispatch:
             self._requeue(shard)
             self.actors.set(name, "retired", problem=why)
             return "again"
-        if shard not in self._open or not self._may_take(name, shard):
+        is_twice = self._holders.get(shard) == name  # Ray repeated it for this process, and it was handed out again
+        if is_twice or shard not in self._open or not self._may_take(name, shard):
             return "skip"
         if self._failures[shard][seat] >= SHARD_FAILURES and self._others_work(seat):
             self._requeue(shard, PAUSE_S)
@@ -378,8 +379,7 @@ class Dispatch:
 
     def _may_take(self, name: str, shard: int) -> bool:
         """Return whether no other actor has a shard, or one that is busy with another shard while this one idles."""
-        holder = self._holders.get(shard, name)
-        return holder == name or (shard not in self._engaged and not self._shards_of(name))
+        return shard not in self._holders or (shard not in self._engaged and not self._shards_of(name))
 
     def _drop(self, shard: int) -> None:
         self._holders.pop(shard, None)

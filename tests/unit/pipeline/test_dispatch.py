@@ -278,3 +278,12 @@ def test_an_engine_that_does_not_start_again(pool: Pool) -> None:
     assert pool.dispatch.fail_start("n:a3", "no device", is_fatal=False) == "park"
     assert pool.dispatch.health().parked == 1
     assert pool.dispatch.take() == [3]
+
+
+def test_a_process_gets_a_shard_once_at_a_time(pool: Pool) -> None:
+    """Ray repeats a shard for the next process of an actor, and the supervisor hands it out again as well."""
+    pool.works("p:a1")
+    assert pool.dispatch.hold("p:a1", 3) == "work"
+    assert pool.dispatch.hold("p:a1", 3) == "skip"
+    pool.dispatch.release("p:a1", 3)
+    assert pool.dispatch.hold("p:a1", 3) == "work"
