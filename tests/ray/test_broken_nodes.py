@@ -155,7 +155,7 @@ def test_a_worker_that_is_told_to_leave(cluster: tuple[Nodes, Node, Node], tmp_p
     ended(process)
     assert_complete(out, 300)
     scored = (tmp_path / "samples").read_text().splitlines()
-    assert len(scored) == len(set(scored)), "samples were scored again"
+    assert len(scored) == 300, "samples were scored again"  # some have equal tokens
 
 
 def assert_complete(out: Path, num_records: int) -> None:
