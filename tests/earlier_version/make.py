@@ -63,7 +63,7 @@ def main(folder: Path) -> None:
         shutil.rmtree(out / "tokenizer")  # 200 kB, which a resumed job writes again
         (out / "_qtune" / "tokenizer.json").unlink()
         replace_text(out, {str(data): "@DATA@", DEMO_MODEL: "@MODEL@", str(out): "@OUT@"})
-        shutil.copytree(out, folder / "out", dirs_exist_ok=True)
+        shutil.copytree(out, folder / "begun", dirs_exist_ok=True)
         shutil.copy(data, folder / "data.jsonl")
 
 

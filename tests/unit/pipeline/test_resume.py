@@ -128,7 +128,7 @@ def test_an_unreadable_file_of_the_plan_is_refused(stopped: Path) -> None:
 def earlier(tmp_path: Path) -> Path:
     """Return a folder with an output that an earlier version began, and with its data."""
     made = REPO / "tests" / "earlier_version"
-    shutil.copytree(made / "out", tmp_path / "out")
+    shutil.copytree(made / "begun", tmp_path / "out")
     data = str(shutil.copy(made / "data.jsonl", tmp_path / "data.jsonl"))
     put_back_time(Path(data))
     replace_text(tmp_path / "out", {"@DATA@": data, "@MODEL@": DEMO_MODEL, "@OUT@": str(tmp_path / "out")})
