@@ -57,9 +57,12 @@ def actor_shape(spec: EngineSpec, resources: Mapping[str, float], nodes: Sequenc
 
 
 def _check_agrees(spec: EngineSpec) -> None:
-    """Raise SpecError where an actor would have other GPUs than its engine uses. Several actors may share a GPU."""
+    """Raise SpecError where an actor would have other GPUs than its engine uses. Several actors may share a GPU.
+
+    An engine of the user's own may use any number.
+    """
     asked, num_gpus = spec.gpus_per_actor, spec.gpus_per_engine
-    if not asked or asked == num_gpus or (num_gpus == 1 and asked < 1):
+    if not asked or asked == num_gpus or (num_gpus == 1 and asked < 1) or ":" in spec.name:
         return
     raise SpecError(
         f"engine.gpus_per_actor is {asked:g}, and an engine uses {num_gpus} "

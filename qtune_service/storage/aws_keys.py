@@ -19,8 +19,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 RENEW_S = 300.0
 """Keys are renewed so long before they expire."""
 TIMEOUT_S = 10.0
@@ -79,6 +77,8 @@ def _of_web_identity(region: str) -> Keys | None:
     token_file, role = os.environ.get("AWS_WEB_IDENTITY_TOKEN_FILE"), os.environ.get("AWS_ROLE_ARN")
     if not token_file or not role:
         return None
+    import httpx
+
     url = os.environ.get("AWS_ENDPOINT_URL_STS") or f"https://sts.{region}.amazonaws.com"
     form = {
         "Action": "AssumeRoleWithWebIdentity",
@@ -101,6 +101,8 @@ def _of_container() -> Keys | None:
     url = url or (f"http://169.254.170.2{path}" if path else "")
     if not url:
         return None
+    import httpx
+
     token_file = os.environ.get("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE")
     token = Path(token_file).read_text().strip() if token_file else os.environ.get("AWS_CONTAINER_AUTHORIZATION_TOKEN")
     headers = {"Authorization": token} if token else {}

@@ -20,14 +20,16 @@ import os
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from urllib.parse import quote
-
-import httpx
 
 from qtune_service.storage import file_io
 from qtune_service.storage.filesystems import Location, TransientError, explain, presigned, resolve, retrying
+
+if TYPE_CHECKING:
+    import httpx
 
 ABSENT = ""
 """Version of a file that does not exist."""
@@ -38,7 +40,7 @@ GOOGLE_SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
 NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 """Errors of link(2) on filesystems without hard links."""
 
-Respond: TypeAlias = Callable[[], httpx.Response]
+Respond: TypeAlias = "Callable[[], httpx.Response]"
 
 
 class NoConditionError(Exception):
@@ -146,18 +148,20 @@ def _link(at: Location, body: bytes, version: str) -> str | None:
 
 @functools.lru_cache(maxsize=1)
 def _client() -> httpx.Client:
+    import httpx
+
     return httpx.Client(timeout=httpx.Timeout(60, connect=10))
 
 
 def _checked(response: httpx.Response, uri: str, *, missing_is_conflict: bool) -> httpx.Response:
     """Return a response that is a success or says that the condition failed. Raise for others."""
     status = response.status_code
-    if response.is_success or status == httpx.codes.PRECONDITION_FAILED:
+    if response.is_success or status == HTTPStatus.PRECONDITION_FAILED:
         return response
-    if status == httpx.codes.NOT_FOUND and missing_is_conflict:
+    if status == HTTPStatus.NOT_FOUND and missing_is_conflict:
         return response
-    if status in (httpx.codes.CONFLICT, httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_MANY_REQUESTS) or (
-        status >= httpx.codes.INTERNAL_SERVER_ERROR and status != httpx.codes.NOT_IMPLEMENTED
+    if status in (HTTPStatus.CONFLICT, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS) or (
+        status >= HTTPStatus.INTERNAL_SERVER_ERROR and status != HTTPStatus.NOT_IMPLEMENTED
     ):
         raise TransientError(f"cannot write {file_io.display(uri)}: HTTP {status}")
     raise NoConditionError(f"HTTP {status}")  # the unconditional request reports the cause
@@ -165,6 +169,8 @@ def _checked(response: httpx.Response, uri: str, *, missing_is_conflict: bool) -
 
 def _send(method: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> Respond:
     def respond() -> httpx.Response:
+        import httpx
+
         try:
             return _client().request(method, url, headers=dict(headers), content=body)
         except httpx.HTTPError as error:
