@@ -35,7 +35,7 @@ executor = RayExecutor(sys.argv[1])
 executor.start(Stop())
 """
 WAITS = f"""{COMMON}
-executor.reserve(EngineSpec(num_actors="3", tensor_parallel_size=2))
+executor.reserve(EngineSpec(num_actors="3", tensor_parallel_size=2, gpus_per_actor=2))
 deadline = time.monotonic() + 60
 while len(demand()) < 3 and time.monotonic() < deadline:
     time.sleep(0.2)
@@ -45,7 +45,7 @@ time.sleep(600)
 """Asks for a pool and prints what an autoscaler sees."""
 LOOKS = f"{COMMON}\nprint(json.dumps(demand()))\nexecutor.close()"
 SCORES = f"""{COMMON}
-spec = EngineSpec(num_actors="3", tensor_parallel_size=2)
+spec = EngineSpec(num_actors="3", tensor_parallel_size=2, gpus_per_actor=2)
 executor.reserve(spec)
 
 def plan(index, value):
