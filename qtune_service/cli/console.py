@@ -47,7 +47,7 @@ def exit_codes(interrupted: str = CONTINUE) -> Iterator[None]:
 
 def _exit_if_cluster_lost(exit_code: int) -> None:
     """Exit immediately if the Ray cluster is gone: Ray's own shutdown would wait for its head node."""
-    cluster = sys.modules.get("qtune_service.pipeline.ray_executor")
+    cluster = sys.modules.get("qtune_service.pipeline.ray_connection")
     if cluster is not None and cluster.is_lost():
         sys.stdout.flush()
         sys.stderr.flush()

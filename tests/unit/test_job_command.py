@@ -168,7 +168,7 @@ def test_every_field_has_a_flag_or_is_of_job_files_only() -> None:
     assert options == wanted
     assert {field.path for field in job_fields().values() if field.flag is None} == {
         *("engine.cpus_per_actor", "engine.logits_bytes", "engine.head_kernel", "engine.gpu_memory_utilization"),
-        *("engine.cpu_kv_cache_bytes", "engine.vllm", "limits.stop_grace_s"),
+        *("engine.cpu_kv_cache_bytes", "engine.vllm", "limits.stall_s", "limits.stop_grace_s"),
     }
 
 
