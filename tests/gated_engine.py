@@ -13,7 +13,7 @@ from pathlib import Path
 from qtune_service.config import EngineSpec, ModelSpec
 from qtune_service.samples import Sample, TokenScores
 from qtune_service.scoring.reference import ReferenceScorer
-from qtune_service.scoring.scorer import EngineInfo
+from tests.slow_engine import SlowScorer
 
 LOAD_GATE, SCORE_GATE = "QTUNE_TEST_LOAD_GATE", "QTUNE_TEST_SCORE_GATE"
 
@@ -29,22 +29,10 @@ def _wait_for(gate: str) -> None:
         time.sleep(0.05)
 
 
-class GatedScorer:
+class GatedScorer(SlowScorer):
     """Scores as the reference does, once the gate of scoring is open."""
-
-    def __init__(self, inner: ReferenceScorer) -> None:
-        self._inner = inner
-
-    @property
-    def info(self) -> EngineInfo:
-        """Return the information of the engine behind."""
-        return self._inner.info
 
     def score(self, samples: Sequence[Sample]) -> list[TokenScores]:
         """Wait for the gate, and score."""
         _wait_for(SCORE_GATE)
         return self._inner.score(samples)
-
-    def close(self) -> None:
-        """Free the model."""
-        self._inner.close()

@@ -7,8 +7,8 @@ Profiles and roles of machines need botocore, which is used if it is installed.
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import logging
 import os
 import re
 import threading
@@ -22,6 +22,8 @@ from typing import Any
 RENEW_S = 300.0
 """Keys are renewed so long before they expire."""
 TIMEOUT_S = 10.0
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +70,16 @@ _kept = _KeptKeys()
 
 def _call(source: Callable[[], Keys | None]) -> Keys | None:
     """Return the keys of a source. None where it fails: the caller has a way without them."""
-    with contextlib.suppress(Exception):
+    try:
         return source()
-    return None
+    except Exception as error:  # noqa: BLE001 - an edge: the next source, or a write without a condition, may work
+        _warn_once(f"{type(error).__name__}: {error}")
+        return None
+
+
+@functools.lru_cache(maxsize=100)
+def _warn_once(problem: str) -> None:
+    _log.warning("no keys for conditional writes: %s", problem)
 
 
 def _of_web_identity(region: str) -> Keys | None:
@@ -122,6 +131,8 @@ def _of_botocore() -> Keys | None:
 
 @functools.lru_cache(maxsize=1)
 def _botocore_credentials() -> Any:
-    from botocore.session import Session
-
+    try:
+        from botocore.session import Session
+    except ImportError:  # an optional package
+        return None
     return Session().get_credentials()
