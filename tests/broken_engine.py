@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,19 @@ from qtune_service.errors import EngineError, ModelError
 from qtune_service.samples import Sample, TokenScores
 from qtune_service.scoring.reference import ReferenceScorer
 from qtune_service.scoring.scorer import EngineInfo, InterruptedScoring, Watch, never
+from tests.slow_engine import pause
 
 FILE = "broken.json"
-PAUSE_S = float(os.environ.get("QTUNE_TEST_PAUSE_S", "0.5"))
 
 
 def break_node(folder: Path, **how: object) -> None:
     """Break the node with this working folder from now on."""
     (folder / FILE).write_text(json.dumps(how))
+
+
+def mend_node(folder: Path) -> None:
+    """Mend the node with this working folder."""
+    (folder / FILE).unlink(missing_ok=True)
 
 
 def build(model: ModelSpec, engine: EngineSpec) -> BreakableScorer:
@@ -76,7 +80,7 @@ class BreakableScorer:
             raise EngineError("CUDA error: uncorrectable ECC error encountered")
         found: list[TokenScores] = []
         for sample in samples:
-            time.sleep(PAUSE_S / len(samples))
+            pause(1 / len(samples))
             found += self._inner.score([sample])
             note(sample)
             if watch(sum(len(one.input_ids) for one in samples[: len(found)])):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -64,6 +65,10 @@ class S3Endpoint:
         """Keys that begin so."""
         pages = self.client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
         return [found["Key"] for page in pages for found in page.get("Contents", [])]
+
+    def json(self, key: str) -> Any:
+        """Return the content of a JSON object."""
+        return json.load(self.client().get_object(Bucket=self.bucket, Key=key)["Body"])
 
     def download(self, prefix: str, folder: Any) -> None:
         """Write the objects below a prefix into a folder."""

@@ -1,4 +1,4 @@
-"""The reference engine, slowed down: a job on it lasts until each of its actors has had a share.
+"""The reference engine, slowed down: a job on it lasts until a test has seen what it waits for.
 
 Once the file exists that QTUNE_TEST_HURRY names, it is as fast as the other.
 """
@@ -17,6 +17,13 @@ from qtune_service.scoring.scorer import EngineInfo
 
 PAUSE_S = float(os.environ.get("QTUNE_TEST_PAUSE_S", "1.5"))
 """Before each shard."""
+HURRY = "QTUNE_TEST_HURRY"
+
+
+def pause(share: float = 1.0) -> None:
+    """Wait for a share of a shard's pause, unless it is time to hurry."""
+    if not Path(os.environ.get(HURRY, "/nowhere")).exists():
+        time.sleep(share * PAUSE_S)
 
 
 def build(model: ModelSpec, engine: EngineSpec) -> SlowScorer:
@@ -37,8 +44,7 @@ class SlowScorer:
 
     def score(self, samples: Sequence[Sample]) -> list[TokenScores]:
         """Wait, and score."""
-        if not Path(os.environ.get("QTUNE_TEST_HURRY", "/nowhere")).exists():
-            time.sleep(PAUSE_S)
+        pause()
         return self._inner.score(samples)
 
     def close(self) -> None:

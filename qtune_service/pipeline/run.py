@@ -66,9 +66,10 @@ def run_job(
         if overwrite:
             clear(output)
         output.check_owner(spec)  # before anything is written there, progress included
-        file = FileSink(output.note_progress, attempt=os.environ.get(JOB_VARIABLE, ""))
+        file, stop = FileSink(output.note_progress, attempt=os.environ.get(JOB_VARIABLE, "")), stop or Stop()
         try:
-            return _Job(spec, output, Tracker(sink, file), executor or RayExecutor(), stop or Stop()).run()
+            with stop.restored():
+                return _Job(spec, output, Tracker(sink, file), executor or RayExecutor(), stop).run()
         except QTuneError as error:
             file.fail(error.code, error.message, error.hint)
             raise

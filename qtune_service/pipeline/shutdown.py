@@ -50,10 +50,22 @@ class Stop:
         """Handle a signal. Raise SystemExit where there is nothing to wait for, or the error given to `fail`."""
         if self._error is not None:
             raise self._error
-        if self._save is None or self._is_requested:
+        is_second, self._is_requested = self._is_requested, True
+        if self._save is None or is_second:
             raise SystemExit(EXIT_CODE)
-        self._is_requested = True
         threading.Thread(target=self._save_and_exit, args=(self._save,), daemon=True).start()
+
+    @contextlib.contextmanager
+    def restored(self) -> Iterator[None]:
+        """Raise what the handler raised within the block. `ray.get` replaces it with `SystemExit(1)`."""
+        try:
+            yield
+        except SystemExit as replaced:
+            if self._error is not None:
+                raise self._error from None
+            if self._is_requested and replaced.code != EXIT_CODE:
+                raise SystemExit(EXIT_CODE) from None
+            raise
 
     @contextlib.contextmanager
     def saving(

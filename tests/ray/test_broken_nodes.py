@@ -7,35 +7,50 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.broken_engine import break_node
+from tests.broken_engine import break_node, mend_node
 from tests.jobs import DEMO_DATA, DEMO_MODEL, REPO, manifest, rows, start
 from tests.nodes import Node, Nodes, ray_nodes
 from tests.processes import finished, progress, wait_for
+from tests.slow_engine import HURRY
 
-ACTOR_CPUS, PAUSE_S = 2.5, 0.5
+ACTOR_CPUS = 2.5
+PAUSE_S = 3
+"""For each shard, until a test has seen what it waits for."""
 FAST_S = 120
 """An actor starts in some five seconds, and each node has at most two tries."""
 
 
-@contextmanager
-def two_nodes(log: Path) -> Iterator[tuple[Nodes, Node, Node]]:
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the files that the engines see: `hurry`, and `samples`, which they write."""
+    return tmp_path_factory.mktemp("engines")
+
+
+@pytest.fixture(scope="module")
+def nodes(files: Path) -> Iterator[Nodes]:
     """Yield a cluster of a small head and two nodes with room for one actor each."""
-    env = {"PYTHONPATH": str(REPO), "QTUNE_TEST_PAUSE_S": str(PAUSE_S), "QTUNE_TEST_SAMPLES": str(log)}
-    with ray_nodes(env=env, has_dashboard=False) as nodes:
-        nodes.start_head(1)
-        yield nodes, nodes.join(4), nodes.join(4)
+    own = {"QTUNE_TEST_SAMPLES": str(files / "samples"), HURRY: str(files / "hurry")}
+    env = {"PYTHONPATH": str(REPO), "QTUNE_TEST_PAUSE_S": str(PAUSE_S), **own}
+    with ray_nodes(env=env, has_dashboard=False) as cluster:
+        cluster.start_head(1)
+        for _ in range(2):
+            cluster.join(4)
+        yield cluster
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[tuple[Nodes, Node, Node]]:
-    """Yield a head and two nodes."""
-    with two_nodes(tmp_path / "samples") as nodes:
-        yield nodes
+def cluster(nodes: Nodes, files: Path) -> tuple[Nodes, Node, Node]:
+    """Return the cluster and its two nodes, which work."""
+    _, one, other = nodes.nodes
+    for node in (one, other):
+        mend_node(node.folder)
+    for left in files.iterdir():
+        left.unlink()
+    return nodes, one, other
 
 
 def job_file(folder: Path, limits: dict[str, object] | None = None, limit: int = 200, **engine: object) -> Path:
@@ -71,12 +86,16 @@ def ended(process: subprocess.Popen[str], status: int = 0, timeout_s: float = 24
     return text
 
 
-def test_an_engine_that_does_not_start_on_one_node(cluster: tuple[Nodes, Node, Node], tmp_path: Path) -> None:
+def test_an_engine_that_does_not_start_on_one_node(
+    cluster: tuple[Nodes, Node, Node], files: Path, tmp_path: Path
+) -> None:
     """The job ends well on the other node. Terminal, progress.json and manifest name the node and the reason."""
     nodes, bad, _ = cluster
     break_node(bad.folder, start="no CUDA-capable device is detected")
-    text = ended(started(nodes, job_file(tmp_path)))
-    out = tmp_path / "out"
+    process, out = started(nodes, job_file(tmp_path)), tmp_path / "out"
+    wait_for(lambda: progress(out).get("problems"), process)
+    (files / "hurry").touch()
+    text = ended(process)
     assert manifest(out)["counts"]["read"] == 200
     assert manifest(out)["performance"]["nodes"] == 1
     assert manifest(out)["performance"]["actors_failed"] >= 1
@@ -117,19 +136,23 @@ def test_a_limit_of_failed_actors(cluster: tuple[Nodes, Node, Node], tmp_path: P
     assert "no CUDA-capable device" in text
 
 
-def test_a_pool_of_one_leaves_a_broken_node(cluster: tuple[Nodes, Node, Node], tmp_path: Path) -> None:
+def test_a_pool_of_one_leaves_a_broken_node(cluster: tuple[Nodes, Node, Node], files: Path, tmp_path: Path) -> None:
     """A pool of one actor finds the node that works, also when its node breaks while it works."""
     nodes, one, other = cluster
     process = started(nodes, job_file(tmp_path, limit=80, num_actors=1))
     wait_for(lambda: len(finished(tmp_path / "out")) >= 2, process)
     used = next(node for node in (one, other) if node.actors())
     break_node(used.folder, start="the GPU has fallen off the bus", after=0)
+    (files / "hurry").touch()
     ended(process)
+    assert manifest(tmp_path / "out")["actor_problems"]
     assert manifest(tmp_path / "out")["counts"]["read"] == 80
 
 
 @pytest.mark.parametrize("how", ["retired: CUDA error", "the engine did not start: no device"])
-def test_a_gpu_that_fails_while_it_works(cluster: tuple[Nodes, Node, Node], how: str, tmp_path: Path) -> None:
+def test_a_gpu_that_fails_while_it_works(
+    cluster: tuple[Nodes, Node, Node], how: str, files: Path, tmp_path: Path
+) -> None:
     """Its actor is retired after failures on two shards, or because its engine does not start again. Nothing is lost,
     and no shard is given up.
     """
@@ -138,12 +161,14 @@ def test_a_gpu_that_fails_while_it_works(cluster: tuple[Nodes, Node, Node], how:
     out = tmp_path / "out"
     wait_for(lambda: len(actors(out)) == 2, process)
     break_node(bad.folder, after=0, **({"start": "no device"} if "no device" in how else {}))
+    wait_for(lambda: any(how in problem for problem in progress(out).get("problems", [])), process)
+    (files / "hurry").touch()
     text = ended(process)
     assert any(how in problem for problem in manifest(out)["actor_problems"]), text
     assert_complete(out, 300)
 
 
-def test_a_worker_that_is_told_to_leave(cluster: tuple[Nodes, Node, Node], tmp_path: Path) -> None:
+def test_a_worker_that_is_told_to_leave(cluster: tuple[Nodes, Node, Node], files: Path, tmp_path: Path) -> None:
     """SIGTERM of a scoring process, as on a notice of preemption: what it has scored is saved, and used by the next."""
     nodes, one, _ = cluster
     process = started(nodes, job_file(tmp_path, limit=300))
@@ -152,9 +177,10 @@ def test_a_worker_that_is_told_to_leave(cluster: tuple[Nodes, Node, Node], tmp_p
     (actor,) = one.actors()
     actor.send_signal(signal.SIGTERM)
     wait_for(lambda: list((out / "_qtune" / "partial").glob("*.arrow")), process)
+    (files / "hurry").touch()
     ended(process)
     assert_complete(out, 300)
-    scored = (tmp_path / "samples").read_text().splitlines()
+    scored = (files / "samples").read_text().splitlines()
     assert len(scored) == 300, "samples were scored again"  # some have equal tokens
 
 

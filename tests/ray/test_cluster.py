@@ -14,6 +14,7 @@ from tests.jobs import DEMO_DATA, DEMO_MODEL, QTUNE, REPO, demo_job, manifest, q
 from tests.nodes import Nodes, ray_job, ray_nodes, said
 from tests.processes import finished, wait_for
 from tests.s3 import S3Endpoint
+from tests.slow_engine import HURRY
 
 CPUS = 4
 ACTOR_CPUS = 2.5
@@ -24,9 +25,15 @@ ACROSS_MACHINES = 1e-5
 
 
 @pytest.fixture(scope="module")
-def cluster(s3: S3Endpoint) -> Iterator[Nodes]:
+def hurry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the path of a file that lets the slow engine be fast."""
+    return tmp_path_factory.mktemp("hurry") / "now"
+
+
+@pytest.fixture(scope="module")
+def cluster(s3: S3Endpoint, hurry: Path) -> Iterator[Nodes]:
     """Yield a head that others may join. Each node works in a folder of its own."""
-    with ray_nodes(env={**s3.env, "PYTHONPATH": str(REPO)}) as nodes:
+    with ray_nodes(env={**s3.env, "PYTHONPATH": str(REPO), HURRY: str(hurry)}) as nodes:
         nodes.start_head(CPUS, GPUS)
         yield nodes
 
@@ -53,7 +60,7 @@ def ray_env(cluster: Nodes) -> dict[str, str]:
 
 
 def test_a_node_that_joins_late_and_an_object_store(
-    cluster: Nodes, s3: S3Endpoint, undisturbed: Path, tmp_path: Path
+    cluster: Nodes, s3: S3Endpoint, hurry: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     """`ray job submit --working-dir`, status and logs of a spec with s3:// in and out: by default the pool grows onto a
     node that joins while the job runs, and the output is that of one machine; and pruning again from there.
@@ -67,7 +74,10 @@ def test_a_node_that_joins_late_and_an_object_store(
     status = ray_job(cluster, "status", "late")
     cluster.join(CPUS, GPUS)
     assert "RUNNING" in said(status)
+    wait_for(lambda: s3.json("out/_qtune/progress.json")["phases"].get("scoring") == 2, process)
+    hurry.touch()
     assert "Job 'late' succeeded" in said(process)
+    hurry.unlink()
     assert "score: 600/600 samples" in said(ray_job(cluster, "logs", "late"))
     s3.download("out", tmp_path / "out")
     assert manifest(tmp_path / "out")["performance"]["nodes"] == 2

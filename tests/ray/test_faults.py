@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -145,6 +146,24 @@ def test_sigterm_saves_what_is_in_hand(undisturbed: Path, tmp_path: Path) -> Non
     assert saved > len(before), "what was in hand is lost"
     complete(out, "--engine", "reference")
     assert differences(undisturbed, out) == []
+
+
+IN_RAY_GET = """
+import os, ray, signal, threading, time
+from qtune_service.pipeline.shutdown import Stop
+ray.init(num_cpus=1, include_dashboard=False)
+stop = Stop()
+stop.install()
+threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+with stop.restored():
+    ray.get(ray.remote(time.sleep).remote(60))
+"""
+
+
+def test_sigterm_while_the_driver_waits_for_an_answer() -> None:
+    """`ray.get` replaces what a signal handler raises. The exit code is that of a stop all the same."""
+    done = subprocess.run([sys.executable, "-c", IN_RAY_GET], check=False, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 143, done.stderr
 
 
 def test_two_drivers_do_not_share_an_output(tmp_path: Path) -> None:

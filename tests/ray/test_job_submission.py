@@ -16,6 +16,7 @@ from tests.jobs import DEMO_DATA, DEMO_MODEL, REPO, manifest
 from tests.nodes import LONG_S, Node, Nodes, ray_job, ray_nodes, said
 from tests.processes import wait_for
 from tests.s3 import S3Endpoint
+from tests.slow_engine import HURRY
 from tests.waiting import wait_until
 
 HEAD_CPUS, WORKER_CPUS, ACTOR_CPUS = 2, 3, 2.5
@@ -51,7 +52,7 @@ def hurry(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cluster(s3: S3Endpoint, hurry: Path) -> Iterator[Nodes]:
     """Yield a head and two workers, each with a folder of its own; `qtune` is a command there."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    own = {**s3.env, "PYTHONPATH": str(REPO), "PATH": path, "QTUNE_TEST_HURRY": str(hurry), "QTUNE_TEST_PAUSE_S": "5"}
+    own = {**s3.env, "PYTHONPATH": str(REPO), "PATH": path, HURRY: str(hurry), "QTUNE_TEST_PAUSE_S": "5"}
     with ray_nodes(HEAD_CPUS, WORKER_CPUS, WORKER_CPUS, env=own) as nodes:
         yield nodes
 

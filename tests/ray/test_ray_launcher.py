@@ -27,6 +27,7 @@ from tests.jobs import DEMO_DATA, DEMO_MODEL, QTUNE, REPO, environment
 from tests.nodes import Nodes, ray_nodes
 from tests.processes import tree
 from tests.s3 import S3Endpoint
+from tests.slow_engine import HURRY
 from tests.waiting import free_port, wait_for_answer, wait_until, wait_until_ready
 
 ROWS = 300
@@ -48,7 +49,7 @@ def hurry(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def nodes_env(s3: S3Endpoint, hurry: Path) -> dict[str, str]:
     """Variables of the cluster's nodes."""
-    return {**s3.env, "PYTHONPATH": str(REPO), "QTUNE_TEST_HURRY": str(hurry)}
+    return {**s3.env, "PYTHONPATH": str(REPO), HURRY: str(hurry)}
 
 
 @pytest.fixture(scope="module")

@@ -79,7 +79,7 @@ def test_a_slow_model_and_an_actor_that_hangs(tmp_path: Path) -> None:
     job = job_file(tmp_path, GATED, stall_s=3)
     process = start("run", job, env={**LIMIT, **{name: str(gate) for name, gate in gates.items()}})
     loading = r"1 actor is loading the model on \S+, \d+ s"
-    seen = wait_for_sentence(out, loading, process, since_s=2 * LIMIT_S)
+    seen = wait_for_sentence(out, loading, process, since_s=3 * LIMIT_S)
     assert (seen["waiting_for"], seen["actors"], seen["phases"]) == ("loading", 1, {"starting": 1})
     gates[LOAD_GATE].touch()
     hanging = r"no scoring actor has finished a sample: shard 0 on \S+, \d+ s"

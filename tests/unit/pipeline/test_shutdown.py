@@ -9,10 +9,12 @@ import time
 
 import pytest
 
+from qtune_service.errors import EngineError
 from qtune_service.pipeline.shutdown import EXIT_CODE, Stop
 
 CHILD = """
 import sys, time
+from qtune_service.errors import EngineError
 from qtune_service.pipeline.shutdown import Stop
 stop, arrived = Stop(), set()
 stop.install()
@@ -66,3 +68,23 @@ def test_nothing_in_hand_ends_at_once() -> None:
     with pytest.raises(SystemExit) as left:
         Stop().handle(signal.SIGTERM, None)
     assert left.value.code == EXIT_CODE
+
+
+def test_what_ray_replaces_is_restored() -> None:
+    """`ray.get` raises SystemExit(1) in place of what the handler raised: a stop, or an error of another thread."""
+    stop = Stop()
+    with pytest.raises(SystemExit):
+        stop.handle(signal.SIGTERM, None)
+    with pytest.raises(SystemExit) as left, stop.restored():
+        raise SystemExit(1)
+    assert left.value.code == EXIT_CODE
+    stop.fail(EngineError("the head node is gone"))
+    with pytest.raises(EngineError, match="head node"), stop.restored():
+        raise SystemExit(1)
+
+
+def test_another_exit_is_not_changed() -> None:
+    """Without a signal an exit keeps its code."""
+    with pytest.raises(SystemExit) as left, Stop().restored():
+        raise SystemExit(3)
+    assert left.value.code == 3
