@@ -33,7 +33,7 @@ def hurry(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cluster(s3: S3Endpoint, hurry: Path) -> Iterator[Nodes]:
     """Yield a head that others may join. Each node works in a folder of its own."""
-    with ray_nodes(env={**s3.env, "PYTHONPATH": str(REPO), HURRY: str(hurry)}) as nodes:
+    with ray_nodes(env={**s3.env, "PYTHONPATH": str(REPO), HURRY: str(hurry), "QTUNE_TEST_PAUSE_S": "4"}) as nodes:
         nodes.start_head(CPUS, GPUS)
         yield nodes
 
@@ -74,7 +74,7 @@ def test_a_node_that_joins_late_and_an_object_store(
     status = ray_job(cluster, "status", "late")
     cluster.join(CPUS, GPUS)
     assert "RUNNING" in said(status)
-    wait_for(lambda: s3.json("out/_qtune/progress.json")["phases"].get("scoring") == 2, process)
+    wait_for(lambda: len({s3.json(key)["actor"] for key in s3.keys("out/_qtune/scored/")}) == 2, process)
     hurry.touch()
     assert "Job 'late' succeeded" in said(process)
     hurry.unlink()

@@ -156,7 +156,7 @@ stop = Stop()
 stop.install()
 threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()
 with stop.restored():
-    ray.get(ray.remote(time.sleep).remote(60))
+    ray.get(ray.remote(lambda: time.sleep(60)).remote())
 """
 
 

@@ -61,6 +61,7 @@ def ended(process: subprocess.Popen[str], out: Path) -> str:
     return text
 
 
+@pytest.mark.slow
 def test_a_shard_that_takes_longer_than_rays_limit(tmp_path: Path) -> None:
     """No block moves while a slow engine scores the only shard."""
     done = qtune(
@@ -147,6 +148,7 @@ def test_a_job_behind_another_one(gated_cluster: Nodes, tmp_path: Path) -> None:
     ended(second, tmp_path / "second")
 
 
+@pytest.mark.slow
 def test_one_large_compressed_file(s3: S3Endpoint, tmp_path: Path) -> None:
     """It cannot be split, so nothing moves while it is planned. The job says which file it reads, here from a slow
     store.
