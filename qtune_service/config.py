@@ -263,6 +263,9 @@ class PruneSpec(_Part):
     """Emulate a bisection with at most this many steps. By default the thresholds are exact."""
     min_tokens_to_prune: Annotated[Tokens, Flag(FlagGroup.keep, "N")] = 1
     """Q2 samples with fewer trained tokens keep all of them."""
+    keep_end_of_turn: Annotated[bool, Flag(FlagGroup.keep)] = True
+    """Never remove the last token of a trained span, nor a stop token of the model, so that the model learns to stop.
+    `false` is the paper to the letter."""
     strategy: Annotated[SampleStrategy, Flag(FlagGroup.compare, "STRATEGY")] = "q_tuning"
     """How samples are chosen. `q_tuning` is the method. The others are baselines from the same scores, which prune the
     tokens of every kept sample; see docs/guides/strategies.md."""

@@ -55,6 +55,14 @@ def validated(kind: type[Model], data: Any, where: str) -> Model:
         raise SpecError(describe_errors(error, where)) from error
 
 
+def as_it_ran(body: Any) -> Any:
+    """Return the spec in a manifest, as plain data, with the values that settings had before they existed."""
+    prune = body.get("prune") if isinstance(body, Mapping) else None
+    if not isinstance(prune, Mapping) or "keep_end_of_turn" in prune:
+        return body
+    return {**body, "prune": {**prune, "keep_end_of_turn": False}}
+
+
 def describe_errors(error: ValidationError, where: str) -> str:
     """Return the text of an error: how many fields are wrong, and the first of them."""
     found = error.errors(include_url=False, include_input=False)

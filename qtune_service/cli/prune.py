@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated
@@ -11,9 +12,9 @@ import typer
 from qtune_service.cli.commands import command
 from qtune_service.cli.console import exit_codes, quiet, show
 from qtune_service.cli.job_flags import Given, body_of, spec_of, takes_job_fields, with_flag
-from qtune_service.config import FlagGroup, JobSpec
+from qtune_service.config import FlagGroup, JobSpec, PruneSpec
 from qtune_service.errors import SpecError
-from qtune_service.spec_files import load_spec
+from qtune_service.spec_files import as_it_ran, load_spec
 
 app = typer.Typer()
 OverwriteOpt = Annotated[
@@ -90,9 +91,9 @@ def _spec(given: Given) -> JobSpec:
 
 
 def _spec_from_scores(given: Given) -> JobSpec:
-    """Return the spec of the earlier output with this command's pruning and output.
+    """Return the spec of the earlier output with this command's output and settings of the pruning.
 
-    Other flags have no effect.
+    Settings that are not given stay as they were. Other flags have no effect.
     """
     from qtune_service.output.layout import Output
 
@@ -101,8 +102,13 @@ def _spec_from_scores(given: Given) -> JobSpec:
             "--from-scores takes the data and the model from the earlier output", "Leave DATA and --model out."
         )
     own = body_of({path: value for path, value in given.items() if path.split(".")[0] in ("prune", "output")})
-    earlier = Output(given["from_scores"]).require_manifest()["spec"]
-    return spec_of({}, **{**earlier, "prune": {}, **own, "from_scores": given["from_scores"]})
+    earlier = as_it_ran(Output(given["from_scores"]).require_manifest()["spec"])
+    kept = {name: value for name, value in (earlier["prune"] or {}).items() if name not in own.get("prune", {})}
+    if changed := [name for name, value in kept.items() if value != getattr(PruneSpec(), name)]:
+        settings = ", ".join(f"{name} {json.dumps(kept[name])}" for name in changed)
+        typer.echo(f"as in {given['from_scores']}: {settings}", err=True)
+    prune = {**kept, **own.pop("prune", {})}
+    return spec_of({}, **{**earlier, **own, "prune": prune, "from_scores": given["from_scores"]})
 
 
 def _spec_at(place: str) -> JobSpec:

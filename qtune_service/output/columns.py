@@ -5,6 +5,7 @@ Token columns are ragged lists over one flat buffer with offsets, so numpy handl
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -15,14 +16,16 @@ from numpy.typing import NDArray
 
 from qtune_service.config import PruneSpec
 from qtune_service.selection.plane import Quadrant
-from qtune_service.selection.token_masks import prune_token_masks
+from qtune_service.selection.token_masks import protected_tokens, prune_token_masks, trainable
 
 IGNORE_INDEX = -100
 """Label of tokens that trainers leave out of the loss."""
 
+PROTECTED = "num_protected_tokens"
+"""Column of scores/: the trained tokens that `keep_end_of_turn` protects."""
 SCORES_RESERVED = frozenset(
     {"sample_id", "source", "line", "truncated", "mean_nll", "perplexity", "mean_entropy", "num_tokens"}
-    | {"input_ids", "loss_mask", "nll", "entropy", "quadrant"}
+    | {PROTECTED, "input_ids", "loss_mask", "nll", "entropy", "quadrant"}
 )
 PRUNED_RESERVED = frozenset({"input_ids", "attention_mask", "labels", "loss_mask", "assistant_masks", "qtune"})
 
@@ -57,13 +60,37 @@ def list_column(flat: NDArray[np.generic], offsets: NDArray[np.int64], value_typ
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(flat, value_type))
 
 
+def protected_of(scores: pa.Table, stop_ids: Collection[int]) -> Ragged:
+    """Return which tokens of rows of scores/ or of encoded rows keep_end_of_turn protects, as booleans."""
+    masks = ragged(scores["loss_mask"])
+    mask = trainable(masks.flat.astype(np.int8), masks.offsets)
+    return Ragged(protected_tokens(ragged(scores["input_ids"]).flat.astype(np.int32), mask, stop_ids), masks.offsets)
+
+
+def num_protected(read: Callable[[list[str]], pa.Table], stop_ids: Collection[int]) -> NDArray[np.int32]:
+    """Return how many tokens of each row of a score shard are protected, (S,). read: returns columns of the shard.
+
+    Shards of earlier versions have no column for it, so their tokens are read.
+    """
+    table = read([PROTECTED])
+    if PROTECTED in table.column_names:
+        found: NDArray[np.int32] = table[PROTECTED].to_numpy()
+        return found
+    return row_sums(protected_of(read(["input_ids", "loss_mask"]), stop_ids)).astype(np.int32)
+
+
 def final_masks(
-    scores: pa.Table, labels: NDArray[np.int8], kept: NDArray[np.bool_], index: NDArray[np.int64], spec: PruneSpec
+    scores: pa.Table,
+    labels: NDArray[np.int8],
+    kept: NDArray[np.bool_],
+    index: NDArray[np.int64],
+    spec: PruneSpec,
+    stop_ids: Collection[int],
 ) -> Ragged:
     """Return the final loss mask (stage 2) of each row of scores/, as if the row were kept.
 
     labels, kept, index: (S,), index being the position in the population. Dropped samples of the method (Q1 and Q3)
-    keep all tokens.
+    keep all tokens. stop_ids: the tokens that `keep_end_of_turn` protects besides the ends of spans.
     """
     masks, nll = ragged(scores["loss_mask"]), ragged(scores["nll"])
     final = prune_token_masks(
@@ -77,6 +104,7 @@ def final_masks(
         token_strategy=spec.token_strategy,
         seed=spec.seed,
         row_index=index,
+        protected=np.asarray(protected_of(scores, stop_ids).flat, np.bool_) if spec.keep_end_of_turn else None,
     )
     return Ragged(final, masks.offsets)
 

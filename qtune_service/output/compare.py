@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from qtune_service.config import PruneSpec
 from qtune_service.errors import DataError, SpecError
 from qtune_service.ingest.rows import text_of
-from qtune_service.output.columns import coded
+from qtune_service.output.columns import coded, num_protected
 from qtune_service.output.reader import FinishedOutput
 from qtune_service.selection.plane import Quadrant, QuadrantRule
 from qtune_service.selection.strategies import loss_sum, mean_of, priority_of
@@ -45,6 +46,7 @@ class ScoredColumns:
     group: NDArray[np.int32]  # (N,) position in `groups`
     groups: tuple[str, ...]
     """Values of the column to group by, the most frequent first. Empty without such a column."""
+    num_protected: NDArray[np.int32]  # (N,) trained tokens that `keep_end_of_turn` protects
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,8 @@ def read_columns(finished: FinishedOutput, by: str | None) -> ScoredColumns:
         raise DataError(f"{finished.root} has no scored sample", "Its rejected/ gives the reason for each record.")
     codes, groups = _groups(text_of(table, name)) if name else (np.zeros(table.num_rows, np.int32), ())
     nll, entropy, num_tokens = (table[n].to_numpy() for n in names[:3])
-    return ScoredColumns(nll, entropy, num_tokens, codes, groups)
+    protected = [num_protected(partial(finished.scores, shard), finished.stop_ids) for shard in finished.shards]
+    return ScoredColumns(nll, entropy, num_tokens, codes, groups, np.concatenate(protected))
 
 
 def compare(columns: ScoredColumns, candidates: Sequence[Candidate], ratios: Sequence[float]) -> list[Comparison]:
@@ -136,6 +139,7 @@ def _tokens(columns: ScoredColumns, selection: Selection, prune: PruneSpec) -> i
     """Count the trained tokens left. Stage 2 prunes the method's Q2 samples, and all samples of other strategies."""
     left = tokens_left(
         columns.num_tokens,
+        columns.num_protected if prune.keep_end_of_turn else None,
         token_keep_ratio=prune.token_keep_ratio,
         min_tokens_to_prune=prune.min_tokens_to_prune,
         token_strategy=prune.token_strategy,

@@ -25,6 +25,7 @@ from qtune_service.output.columns import final_masks, ragged
 from qtune_service.output.layout import Output, damaged, part_files, part_path, rows_by_shard
 from qtune_service.selection.plane import Quadrant
 from qtune_service.selection.token_masks import neighbor_scores, trainable
+from qtune_service.spec_files import as_it_ran
 
 Decode = Callable[[list[int]], str]
 
@@ -50,6 +51,7 @@ class _Scoring(BaseModel):
     shards: dict[int, Annotated[int, Field(ge=0)]]
     own_columns: dict[str, str]
     category_column: str | None
+    stop_token_ids: tuple[int, ...] = ()
 
 
 class _Figures(BaseModel):
@@ -82,7 +84,7 @@ class FinishedOutput:
     @cached_property
     def spec(self) -> JobSpec:
         """Return the spec of the job. Raise OutputConflictError if the manifest has no valid one."""
-        return _checked(JobSpec, self.manifest.get("spec"), "spec")
+        return _checked(JobSpec, as_it_ran(self.manifest.get("spec")), "spec")
 
     @cached_property
     def _scoring(self) -> _Scoring:
@@ -122,6 +124,11 @@ class FinishedOutput:
     def shards(self) -> dict[int, int]:
         """Return the number of scored samples of each shard that has any, in order."""
         return self._scoring.shards
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Return the tokens that end turns. Empty for outputs of earlier versions."""
+        return self._scoring.stop_token_ids
 
     @cached_property
     def starts(self) -> dict[int, int]:
@@ -263,7 +270,7 @@ def read_samples(finished: FinishedOutput, shard: int, rows: Sequence[int]) -> l
     names = finished.own_columns
     own = records_of(scores.select(list(names))) if names else [{}] * scores.num_rows
     index = finished.starts[shard] + at
-    finals = final_masks(scores, labels, kept, index, finished.prune).rows()
+    finals = final_masks(scores, labels, kept, index, finished.prune, finished.stop_ids).rows()
     tokens = list(sample_tokens(scores, finals, finished.prune))
     fields = scores.select(["sample_id", "source", "line", "mean_nll", "perplexity", "mean_entropy"]).to_pylist()
     return [

@@ -74,6 +74,7 @@ def report_data(
         examples=_examples(output, [e for m in markers for e in m.examples]),
         curve=selection.curve,
         output=output.root,
+        lost_end_of_turn=sum(m.lost_end_of_turn for m in markers),
     )
 
 

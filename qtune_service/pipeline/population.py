@@ -6,6 +6,7 @@ A group is what one process holds at a time. A population of one group is select
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,13 +15,20 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from qtune_service.output.columns import PROTECTED, num_protected
 from qtune_service.output.layout import Output, part_path
 from qtune_service.selection.distributed import MAX_IN_MEMORY_SAMPLES
 
 READ_THREADS = 8
 
-TYPES: Mapping[str, type[np.generic]] = {"mean_nll": np.float64, "mean_entropy": np.float64, "num_tokens": np.int32}
-"""Columns that stage 1 and the report read of a sample: two scores in nats, and its trained tokens."""
+TYPES: Mapping[str, type[np.generic]] = {
+    "mean_nll": np.float64,
+    "mean_entropy": np.float64,
+    "num_tokens": np.int32,
+    PROTECTED: np.int32,
+}
+"""Columns that stage 1 and the report read of a sample: two scores in nats, its trained tokens, and those of them that
+`keep_end_of_turn` protects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +71,8 @@ class ScoreShards:
     """The scores/ folder of an output as a source."""
 
     root: str
+    stop_ids: tuple[int, ...] = ()
+    """Stop tokens, for parts of earlier versions, which have no column of protected tokens."""
 
     def read(self, group: Group, *names: str) -> list[NDArray[Any]]:
         """Read columns of the group's shards, in parallel."""
@@ -71,9 +81,11 @@ class ScoreShards:
 
         def fill(item: tuple[int, slice]) -> None:
             shard, span = item
-            table = output.read_part(group.path(shard), list(names))
+            read = functools.partial(output.read_part, group.path(shard))
+            table = read(list(names))
             for name, column in zip(names, columns, strict=True):
-                column[span] = table[name].to_numpy()
+                is_there = name in table.column_names or name != PROTECTED
+                column[span] = table[name].to_numpy() if is_there else num_protected(read, self.stop_ids)
 
         with ThreadPoolExecutor(READ_THREADS) as pool:
             list(pool.map(fill, group.spans().items()))

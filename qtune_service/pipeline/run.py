@@ -172,6 +172,7 @@ class _Job:
             finished,
             template=encoder.template_description,
             stop_warning=encoder.stop_warning(endings) or "",
+            stop_token_ids=encoder.end_of_turn_ids,
             notices=notices,
             own_columns={name: own for own, name in own_names(plan).items()},
             renamed=pruned_names(plan),
@@ -221,7 +222,9 @@ class _Job:
         look = steps_look(self.executor, 1, lambda: ("steps", "reading scores and selecting"))
         with watching(self.tracker, look):
             return find_thresholds(
-                Population.of(ScoreShards(self.output.root), scored.shards, scored.paths("scores")),
+                Population.of(
+                    ScoreShards(self.output.root, scored.stop_token_ids), scored.shards, scored.paths("scores")
+                ),
                 prune,
                 rule=rule,
                 workers=workers,
@@ -238,7 +241,8 @@ class _Job:
         if todo:
             executor.start(self.stop)
         items = ((shard, selection.of_shard(shard, group, span)) for shard, (group, span) in todo)
-        stage = Stage("prune", prune_shard, (self.spec, scored.renamed, scored.category_column), on_cpu_nodes=True)
+        settings = (self.spec, scored.renamed, scored.category_column, scored.stop_token_ids)
+        stage = Stage("prune", prune_shard, settings, on_cpu_nodes=True)
         look = steps_look(executor, stage.num_cpus, lambda: ("steps", "no shard has been pruned"))
         with watching(self.tracker, look):
             for result in executor.run(items, stage):

@@ -80,6 +80,8 @@ class Scored:
     """Sentences about the files that were read, of the plan."""
     stop_warning: str = ""
     """A warning if no trained text ends in a stop token of the model."""
+    stop_token_ids: tuple[int, ...] = ()
+    """The tokens that end turns, which `keep_end_of_turn` protects. Empty for scores of earlier versions."""
     performance: dict[str, float] = field(default_factory=dict)
     """Figures of `measure`. Empty where nothing was left to score."""
     actor_problems: tuple[str, ...] = ()
@@ -114,7 +116,8 @@ class Scored:
         shards = {int(index): rows for index, rows in body.pop("shards").items()}
         files = tuple(file.to_dict() for file in part_files(manifest, "scores", "rejected"))
         notices = tuple(body.pop("notices", ()))
-        return cls(shards=shards, files=files, notices=notices, **body)
+        stops = tuple(body.pop("stop_token_ids", ()))
+        return cls(shards=shards, files=files, notices=notices, stop_token_ids=stops, **body)
 
 
 def summarise(
@@ -122,6 +125,7 @@ def summarise(
     *,
     template: str,
     stop_warning: str,
+    stop_token_ids: tuple[int, ...],
     notices: tuple[str, ...],
     own_columns: dict[str, str],
     renamed: dict[str, str],
@@ -147,6 +151,7 @@ def summarise(
         engine=next(iter(engines), {}),
         template=template,
         stop_warning=stop_warning,
+        stop_token_ids=stop_token_ids,
         notices=notices,
         own_columns=own_columns,
         renamed=renamed,

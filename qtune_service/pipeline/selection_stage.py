@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from qtune_service.config import PruneSpec
 from qtune_service.pipeline.distributed_selection import DistributedSelection, Workers
 from qtune_service.pipeline.population import Group, Population
-from qtune_service.pipeline.selection_tasks import SCORES, SelectionContext, count_curve
+from qtune_service.pipeline.selection_tasks import SCORES, SelectionContext, count_curve, read_lengths
 from qtune_service.pipeline.shard_selection import LabelSource, SampleLabels, ShardSelection, StoredLabels
 from qtune_service.samples import count_of_share
 from qtune_service.selection.curve import CurvePoint
@@ -112,7 +112,8 @@ def find_thresholds(
 def _select_in_memory(population: Population, prune: PruneSpec, rule: QuadrantRule | None) -> SelectionResult:
     """Select from a population of one group, with about 100 bytes a sample."""
     (group,) = population.groups
-    nll, entropy, num_tokens = population.source.read(group, *SCORES, "num_tokens")
+    nll, entropy = population.source.read(group, *SCORES)
+    num_tokens, num_protected = read_lengths(population.source, group, prune)
     priority = _priority(prune, lambda: mean_of(loss_sum(nll), len(nll)))
     selection = select(
         nll,
@@ -130,7 +131,7 @@ def _select_in_memory(population: Population, prune: PruneSpec, rule: QuadrantRu
     sample = even_sample(selection.ranked, labels=labels, kept=kept, num_tokens=num_tokens)
     ratios = _curve_ratios(prune)
     alphas = smallest_scaled_alphas(selection.entry, [count_of_share(ratio, len(nll)) for ratio in ratios])
-    curve = count_curve(selection.ranked, selection.entry, num_tokens, alphas, prune)
+    curve = count_curve(selection.ranked, selection.entry, num_tokens, num_protected, alphas, prune)
     return SelectionResult(
         summary=selection,
         distributions=describe(nll, entropy, num_tokens, labels),

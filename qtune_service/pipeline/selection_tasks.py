@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtune_service.config import PruneSpec
+from qtune_service.output.columns import PROTECTED
 from qtune_service.pipeline.population import READ_THREADS, Group, Source
 from qtune_service.selection.curve import CurveCounts
 from qtune_service.selection.distributed import (
@@ -307,7 +308,7 @@ def label_group(context: SelectionContext, task: LabelTask) -> LabelledGroup:
     labels = ranked.labels(entry, task.scaled_alpha, task.thresholds, task.rule)
     kept = kept_labels(labels) if task.max_priority is None else context.ranks(group)[2] <= task.max_priority
     context.write("labels", group.index, np.stack([labels, kept.astype(np.int8)], axis=1))
-    (num_tokens,) = context.source.read(group, "num_tokens")
+    num_tokens, num_protected = read_lengths(context.source, group, context.prune)
     return LabelledGroup(
         counts=count_labels(labels),
         kept=int(np.count_nonzero(kept)),
@@ -317,20 +318,30 @@ def label_group(context: SelectionContext, task: LabelTask) -> LabelledGroup:
             ranked, labels=labels, kept=kept, num_tokens=num_tokens, start=group.start, total=num_samples
         ),
         sides=None if context.priority is None else context.priority.sides(ranked.mean_nll, kept),
-        curve=count_curve(ranked, entry, num_tokens, task.curve_alphas, context.prune),
+        curve=count_curve(ranked, entry, num_tokens, num_protected, task.curve_alphas, context.prune),
     )
+
+
+def read_lengths(source: Source, group: Group, prune: PruneSpec) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """Return a group's trained tokens (n,), and those of them that stay in each sample, if any do."""
+    if not prune.keep_end_of_turn:
+        return source.read(group, "num_tokens")[0], None
+    num_tokens, num_protected = source.read(group, "num_tokens", PROTECTED)
+    return num_tokens, num_protected
 
 
 def count_curve(
     ranked: RankedSamples,
     entry: DoubleRanks,  # (n,) scaled entry alphas
     num_tokens: NDArray[np.integer[Any]],  # (n,) trained tokens
+    num_protected: NDArray[np.integer[Any]] | None,  # (n,) those that stay
     scaled_alphas: NDArray[np.int64],  # (R,) ascending
     prune: PruneSpec,
 ) -> CurveCounts:
     """Return the counts of n samples for the what-if curve."""
     left = tokens_left(
         num_tokens,
+        num_protected,
         token_keep_ratio=prune.token_keep_ratio,
         min_tokens_to_prune=prune.min_tokens_to_prune,
         token_strategy=prune.token_strategy,

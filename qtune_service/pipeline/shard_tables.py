@@ -5,7 +5,7 @@ Token columns are ragged lists over one flat buffer with offsets, so numpy sees 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ from qtune_service.pipeline.shard_selection import SampleLabels
 from qtune_service.samples import Sample, TokenScores, sample_means
 from qtune_service.scoring.scorer import FlatScores, Outcomes
 from qtune_service.selection.strategies import Weighing
-from qtune_service.selection.token_masks import neighbor_scores, trainable
+from qtune_service.selection.token_masks import neighbor_scores, protected_tokens, trainable
 from qtune_service.tokenize.encoded_batch import EncodedBatch
 
 ENCODED_FIELDS: list[pa.Field[Any]] = [
@@ -42,6 +42,7 @@ ENCODED_FIELDS: list[pa.Field[Any]] = [
     pa.field("truncated", pa.bool_()),
     pa.field("input_ids", pa.list_(pa.int32())),
     pa.field("loss_mask", pa.list_(pa.int8())),
+    pa.field("num_protected_tokens", pa.int32()),
 ]
 REJECTED_FIELDS: list[pa.Field[Any]] = [
     pa.field("sample_id", pa.string()),
@@ -73,11 +74,14 @@ def pruned_names(plan: Plan) -> dict[str, str]:
     return {in_scores[name]: in_pruned[name] for name in in_scores if in_scores[name] != in_pruned[name]}
 
 
-def encoded_rows(records: ShardRecords, batch: EncodedBatch, names: dict[str, str]) -> pa.Table:
+def encoded_rows(
+    records: ShardRecords, batch: EncodedBatch, names: dict[str, str], stop_ids: Collection[int]
+) -> pa.Table:
     """Return encoded records with their own columns. `batch.tokens.rows` are indices in `records`."""
     tokens = batch.tokens
     indices: list[int] = tokens.rows.tolist()
     sample_ids = records.sample_ids
+    protected = protected_tokens(tokens.input_ids, trainable(tokens.loss_mask, tokens.offsets), stop_ids)
     ours = [
         pa.array([sample_ids[i] for i in indices], pa.string()),
         pa.repeat(pa.scalar(records.source, pa.string()), len(indices)),
@@ -85,6 +89,7 @@ def encoded_rows(records: ShardRecords, batch: EncodedBatch, names: dict[str, st
         pa.array(batch.truncated, pa.bool_()),
         list_column(tokens.input_ids, tokens.offsets, pa.int32()),
         list_column(tokens.loss_mask, tokens.offsets, pa.int8()),
+        pa.array(row_sums(Ragged(protected, tokens.offsets)), pa.int32()),
     ]
     own = records.own_columns(indices).select(list(names))
     fields = [own.schema.field(name).with_name(renamed) for name, renamed in names.items()]
@@ -133,6 +138,7 @@ def with_scores(encoded: pa.Table, scores: FlatScores) -> pa.Table:
         "perplexity": pa.array(perplexity, pa.float64()),
         "mean_entropy": pa.array(mean_entropy, pa.float64()),
         "num_tokens": pa.array(counts, pa.int32()),
+        "num_protected_tokens": encoded["num_protected_tokens"],
         "input_ids": encoded["input_ids"],
         "loss_mask": encoded["loss_mask"],
         "nll": list_column(nll, offsets, pa.float32()),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Self
 
@@ -21,7 +21,7 @@ from qtune_service.errors import ModelError, OutputConflictError, StorageError
 from qtune_service.ingest.plan import Plan
 from qtune_service.ingest.reader import RecordProblem, read_shard, sample_id
 from qtune_service.ingest.rows import text_of
-from qtune_service.output.columns import final_masks, ragged, row_sums
+from qtune_service.output.columns import Ragged, final_masks, protected_of, ragged, row_sums
 from qtune_service.output.layout import Output
 from qtune_service.pipeline.executor import local_process_name
 from qtune_service.pipeline.retries import RetryPolicy
@@ -192,6 +192,8 @@ class PrunedMarker(Marker):
     """Ids of the samples that the report draws as points."""
     examples: list[dict[str, Any]]
     files: list[dict[str, Any]]
+    lost_end_of_turn: int = 0
+    """Kept samples of which an end-of-turn token left the loss."""
 
 
 # --- the stages
@@ -204,10 +206,11 @@ def encode_shard(index: int, _value: None, context: JobContext) -> EncodedShard:
     shard = plan.shards[index]
     records = read_shard(plan, shard)
     good = {i: record for i, record in enumerate(records.records) if not isinstance(record, RecordProblem)}
-    batch = _encoder(context).encode_columns(list(good.values()), shard.format).renumbered(list(good))
+    encoder = _encoder(context)
+    batch = encoder.encode_columns(list(good.values()), shard.format).renumbered(list(good))
     problems = {i: (r.reason, r.detail) for i, r in enumerate(records.records) if isinstance(r, RecordProblem)}
     problems |= {i: (problem.reason_code, problem.detail) for i, problem in batch.problems.items()}
-    rows = encoded_rows(records, batch, own_names(plan))
+    rows = encoded_rows(records, batch, own_names(plan), encoder.end_of_turn_ids)
     rejected = rejected_records(records, dict(sorted(problems.items())), context.spec.input.category_field)
     return EncodedShard(
         rows, rejected, encode_s=time.perf_counter() - started, notes=batch.notes, endings=batch.endings
@@ -268,7 +271,12 @@ def reject_shard(index: int, problem: str, context: JobContext) -> ScoredMarker:
 
 
 def prune_shard(
-    index: int, selection: ShardSelection, spec: JobSpec, renamed: dict[str, str], category: str | None
+    index: int,
+    selection: ShardSelection,
+    spec: JobSpec,
+    renamed: dict[str, str],
+    category: str | None,
+    stop_ids: Sequence[int],
 ) -> PrunedMarker:
     """Write a shard's quadrants and pruned rows, count them, and pick the samples that the report shows."""
     output = Output(spec.output.path)
@@ -278,16 +286,19 @@ def prune_shard(
     assert spec.prune is not None
     scores = output.read_part(selection.scores)
     population = selection.start + np.arange(scores.num_rows)
-    masks = final_masks(scores, labels.quadrants, labels.kept, population, spec.prune)
+    masks = final_masks(scores, labels.quadrants, labels.kept, population, spec.prune, stop_ids)
     quadrants = quadrant_rows(scores, labels)
     pruned = pruned_rows(scores, masks, labels, renamed, selection.weighing)
     before = scores["num_tokens"].to_numpy().astype(np.int64)
     after = np.where(labels.kept, row_sums(masks), 0)
+    protected = protected_of(scores, stop_ids)
+    num_lost = row_sums(Ragged(protected.flat & (masks.flat == 0), protected.offsets))
     points: Any = scores["sample_id"].take(pa.array(selection.points, pa.int64())).to_pylist()
     marker = PrunedMarker(
         kept=pruned.num_rows,
         tokens_before=int(before[labels.kept].sum()),
         tokens_after=int(after.sum()),
+        lost_end_of_turn=int(np.count_nonzero(num_lost[labels.kept])),
         by_source=tally(scores["source"], labels, before, after),
         by_category=tally(text_of(scores, category), labels, before, after) if category else {},
         points=points,

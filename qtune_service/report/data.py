@@ -153,6 +153,8 @@ class ReportData:
     """Results of other ratios, ascending. Empty for another strategy than Q-Tuning, and for a rule."""
     output: str = ""
     """The folder of the job's output, for commands."""
+    lost_end_of_turn: int = 0
+    """Kept samples of which an end-of-turn token left the loss."""
 
 
 _STRATEGIES = {

@@ -150,6 +150,19 @@ def _short_responses(data: ReportData) -> str | None:
     )
 
 
+def _lost_end_of_turn(data: ReportData) -> str | None:
+    if not data.lost_end_of_turn:
+        return None
+    pruned, kind = (data.counts.q2, "Q2") if other_strategy(data) is None else (data.counts.kept, "kept")
+    share = (
+        f"{count(data.lost_end_of_turn)} of {count(pruned)} {kind} samples ({percent(data.lost_end_of_turn, pruned)})"
+    )
+    return (
+        f"An end-of-turn token left the loss in {share}, because keep_end_of_turn is off. A model that is not trained "
+        "to stop does not stop."
+    )
+
+
 def _vanished_categories(data: ReportData) -> str | None:
     gone = {name: c for name, c in data.by_category.items() if c.read > 0 and c.kept == 0}
     if not gone or data.counts.kept == 0:
@@ -209,6 +222,7 @@ CHECKS: tuple[Callable[[ReportData], str | None], ...] = (
     _overlapping_corners,
     _kept_is_not_target,
     _short_responses,
+    _lost_end_of_turn,
     _vanished_categories,
     _many_rejected,
     _ties,
@@ -255,6 +269,7 @@ def _stage2(data: ReportData) -> dict[str, Any]:
         "total_tokens_scored": t.scored,
         "trained_share_of_scored_tokens": _ratio(t.after, t.scored),
         "median_q2_tokens": data.distributions.median_q2_tokens,
+        "samples_without_end_of_turn": data.lost_end_of_turn,
     }
 
 

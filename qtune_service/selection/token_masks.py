@@ -4,7 +4,9 @@
 
 Neighbours are the adjacent scored tokens of the same contiguous span of the loss mask; where one is missing, ppl_i
 stands in. Of a sample's n scored tokens the max(1, ceil(ratio * n)) with the lowest scores keep their loss, equal
-scores in order of position. Tokens leave the loss, never the context: this module does not read `input_ids`.
+scores in order of position. Protected tokens come first, whatever their score, and all of them keep their loss: the
+ends of turns, because smoothing gives the end token its neighbour's perplexity, and a model that is not trained to
+stop does not stop. Tokens leave the loss, never the context: `input_ids` only tells the stop tokens.
 
 A whole shard is pruned in one pass over flat arrays: one lexicographic sort by (sample, score) instead of a loop over
 samples. It takes some 24 bytes a scored Q2 token. Spans need no bookkeeping: position 0 of every row is never trained
@@ -17,6 +19,7 @@ random, in the reversed order (its worst ablation), or none removed.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -44,14 +47,16 @@ def prune_token_masks(
     token_strategy: str = "neighbor",
     seed: int = 0,
     row_index: NDArray[np.int64] | None = None,
+    protected: NDArray[np.bool_] | None = None,
 ) -> Mask:
     """Return the final masks (L,) of S samples: the loss mask without the tokens that stage 2 removes.
 
     Row s of `loss_mask_flat` (L,) is [row_offsets[s], row_offsets[s + 1]); `nll_flat` (M,) holds the scored tokens
     of all rows in order, so M is the number of trained positions beyond each row's first. Rows with `prunable` (S,)
     false, or with fewer than `min_tokens_to_prune` scored tokens, keep every one. The strategy `random` draws by
-    `seed`, `row_index` (S,) (population indices of the rows; by default their indices here) and position. Raise
-    SpecError for arguments out of range and DataError for arrays whose lengths or scores do not fit.
+    `seed`, `row_index` (S,) (population indices of the rows; by default their indices here) and position.
+    `protected` (L,): tokens that no strategy removes, see `protected_tokens`. Raise SpecError for arguments out of
+    range and DataError for arrays whose lengths or scores do not fit.
     """
     _check_arguments(token_keep_ratio, neighbor_lambda, min_tokens_to_prune, token_strategy)
     bounds = check_offsets(row_offsets, len(loss_mask_flat), "loss_mask_flat")
@@ -75,7 +80,12 @@ def prune_token_masks(
         scores = neighbor_scores(nll, positions, 0.0 if token_strategy == "ppl" else neighbor_lambda)
         if token_strategy == "reversed":
             scores = -scores
-    mask[positions[~lowest_of_each(scores, sizes[pruned_rows], token_keep_ratio)]] = 0
+    if protected is not None:
+        guarded = protected[positions]
+        kept = lowest_of_each(scores, sizes[pruned_rows], token_keep_ratio, guarded)
+    else:
+        kept = lowest_of_each(scores, sizes[pruned_rows], token_keep_ratio)
+    mask[positions[~kept]] = 0
     return mask
 
 
@@ -85,6 +95,20 @@ def trainable(loss_mask_flat: Mask, row_offsets: NDArray[np.integer[Any]]) -> Ma
     starts, ends = row_offsets[:-1], row_offsets[1:]
     mask[starts[starts < ends]] = 0
     return mask
+
+
+def protected_tokens(
+    input_ids_flat: NDArray[np.integer[Any]], mask: Mask, stop_ids: Collection[int]
+) -> NDArray[np.bool_]:
+    """Return which tokens (L,) end a trained span or are trained stop tokens. mask (L,): see `trainable`.
+
+    A span never crosses a row, because position 0 of a row is not trained.
+    """
+    trained = mask != 0
+    ends = trained.copy()
+    ends[:-1] &= ~trained[1:]
+    ends |= trained & np.isin(input_ids_flat, np.array(sorted(stop_ids), np.int64))
+    return ends
 
 
 def neighbor_scores(
@@ -100,27 +124,47 @@ def neighbor_scores(
     return mixed
 
 
-def lowest_of_each(scores: NDArray[np.float64], sizes: NDArray[np.int64], keep_ratio: float) -> NDArray[np.bool_]:
-    """Return which scores (n,) are the lowest share of their run of `sizes` (R,). Ties go to the earlier ones."""
+def lowest_of_each(
+    scores: NDArray[np.float64],
+    sizes: NDArray[np.int64],
+    keep_ratio: float,
+    first: NDArray[np.bool_] | None = None,
+) -> NDArray[np.bool_]:
+    """Return which scores (n,) are the lowest share of their run of `sizes` (R,). Ties go to the earlier ones.
+
+    first (n,): these come before all others of their run, and each is among the lowest.
+    """
     runs = np.repeat(np.arange(len(sizes)), sizes)
-    order = np.lexsort((scores, runs))  # stable, and runs stay where they are
+    keys = (scores, runs) if first is None else (scores, ~first, runs)
+    order = np.lexsort(keys)  # stable, and runs stay where they are
     place = np.arange(len(scores)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     distinct, which = np.unique(sizes, return_inverse=True)
     budgets = np.array([count_of_share(keep_ratio, int(size)) for size in distinct], dtype=np.int64)[which]
+    if first is not None:
+        budgets = np.maximum(budgets, np.bincount(runs, weights=first, minlength=len(sizes)).astype(np.int64))
     keep = np.empty(len(scores), dtype=np.bool_)
     keep[order] = place < np.repeat(budgets, sizes)
     return keep
 
 
 def tokens_left(
-    num_tokens: NDArray[np.integer[Any]], *, token_keep_ratio: float, min_tokens_to_prune: int, token_strategy: str
+    num_tokens: NDArray[np.integer[Any]],
+    num_protected: NDArray[np.integer[Any]] | None = None,
+    *,
+    token_keep_ratio: float,
+    min_tokens_to_prune: int,
+    token_strategy: str,
 ) -> NDArray[np.int64]:
-    """Return how many of its trained tokens (S,) each sample keeps if stage 2 prunes it, (S,)."""
+    """Return how many of its trained tokens (S,) each sample keeps if stage 2 prunes it, (S,).
+
+    num_protected (S,): trained tokens that stay, if there are any.
+    """
     if token_strategy == "none":
         return num_tokens.astype(np.int64)
     distinct, which = np.unique(num_tokens, return_inverse=True)
     left = [count_of_share(token_keep_ratio, n) if n >= max(1, min_tokens_to_prune) else n for n in distinct.tolist()]
-    return np.array(left, np.int64)[which]
+    by_ratio = np.array(left, np.int64)[which]
+    return by_ratio if num_protected is None else np.maximum(by_ratio, num_protected)
 
 
 def _check_arguments(

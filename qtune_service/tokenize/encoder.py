@@ -115,6 +115,14 @@ class Encoder:
         return "; ".join([self._origin, how, *describe_fallbacks(template)])
 
     @property
+    def end_of_turn_ids(self) -> tuple[int, ...]:
+        """Return the tokens that end turns: the model's stop tokens, and the template's end-of-turn token."""
+        template = self._template(None)
+        names = [template.end_of_turn] if template.end_of_turn in template.special_tokens else []
+        own: list[int] = self._tokenizer.convert_tokens_to_ids(names)
+        return tuple(sorted({*self._stop_ids.tolist(), *own}))
+
+    @property
     def uses_plain_template(self) -> bool:
         """Return whether neither the job nor the tokenizer has a template."""
         return bool(self._tokenizer.chat_template == PLAIN_TEMPLATE)

@@ -19,6 +19,10 @@ FLAGS = {"sample_keep_ratio": float, "token_keep_ratio": float, "neighbor_lambda
 """Fields with a flag, and the types of their values."""
 
 
+OWN = ("warmup_steps", "stop_token_ids")
+"""Fields that jobs do not have."""
+
+
 def _default(name: str) -> Any:
     return PruneSpec.model_fields[name].default
 
@@ -38,6 +42,10 @@ class QTuningArguments:
     min_tokens_to_prune: int = _default("min_tokens_to_prune")
     """Samples with fewer trained tokens keep all of them. Short answers need it: 16 is a good choice for them."""
     token_strategy: str = _default("token_strategy")
+    keep_end_of_turn: bool = _default("keep_end_of_turn")
+    """Never remove the last token of a trained span, nor one of `stop_token_ids`."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens at which generation stops. `enable_q_tuning` takes those of the model and of the tokenizer by default."""
     warmup_steps: int = 0
     """First steps that keep random samples, whole, and score none. A model that cannot do the task yet needs them: with
     random samples it learns more than with its own choice (docs/reference/quality.md, Recipe)."""
@@ -47,7 +55,7 @@ class QTuningArguments:
     def __post_init__(self) -> None:
         """Check the limits of PruneSpec."""
         try:
-            PruneSpec.model_validate({name: value for name, value in asdict(self).items() if name != "warmup_steps"})
+            PruneSpec.model_validate({name: value for name, value in asdict(self).items() if name not in OWN})
         except ValidationError as error:
             wrong = error.errors(include_url=False)[0]
             name = wrong["loc"][0]
@@ -68,6 +76,12 @@ def add_q_tuning_arguments(parser: argparse.ArgumentParser) -> argparse.Argument
         group.add_argument(
             f"--q-tuning-{name.replace('_', '-')}", type=kind, default=default, help=f"{text} [%(default)s]"
         )
+    group.add_argument(
+        "--q-tuning-keep-end-of-turn",
+        action=argparse.BooleanOptionalAction,
+        default=_default("keep_end_of_turn"),
+        help="Never remove the last token of a trained span, so that the model learns to stop.",
+    )
     return parser
 
 

@@ -11,7 +11,7 @@ if a token is trained in both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from qtune_service.errors import DataError
-from qtune_service.selection.token_masks import trainable
+from qtune_service.selection.token_masks import protected_tokens, trainable
 
 IGNORED = -100
 CUMULATIVE = ("cu_seqlens", "cu_seq_lens_q", "cu_seq_lens_k")
@@ -63,8 +63,15 @@ class Rows:
     @property
     def num_trained(self) -> NDArray[np.int64]:
         """Return the number of trained tokens of each row, (S,)."""
-        before = np.concatenate(([0], np.cumsum(self.loss_mask, dtype=np.int64)))
-        return np.diff(before[self.offsets])
+        return self.sums(self.loss_mask != 0)
+
+    def protected(self, stop_ids: Collection[int]) -> NDArray[np.bool_]:
+        """Return which tokens (L,) end a trained span or are trained stop tokens."""
+        return protected_tokens(self.input_ids, self.loss_mask, stop_ids)
+
+    def sums(self, flags: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Return how many tokens of each row (S,) have a flag (L,)."""
+        return np.diff(np.concatenate(([0], np.cumsum(flags, dtype=np.int64)))[self.offsets])
 
     def take(self, index: NDArray[np.integer[Any]]) -> Rows:
         """Return a selection of rows in the given order."""

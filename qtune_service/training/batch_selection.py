@@ -66,11 +66,17 @@ class Population:
         return BatchSelection(np.zeros(len(sizes), np.int8), is_kept, record)
 
     def choose(
-        self, step: int, means: NDArray[np.float64], sizes: NDArray[np.int64], keys: NDArray[np.float64]
+        self,
+        step: int,
+        means: NDArray[np.float64],
+        sizes: NDArray[np.int64],
+        num_protected: NDArray[np.int64],
+        keys: NDArray[np.float64],
     ) -> BatchSelection:
         """Select by the method.
 
-        means: NLL and entropy (N, 2) in nats. sizes: trained tokens (N,). keys: content keys (N,).
+        means: NLL and entropy (N, 2) in nats. sizes: trained tokens (N,). num_protected: those that stay (N,). keys:
+        content keys (N,).
         """
         usable = np.isfinite(means).all(1)
         if not usable.any():
@@ -86,7 +92,7 @@ class Population:
         )
         quadrants, is_kept = np.zeros(len(means), np.int8), np.zeros(len(means), np.bool_)
         quadrants[usable], is_kept[usable] = found.labels, found.is_kept
-        left = np.where(found.labels == 2, self._tokens_left(sizes), sizes)
+        left = np.where(found.labels == 2, self._tokens_left(sizes, num_protected[usable]), sizes)
         record = StepRecord(
             step=step,
             num_samples=len(sizes),
@@ -101,10 +107,11 @@ class Population:
         )
         return BatchSelection(quadrants, is_kept, record)
 
-    def _tokens_left(self, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _tokens_left(self, sizes: NDArray[np.int64], num_protected: NDArray[np.int64]) -> NDArray[np.int64]:
         a = self._arguments
         return tokens_left(
             sizes,
+            num_protected if a.keep_end_of_turn else None,
             token_keep_ratio=a.token_keep_ratio,
             min_tokens_to_prune=a.min_tokens_to_prune,
             token_strategy=a.token_strategy,

@@ -16,6 +16,7 @@ The trainer's class is replaced by a subclass, so methods of the user's own subc
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +92,26 @@ def enable_q_tuning(trainer: Any, arguments: QTuningArguments | None = None, **o
     would not be the loss of the kept tokens.
     """
     _check(trainer)
-    pruner = QTuningPruner(arguments or QTuningArguments(), **options)
+    arguments = arguments or QTuningArguments()
+    if not arguments.stop_token_ids:
+        arguments = replace(arguments, stop_token_ids=_stop_token_ids(trainer))
+    pruner = QTuningPruner(arguments, **options)
     own = type(trainer)
     trainer.__class__ = type(f"QTuning{own.__name__}", (QTuningMixin, own), {})
     trainer.q_tuning, trainer.q_tuning_record = pruner, None
     trainer.add_callback(SavedState(pruner))
     return pruner
+
+
+def _stop_token_ids(trainer: Any) -> tuple[int, ...]:
+    """Return the tokens at which the model's generation stops, and the tokenizer's own."""
+    tokenizer = getattr(trainer, "processing_class", None)
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
+    found: set[int] = set()
+    for owner in (getattr(trainer.model, "generation_config", None), trainer.model.config, tokenizer):
+        ids = getattr(owner, "eos_token_id", None)
+        found.update(one for one in (ids if isinstance(ids, list | tuple) else [ids]) if isinstance(one, int))
+    return tuple(sorted(found))
 
 
 def _check(trainer: Any) -> None:

@@ -153,18 +153,21 @@ class QTuningPruner:
         entropy: Sequence[ArrayLike],
         loss_masks: Sequence[ArrayLike],
         *,
+        input_ids: Sequence[ArrayLike] | None = None,
         device: torch.device | None = None,
     ) -> Choice:
         """Select by existing scores in nats; in warm-up at random. All ranks of the group call it together.
 
         loss_masks: (T_i,) per sample; position 0 is never trained. nll and entropy: per sample either the values of its
-        trained tokens in order, or one per position (T_i,). device: one that the group can send from.
+        trained tokens in order, or one per position (T_i,). input_ids: (T_i,) per sample, to find stop tokens inside of
+        spans. device: one that the group can send from.
         """
         began = time.perf_counter()
         masks = [np.asarray(mask) for mask in loss_masks]
         lengths = np.array([len(mask) for mask in masks], np.int64)
         flat = np.concatenate([np.empty(0, np.int8), *masks])
-        rows = Rows.of(np.zeros(len(flat), np.int64), flat, lengths)
+        ids = np.zeros(len(flat), np.int64) if input_ids is None else _joined(input_ids, lengths)
+        rows = Rows.of(ids, flat, lengths)
         columns = [_trained_values(values, rows, name) for name, values in (("nll", nll), ("entropy", entropy))]
         ranks = Ranks.of(self._group, device or torch.device("cpu"))
         return self._choose(rows, np.stack(columns, 1), ranks, began)
@@ -180,8 +183,10 @@ class QTuningPruner:
             verdict = self._population.draw(self.step, whole)
         else:
             means, nll = np.stack([sample_means(column, bounds) for column in scores.T], 1), scores[:, 0]
-            whole, here = ranks.pool(np.column_stack((means, rows.num_trained, _keys(rows))))
-            verdict = self._population.choose(self.step, whole[:, :2], whole[:, 2].astype(np.int64), whole[:, 3])
+            num_protected = rows.sums(rows.protected(self.arguments.stop_token_ids))
+            whole, here = ranks.pool(np.column_stack((means, rows.num_trained, num_protected, _keys(rows))))
+            counts = whole[:, 2:4].astype(np.int64)
+            verdict = self._population.choose(self.step, whole[:, :2], counts[:, 0], counts[:, 1], whole[:, 4])
         quadrants, is_kept = verdict.quadrants[here], verdict.is_kept[here]
         masks = self._masks(rows, nll, np.arange(here.start, here.stop), quadrants, is_kept)
         record = replace(verdict.record, seconds=time.perf_counter() - began)
@@ -216,8 +221,17 @@ class QTuningPruner:
             token_strategy=a.token_strategy,
             seed=a.seed + self.step,
             row_index=indices,
+            protected=rows.protected(a.stop_token_ids) if a.keep_end_of_turn else None,
         )
         return masks * np.repeat(is_kept, rows.lengths).astype(np.int8)
+
+
+def _joined(input_ids: Sequence[ArrayLike], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the tokens of all samples, (L,). Raises DataError unless they have the lengths (S,)."""
+    arrays = [np.asarray(ids, np.int64) for ids in input_ids]
+    if [len(array) for array in arrays] != lengths.tolist():
+        raise DataError("input_ids and loss_masks have different lengths", "Pass one token for each entry of a mask.")
+    return np.concatenate([np.empty(0, np.int64), *arrays])
 
 
 def _keys(rows: Rows) -> NDArray[np.float64]:

@@ -15,9 +15,9 @@ import torch
 from qtune_service.config import PruneSpec
 from qtune_service.errors import DataError, SpecError
 from qtune_service.selection.thresholds import select
-from qtune_service.selection.token_masks import prune_token_masks
+from qtune_service.selection.token_masks import protected_tokens, prune_token_masks
 from qtune_service.training import QTuningArguments, QTuningPruner, StepRecord
-from qtune_service.training.batch_layout import read_batch
+from qtune_service.training.batch_layout import Rows, read_batch
 from tests.training.models import VOCAB, exact_means, packed, padded, ragged, tiny_llama
 
 SCORE_TOLERANCE = 2e-5
@@ -279,8 +279,24 @@ def test_scores_that_are_there_give_the_same_choice(model: Any) -> None:
         choice.quadrants == 2,
         token_keep_ratio=0.7,
         neighbor_lambda=0.5,
+        protected=protected_tokens(np.zeros(offsets[-1], np.int64), np.concatenate(masks).astype(np.int8), ()),
     ) * np.repeat(choice.is_kept, np.diff(offsets))
     np.testing.assert_array_equal(choice.rows.loss_mask, expected)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_ends_of_turns_stay_in_the_loss(model: Any, keep: bool) -> None:
+    """The last trained token of each Q2 row, and stop tokens inside of it. The record counts what is left."""
+    rows = ragged(40, seed=5)
+    stop = int(np.bincount(np.concatenate(rows["input_ids"])).argmax())
+    pruner = QTuningPruner(0.5, 0.3, 0.5, None, keep_end_of_turn=keep, stop_token_ids=(stop,))
+    choice = pruner.prune(model, rows).choice
+    before, final = Rows.of(choice.rows.input_ids, np.concatenate(rows["loss_mask"]), choice.rows.lengths), choice.rows
+    in_q2 = np.repeat(choice.is_kept & (choice.quadrants == 2), final.lengths)
+    guarded = before.protected((stop,)) & in_q2
+    assert guarded.any()
+    assert bool((final.loss_mask[guarded] == 1).all()) is keep
+    assert choice.record.tokens_after == int(final.loss_mask.sum())
 
 
 def test_a_rule_of_ones_own_decides(model: Any) -> None:
@@ -388,7 +404,7 @@ def test_one_object_holds_all_arguments() -> None:
 def test_arguments_are_those_of_jobs() -> None:
     """The names and defaults of PruneSpec; steps of the bisection are the paper's, and warm-up is new."""
     shared = {field.name: field.default for field in fields(QTuningArguments)}
-    assert set(shared) - set(PruneSpec.model_fields) == {"warmup_steps"}
+    assert set(shared) - set(PruneSpec.model_fields) == {"warmup_steps", "stop_token_ids"}
     differing = {
         name for name in shared if name in PruneSpec.model_fields and shared[name] != getattr(PruneSpec(), name)
     }

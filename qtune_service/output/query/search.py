@@ -88,7 +88,7 @@ def _final_masks(
         return ragged(scores["loss_mask"]).rows()
     labels, kept = finished.labels(shard)
     index = finished.starts[shard] + rows
-    masks = final_masks(scores, labels[rows], kept[rows], index, finished.prune).rows()
+    masks = final_masks(scores, labels[rows], kept[rows], index, finished.prune, finished.stop_ids).rows()
     return [mask if is_kept else np.zeros_like(mask) for mask, is_kept in zip(masks, kept[rows].tolist(), strict=True)]
 
 

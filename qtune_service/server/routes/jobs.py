@@ -22,6 +22,7 @@ from qtune_service.server.jobs.ids import new_id
 from qtune_service.server.jobs.policy import real_output
 from qtune_service.server.jobs.store import NewJob
 from qtune_service.server.routes.json_body import JsonRoute
+from qtune_service.spec_files import as_it_ran, validated
 from qtune_service.wire import JobListItem, JobPage, JobRequest, JobView, RepruneRequest
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=JsonRoute)
@@ -139,7 +140,10 @@ def reprune_job(
     response: Response,
     idempotency_key: Key = None,
 ) -> JobView:
-    """Queue a job that prunes the scores of a finished job again, with other ratios or strategies and no model."""
+    """Queue a job that prunes the scores of a finished job again, with other ratios or strategies and no model.
+
+    Settings that are not given are those of the finished job.
+    """
     job = server.jobs.store.get(job_id)
     if job.status is not JobStatus.succeeded:
         raise OutputConflictError(
@@ -147,8 +151,10 @@ def reprune_job(
         )
     new_job_id = new_id()
     output = _default_output(server, new_job_id)
-    changes = {"prune": body.prune.model_dump(), "output": {"path": output}, "from_scores": job.output}
-    spec = JobSpec.model_validate({**job.spec, **changes})
+    earlier = as_it_ran(job.spec)
+    prune = {**(earlier.get("prune") or {}), **body.prune.model_dump(exclude_unset=True)}
+    changes = {"prune": prune, "output": {"path": output}, "from_scores": job.output}
+    spec = validated(JobSpec, {**earlier, **changes}, "job spec")
     name = body.name or f"{job.name}, again"[:200]
     return _queue(server, who, name, spec, idempotency_key, response, new_job_id)
 

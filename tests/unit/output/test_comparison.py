@@ -15,7 +15,9 @@ from qtune_service.selection.thresholds import select
 RNG = np.random.default_rng(1)
 NLL, ENTROPY = np.exp(RNG.normal(size=(2, 400)))
 TOKENS = RNG.integers(1, 40, 400).astype(np.int32)
-COLUMNS = ScoredColumns(NLL, ENTROPY, TOKENS, (np.arange(400) % 3).astype(np.int32), ("a", "b", "c"))
+COLUMNS = ScoredColumns(
+    NLL, ENTROPY, TOKENS, (np.arange(400) % 3).astype(np.int32), ("a", "b", "c"), np.ones(400, np.int32)
+)
 
 
 def candidate(strategy: SampleStrategy, **more: Any) -> Candidate:

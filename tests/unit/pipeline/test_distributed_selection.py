@@ -51,7 +51,12 @@ def held(nll: Sequence[float] | NDArray[np.float64], entropy: Sequence[float] | 
     """Return a source of two columns. Lengths go from 1 to 97."""
     tokens = (np.arange(len(nll)) * 31 % 97 + 1).astype(np.int32)
     return Held(
-        {"mean_nll": np.array(nll, np.float64), "mean_entropy": np.array(entropy, np.float64), "num_tokens": tokens}
+        {
+            "mean_nll": np.array(nll, np.float64),
+            "mean_entropy": np.array(entropy, np.float64),
+            "num_tokens": tokens,
+            "num_protected_tokens": np.minimum(tokens, 1 + tokens % 13),
+        }
     )
 
 
