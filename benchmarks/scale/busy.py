@@ -76,6 +76,7 @@ def score_shards(engine: str, length: int, rate: int, shards: int, seconds: floa
             pa.array(np.zeros(count, np.bool_)),
             list_column(ids, offsets, pa.int32()),
             list_column(mask, offsets, pa.int8()),
+            pa.array(np.ones(count, np.int32)),
         ]
         return EncodedShard(pa.table(columns, schema=pa.schema(ENCODED_FIELDS)), REJECTED_SCHEMA.empty_table(), 0.0)
 

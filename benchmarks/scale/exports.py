@@ -86,7 +86,7 @@ def _write_shard(output: Output, spec: JobSpec, shard: int, num_samples: int) ->
     scores = _scores(rng, shard, num_samples)
     labels = (np.arange(num_samples) % 4 + 1).astype(np.int8)
     selected = SampleLabels(labels, (labels == Quadrant.Q2) | (labels == Quadrant.Q4), *rng.random((2, num_samples)))
-    masks = final_masks(scores, labels, selected.kept, np.arange(num_samples), spec.prune)
+    masks = final_masks(scores, labels, selected.kept, np.arange(num_samples), spec.prune, ())
     pruned = pruned_rows(scores, masks, selected, {}, None)
     for name, table in (("scores", scores), ("quadrants", quadrant_rows(scores, selected)), ("pruned", pruned)):
         file_io.write_table(output.at(part_path(name, shard)), table)

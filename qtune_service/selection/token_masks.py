@@ -104,7 +104,7 @@ def protected_tokens(
 
     A span never crosses a row, because position 0 of a row is not trained.
     """
-    trained = mask != 0
+    trained: NDArray[np.bool_] = mask != 0
     ends = trained.copy()
     ends[:-1] &= ~trained[1:]
     ends |= trained & np.isin(input_ids_flat, np.array(sorted(stop_ids), np.int64))

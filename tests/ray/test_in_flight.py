@@ -83,6 +83,7 @@ def shard(index: int, order: int) -> EncodedShard:
         pa.array(np.zeros(SAMPLES, np.bool_)),
         list_column(ids, offsets, pa.int32()),
         list_column(np.tile(np.array([0, 0, 1, 1], np.int8), SAMPLES), offsets, pa.int8()),
+        pa.array(np.ones(SAMPLES, np.int32)),
     ]
     return EncodedShard(pa.table(columns, schema=pa.schema(ENCODED_FIELDS)), REJECTED_SCHEMA.empty_table(), 0.0)
 
