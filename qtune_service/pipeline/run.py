@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qtune_service.config import JobSpec, PruneSpec
-from qtune_service.errors import DataError, QTuneError
+from qtune_service.errors import DataError, OutputConflictError, QTuneError
 from qtune_service.ingest.records import HINTS
 from qtune_service.job_fields import in_terminal
 from qtune_service.output.layout import JOB_VARIABLE, Output
@@ -234,7 +234,13 @@ class _Job:
 
     def _prune(self, scored: Scored, selection: SelectionResult) -> dict[int, PrunedMarker]:
         """Prune the shards that are not finished, and return the markers of all."""
-        markers = {shard: PrunedMarker.from_dict(body) for shard, body in self.output.finished("pruned").items()}
+        finished = self.output.finished("pruned")
+        if any("lost_end_of_turn" not in body for body in finished.values()):
+            raise OutputConflictError(
+                f"an earlier version, without keep_end_of_turn, pruned shards of {self.output.root}",
+                f"Remove {self.output.at('_qtune', 'pruned')} and run the same command again. Scores stay.",
+            )
+        markers = {shard: PrunedMarker.from_dict(body) for shard, body in finished.items()}
         self.tracker.stage("prune", len(scored.shards), resumed=len(markers))
         executor = self.executor.for_small_work() if scored.tokens <= SMALL_TOKENS else self.executor
         todo = [(shard, where) for shard, where in selection.shards().items() if shard not in markers]

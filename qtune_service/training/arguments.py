@@ -65,7 +65,7 @@ class QTuningArguments:
 
 
 def add_q_tuning_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Add `--enable-q-tuning` and four flags of the method; `q_tuning_arguments` reads them."""
+    """Add `--enable-q-tuning` and five flags of the method; `q_tuning_arguments` reads them."""
     group = parser.add_argument_group("Q-Tuning", "Ratios are of each global batch.")
     group.add_argument(
         "--enable-q-tuning", action="store_true", default=False, help="Prune every batch with the current model."

@@ -159,6 +159,18 @@ def test_an_output_of_an_earlier_version_is_resumed(earlier: Path) -> None:
     assert differences(earlier / "fresh", earlier / "out", tolerance=0, ignored=ignored) == []
 
 
+def test_shards_that_an_earlier_version_pruned_are_not_mixed_with_others(earlier: Path) -> None:
+    """Their masks lack the protection of end-of-turn tokens, so the message says which folder to remove."""
+    folder = earlier / "out" / "_qtune" / "pruned"
+    folder.mkdir()
+    (folder / "00000.json").write_text(json.dumps({"kept": 1}))
+    with pytest.raises(OutputConflictError, match="without keep_end_of_turn") as error:
+        run_job(of_earlier(earlier), SilentSink(), executor=LocalExecutor())
+    assert str(folder) in error.value.hint
+    shutil.rmtree(folder)
+    assert run_job(of_earlier(earlier), SilentSink(), executor=LocalExecutor())["counts"]["read"] == NUM_RECORDS
+
+
 # --- an output of a later version
 
 
