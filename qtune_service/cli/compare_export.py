@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 STRATEGIES: tuple[str, ...] = get_args(SampleStrategy)
 ORDERS: tuple[str, ...] = get_args(StrategyOrder)
 COMPARE_EXAMPLES = """\
-qtune compare out
 qtune compare out --ratios 0.125 0.25 --strategies q_tuning perplexity:lowest
-qtune compare out --by category --plot comparison.png"""
+qtune compare out --by category --plot comparison.png
+qtune compare out-base out-step-1000 --plot moves.html"""
 CHART_SUFFIXES = (".png", ".svg", ".html")
 
 
@@ -52,7 +52,14 @@ class ListsOfValues(HelpCommand):
 
 @command(app, "compare", examples=COMPARE_EXAMPLES, cls=ListsOfValues)
 def compare_outputs(
-    output: Annotated[str, typer.Argument(help="A finished output, pruned or only scored.")],
+    outputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="OUTPUT...",
+            help="A finished output, pruned or only scored; or several pruned ones of the same data, each of which is "
+            "compared with the first.",
+        ),
+    ],
     ratios: Annotated[
         list[float] | None, typer.Option(metavar="RATIO...", help="Sample keep ratios. [default: 0.125 0.25 0.5]")
     ] = None,
@@ -67,28 +74,38 @@ def compare_outputs(
     by: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Column to count by. [default: the job's category]")
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the random strategies.")] = 0,
+    seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Seed of the random strategies.")] = None,
+    rows: Annotated[
+        int, typer.Option(metavar="N", min=0, max=10_000, help="Of several outputs: samples that moved most to show.")
+    ] = 10,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw a chart: .png, .svg or .html.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
 ) -> None:
-    """Compare what strategies and ratios would keep, without running a model. Overlap, tokens and the balance of
-    categories are shown."""
+    """Compare what strategies would keep, or outputs of the same data. No model runs. Of one output, the overlap of
+    strategies, tokens and the balance of categories are shown. Of several, the quadrants between which samples moved,
+    rank correlations, and the samples that moved most."""
     from qtune_service.output.compare import compare, read_columns
     from qtune_service.output.reader import FinishedOutput
-    from qtune_service.report.comparison import comparison_json, describe_comparison
+    from qtune_service.report.comparison import comparison_chart, comparison_json, describe_comparison
 
     with exit_codes():
-        finished = FinishedOutput(output)
         if plot is not None and plot.suffix not in CHART_SUFFIXES:
             raise SpecError(
                 f"--plot {plot}: charts cannot be written as {plot.suffix!r}", f"Use {', '.join(CHART_SUFFIXES)}."
             )
+        if len(outputs) > 1:
+            given = {"--ratios": ratios, "--strategies": strategies, "--by": by, "--seed": seed}
+            if unused := [name for name, value in given.items() if value]:
+                raise SpecError(f"{unused[0]} belongs to the comparison of strategies", "Give one output with it.")
+            _compare_several(outputs, rows, plot, as_json=as_json)
+            return
+        finished, seed = FinishedOutput(outputs[0]), seed or 0
         candidates = [_candidate(name, finished.spec.prune or PruneSpec(), seed) for name in strategies or STRATEGIES]
         columns = read_columns(finished, by)
         comparisons = compare(columns, candidates, ratios or (0.125, 0.25, 0.5))
         label = by or finished.own_columns.get(finished.category_column or "")
         if plot is not None:
-            _draw(plot, columns, comparisons, label)
+            _draw(plot, comparison_chart(columns, comparisons, label))
         if as_json:
             typer.echo(json.dumps(comparison_json(columns, comparisons, label), indent=1))
             return
@@ -118,12 +135,28 @@ def _candidate(name: str, prune: PruneSpec, seed: int) -> Candidate:
     return Candidate(name, PruneSpec.model_validate({**common, "strategy": "q_tuning"}), rule)
 
 
-def _draw(path: Path, columns: Any, comparisons: Any, by: str | None) -> None:
+def _compare_several(outputs: list[str], num_rows: int, plot: Path | None, *, as_json: bool) -> None:
+    from qtune_service.output.reader import FinishedOutput
+    from qtune_service.report.moves import ComparedOutputs, describe_outputs, outputs_chart, outputs_json
+
+    first, *others = (FinishedOutput(output) for output in outputs)
+    compared = [ComparedOutputs.of(first, other, num_rows) for other in others]
+    if plot is not None:
+        _draw(plot, outputs_chart(compared))
+    if as_json:
+        typer.echo(json.dumps(outputs_json(compared), indent=1))
+        return
+    console = Console()
+    for part in describe_outputs(compared):
+        console.print(part, highlight=False)
+    if plot is not None:
+        console.print(f"\n[bold]chart[/]  {plot}", highlight=False, soft_wrap=True)
+
+
+def _draw(path: Path, spec: dict[str, Any]) -> None:
     import altair as alt
 
-    from qtune_service.report.comparison import comparison_chart
-
-    chart = alt.Chart.from_dict(comparison_chart(columns, comparisons, by))
+    chart = alt.Chart.from_dict(spec)
     path.parent.mkdir(parents=True, exist_ok=True)
     chart.save(path, inline=True) if path.suffix == ".html" else chart.save(path, scale_factor=2)
 

@@ -38,9 +38,7 @@ class Commands(LazyGroup):
         "score": _at("prune", "Score a dataset without pruning it.", PRUNE),
         "run": _at("prune", "Run a job file.", PRUNE),
         "inspect": _at("inspect", "Show what a job found and kept, or samples of it.", RESULT),
-        "compare": _at(
-            "compare_export", "Compare what strategies and ratios would keep, without running a model.", RESULT
-        ),
+        "compare": _at("compare_export", "Compare what strategies would keep, or outputs of the same data.", RESULT),
         "export": _at("compare_export", "Write the pruned data for a trainer, the hub or an analysis.", RESULT),
         "jobs": _at("server_jobs", "Submit, follow and download jobs of a server.", SERVER, "jobs_app"),
         "datasets": _at("server_jobs", "Upload, list and delete datasets of a server.", SERVER, "datasets_app"),

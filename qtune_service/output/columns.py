@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import pairwise
 from typing import Any
 
@@ -21,6 +22,7 @@ from qtune_service.selection.token_masks import protected_tokens, prune_token_ma
 IGNORE_INDEX = -100
 """Label of tokens that trainers leave out of the loss."""
 
+CONTENT_ID_BYTES = 32
 PROTECTED = "num_protected_tokens"
 """Column of scores/: the trained tokens that `keep_end_of_turn` protects."""
 SCORES_RESERVED = frozenset(
@@ -65,6 +67,16 @@ def protected_of(scores: pa.Table, stop_ids: Collection[int]) -> Ragged:
     masks = ragged(scores["loss_mask"])
     mask = trainable(masks.flat.astype(np.int8), masks.offsets)
     return Ragged(protected_tokens(ragged(scores["input_ids"]).flat.astype(np.int32), mask, stop_ids), masks.offsets)
+
+
+def content_ids(scores: pa.Table) -> list[bytes]:
+    """Return the content id of each row, (S,): SHA-256 over `input_ids` and `loss_mask`, as int32 and int8.
+
+    The same text under the same template and tokenizer has the same id in every dataset and order.
+    """
+    ids, masks = ragged(scores["input_ids"]), ragged(scores["loss_mask"])
+    rows = zip(ids.rows(), masks.rows(), strict=True)
+    return [sha256(np.asarray(i, "<i4").tobytes() + np.asarray(m, np.int8).tobytes()).digest() for i, m in rows]
 
 
 def num_protected(read: Callable[[list[str]], pa.Table], stop_ids: Collection[int]) -> NDArray[np.int32]:

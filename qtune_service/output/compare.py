@@ -1,12 +1,9 @@
-"""Comparisons of finished outputs, without a model: of strategies over one output, and of two outputs of the same data.
+"""A comparison of strategies over one finished output, without a model. pairing.py compares several outputs.
 
 `compare` counts the samples and tokens that strategies and ratios would keep of one scored output. It needs three
 numbers a sample and one column to group by, so the whole population is in memory: some 150 bytes a sample while a
 strategy is ranked. Tokens are counted and not chosen, since the number that stage 2 leaves of a sample does not depend
 on the choice.
-
-`pair` matches the samples of two pruned outputs by input file and position in it. Two outputs of the same input, the
-usual case, list the same samples in the same order and need no join. Memory: some 100 bytes a sample.
 """
 
 from __future__ import annotations
@@ -18,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from qtune_service.config import PruneSpec
@@ -33,7 +29,6 @@ from qtune_service.selection.token_masks import tokens_left
 
 MAX_SAMPLES = 50_000_000
 MAX_GROUPS = 1_000
-MAX_PAIRED_SAMPLES = 5_000_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -174,76 +169,3 @@ def _groups(column: Any) -> tuple[NDArray[np.int32], tuple[str, ...]]:
     rank = np.empty(len(names), np.int32)
     rank[order] = np.arange(len(names))
     return rank[codes], tuple(names[i] for i in order)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class OutputSamples:
-    """The samples of one output, in their order."""
-
-    keys: pa.Table
-    """Input file, and position of the sample in it (S rows)."""
-    quadrant: NDArray[np.int8]  # (S,) 1..4
-    kept: NDArray[np.bool_]  # (S,)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Pairing:
-    """The samples of two outputs, a and b, matched."""
-
-    a: OutputSamples
-    b: OutputSamples
-    rows: NDArray[np.int64]  # (2, C) positions in a and in b of the common samples, in a's order
-
-    @property
-    def moves(self) -> NDArray[np.int64]:
-        """Count the common samples by their quadrant in a (row) and in b (column), (4, 4)."""
-        cells = 4 * (self.a.quadrant[self.rows[0]] - 1).astype(np.int64) + self.b.quadrant[self.rows[1]] - 1
-        return np.bincount(cells, minlength=16).reshape(4, 4)
-
-    @property
-    def kept_table(self) -> NDArray[np.int64]:
-        """Count the common samples that a (row) and b (column) drop (0) or keep (1), (2, 2)."""
-        cells = 2 * self.a.kept[self.rows[0]].astype(np.int64) + self.b.kept[self.rows[1]]
-        return np.bincount(cells, minlength=4).reshape(2, 2)
-
-    def kept_by_one(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return positions in a of the samples that only a keeps, and in b of those that only b keeps; (k,) each."""
-        by_a, by_b = self.a.kept[self.rows[0]], self.b.kept[self.rows[1]]
-        return self.rows[0][by_a & ~by_b], self.rows[1][by_b & ~by_a]
-
-
-def pair(a: FinishedOutput, b: FinishedOutput) -> Pairing:
-    """Read and match two outputs. Raise DataError for too many samples, OutputConflictError for an unpruned output."""
-    for finished in (a, b):
-        if finished.num_samples > MAX_PAIRED_SAMPLES:
-            raise DataError(
-                f"{finished.root} has {finished.num_samples:,} samples, "
-                f"more than the {MAX_PAIRED_SAMPLES:,} that can be compared",
-                "Compare their counts, or query quadrants/, which are Parquet files, with DuckDB.",
-            )
-        _ = finished.prune
-    a_samples, b_samples = _read(a), _read(b)
-    return Pairing(a_samples, b_samples, _common(a_samples.keys, b_samples.keys))
-
-
-def _read(finished: FinishedOutput) -> OutputSamples:
-    if not finished.shards:
-        keys = pa.table({"source": pa.array([], pa.string()), "record": pa.array([], pa.string())})
-        return OutputSamples(keys, np.empty(0, np.int8), np.empty(0, np.bool_))
-    labels = [finished.labels(shard) for shard in finished.shards]
-    names = pa.concat_tables([finished.scores(shard, ["sample_id", "source"]) for shard in finished.shards])
-    record = pc.replace_substring_regex(names["sample_id"], "^[^-]*-", "")  # without the file number
-    keys = pa.table({"source": names["source"].cast(pa.string()), "record": record})
-    return OutputSamples(
-        keys, np.concatenate([label for label, _ in labels]), np.concatenate([kept for _, kept in labels])
-    )
-
-
-def _common(a: pa.Table, b: pa.Table) -> NDArray[np.int64]:
-    if a.equals(b):
-        return np.tile(np.arange(a.num_rows), (2, 1))
-    numbered = [
-        table.append_column(name, pa.array(np.arange(table.num_rows))) for table, name in ((a, "in_a"), (b, "in_b"))
-    ]
-    joined = numbered[0].join(numbered[1], ["source", "record"], join_type="inner").sort_by("in_a")
-    return np.stack([joined["in_a"].to_numpy(), joined["in_b"].to_numpy()])

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from qtune_service.errors import QTuneError, QueryError
 from qtune_service.ingest.upload_checks import rows_of_file
-from qtune_service.output.compare import Pairing, pair
+from qtune_service.output.pairing import Pairing, pair
 from qtune_service.output.query import Limits, Records, Selection, find, find_sample, read_rows, rejected_of, samples_of
 from qtune_service.output.query.fields import quoted
 from qtune_service.output.reader import FinishedOutput

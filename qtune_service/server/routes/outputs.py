@@ -311,7 +311,10 @@ def _samples(questions: Questions, a: Job, b: Job, num_examples: int) -> tuple[C
     except QTuneError as error:
         return None, f"{error.message}. {error.hint}"
     if found is None:
-        return None, "The two jobs have no sample in common, because they read different files."
+        return (
+            None,
+            "The two jobs have no sample in common, because no texts are equal, and the files are different ones.",
+        )
     return ComparedSamples.model_validate(found), ""
 
 

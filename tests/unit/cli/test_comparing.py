@@ -11,8 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from qtune_service.cli import app
+from qtune_service.config import PruneSpec
 from qtune_service.selection.plane import PlaneView
-from tests.finished_outputs import NUM_SAMPLES, FinishedOutputs
+from tests.finished_outputs import NUM_SAMPLES, FinishedOutputs, demo_records, finished_output, prune
 
 ALL = ["q_tuning", "random", "longest", "perplexity", "entropy", "infobatch"]
 
@@ -24,9 +25,9 @@ def compare(output: str, *arguments: object, code: int = 0) -> str:
     return result.output
 
 
-def figures(output: str, *arguments: object) -> dict[str, Any]:
+def figures(output: str, *arguments: object) -> Any:
     """Return the comparison as data."""
-    found: dict[str, Any] = json.loads(compare(output, *arguments, "--json"))
+    found: Any = json.loads(compare(output, *arguments, "--json"))
     return found
 
 
@@ -117,3 +118,53 @@ def test_pictures(outputs: FinishedOutputs, tmp_path: Path, name: str, begins: b
 def test_what_cannot_be_compared_is_told(outputs: FinishedOutputs, arguments: tuple[str, ...], said: str) -> None:
     """In one message, with exit code 2."""
     assert said in compare(outputs.scored.root, *arguments, code=2)
+
+
+# --- several outputs
+
+
+@pytest.fixture(scope="module")
+def others(outputs: FinishedOutputs, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Return the output of another ratio, and one of a part of the records in another file."""
+    folder = tmp_path_factory.mktemp("others")
+    more = prune(outputs.scored, folder / "more", PruneSpec(sample_keep_ratio=0.7))
+    part = finished_output(folder, demo_records()[5:], prune_by={"sample_keep_ratio": 0.4})
+    return [more.root, part.root]
+
+
+def test_several_outputs_are_compared_with_the_first(outputs: FinishedOutputs, others: list[str]) -> None:
+    """Pairs and how they were found, samples that only one has, moves, correlations, and the farthest samples."""
+    more, part = figures(outputs.pruned.root, *others, "--rows", 3)
+    assert (more["a"], more["b"]) == (outputs.pruned.root, others[0])
+    assert (more["paired"], more["paired_by"]) == (NUM_SAMPLES, {"place": NUM_SAMPLES})
+    assert (more["only_in_a"], more["only_in_b"], more["farthest"]) == (0, 0, [])
+    assert more["rank_correlation"] == {"error": pytest.approx(1), "entropy": pytest.approx(1)}
+    assert sum(sum(row.values()) for row in more["moves"].values()) == NUM_SAMPLES
+    assert more["kept"]["a"] == 0 < more["kept"]["b"]
+    assert part["paired_by"] == {"content": NUM_SAMPLES - 5, "line": 0}
+    assert (part["only_in_a"], part["only_in_b"], len(part["farthest"])) == (5, 0, 3)
+    distances = [row["distance"] for row in part["farthest"]]
+    assert distances == sorted(distances, reverse=True)
+    first = part["farthest"][0]
+    assert first["a"]["perplexity"] == first["b"]["perplexity"]
+    assert first["a"]["error_rank"] != first["b"]["error_rank"]
+
+
+def test_several_outputs_as_text_and_as_a_chart(outputs: FinishedOutputs, others: list[str], tmp_path: Path) -> None:
+    """The matrix, what is not paired, and the lines that moved."""
+    text = compare(outputs.pruned.root, *others, "--plot", tmp_path / "moves.html")
+    assert f"{NUM_SAMPLES} samples paired ({NUM_SAMPLES} by file and line); none is left" in text
+    assert f"{NUM_SAMPLES - 5} samples paired ({NUM_SAMPLES - 5} by content); 5 only in {outputs.pruned.root}" in text
+    assert "rank correlation: perplexity 1.000, entropy 1.000" in text
+    assert "moved most" in text
+    assert "quadrant in" in (tmp_path / "moves.html").read_text()
+    compare(outputs.pruned.root, others[0], "--plot", tmp_path / "moves.png")
+    assert (tmp_path / "moves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_wrong_use_of_several_outputs(outputs: FinishedOutputs, others: list[str]) -> None:
+    """Flags of strategies, and an output without quadrants."""
+    assert "--by belongs to the comparison of strategies" in compare(
+        outputs.pruned.root, others[0], "--by", "category", code=2
+    )
+    assert "holds scores only" in compare(outputs.pruned.root, outputs.scored.root, code=2)
