@@ -17,14 +17,14 @@ trl = pytest.importorskip("trl", reason="needs trl, one of the dev extras")
 
 
 def tiny_model() -> Any:
-    """Two layers of random weights."""
+    """Two layers of random weights, large ones, so that tokens have losses far apart."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
     size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    return Qwen2ForCausalLM(Qwen2Config(vocab_size=1024, **size, **heads))
+    return Qwen2ForCausalLM(Qwen2Config(vocab_size=1024, initializer_range=0.3, **size, **heads))
 
 
 def trainer(data: Dataset, out: Path, folder: Path, max_length: int | None = None, **more: Any) -> Any:
