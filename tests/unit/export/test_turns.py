@@ -41,7 +41,7 @@ def test_conversations_come_out_as_they_went_in_with_flags(out: Path, tmp_path: 
 
 def test_a_turn_that_lost_all_its_tokens_is_not_trained(tmp_path: Path) -> None:
     """Computed anew from the masks: the k-th run of the mask before stage 2 is the k-th turn."""
-    rare = {"sample_keep_ratio": 0.9, "token_keep_ratio": 0.05}
+    rare = {"sample_keep_ratio": 0.9, "token_keep_ratio": 0.05, "keep_end_of_turn": False}
     finished = finished_output(tmp_path, chats(40), prune_by=rare)
     export(finished.root, "ms-swift", str(tmp_path / "x"), Options())
     before = {row["sample_id"]: row["loss_mask"] for row in rows(tmp_path / "out" / "scores")}
