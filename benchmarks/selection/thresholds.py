@@ -54,9 +54,10 @@ class MadeUp:
     tied: bool
 
     def read(self, group: Group, *names: str) -> list[NDArray[Any]]:
-        """Return scores in nats, or lengths of 1 to 400 tokens."""
-        if names == ("num_tokens",):
-            return [np.random.default_rng([1, group.index]).integers(1, 401, group.num_samples, dtype=np.int32)]
+        """Return scores in nats, or lengths of 1 to 400 tokens, one of which is protected."""
+        if "num_tokens" in names:
+            lengths = np.random.default_rng([1, group.index]).integers(1, 401, group.num_samples, dtype=np.int32)
+            return [lengths if name == "num_tokens" else np.ones_like(lengths) for name in names]
         rng = np.random.Generator(np.random.SFC64([0, group.index]))
         nll, entropy = rng.standard_normal(group.num_samples), rng.standard_normal(group.num_samples)
         entropy *= (1 - CORRELATION**2) ** 0.5

@@ -48,7 +48,7 @@ def test_two_processes_prune_as_one() -> None:
 
 
 def test_arguments_have_the_names_and_defaults_that_users_know() -> None:
-    """Exactly these five flags."""
+    """Exactly these six flags."""
     parser = add_q_tuning_arguments(argparse.ArgumentParser(add_help=False))
     flags = {option: action.default for action in parser._actions for option in action.option_strings}
     assert flags == {
@@ -57,6 +57,8 @@ def test_arguments_have_the_names_and_defaults_that_users_know() -> None:
         "--q-tuning-token-keep-ratio": 0.7,
         "--q-tuning-neighbor-lambda": 0.5,
         "--q-tuning-bisect-max-iter": 10,
+        "--q-tuning-keep-end-of-turn": True,
+        "--no-q-tuning-keep-end-of-turn": True,
     }
 
 

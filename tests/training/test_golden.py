@@ -61,5 +61,6 @@ def test_whole_samples_are_pruned_as_by_the_reference(oracle: Any) -> None:
             expected[:] = 0
         if label == "Q2":
             spans = [len(span) for span in "".join(map(str, mask)).split("0") if span]
-            expected[mask == 1] = oracle.token_keep(scores, spans, 0.6, 0.3)
+            ends = [k + 1 == span for span in spans for k in range(span)]
+            expected[mask == 1] = oracle.token_keep(scores, spans, 0.6, 0.3, protected=ends)
         assert found.tolist() == expected.tolist()
