@@ -6,7 +6,7 @@ Neighbours are the adjacent scored tokens of the same contiguous span of the los
 stands in. Of a sample's n scored tokens the max(1, ceil(ratio * n)) with the lowest scores keep their loss, equal
 scores in order of position. Protected tokens come first, whatever their score, and all of them keep their loss: the
 ends of turns, because smoothing gives the end token its neighbour's perplexity, and a model that is not trained to
-stop does not stop. Tokens leave the loss, never the context: `input_ids` only tells the stop tokens.
+stop does not stop. Tokens leave the loss, never the context: `input_ids` is read for stop tokens alone.
 
 A whole shard is pruned in one pass over flat arrays: one lexicographic sort by (sample, score) instead of a loop over
 samples. It takes some 24 bytes a scored Q2 token. Spans need no bookkeeping: position 0 of every row is never trained
@@ -80,12 +80,8 @@ def prune_token_masks(
         scores = neighbor_scores(nll, positions, 0.0 if token_strategy == "ppl" else neighbor_lambda)
         if token_strategy == "reversed":
             scores = -scores
-    if protected is not None:
-        guarded = protected[positions]
-        kept = lowest_of_each(scores, sizes[pruned_rows], token_keep_ratio, guarded)
-    else:
-        kept = lowest_of_each(scores, sizes[pruned_rows], token_keep_ratio)
-    mask[positions[~kept]] = 0
+    first = None if protected is None else protected[positions]
+    mask[positions[~lowest_of_each(scores, sizes[pruned_rows], token_keep_ratio, first)]] = 0
     return mask
 
 
