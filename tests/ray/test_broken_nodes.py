@@ -174,6 +174,7 @@ def test_a_gpu_that_fails_while_it_works(
     assert_complete(out, 300)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_told_to_leave(cluster: tuple[Nodes, Node, Node], files: Path, tmp_path: Path) -> None:
     """SIGTERM of a scoring process, as on a notice of preemption: what it has scored is saved, and used by the next."""
     nodes, one, _ = cluster
