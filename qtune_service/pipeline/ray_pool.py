@@ -36,7 +36,7 @@ from qtune_service.pipeline.retries import DEAD_ENGINE_STATUS, FATAL, ReportProg
 REPORT_EVERY_S, LOOK_S = 1.0, 2.0
 POLL_S, BEAT_S, PARKED_POLL_S, LEAVE_S = 0.5, 5.0, 5.0, 2.0
 SEND_S = 2.0
-"""Time for the results of finished shards to leave a process that ends. A shard whose result is lost is scored again."""
+"""Time for the results of finished shards to leave a process that ends. A shard with a lost result is scored again."""
 LEAVE_GRACE_S = 20.0
 """Seconds that an actor with a notice may take to save its scores. A step of the engine is usually shorter."""
 NEW_POOL_S = 10.0
