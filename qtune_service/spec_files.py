@@ -63,6 +63,14 @@ def as_it_ran(body: Any) -> Any:
     return {**body, "prune": {**prune, "keep_end_of_turn": False}}
 
 
+def pruned_again(earlier: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the prune settings of a new pruning: those that are given, and those of the earlier spec (`as_it_ran`)."""
+    kept = dict(earlier.get("prune") or {})
+    if given.get("strategy", "q_tuning") != "q_tuning":
+        kept.pop("quadrant_rule", None)  # it labels the method's quadrants, and no flag can unset it
+    return {**kept, **given}
+
+
 def describe_errors(error: ValidationError, where: str) -> str:
     """Return the text of an error: how many fields are wrong, and the first of them."""
     found = error.errors(include_url=False, include_input=False)

@@ -14,7 +14,7 @@ from qtune_service.cli.console import exit_codes, quiet, show
 from qtune_service.cli.job_flags import Given, body_of, spec_of, takes_job_fields, with_flag
 from qtune_service.config import FlagGroup, JobSpec, PruneSpec
 from qtune_service.errors import SpecError
-from qtune_service.spec_files import as_it_ran, load_spec
+from qtune_service.spec_files import as_it_ran, load_spec, pruned_again
 
 app = typer.Typer()
 OverwriteOpt = Annotated[
@@ -103,11 +103,14 @@ def _spec_from_scores(given: Given) -> JobSpec:
         )
     own = body_of({path: value for path, value in given.items() if path.split(".")[0] in ("prune", "output")})
     earlier = as_it_ran(Output(given["from_scores"]).require_manifest()["spec"])
-    kept = {name: value for name, value in (earlier["prune"] or {}).items() if name not in own.get("prune", {})}
-    if changed := [name for name, value in kept.items() if value != getattr(PruneSpec(), name)]:
-        settings = ", ".join(f"{name} {json.dumps(kept[name])}" for name in changed)
+    stated = own.pop("prune", {})
+    prune = pruned_again(earlier, stated)
+    changed = {
+        name: value for name, value in prune.items() if name not in stated and value != getattr(PruneSpec(), name)
+    }
+    if changed:
+        settings = ", ".join(f"{name} {json.dumps(value)}" for name, value in changed.items())
         typer.echo(f"as in {given['from_scores']}: {settings}", err=True)
-    prune = {**kept, **own.pop("prune", {})}
     return spec_of({}, **{**earlier, **own, "prune": prune, "from_scores": given["from_scores"]})
 
 

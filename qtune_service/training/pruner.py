@@ -166,7 +166,8 @@ class QTuningPruner:
         masks = [np.asarray(mask) for mask in loss_masks]
         lengths = np.array([len(mask) for mask in masks], np.int64)
         flat = np.concatenate([np.empty(0, np.int8), *masks])
-        ids = np.zeros(len(flat), np.int64) if input_ids is None else _joined(input_ids, lengths)
+        unknown = np.full(len(flat), -1, np.int64)  # 0 is the stop token of some models
+        ids = unknown if input_ids is None else _joined(input_ids, lengths)
         rows = Rows.of(ids, flat, lengths)
         columns = [_trained_values(values, rows, name) for name, values in (("nll", nll), ("entropy", entropy))]
         ranks = Ranks.of(self._group, device or torch.device("cpu"))

@@ -299,6 +299,17 @@ def test_ends_of_turns_stay_in_the_loss(model: Any, keep: bool) -> None:
     assert choice.record.tokens_after == int(final.loss_mask.sum())
 
 
+def test_unknown_tokens_are_no_stop_tokens() -> None:
+    """Scores without `input_ids`, for a model whose stop token is 0: only the ends of spans are protected."""
+    masks = [np.array([0, *[1] * 12])] * 20
+    nll, entropy = np.random.default_rng(0).exponential(2, (2, 20, 12))
+    with_stop, without = (
+        QTuningPruner(0.5, 0.5, 0.5, None, stop_token_ids=stops).prune_scores(list(nll), list(entropy), masks)
+        for stops in ((0,), ())
+    )
+    np.testing.assert_array_equal(with_stop.rows.loss_mask, without.rows.loss_mask)
+
+
 def test_a_rule_of_ones_own_decides(model: Any) -> None:
     """It sees the global batch, and its labels are what is kept."""
 

@@ -22,7 +22,7 @@ from qtune_service.server.jobs.ids import new_id
 from qtune_service.server.jobs.policy import real_output
 from qtune_service.server.jobs.store import NewJob
 from qtune_service.server.routes.json_body import JsonRoute
-from qtune_service.spec_files import as_it_ran, validated
+from qtune_service.spec_files import as_it_ran, pruned_again, validated
 from qtune_service.wire import JobListItem, JobPage, JobRequest, JobView, RepruneRequest
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=JsonRoute)
@@ -152,7 +152,7 @@ def reprune_job(
     new_job_id = new_id()
     output = _default_output(server, new_job_id)
     earlier = as_it_ran(job.spec)
-    prune = {**(earlier.get("prune") or {}), **body.prune.model_dump(exclude_unset=True)}
+    prune = pruned_again(earlier, body.prune.model_dump(exclude_unset=True))
     changes = {"prune": prune, "output": {"path": output}, "from_scores": job.output}
     spec = validated(JobSpec, {**earlier, **changes}, "job spec")
     name = body.name or f"{job.name}, again"[:200]

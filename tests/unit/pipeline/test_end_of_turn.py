@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from qtune_service.cli.main import app
 from qtune_service.cli.prune import _spec_from_scores
 from qtune_service.output.reader import FinishedOutput, read_samples
+from qtune_service.spec_files import pruned_again
 from tests.finished_outputs import chats, finished_output
 from tests.jobs import check_output, manifest, rows
 
@@ -108,3 +109,11 @@ def test_an_output_without_the_setting_stays_without_it(outputs: dict[bool, Path
     )
     assert other.prune is not None
     assert (other.prune.keep_end_of_turn, other.prune.token_keep_ratio) == (True, 0.3)
+
+
+def test_a_rule_does_not_follow_into_another_strategy() -> None:
+    """A rule labels the method's quadrants, so a strategy that is given replaces it. Other settings stay."""
+    earlier = {"prune": {"quadrant_rule": "mine:rule", "token_keep_ratio": 0.3}}
+    assert pruned_again(earlier, {"strategy": "random"}) == {"strategy": "random", "token_keep_ratio": 0.3}
+    assert pruned_again(earlier, {"seed": 1}) == {**earlier["prune"], "seed": 1}
+    assert pruned_again({"prune": None}, {"seed": 1}) == {"seed": 1}
